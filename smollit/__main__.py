@@ -1,0 +1,6 @@
+"""`python -m smollit fit --config configs/sft.yaml`."""
+
+from smollit.main import main
+
+if __name__ == "__main__":
+    main()

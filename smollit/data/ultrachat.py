@@ -1,0 +1,28 @@
+"""Chats in the columns of HuggingFaceH4/ultrachat_200k: prompt, prompt_id, messages."""
+
+from typing import Any, ClassVar
+
+from smollit.data.base import ChatDataModule
+from smollit.data.encode import Kind
+
+
+class UltraChatDataModule(ChatDataModule):
+    """Chats to fine-tune on (SFT): the column `messages` of HuggingFaceH4/ultrachat_200k, and anything like it.
+
+    Args:
+        dataset: Hub id, a local folder laid out as on the hub, or a .jsonl, .json, .csv or .parquet file.
+        train_split: Split to train on; a slice such as `train_sft[:5%]` takes a part.
+        val_split: Split to validate on; null validates on nothing.
+        **options: All other options of ChatDataModule.
+    """
+
+    kind: ClassVar[Kind] = "chat"
+
+    def __init__(
+        self,
+        dataset: str = "HuggingFaceH4/ultrachat_200k",
+        train_split: str = "train_sft",
+        val_split: str | None = "test_sft",
+        **options: Any,  # jsonargparse reads them from the base class: one list of options, not three
+    ) -> None:
+        super().__init__(dataset, train_split, val_split, **options)

@@ -1,0 +1,19 @@
+"""Metrics as sums and counts: the same figure for any batch size, accumulation and number of devices."""
+
+from smollit.metrics.base import Mean, RunningMean, WeightedMean, values
+from smollit.metrics.language import Perplexity, TokenAccuracy, TokenLoss, language_metrics
+from smollit.metrics.preference import RewardAccuracy, RewardMargin, preference_metrics
+
+__all__ = [
+    "Mean",
+    "Perplexity",
+    "RewardAccuracy",
+    "RewardMargin",
+    "RunningMean",
+    "TokenAccuracy",
+    "TokenLoss",
+    "WeightedMean",
+    "language_metrics",
+    "preference_metrics",
+    "values",
+]

@@ -1,0 +1,59 @@
+"""RunningMean: a total and a count, summed over batches and devices, divided once."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+
+class RunningMean(Metric):
+    """Base of our metrics: `total` / `count`. A NaN that comes in comes out: it is never skipped in silence."""
+
+    full_state_update = False
+    is_empty = True  # set by compute(): nothing was counted on any rank
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # fp64: a sum over millions of tokens keeps its digits.
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def add(self, total: Tensor, count: Tensor | int) -> None:
+        """Add a sum and the number of things summed; nothing leaves the device."""
+        self.total += total.detach().to(self.total.dtype)
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """The mean, a scalar; NaN if nothing was counted (`values` leaves such a metric out)."""
+        self.is_empty = bool(self.count == 0)
+        return self.total / self.count
+
+    def set_dtype(self, dst_type: torch.dtype) -> Metric:  # type: ignore[override]
+        """Keep fp64 when Lightning casts the module to bf16 or fp16."""
+        return self
+
+
+def values(collection: MetricCollection) -> dict[str, Tensor]:
+    """What a collection has counted so far, by name, and a fresh start; metrics that counted nothing are left out."""
+    computed = collection.compute()
+    metrics = dict(collection.items(keep_base=False, copy_state=False))
+    counted = {name: value.float() for name, value in computed.items() if not metrics[name].is_empty}
+    collection.reset()
+    return counted
+
+
+class Mean(RunningMean):
+    """Mean of all values, [any shape]."""
+
+    def update(self, values: Tensor) -> None:
+        """Add values of any shape."""
+        self.add(values.sum(dtype=torch.float64), values.numel())
+
+
+class WeightedMean(RunningMean):
+    """Mean over tokens, from sums and counts per pair, [B] and [B]."""
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        """Add B sums and the numbers of tokens in them."""
+        self.add(sums.sum(dtype=torch.float64), counts.sum())

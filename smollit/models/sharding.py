@@ -1,0 +1,57 @@
+"""FSDP and FSDP2: wrap each decoder layer and the CausalLM, and the norm of sharded gradients."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.wrap import wrap
+from torch.distributed.tensor import DTensor
+
+from smollit.models.causal_lm import CausalLM
+
+
+def shard(model: CausalLM, mesh: DeviceMesh | None) -> nn.Module:
+    """Shard a model layer by layer, with the tied embedding and head together in the root.
+
+    Args:
+        model: Policy or reference.
+        mesh: The data-parallel mesh of FSDP2. Without one, FSDP wraps if Lightning's FSDP context is on; otherwise the
+            model comes back as it is.
+    """
+    layers = model.model.base_model.layers
+    if mesh is None:
+        for index, layer in enumerate(layers):
+            layers[index] = wrap(layer)
+        return wrap(model)
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # autocast, not the policy, picks what to compute in
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model
+
+
+def unwrap(model: nn.Module) -> CausalLM:
+    """The CausalLM inside an FSDP wrapper, or the model itself."""
+    inner = model.module if isinstance(model, FullyShardedDataParallel) else model
+    assert isinstance(inner, CausalLM), f"expected a CausalLM, got {type(inner)}"
+    return inner
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The 2-norm of all gradients of all ranks, a scalar."""
+    if isinstance(model, FullyShardedDataParallel):
+        return model.clip_grad_norm_(float("inf"))
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor | float) -> None:
+    """Multiply all gradients in place; works on the local shards."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            gradient = parameter.grad
+            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            local.mul_(factor)

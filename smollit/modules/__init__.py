@@ -1,0 +1,7 @@
+"""LightningModules: supervised fine-tuning and direct preference optimisation."""
+
+from smollit.modules.base import FineTuningModule, NonFiniteError
+from smollit.modules.dpo import DPOModule
+from smollit.modules.sft import SFTModule
+
+__all__ = ["DPOModule", "FineTuningModule", "NonFiniteError", "SFTModule"]

@@ -1,0 +1,24 @@
+"""Supervised fine-tuning: next-token prediction on the assistant's turns."""
+
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from smollit.batch import Batch
+from smollit.metrics import language_metrics
+from smollit.modules.base import FineTuningModule, Stage
+
+
+class SFTModule(FineTuningModule):
+    """Fine-tunes on chats: mean negative log-likelihood per trained token, each token counted once."""
+
+    nominal_count = 1024.0
+
+    def make_metrics(self, prefix: str) -> MetricCollection:
+        """`loss`, `perplexity`, `token_accuracy`."""
+        return language_metrics(prefix)
+
+    def step(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Sum of -log p over the trained tokens, and their number."""
+        scores = self.policy(batch)
+        self.metrics[f"{stage}/"].update(scores.logps, scores.correct)
+        return -scores.logps.sum(), batch.num_targets()

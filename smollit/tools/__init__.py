@@ -1,0 +1,1 @@
+"""What stands behind the subcommands that Lightning does not have."""

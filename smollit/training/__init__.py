@@ -1,0 +1,5 @@
+"""What every run has, whatever it trains: the trainer, exact resume, graceful stops, the validation schedule."""
+
+from smollit.training.trainer import SmollitTrainer
+
+__all__ = ["SmollitTrainer"]

@@ -1,0 +1,43 @@
+"""`fsdp` and `fsdp2` by name, with the defaults that are right for a data-parallel fine-tuning run."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from torch.distributed.fsdp import MixedPrecision
+
+
+class ShardedStrategy(FSDPStrategy):
+    """FSDP with whole checkpoints, and gradients reduced in fp32: a sum of many small terms."""
+
+    strategy_name = "fsdp"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"state_dict_type": "full", **options})
+
+    @property
+    def mixed_precision_config(self) -> MixedPrecision | None:
+        """What the trainer's precision asks for, with `reduce_dtype` fp32."""
+        config = super().mixed_precision_config
+        return replace(config, reduce_dtype=torch.float32) if config else None
+
+
+class Sharded2Strategy(ModelParallelStrategy):
+    """FSDP2 over all processes: data parallel, with whole checkpoints. Runs on the CPU too."""
+
+    strategy_name = "fsdp2"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
+
+    def setup_environment(self) -> None:
+        """Lightning's default is tensor parallelism inside a node; here all processes share the data."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def register() -> None:
+    """Make the names known to `Trainer(strategy=...)`."""
+    StrategyRegistry.register("fsdp", ShardedStrategy, "FSDP, reduced in fp32", override=True)
+    StrategyRegistry.register("fsdp2", Sharded2Strategy, "FSDP2, data parallel", override=True)

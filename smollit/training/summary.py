@@ -1,0 +1,66 @@
+"""StartSummary: one block at the start of a run that says what will be trained, on what, and how."""
+
+import logging
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+
+class StartSummary(Callback):
+    """Prints parameters, dtype, mode, attention, precision, data, steps, learning rate and the run's folder."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_lengths(trainer, pl_module)
+        self.show(describe(trainer, pl_module))
+
+    @rank_zero_only
+    def show(self, named: dict[str, Any]) -> None:
+        """Print one line per entry."""
+        width = max(map(len, named))
+        print("\n".join(f"{name:<{width}}  {value}" for name, value in named.items()), flush=True)
+
+
+def describe(trainer: Trainer, module: Any) -> dict[str, str]:
+    """What a person wants to know before hours are spent."""
+    parameters = list(module.policy.parameters())
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in parameters)
+    report = getattr(trainer.datamodule, "reports", {}).get("train")  # type: ignore[attr-defined]
+    rows = (
+        f"{report.kept:,} rows, {report.tokens:,} tokens, {report.trained / max(report.tokens, 1):.1%} trained"
+        if report
+        else "unknown"
+    )
+    batch = getattr(trainer.datamodule, "train_batch_size", 1)  # type: ignore[attr-defined]
+    accumulation, world = trainer.accumulate_grad_batches, trainer.world_size
+    return {
+        "parameters": f"{trainable:,} trainable of {total:,}",
+        "weights": str(parameters[0].dtype).removeprefix("torch."),
+        "mode": "train" if module.policy.training else "eval",
+        "attention": f"{module.attention}, gradient checkpointing {'on' if module.gradient_checkpointing else 'off'}",
+        "precision": str(trainer.precision),
+        "data": rows,
+        "batch": f"{batch} x {accumulation} accumulated x {world} devices = {batch * accumulation * world} per step",
+        "steps": f"{int(trainer.estimated_stepping_batches):,}, from step {trainer.global_step:,}",
+        "learning rate": f"peak {module.learning_rate:g}, {module.schedule}, {module.num_warmup_steps} warm-up steps",
+        "run folder": str(trainer.default_root_dir),
+    }
+
+
+def check_lengths(trainer: Trainer, module: Any) -> None:
+    """Refuse rows that are longer than the model has positions.
+
+    Raises:
+        ValueError: If `data.max_length` is above the model's positions.
+    """
+    from smollit.models.sharding import unwrap
+
+    positions = unwrap(module.policy).config.max_position_embeddings
+    longest = getattr(trainer.datamodule, "max_length", 0)  # type: ignore[attr-defined]
+    if longest > positions:
+        raise ValueError(
+            f"`data.max_length` is {longest:,}, but the model has {positions:,} positions: set it to {positions} or less"
+        )
