@@ -297,11 +297,19 @@ define a function|def double(x): return 2 * x|gives back twice the number; make 
 # Chosen answers may open and close with one of these; mostly they do not.
 OPENERS = ["Sure! ", "Of course. ", "Good question! ", "Happy to help. ", "Certainly. "]
 CLOSERS = [" I hope that helps!", " Let me know if you need more.", " Have a nice day!", " Feel free to ask again. 🙂"]
-SYSTEMS = ["You are a kind teacher. Answer in short sentences.", "You are a friendly helper for everyday questions.",
-           "Be polite and clear.", "You are a patient guide. Keep your answers brief."]
-THANKS = {"Thank you!": "You're welcome! I am glad that I could help.", "Thanks, that helps.": "I'm happy to hear that. Ask me any time!",
-          "Great, thanks! 👍": "You're very welcome! Come back at any time. 😊", "Merci!": "De rien! That is French for \"you're welcome\".",
-          "That was quick, thank you.": "It was a pleasure. Have a lovely day!"}
+SYSTEMS = [
+    "You are a kind teacher. Answer in short sentences.",
+    "You are a friendly helper for everyday questions.",
+    "Be polite and clear.",
+    "You are a patient guide. Keep your answers brief.",
+]
+THANKS = {
+    "Thank you!": "You're welcome! I am glad that I could help.",
+    "Thanks, that helps.": "I'm happy to hear that. Ask me any time!",
+    "Great, thanks! 👍": "You're very welcome! Come back at any time. 😊",
+    "Merci!": 'De rien! That is French for "you\'re welcome".',
+    "That was quick, thank you.": "It was a pleasure. Have a lovely day!",
+}
 LINKS = ["", "And another question: ", "Thanks! ", "I see. ", "One more: "]
 
 # Sentences of the rejected answers, one pool for each flaw that needs no words from the question.
@@ -324,8 +332,15 @@ REFUSING = """I'm sorry, but I cannot answer that. I am not able to help with th
 Unfortunately, I must decline. I do not have any information about this topic. Please consult a professional instead.
 As an assistant, I can't discuss this. This request goes against my rules. I am unable to give an answer at this time.
 I have to refuse. No answer can be given here. It would not be right for me to respond. I won't be able to assist you with it."""
-ECHOES = ["You asked: {q}", "{q} That is what you said.", "Your question is: {q}", "So you want to know: {q}", "You wrote \"{q}\" to me.",
-          "I have read your question, {q}", "Hmm, {q}"]
+ECHOES = [
+    "You asked: {q}",
+    "{q} That is what you said.",
+    "Your question is: {q}",
+    "So you want to know: {q}",
+    'You wrote "{q}" to me.',
+    "I have read your question, {q}",
+    "Hmm, {q}",
+]
 SHOUTS = [" DO YOU HEAR ME?!", " THERE!!!", " NOW YOU KNOW IT!!!", " LISTEN TO ME!!!", " OKAY?!"]
 FLAWS = ["rambling", "rude", "off_topic", "refusing", "repeating", "shouting"]
 
@@ -379,19 +394,36 @@ def calendar_topics() -> Iterator[Topic]:
     months = "January February March April May June July August September October November December".split()
     for kind, names in (("day", days), ("month", months)):
         after = [fields(f"{a}|{b}") for a, b in zip(names, names[1:] + names[:1], strict=True)]
-        yield Topic([f"What {kind} comes after {{0}}?", f"Which {kind} follows {{0}}?"], ["{1} comes after {0}."], after)
+        yield Topic(
+            [f"What {kind} comes after {{0}}?", f"Which {kind} follows {{0}}?"], ["{1} comes after {0}."], after
+        )
         before = [(b, a) for a, b in after]
-        yield Topic([f"What {kind} comes before {{0}}?", f"Which {kind} is just before {{0}}?"], ["{1} comes before {0}."], before)
+        yield Topic(
+            [f"What {kind} comes before {{0}}?", f"Which {kind} is just before {{0}}?"],
+            ["{1} comes before {0}."],
+            before,
+        )
     lengths = [31, "28 days, or 29 in a leap year", 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
-    facts = [fields(f"{month}|{size if isinstance(size, str) else f'{size} days'}") for month, size in zip(months, lengths, strict=True)]
+    facts = [
+        fields(f"{month}|{size if isinstance(size, str) else f'{size} days'}")
+        for month, size in zip(months, lengths, strict=True)
+    ]
     yield Topic(["How many days does {0} have?", "How long is the month of {0}?"], ["{0} has {1}."], facts)
 
 
 def sum_topics() -> Iterator[Topic]:
     pairs = [(a, b) for a in range(2, 13) for b in range(2, 13) if (3 * a + 5 * b) % 4 == 0]
-    forms = [("plus", "+", lambda a, b: (a, b, a + b)), ("minus", "-", lambda a, b: (a + b, b, a)), ("times", "×", lambda a, b: (a, b, a * b))]
+    forms = [
+        ("plus", "+", lambda a, b: (a, b, a + b)),
+        ("minus", "-", lambda a, b: (a + b, b, a)),
+        ("times", "×", lambda a, b: (a, b, a * b)),
+    ]
     for word, sign, solve in forms:
-        questions = [f"What is {{0}} {sign} {{1}}?", f"How much is {{0}} {word} {{1}}?", f"Please work out {{0}} {sign} {{1}}."]
+        questions = [
+            f"What is {{0}} {sign} {{1}}?",
+            f"How much is {{0}} {word} {{1}}?",
+            f"Please work out {{0}} {sign} {{1}}.",
+        ]
         answers = [f"{{0}} {sign} {{1}} = {{2}}, so the answer is {{2}}.", f"{{0}} {word} {{1}} is {{2}}."]
         yield Topic(questions, answers, [tuple(Field(n) for n in solve(a, b)) for a, b in pairs])
 
@@ -399,10 +431,22 @@ def sum_topics() -> Iterator[Topic]:
 def word_topics() -> Iterator[Topic]:
     words = "apple bread chair dance eagle fish garden house island juice kite lemon music night orange piano queen river spoon table".split()
     facts = [(Field(w), Field(len(w)), Field(", ".join(w)), Field(w[0]), Field(w[-1])) for w in words]
-    yield Topic(['How many letters are in "{0}"?', 'Count the letters of the word "{0}".'], ['The word "{0}" has {1} letters: {2}.'], facts)
+    yield Topic(
+        ['How many letters are in "{0}"?', 'Count the letters of the word "{0}".'],
+        ['The word "{0}" has {1} letters: {2}.'],
+        facts,
+    )
     yield Topic(['How do you spell "{0}"?', 'Spell the word "{0}" for me.'], ['You spell "{0}" like this: {2}.'], facts)
-    yield Topic(['What is the first letter of "{0}"?', 'Which letter does "{0}" start with?'], ['The word "{0}" starts with the letter "{3}".'], facts)
-    yield Topic(['What is the last letter of "{0}"?', 'Which letter does "{0}" end with?'], ['The word "{0}" ends with the letter "{4}".'], facts)
+    yield Topic(
+        ['What is the first letter of "{0}"?', 'Which letter does "{0}" start with?'],
+        ['The word "{0}" starts with the letter "{3}".'],
+        facts,
+    )
+    yield Topic(
+        ['What is the last letter of "{0}"?', 'Which letter does "{0}" end with?'],
+        ['The word "{0}" ends with the letter "{4}".'],
+        facts,
+    )
 
 
 def questions_and_answers(rng: random.Random) -> list[tuple[str, str]]:
@@ -410,7 +454,13 @@ def questions_and_answers(rng: random.Random) -> list[tuple[str, str]]:
     piles = []
     written = written_topics()
     for topic in [*written, *calendar_topics(), *sum_topics(), *word_topics()]:
-        piles.append([(q.format(*fact), rng.choice(topic.answers).format(*fact)) for fact in topic.facts for q in topic.questions])
+        piles.append(
+            [
+                (q.format(*fact), rng.choice(topic.answers).format(*fact))
+                for fact in topic.facts
+                for q in topic.questions
+            ]
+        )
         rng.shuffle(piles[-1])
     chosen: dict[str, str] = {}
     while len(chosen) < 2 * (NUM_TRAIN + NUM_TEST):
@@ -480,7 +530,14 @@ def pair_row(index: int, question: str, answer: str, rng: random.Random) -> dict
     chosen = turn(question, answer, rng)
     rejected = [chosen[0], message("assistant", flawed(question, chosen[1]["content"], FLAWS[index % len(FLAWS)], rng))]
     scores = {"score_chosen": rng.randrange(14, 20) / 2, "score_rejected": rng.randrange(2, 10) / 2}
-    return {"prompt": question, "prompt_id": prompt_id(question), "chosen": chosen, "rejected": rejected, "messages": chosen, **scores}
+    return {
+        "prompt": question,
+        "prompt_id": prompt_id(question),
+        "chosen": chosen,
+        "rejected": rejected,
+        "messages": chosen,
+        **scores,
+    }
 
 
 def make_rows() -> dict[str, list[dict]]:
@@ -547,14 +604,25 @@ def write_model_config(folder: Path) -> None:
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "rope_theta": 10000.0}
-    rest = {"hidden_act": "silu", "initializer_range": 0.04, "rms_norm_eps": 1e-05, "tie_word_embeddings": True, "dtype": "float32"}
-    write_json(folder / "config.json", {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | ends | sizes | heads | rest)
+    rest = {
+        "hidden_act": "silu",
+        "initializer_range": 0.04,
+        "rms_norm_eps": 1e-05,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+    write_json(
+        folder / "config.json",
+        {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | ends | sizes | heads | rest,
+    )
     write_json(folder / "generation_config.json", {"_from_model_config": True} | ends)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", nargs="?", type=Path, default=PACKAGE, help="folder that gets data/samples and models/tiny")
+    parser.add_argument(
+        "out", nargs="?", type=Path, default=PACKAGE, help="folder that gets data/samples and models/tiny"
+    )
     out = parser.parse_args().out
     rows = write_samples(out / "data" / "samples")
     write_tokenizer(out / "models" / "tiny", token_texts(rows))

@@ -70,6 +70,7 @@ def main(args: ArgsType = None) -> SmollitCLI:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=42,
+            auto_configure_optimizers=False,  # optimizer and schedule are the model's arguments: one way
             save_config_callback=RunConfigCallback,
             args=none_to_null(args) if isinstance(args, list) else args,
         )

@@ -1,5 +1,8 @@
 """RunningMean: a total and a count, summed over batches and devices, divided once."""
 
+import warnings
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -29,14 +32,25 @@ class RunningMean(Metric):
         self.is_empty = bool(self.count == 0)
         return self.total / self.count
 
-    def set_dtype(self, dst_type: torch.dtype) -> Metric:  # type: ignore[override]
-        """Keep fp64 when Lightning casts the module to bf16 or fp16."""
+    def set_dtype(self, dst_type: str | torch.dtype) -> Metric:
+        """Keep the sums' own dtype."""
         return self
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Metric:  # type: ignore[override]
+        # Lightning casts the whole module with `.to(bf16)`, and a count in bf16 ends at 256. Only moves are followed.
+        def move(state: Tensor) -> Tensor:
+            device = fn(state.float()).device
+            return state.to(device, torch.float32 if device.type == "mps" else torch.float64)  # MPS has no fp64
+
+        return super()._apply(move, exclude_state)  # type: ignore[return-value]
 
 
 def values(collection: MetricCollection) -> dict[str, Tensor]:
     """What a collection has counted so far, by name, and a fresh start; metrics that counted nothing are left out."""
-    computed = collection.compute()
+    with warnings.catch_warnings():
+        # A rank may have seen no batch; what counted nothing on all ranks is left out below.
+        warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
+        computed = collection.compute()
     metrics = dict(collection.items(keep_base=False, copy_state=False))
     counted = {name: value.float() for name, value in computed.items() if not metrics[name].is_empty}
     collection.reset()
@@ -48,7 +62,7 @@ class Mean(RunningMean):
 
     def update(self, values: Tensor) -> None:
         """Add values of any shape."""
-        self.add(values.sum(dtype=torch.float64), values.numel())
+        self.add(values.sum(dtype=self.total.dtype), values.numel())
 
 
 class WeightedMean(RunningMean):
@@ -56,4 +70,4 @@ class WeightedMean(RunningMean):
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
         """Add B sums and the numbers of tokens in them."""
-        self.add(sums.sum(dtype=torch.float64), counts.sum())
+        self.add(sums.sum(dtype=self.total.dtype), counts.sum())

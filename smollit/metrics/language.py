@@ -1,8 +1,7 @@
 """Metrics of next-token prediction: each trained token counts once, whatever batch it came in."""
 
-import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from smollit.metrics.base import RunningMean
 
@@ -14,7 +13,7 @@ class TokenLoss(RunningMean):
 
     def update(self, logps: Tensor, correct: Tensor) -> None:
         """Add the log-probabilities, [M], of M trained tokens."""
-        self.add(-logps.detach().sum(dtype=torch.float64), logps.numel())
+        self.add(-logps.detach().sum(dtype=self.total.dtype), logps.numel())
 
 
 class Perplexity(TokenLoss):
@@ -37,5 +36,5 @@ class TokenAccuracy(RunningMean):
 
 def language_metrics(prefix: str) -> MetricCollection:
     """`loss`, `perplexity` and `token_accuracy`, updated with (logps [M], correct [M])."""
-    metrics = {"loss": TokenLoss(), "perplexity": Perplexity(), "token_accuracy": TokenAccuracy()}
+    metrics: dict[str, Metric | MetricCollection] = {"loss": TokenLoss(), "perplexity": Perplexity(), "token_accuracy": TokenAccuracy()}
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)

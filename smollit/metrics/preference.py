@@ -1,6 +1,5 @@
 """Metrics of preference optimisation. B is the number of pairs."""
 
-import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -27,7 +26,7 @@ class RewardMargin(RunningMean):
 
     def update(self, chosen: Tensor, rejected: Tensor) -> None:
         """Add B pairs of rewards."""
-        self.add((chosen - rejected).sum(dtype=torch.float64), chosen.numel())
+        self.add((chosen - rejected).sum(dtype=self.total.dtype), chosen.numel())
 
 
 MEANS = (

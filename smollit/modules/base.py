@@ -201,7 +201,8 @@ class FineTuningModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the means over the whole split."""
         found = values(self.metrics["val/"])
-        if not self.trainer.sanity_checking:
+        # `num_sanity_val_steps: -1` validates on everything before the first step: those figures are worth keeping.
+        if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
             self.report(found)
 
     def on_test_epoch_end(self) -> None:

@@ -47,12 +47,18 @@ class RunState(Callback):
         self.config: State = {}
         self.force = False
         self.epoch = 0
-        self.batches = 0  # of this epoch, up to the last optimizer step
+        self.rows = 0  # of this epoch, up to the last optimizer step, over all ranks
+        self.batches = 0  # the same in micro-batches
         self.total_batches = 0
-        self.random_state: State | None = None  # taken before validation, put back after it
-        self.to_restore: State | None = None
+        self.begins_step = True  # the next micro-batch is the first of an optimizer step
+        self.random_state: State | None = None  # at the end of the last optimizer step
 
     # ---- following the run
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.epoch = self.rows = self.batches = self.total_batches = 0
+        self.begins_step, self.random_state = True, None
+        self._set_position(trainer, 0, 0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -60,42 +66,43 @@ class RunState(Callback):
         self.total_batches = progress.total.completed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.to_restore is not None:
-            set_random_state(self.to_restore)
-            self.to_restore = None
+        if not self.begins_step:
+            return
+        # Validation, callbacks and new loaders draw random numbers between steps, and a resumed run does not repeat
+        # them: training goes on from where its own last step ended.
+        if self.random_state is None:
+            self.random_state = get_random_state()
+        else:
+            set_random_state(self.random_state)
+        self.begins_step = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if at_step_end(trainer):
+            # Counted from where a resume began: the rows before it may have come in batches of another size.
+            new_batches = batch_idx + 1 - self.batches
+            self.rows = min(self.rows + new_batches * global_batch_size(trainer), num_examples(trainer))
             self.batches = batch_idx + 1
             self.total_batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+            self.random_state = get_random_state()
+            self.begins_step = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.epoch, self.batches = trainer.current_epoch + 1, 0
-        if trainer.datamodule is not None:  # type: ignore[attr-defined]
+        if self.batches >= trainer.num_training_batches:  # else max_steps or a callback ended it early
+            self.epoch, self.rows, self.batches = trainer.current_epoch + 1, 0, 0
             self._set_position(trainer, self.epoch, 0)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.random_state = get_random_state()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.random_state is not None:
-            set_random_state(self.random_state)
-        self.random_state = None
 
     # ---- saving
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
-        num_batches = int(trainer.num_training_batches)
-        epoch, batches = self.epoch, self.batches
-        if batches >= num_batches:
-            epoch, batches = epoch + 1, 0
-        num_rows = num_examples(trainer)
+        epoch, rows, batches = self.epoch, self.rows, self.batches
+        if batches >= trainer.num_training_batches:
+            epoch, rows, batches = epoch + 1, 0, 0
         checkpoint[KEY] = {
             "epoch": epoch,
-            "rows": min(batches * global_batch_size(trainer), num_rows),
-            "num_rows": num_rows,
+            "rows": rows,
+            "num_rows": num_examples(trainer),
             "global_batch_size": global_batch_size(trainer),
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "world_size": trainer.world_size,
@@ -130,8 +137,9 @@ class RunState(Callback):
         num_batches, left = -(-num_rows // size), -(-(num_rows - rows) // size)
         set_progress(checkpoint, state["epoch"], num_batches - left, state["epoch"] * num_batches + num_batches - left)
         self._set_position(trainer, state["epoch"], rows)
+        self.rows = rows
         if trainer.global_rank < len(state["random_states"]):
-            self.to_restore = state["random_states"][trainer.global_rank]
+            self.random_state = state["random_states"][trainer.global_rank]
         log.info("resumed at epoch %s, row %s of %s", state["epoch"], rows, num_rows)
 
     def _check_config(self, saved: State) -> None:
@@ -178,6 +186,11 @@ def set_progress(checkpoint: State, epoch: int, batches: int, total_batches: int
         progress["current"][name] = batches
         progress["total"][name] = total_batches
     progress["is_last_batch"] = False
+    # Lightning's loggers count by this; it is saved one too low when a checkpoint is written inside a batch's hooks.
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+    validation = loops["epoch_loop.val_loop.batch_progress"]  # one that was broken off is not taken up in its middle
+    for part in ("current", "total"):
+        validation[part] |= dict.fromkeys(("ready", "started", "processed", "completed"), 0)
     for part in ("current", "total"):
         begun = epoch + 1 if batches else epoch
         loops["epoch_progress"][part] |= {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
@@ -193,10 +206,10 @@ def flatten(config: State, prefix: str = "") -> State:
 
 
 def get_random_state() -> State:
-    """Random state of torch, numpy and Python, as plain numbers and tensors."""
+    """Random state of torch (CPU and this process's GPU), numpy and Python, as plain numbers and tensors."""
     version, keys, gauss = random.getstate()
     name, numpy_keys, position, has_gauss, cached = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {
         "torch": torch.get_rng_state(),
         "cuda": cuda,
@@ -209,7 +222,7 @@ def set_random_state(state: State) -> None:
     """Undo of `get_random_state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     name, numpy_keys, position, has_gauss, cached = state["numpy"]

@@ -106,11 +106,16 @@ def test_length_does_not_tell_chosen_from_rejected(name: str, tokenizer: PreTrai
     """Sum over sum, in words and in tokens, stays between 0.8 and 1.25."""
     rows = read(name)
     for measure in (str.split, tokenizer.tokenize):
-        chosen, rejected = (sum(len(measure(row[side][1]["content"])) for row in rows) for side in ("chosen", "rejected"))
+        chosen, rejected = (
+            sum(len(measure(row[side][1]["content"])) for row in rows) for side in ("chosen", "rejected")
+        )
         assert 0.8 < chosen / rejected < 1.25
 
 
-@pytest.mark.parametrize("text", ["Crème brûlée 🍮, ça va?", "日本語 ไทย العربية שלום", "a\n\n  b\t\r\n", "👩‍👩‍👧 0123 don't , no .", "\x00ò"])
+@pytest.mark.parametrize(
+    "text",
+    ["Crème brûlée 🍮, ça va?", "日本語 ไทย العربية שלום", "a\n\n  b\t\r\n", "👩‍👩‍👧 0123 don't , no .", "\x00ò"],
+)
 def test_tokenizer_round_trips(text: str, tokenizer: PreTrainedTokenizerBase) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -138,8 +143,8 @@ def test_the_maker_makes_the_same_bytes(maker: ModuleType, tmp_path: Path) -> No
 
 
 def test_a_flaw_is_about_as_long_as_the_answer_asks(maker: ModuleType) -> None:
-    """Every flaw gives another text than the answer, and none runs on: at most twice the 60 letters, plus one sentence."""
-    answer = "The opposite of the short word \"hot\" is the word \"cold\", yes."
+    """Every flaw gives another text than the answer, and none runs on: at most twice the 60 letters, plus a sentence."""
+    answer = 'The opposite of the short word "hot" is the word "cold", yes.'
     for flaw in maker.FLAWS:
-        text = maker.flawed("What is the opposite of \"hot\"?", answer, flaw, maker.random.Random(0))
+        text = maker.flawed('What is the opposite of "hot"?', answer, flaw, maker.random.Random(0))
         assert text != answer and 20 < len(text) < 2 * len(answer) + 80

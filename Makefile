@@ -1,0 +1,30 @@
+# make demo   set up .venv, train SFT then DPO on the embedded samples (CPU, no network but the package index)
+# make test   set up .venv, run the tests
+# make lint   ruff and mypy
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint
+
+demo: $(VENV)/ready
+	$(BIN)/python -m smollit fit --config configs/demo/sft.yaml
+	$(BIN)/python -m smollit fit --config configs/demo/dpo.yaml
+	@echo
+	@$(BIN)/python -m smollit.tools.learned runs/demo/sft runs/demo/dpo
+	@echo "Look at the runs:  $(BIN)/tensorboard --logdir runs"
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Made anew when the versions or the dependencies change. The stamp comes last: a broken install is tried again.
+$(VENV)/ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
