@@ -1,0 +1,157 @@
+"""Writes docs/cases.md: which public bug report is held by which test. Run: python docs/make_cases.py.
+
+A test that holds a case has the line `# case: <id>` above it.
+"""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+CASE = re.compile(r"^\s*# case: (?P<ids>[\w\-, ]+)$")
+TEST = re.compile(r"^\s*(async )?def (?P<name>test_\w+)")
+CASES = {
+    "mask-01": "Turn-end / EOS token never trained because pad id equals EOS id",
+    "mask-02": "Truncation removes the whole answer: all labels -100, NaN loss (or a false 0.0)",
+    "mask-03": "Chat template without generation markers gives an all-zero assistant mask",
+    "mask-04": "End-of-turn token differs from tokenizer.eos_token and stays masked",
+    "mask-05": "Multi-turn: spans found by searching marker strings hit the wrong turns or none",
+    "mask-06": "Truncated assistant turn gets mask 0 although its first part is kept",
+    "mask-08": "Prompt is trained although the user expects masking (defaults unclear)",
+    "mask-10": "Prompt header trained: role header or empty-think prefix counted as answer",
+    "mask-11": "Span ending at token 0 or on stripped whitespace trains all that follows",
+    "template-01": "Default system prompt silently added (and added again inside answers)",
+    "template-02": "Double BOS: template text already has BOS and the tokenizer adds one more",
+    "template-03": "content null / missing key crashes or prints the word None",
+    "template-04": "Base model has no chat template",
+    "template-06": "BOS is None or equals a role marker",
+    "template-07": "Content as a list of parts on a text-only model",
+    "template-08": "Template with new tokens: ids without trained embeddings, stale bos/pad",
+    "template-10": "Tool / unknown roles rejected or crash",
+    "template-11": "Text in messages that spells control tokens",
+    "data-01": "Cached tokenized data reused after template / tokenizer / option change",
+    "data-02": "Prompt/answer boundary merges into one token",
+    "data-03": "Whole conversations passed as chosen/rejected get the prompt twice",
+    "data-06": "Prompt longer than the limit",
+    "data-08": "Ranks with unequal batch counts hang",
+    "data-09": "Silent truncation by default",
+    "data-11": "Wrong role in a preference answer",
+    "data-12": "Preprocessing runs once per rank or times out at 30 minutes",
+    "data-13": "Iterable data: each worker / rank yields everything",
+    "data-15": "Padding before truncation, and pad_to_multiple_of",
+    "packing-01": "Packed documents see each other",
+    "packing-02": "Packing drops or splits overflow",
+    "packing-03": "Packing ignores the loss mask",
+    "packing-05": "Packing switched off silently / backend not fit",
+    "dpo-loss-01": "Loss stays at 0.6931",
+    "dpo-loss-02": "Reference values in eval come from the trained policy",
+    "dpo-loss-03": "Precomputed reference values read wrongly or not at all",
+    "dpo-loss-04": "Reference in train mode / dropout noise",
+    "dpo-loss-05": "Gradient accumulation scales preference loss",
+    "dpo-loss-06": "Log-probs summed in bf16",
+    "dpo-loss-07": "Reference trained, decayed, or in the optimizer",
+    "dpo-loss-08": "EOS hidden in attention or dropped from answers",
+    "dpo-loss-09": "Prompt tokens counted in the answer log-probs",
+    "dpo-loss-10": "Sum versus mean of token log-probs mixed up",
+    "dpo-loss-11": "Chosen loss type or smoothing silently ignored",
+    "dpo-loss-12": "Left padding without positions",
+    "dpo-loss-14": "FSDP / multi-device reference placement",
+    "dpo-loss-16": "Rewards of chosen fall — users think it is broken",
+    "metrics-01": "Gradient accumulation weights micro-batches, not tokens",
+    "metrics-02": "Mean of means across ranks",
+    "metrics-03": "Eval loss depends on batch size",
+    "metrics-04": "Last, partial accumulation window gets a smaller gradient",
+    "metrics-06": "Eval loss multiplied by world size",
+    "metrics-07": "sync_dist mean with unequal counts is inflated",
+    "metrics-08": "DPO metrics are rank 0's, last micro-batch's, or summed",
+    "metrics-09": "Eval keeps all logits",
+    "metrics-10": "MeanMetric surprises",
+    "metrics-12": "Token accuracy / token counts off by the shift",
+    "metrics-13": "Different metric keys per rank or step",
+    "metrics-15": "Throughput and seen-token numbers misleading",
+    "precision-01": "HF model stays in eval mode for all training",
+    "precision-02": "Model loads in bf16 by default and is trained in pure bf16",
+    "precision-03": "NaN loss run finishes green",
+    "precision-04": "fp16: unscale error, NaN",
+    "precision-05": "Fused AdamW + clipping with scaler",
+    "checkpoint-01": "Resume fails: weights-only unpickling",
+    "checkpoint-02": "Reference copied into every checkpoint",
+    "checkpoint-03": "Preemption: SIGTERM / Ctrl-C saves nothing",
+    "checkpoint-05": "Interrupted write / delete-before-save",
+    "checkpoint-07": "Checkpoints pile up",
+    "checkpoint-08": "hparams carry the model or tokenizer",
+    "checkpoint-09": "Weights-only file used for resume",
+    "checkpoint-10": "Metric names with '/' make folders",
+    "resume-01": "Mid-epoch resume repeats seen rows and skips unseen ones",
+    "resume-02": "Learning rate / optimizer state lost or frozen",
+    "resume-03": "Checkpoint taken exactly at an epoch's end, or in epoch >= 1, resumes wrongly",
+    "resume-05": "RNG not restored: other dropout/order after resume",
+    "resume-06": "Batch size, accumulation or ranks changed between runs",
+    "resume-09": "Callback resumes although nobody asked",
+    "export-01": "Exported chat model does not stop: eos in generation_config is wrong",
+    "export-02": "Tied embeddings saved twice or lost",
+    "export-04": "Weights-only or foreign checkpoint cannot be exported",
+    "export-05": "fp32 export doubles size; dtype surprises",
+    "cli-01": "Scheduler steps per epoch",
+    "cli-02": "Command-line values lose against the checkpoint on resume",
+    "cli-03": "Config round trip",
+    "cli-04": "Unknown keys",
+    "cli-05": "Resume refuses own checkpoint because of class path / link keys",
+    "cli-08": "Saved config.yaml blocks the next run",
+    "cli-09": "val_check_interval counts micro-batches",
+    "cli-10": "Lists in later configs replace earlier ones",
+    "cli-11": "max_steps vs accumulation / drop_last mismatch",
+    "cli-13": "Changing class_path drops arguments",
+    "cli-14": "'None' versus null",
+    "fsdp-01": "Gradient clipping by norm refused",
+    "fsdp-02": "Tied weights split over units",
+    "fsdp-04": "Accumulating in 16-bit",
+    "perf-01": "DDP + checkpointing: parameter ready twice",
+    "perf-02": "Out of memory late in the run",
+    "perf-03": "DPO needs huge logits memory",
+    "perf-04": "Gradient checkpointing with frozen inputs / wrong variant",
+    "ux-02": "Start-up summary lacks train mode, dtype and trained-token share",
+}
+
+HEAD = """# Public bug reports, and the tests that hold them
+
+The reports come from the issue threads of the tools that people use for this work today. Written by
+`python docs/make_cases.py` from the comments `# case: <id>` in the tests.
+
+| report | held by |
+|---|---|
+"""
+
+
+def held(root: Path) -> dict[str, list[str]]:
+    """Case id -> `file::test` of each test that holds it."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for file in sorted((root / "tests").rglob("test_*.py")):
+        waiting: list[str] = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if case := CASE.match(line):
+                waiting += [name.strip() for name in case["ids"].split(",")]
+            elif (test := TEST.match(line)) and waiting:
+                for name in dict.fromkeys(waiting):
+                    found[name].append(f"{file.relative_to(root)}::{test['name']}")
+                waiting = []
+    return found
+
+
+def table(root: Path) -> str:
+    """The text of docs/cases.md."""
+    tests = held(root)
+    unknown = set(tests) - set(CASES)
+    if unknown:
+        raise ValueError(f"tests name cases that do not exist: {', '.join(sorted(unknown))}")
+    rows = [f"| {name}: {title} | {_cell(name, tests.get(name, []))} |" for name, title in CASES.items()]
+    count = sum(name in tests for name in CASES)
+    return HEAD + "\n".join(rows) + f"\n\n{count} of {len(CASES)} are held.\n"
+
+
+def _cell(name: str, tests: list[str]) -> str:
+    return "<br>".join(f"`{test}`" for test in tests) or "not yet"
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    (here / "cases.md").write_text(table(here.parent), encoding="utf-8")
