@@ -1,0 +1,99 @@
+"""Throughput: how many tokens the run has seen and trained on, how fast, and the peak of memory."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from smollit.batch import Batch
+from smollit.training.state import at_step_end
+
+GIB = 1024**3
+
+
+class Throughput(Callback):
+    """Logs `throughput/*` and `memory/peak_gib` at the steps at which the losses are logged.
+
+    Seen tokens are all positions that are not padding; trained tokens are those with a target. Totals are over all
+    devices, count finished optimizer steps only, and go on after a resume. Speeds are over the time since the last
+    log, without validation.
+    """
+
+    def __init__(self) -> None:
+        self.totals = torch.zeros(2, dtype=torch.long)  # seen, trained
+        self.open_step = torch.zeros(2, dtype=torch.long)  # of this rank, since the last optimizer step
+        self.logged = [0, 0]
+        self.seconds = 0.0  # of training, since the last log
+        self.running_since: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        seen, trained = self.totals.tolist()
+        return {"seen_tokens": seen, "trained_tokens": trained}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.totals = torch.tensor([state_dict["seen_tokens"], state_dict["trained_tokens"]])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.totals = torch.zeros(2, dtype=torch.long)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.totals = self.totals.to(pl_module.device)
+        self.open_step = torch.zeros_like(self.totals)
+        self.logged = self.totals.tolist()
+        self.seconds, self.running_since = 0.0, None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self.running_since is None:
+            self.running_since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.open_step += torch.stack([batch.num_tokens(), batch.num_targets()])
+        if not at_step_end(trainer):
+            return
+        # The sum over ranks is taken at once, so that a checkpoint needs no collective; nothing waits for it here.
+        self.totals += trainer.strategy.reduce(self.open_step.clone(), reduce_op="sum")  # type: ignore[arg-type]
+        self.open_step.zero_()
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.report(self.measure(trainer, pl_module.device))  # type: ignore[operator]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.running_since is not None:
+            self.pause(pl_module.device)
+
+    def pause(self, device: torch.device) -> None:
+        """Stop the clock, when the device has done its work; the next training batch starts it again."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        assert self.running_since is not None
+        self.seconds += time.monotonic() - self.running_since
+        self.running_since = None
+
+    def measure(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
+        """Totals, speeds since the last log, and the peak of memory; the same on all ranks."""
+        totals = self.totals.tolist()
+        self.pause(device)
+        own = torch.tensor([self.seconds, peak_gib(device)], dtype=torch.float32, device=device)
+        seconds, peak = trainer.strategy.reduce(own, reduce_op="max").tolist()  # type: ignore[arg-type,union-attr]
+        seen, trained = (now - before for now, before in zip(totals, self.logged, strict=True))
+        self.logged, self.seconds, self.running_since = totals, 0.0, time.monotonic()
+        return {
+            "throughput/tokens_per_second": seen / max(seconds, 1e-9),
+            "throughput/trained_tokens_per_second": trained / max(seconds, 1e-9),
+            "throughput/seen_tokens": totals[0],
+            "throughput/trained_tokens": totals[1],
+            "memory/peak_gib": peak,
+        }
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory that was held at one time: by tensors on a GPU, or else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # Linux counts in KiB
