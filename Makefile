@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= dev
 BIN = $(VENV)/bin
 
 .PHONY: demo test lint
@@ -26,5 +27,5 @@ lint: $(VENV)/ready
 # Made anew when the versions or the dependencies change. The stamp comes last: a broken install is tried again.
 $(VENV)/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@

@@ -390,8 +390,21 @@ def written_topics() -> list[Topic]:
 
 
 def calendar_topics() -> Iterator[Topic]:
-    days = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-    months = "January February March April May June July August September October November December".split()
+    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    months = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ]
     for kind, names in (("day", days), ("month", months)):
         after = [fields(f"{a}|{b}") for a, b in zip(names, names[1:] + names[:1], strict=True)]
         yield Topic(
@@ -429,7 +442,28 @@ def sum_topics() -> Iterator[Topic]:
 
 
 def word_topics() -> Iterator[Topic]:
-    words = "apple bread chair dance eagle fish garden house island juice kite lemon music night orange piano queen river spoon table".split()
+    words = [
+        "apple",
+        "bread",
+        "chair",
+        "dance",
+        "eagle",
+        "fish",
+        "garden",
+        "house",
+        "island",
+        "juice",
+        "kite",
+        "lemon",
+        "music",
+        "night",
+        "orange",
+        "piano",
+        "queen",
+        "river",
+        "spoon",
+        "table",
+    ]
     facts = [(Field(w), Field(len(w)), Field(", ".join(w)), Field(w[0]), Field(w[-1])) for w in words]
     yield Topic(
         ['How many letters are in "{0}"?', 'Count the letters of the word "{0}".'],

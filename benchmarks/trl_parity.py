@@ -6,9 +6,9 @@
 
 Needs `pip install -e '.[trl]'`. Exits with 1 if a relative difference is above 1e-4.
 
-Both sides read the same JSON Lines files and go their own way from there: TRL's trainers render, tokenise, mask, pad and
-score by themselves, one row per answer; smollit shares the prompt of a pair. fp32 on the CPU, one batch, no dropout, no
-clipping. The DPO policy is the model with noise on its weights and the reference is the model itself, so no reward is 0.
+Both sides read the same JSON Lines files and go their own way from there. TRL renders, tokenises, masks, pads and
+scores by itself, one row per answer; smollit shares a pair's prompt. fp32 on the CPU, one batch, neither dropout nor
+clipping. The DPO policy is the model with noise on its weights, and the reference the model itself: no reward is 0.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Printe
 
 import smollit
 from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
-from smollit.data.base import ChatDataModule, load_tokenizer
+from smollit.data.base import ChatDataModule
 from smollit.data.chat import load_template
 from smollit.data.encode import RAW, Encoder, Kind, decode_line
 from smollit.data.source import load_source
@@ -41,7 +41,8 @@ PACKAGE = Path(smollit.__file__).parent
 COLUMNS: dict[Kind, tuple[str, ...]] = {"chat": ("messages",), "preference": ("chosen", "rejected")}
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 SFT = ("trained_tokens", "loss", "token_accuracy", "gradient_norm")
-DPO = ("trained_tokens", "loss", "logps/chosen", "logps/rejected", *REWARDS, "logits/chosen", "logits/rejected")
+LOGS = ("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected")
+DPO = ("trained_tokens", "loss", *LOGS, *REWARDS, "gradient_norm")
 TRL_NAMES = {"token_accuracy": "mean_token_accuracy", "gradient_norm": "grad_norm"}  # where they differ from ours
 # smollit's ChatML with the markers that TRL's `assistant_only_loss` asks for, and nothing behind the last answer: TRL's
 # DPO would train the newline there, which smollit never trains.
@@ -91,7 +92,7 @@ def write_rows(dataset: Path, split: str, kind: Kind, model: Path, num_rows: int
     """The first rows that smollit keeps and `comparable` lets through, as JSON Lines with the columns that count."""
     rows = load_source(str(dataset), split).rows
     rows = rows.select(range(min(len(rows), 32 * num_rows)))
-    encoder = Encoder(load_template(load_tokenizer(str(model)), "chatml"), kind, max_length)
+    encoder = Encoder(load_template(AutoTokenizer.from_pretrained(model), "chatml"), kind, max_length)
     problems = encoder(rows[:], list(range(len(rows))))["problem"]
     found = [
         {name: row[name] for name in COLUMNS[kind]}
@@ -276,7 +277,7 @@ def compare(setting: Setting) -> list[Figure]:
     figures = []
     for task, names, theirs, ours in (
         ("sft", SFT, trl_sft(setting), smollit_sft(setting)),
-        ("dpo", (*DPO, "gradient_norm"), trl_dpo(setting), smollit_dpo(setting)),
+        ("dpo", DPO, trl_dpo(setting), smollit_dpo(setting)),
     ):
         figures += [Figure(f"{task}/{name}", theirs[TRL_NAMES.get(name, name)], ours[name]) for name in names]
     return figures

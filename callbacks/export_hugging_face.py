@@ -33,7 +33,7 @@ class ExportHuggingFace(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not on_train_end: that is not called when a finished run is resumed, and comes before last.ckpt is saved.
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             log.info("fast_dev_run: nothing is exported")
             return
         template = trainer.datamodule.template  # type: ignore[attr-defined]

@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
@@ -108,7 +109,7 @@ class SampleGenerations(Callback):
         policy = self.answers(trainer, module.policy, template)
         if isinstance(module, DPOModule) and self.reference_answers is None:
             self.reference_answers = self.answers(trainer, module.reference, template)
-        reference = self.reference_answers or [None] * len(self.prompts)
+        reference: Sequence[str | None] = self.reference_answers or [None] * len(self.prompts)
         return [
             {"step": trainer.global_step, "prompt": prompt, "policy": answer, "reference": other}
             for prompt, answer, other in zip(self.prompts, policy, reference, strict=True)
@@ -118,7 +119,7 @@ class SampleGenerations(Callback):
         """What a model answers to each prompt."""
         causal_lm = unwrap(model)
         device = next(causal_lm.parameters()).device
-        batch = to_device(prompts_batch(self.prompts, template), device)
+        batch = move_data_to_device(prompts_batch(self.prompts, template), device)
         with unchanged(causal_lm), trainer.precision_plugin.forward_context():
             torch.manual_seed(self.seed)
             ids = causal_lm.generate(batch, self.max_new_tokens, template.stop_ids(), self.temperature)
@@ -140,11 +141,6 @@ def prompts_batch(prompts: list[str], template: ChatTemplate) -> Batch:
     """Each prompt as the only turn of a chat, up to where the answer starts."""
     texts = [template.prompt_text([{"role": "user", "content": prompt}]) for prompt in prompts]
     return collate_prompts([{"prompt_ids": ids, "row": row} for row, ids in enumerate(template.encode(texts))])
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
-    return Batch(*(value.to(device) if isinstance(value, torch.Tensor) else value for value in batch))
 
 
 @contextmanager

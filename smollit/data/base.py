@@ -2,22 +2,26 @@
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.batch import Batch
 from smollit.data import cache
 from smollit.data.chat import ChatTemplate, load_template
 from smollit.data.collate import collate_chats, collate_pairs, collate_prompts
 from smollit.data.encode import Encoder, Kind
+from smollit.data.records import check_columns
+from smollit.data.report import Report, check_report
 from smollit.data.sampler import BatchSampler, Position
 from smollit.data.source import load_source
+from smollit.data.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +73,8 @@ class ChatDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         _check_at_least(1, max_length=max_length, train_batch_size=train_batch_size, val_batch_size=val_batch_size)
-        _check_at_least(1, pad_to_multiple_of=pad_to_multiple_of)
+        _check_at_least(1, pad_to_multiple_of=pad_to_multiple_of, num_proc=1 if num_proc is None else num_proc)
+        _check_at_least(0, num_workers=num_workers)
         if not 0 <= max_dropped_share <= 1:
             raise ValueError(f"`data.max_dropped_share` must be between 0 and 1, got {max_dropped_share}")
         self.dataset = dataset
@@ -93,7 +98,7 @@ class ChatDataModule(LightningDataModule):
         self.cache_dir = Path(cache_dir or os.environ.get("SMOLLIT_CACHE") or Path.home() / ".cache" / "smollit")
         self.position = Position()
         self.examples: dict[str, Dataset] = {}
-        self.reports: dict[str, cache.Report] = {}
+        self.reports: dict[str, Report] = {}
         self._template: ChatTemplate | None = None
 
     # ---- what rows become
@@ -106,19 +111,12 @@ class ChatDataModule(LightningDataModule):
                 raise ValueError("`data.tokenizer_name` must be set when the data module is used without the CLI")
             tokenizer = load_tokenizer(self.tokenizer_name)
             self._template = load_template(tokenizer, self.chat_template, allow_default=self.kind == "chat")
-            split = self._template.split_markers()
-            if split:
-                log.warning(
-                    "the chat template's markers %s are several tokens each for this tokenizer: a model of this size"
-                    " learns them badly. `chat_template: chatml` has single tokens",
-                    ", ".join(split),
-                )
+            describe_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
         return self._template
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Examples of this kind -> Batch."""
-        collate = collate_chats if self.kind == "chat" else collate_pairs
-        return collate(examples, self.pad_to_multiple_of)
+        return self._collate_function()(examples)
 
     # ---- Lightning's hooks
 
@@ -127,12 +125,14 @@ class ChatDataModule(LightningDataModule):
         encoder = self._encoder()
         for split in dict.fromkeys(filter(None, self.splits.values())):
             source = load_source(self.dataset, split)
+            check_columns(source.columns(), self.kind, f"split {split} of {self.dataset}")
             folder = self._folder(cache.cache_key(source, encoder))
             if not folder.exists():
                 cache.build(source, encoder, folder, self.num_proc)
 
     def setup(self, stage: str) -> None:
         """Load the cached examples that the stage needs, and report on them once."""
+        folders: dict[str, Path] = {}
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ("predict",)):
             split = self.splits[name]
             if split is None or name in self.examples:
@@ -141,7 +141,11 @@ class ChatDataModule(LightningDataModule):
             if not folder.exists():
                 raise ValueError(f"split {split} is not tokenised yet: call prepare_data() before setup()")
             self.examples[name], self.reports[name] = cache.load(folder)
+            tell(self.reports[name], split)
             check_report(self.reports[name], split, self.max_dropped_share)
+            folders[name] = folder
+        if "train" in folders and folders["train"] == folders.get("val"):
+            tell_same_rows(self.dataset)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the epoch and position that the run has reached."""
@@ -172,11 +176,17 @@ class ChatDataModule(LightningDataModule):
         return DataLoader(
             examples,  # type: ignore[arg-type]  # a datasets.Dataset is a map-style data set
             batch_sampler=sampler,
-            collate_fn=collate_prompts if name == "predict" else self.collate,
+            collate_fn=collate_prompts if name == "predict" else self._collate_function(),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # Of its own: else each pass would draw from the global random state, and a resumed run would differ.
+            generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def _collate_function(self) -> partial[Batch]:
+        collate = collate_chats if self.kind == "chat" else collate_pairs
+        return partial(collate, pad_to_multiple_of=self.pad_to_multiple_of)
 
     def _encoder(self) -> Encoder:
         return Encoder(self.template, self.kind, self.max_length)
@@ -185,44 +195,39 @@ class ChatDataModule(LightningDataModule):
         return self.cache_dir / key
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or folder.
-
-    Raises:
-        ValueError: If it can't be had, or has no fast (Rust) version.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"could not load the tokenizer `{name}` ({first}). Check the name and the network, or give a local folder"
-        ) from error
-    if not tokenizer.is_fast:
-        raise ValueError(f"the tokenizer `{name}` has no fast version, which smollit needs")
-    return tokenizer
-
-
-def check_report(report: cache.Report, split: str, max_dropped_share: float) -> None:
-    """Say what became of the rows, and refuse what can't be trained on.
-
-    Raises:
-        ValueError: If no row is left, all pairs are equal, or more rows were dropped than allowed.
-    """
-    for line in report.lines(split):
-        log.info(line)
-    equal = sum(count for cause, count in report.dropped.items() if cause.startswith("equal answers"))
-    if equal == report.rows:
-        raise ValueError(
-            f"in all {report.rows:,} pairs of split {split}, `chosen` and `rejected` are the same text. The loss would"
-            " stay at ln 2 = 0.6931, and accuracies and margins would say nothing. Look at the step that made this"
-            " data: it probably writes one answer into both columns"
+@rank_zero_only
+def describe_template(template: ChatTemplate, is_default: bool) -> None:
+    """Say, once per run, what is not as a user may think."""
+    if is_default:
+        log.info("the tokenizer has no chat template: ChatML is used")
+    eos = template.tokenizer.eos_token
+    if eos and template.turn_end() and eos not in template.turn_end():
+        log.info("answers end with %s, not with the tokenizer's eos %s: both stop generation", template.turn_end(), eos)
+    split = template.split_markers()
+    if split:
+        log.warning(
+            "the chat template's markers %s are several tokens each for this tokenizer: a model of this size"
+            " learns them badly. `chat_template: chatml` has single tokens",
+            ", ".join(split),
         )
-    if report.kept == 0 or report.dropped_share() > max_dropped_share:
-        raise ValueError(
-            f"{report.rows - report.kept:,} of {report.rows:,} rows of split {split} can't be used, and"
-            f" `data.max_dropped_share` is {max_dropped_share:g}:\n" + "\n".join(report.drops())
-        )
+
+
+@rank_zero_only
+def tell(report: Report, split: str) -> None:
+    """Log what became of a split's rows."""
+    log.info(report.summary(split))
+    for line in report.warnings(split):
+        log.warning(line)
+
+
+@rank_zero_only
+def tell_same_rows(dataset: str) -> None:
+    """Warn that validation says nothing about new rows."""
+    log.warning(
+        "validation uses the rows of training: of %s, set e.g. `data.train_split` to train[:95%%] and `data.val_split`"
+        " to train[95%%:], or `data.val_split` to null",
+        dataset,
+    )
 
 
 def _check_at_least(least: int, **values: int) -> None:

@@ -2,71 +2,23 @@
 
 import hashlib
 import json
-import logging
 import os
+import re
 import shutil
-import tempfile
-from dataclasses import asdict, dataclass, field
+import time
+import uuid
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset, Features, Sequence, Value, load_from_disk
 
-from smollit.data.encode import COLUMNS, FORMAT_VERSION, RAW, Encoder
-from smollit.data.source import Source, malformed_lines
+from smollit.data.encode import COLUMNS, FORMAT_VERSION, MALFORMED, RAW, Encoder
+from smollit.data.files import malformed_lines, quiet_datasets
+from smollit.data.report import Report, make_report
+from smollit.data.source import Source
 
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Report:
-    """What became of the rows of one split; lengths are in tokens.
-
-    Args:
-        rows: Rows that came in.
-        kept: Rows that can be trained.
-        cut: Kept rows that lost tokens to `max_length`.
-        control: Kept rows with special tokens written in their text.
-        tokens: Positions of the kept rows.
-        trained: Trained tokens of the kept rows.
-        lengths: Quantiles p50, p95, max of the kept rows' lengths.
-        dropped: Number of rows per cause.
-        examples: Per cause, up to three "row N: what was wrong".
-    """
-
-    rows: int
-    kept: int
-    cut: int
-    control: int
-    tokens: int
-    trained: int
-    lengths: dict[str, int]
-    dropped: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def dropped_share(self) -> float:
-        """Share of rows that were dropped, 0 to 1."""
-        return 1 - self.kept / self.rows
-
-    def lines(self, split: str) -> list[str]:
-        """The report as a person reads it."""
-        share = self.trained / self.tokens if self.tokens else 0.0
-        quantiles = ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
-        lines = [
-            f"{split}: {self.kept:,} of {self.rows:,} rows, trainable tokens {self.trained:,} / {self.tokens:,}"
-            f" ({share:.1%}), lengths {quantiles}, {self.cut:,}/{self.kept:,} truncated"
-        ]
-        if self.control:
-            lines.append(f"{split}: {self.control:,} rows hold the text of special tokens, which are read as such")
-        return lines + [f"{split}: {line}" for line in self.drops()]
-
-    def drops(self) -> list[str]:
-        """One line per cause of dropped rows, most frequent first."""
-        causes = sorted(self.dropped.items(), key=lambda item: -item[1])
-        return [
-            f"{count:,} of {self.rows:,} rows dropped, {cause}: {'; '.join(self.examples[cause])}"
-            for cause, count in causes
-        ]
+PARTIAL = re.compile(r"\..+-[0-9a-f]{32}")  # the name of a build that is not finished
+STALE_SECONDS = 3600  # a build writes every few seconds: one that has not for so long is dead
 
 
 def cache_key(source: Source, encoder: Encoder) -> str:
@@ -74,7 +26,7 @@ def cache_key(source: Source, encoder: Encoder) -> str:
     tokenizer = encoder.template.tokenizer
     parts = {
         "source": source.fingerprint,
-        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "tokenizer": encoder.template.tokenizer_hash,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "template": encoder.template.text,
         "kind": encoder.kind,
@@ -85,62 +37,74 @@ def cache_key(source: Source, encoder: Encoder) -> str:
 
 
 def build(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) -> None:
-    """Tokenise the rows into `folder`, which appears whole or not at all."""
+    """Tokenise the rows into `folder`, which appears whole or not at all.
+
+    Raises:
+        ValueError: If a line of a JSON Lines file is not JSON.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    remove_stale(folder.parent)
+    temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
-        examples = source.rows.map(
-            encoder,
-            batched=True,
-            with_indices=True,
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
-            remove_columns=source.rows.column_names,
-            features=_features(encoder),
-            cache_file_name=str(temporary / "all.arrow"),
-            new_fingerprint=folder.name,
-            desc="tokenising",
-        )
-        report = make_report(examples)
-        if "malformed JSON" in report.dropped and RAW in source.rows.column_names:
-            raise ValueError("malformed JSON Lines, mend these first:\n" + "\n".join(malformed_lines(source.files)))
-        kept = examples.filter(_is_good, input_columns="problem", keep_in_memory=False)
-        kept.remove_columns(["problem", "detail"]).save_to_disk(temporary / "examples")
-        (temporary / "report.json").write_text(json.dumps(asdict(report), indent=2))
-        for leftover in temporary.glob("*.arrow"):
-            leftover.unlink()
-        if not folder.exists():  # another process may have been first
-            os.replace(temporary, folder)
+        write_examples(source, encoder, temporary, num_proc)
+        publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_examples(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) -> None:
+    """Tokenise the rows into files of an empty folder: examples/ with the good ones, and report.json."""
+    examples = source.rows.map(
+        encoder,
+        batched=True,
+        with_indices=True,
+        num_proc=num_proc if num_proc and num_proc > 1 else None,
+        remove_columns=source.rows.column_names,
+        features=_features(encoder),
+        cache_file_name=str(folder / "all.arrow"),
+        new_fingerprint=folder.name.strip(".")[:32],  # datasets takes no more than 64 characters
+        desc="tokenising",
+    )
+    report = make_report(examples)
+    if MALFORMED in report.dropped and RAW in source.rows.column_names:
+        raise ValueError("malformed JSON Lines, mend these first:\n" + "\n".join(malformed_lines(source.files)))
+    with quiet_datasets():
+        kept = examples.filter(_is_good, input_columns="problem", keep_in_memory=False)
+        kept.remove_columns(["problem", "detail"]).save_to_disk(folder / "examples")
+    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
+    for leftover in folder.glob("*.arrow"):
+        leftover.unlink()
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Give a finished build its name; another process may have been first, and its build is as good."""
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+
+
+def remove_stale(parent: Path) -> None:
+    """Remove what builds left behind that were killed; never one that is at work."""
+    for partial in filter(lambda path: PARTIAL.fullmatch(path.name), parent.iterdir()):
+        newest = max(_changed(path) for path in (partial, *partial.rglob("*")))
+        if time.time() - newest > STALE_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def load(folder: Path) -> tuple[Dataset, Report]:
     """Examples and report of a built cache."""
-    return load_from_disk(str(folder / "examples")), Report(**json.loads((folder / "report.json").read_text()))
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return load_from_disk(str(folder / "examples")), Report(**report)
 
 
-def make_report(examples: Dataset) -> Report:
-    """Count what was kept, cut and dropped."""
-    columns = examples.select_columns(["problem", "detail", "row", "length", "trained", "cut", "control"]).to_pandas()
-    good = columns[columns["problem"] == ""]
-    bad = columns[columns["problem"] != ""]
-    named = {
-        cause: [f"row {row}: {detail}" for row, detail in zip(rows["row"][:3], rows["detail"][:3], strict=True)]
-        for cause, rows in bad.groupby("problem")
-    }
-    lengths = good["length"].to_numpy() if len(good) else np.zeros(1, dtype=int)
-    p50, p95 = np.percentile(lengths, [50, 95], method="nearest")
-    return Report(
-        rows=len(columns),
-        kept=len(good),
-        cut=int(good["cut"].sum()),
-        control=int((good["control"] > 0).sum()),
-        tokens=int(good["length"].sum()),
-        trained=int(good["trained"].sum()),
-        lengths={"p50": int(p50), "p95": int(p95), "max": int(lengths.max())},
-        dropped={str(cause): int(count) for cause, count in bad["problem"].value_counts().items()},
-        examples={str(cause): rows for cause, rows in named.items()},
-    )
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process finished or removed it meanwhile
+        return time.time()
 
 
 def _features(encoder: Encoder) -> Features:

@@ -38,9 +38,7 @@ def collate_prompts(examples: Sequence[Example], pad_to_multiple_of: int = 1) ->
         example["prompt_ids"] if "prompt_ids" in example else example["input_ids"][: example["spans"][-2]]
         for example in examples
     ]
-    rows = [
-        Row(list(ids), [IGNORE] * len(ids), list(range(len(ids))), [SHARED] * len(ids)) for ids in prompts
-    ]
+    rows = [Row(list(ids), [IGNORE] * len(ids), list(range(len(ids))), [SHARED] * len(ids)) for ids in prompts]
     return to_batch(rows, [example["row"] for example in examples], pad_to_multiple_of, causal=True)
 
 
@@ -59,15 +57,15 @@ def pair_row(prompt: list[int], chosen: list[int], rejected: list[int]) -> Row:
     Both branches repeat the last prompt token: it predicts two different next tokens. Positions go on from the prompt
     in both.
     """
-    shared, last = list(prompt[:-1]), prompt[-1]
-    input_ids, targets, positions, branch = shared, [IGNORE] * len(shared), list(range(len(shared))), []
-    branch += [SHARED] * len(shared)
-    first = len(positions)
+    *shared, last = prompt
+    first = len(shared)
+    input_ids, targets = shared, [IGNORE] * first
+    positions, branch = list(range(first)), [SHARED] * first
     for answer, number in ((chosen, CHOSEN), (rejected, REJECTED)):
-        input_ids = input_ids + [last, *answer[:-1]]
-        targets = targets + list(answer)
-        positions = positions + list(range(first, first + len(answer)))
-        branch = branch + [number] * len(answer)
+        input_ids += [last, *answer[:-1]]
+        targets += answer
+        positions += range(first, first + len(answer))
+        branch += [number] * len(answer)
     return Row(input_ids, targets, positions, branch)
 
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from smollit.data.chat import ChatTemplate
-from smollit.data.records import BadRow, Conversation, Preference, to_conversation, to_preference
+from smollit.data.records import BadRow, Conversation, Preference, drop_nulls, to_conversation, to_preference
 
 Kind = Literal["chat", "preference"]
 RAW = "raw_json_line"  # the one column of a JSON Lines file that is read as text, and decoded here
-FORMAT_VERSION = 1  # part of the cache's key: raise it when examples change
+FORMAT_VERSION = 2  # part of the cache's key: raise it when examples change
+# Causes of dropped rows that others speak of.
+MALFORMED, UNTRAINED, PROMPT_TOO_LONG = "malformed JSON", "no trainable token", "prompt too long"
+EQUAL, EQUAL_AFTER_CUT = "equal answers", "equal answers after the cut"
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "chat": ("input_ids", "spans"),
     "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
@@ -19,11 +22,11 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 def decode_line(line: str) -> dict[str, Any]:
     """A JSON object from a line of a JSON Lines file."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
-        raise BadRow("malformed JSON", str(error)) from error
+        raise BadRow(MALFORMED, str(error)) from error
     if not isinstance(row, dict):
-        raise BadRow("malformed JSON", f"expected an object, got {type(row).__name__}")
+        raise BadRow(MALFORMED, f"expected an object, got {type(row).__name__}")
     return row
 
 
@@ -65,8 +68,8 @@ class Encoder:
     def parse(self, row: dict[str, Any]) -> Conversation | Preference | BadRow:
         """A record, or what is wrong with the row."""
         try:
-            if RAW in row:
-                row = decode_line(row[RAW])
+            # Arrow fills keys that a row lacks with nulls; in JSON a null is the author's.
+            row = decode_line(row[RAW]) if RAW in row else {name: drop_nulls(value) for name, value in row.items()}
             return to_conversation(row) if self.kind == "chat" else to_preference(row)
         except BadRow as bad:
             return bad
@@ -103,15 +106,13 @@ class Encoder:
         ]
         trained_spans = [(start, end) for start, end in clipped if start < end]
         if not trained_spans:
-            raise BadRow(
-                "no trainable token", f"the first answer starts at token {spans[0]}, and max_length is {self.max_length}"
-            )
+            raise BadRow(UNTRAINED, f"the first answer starts at token {spans[0]}, and max_length is {self.max_length}")
         last = trained_spans[-1][1]  # what stands behind the last trained token changes nothing
         num_trained = sum(end - start for start, end in trained_spans)
         return {
             "input_ids": ids[:last],
             "spans": [border for span in trained_spans for border in span],
-            "length": last - 1,
+            "length": last,
             "trained": num_trained,
             "cut": kept < len(ids),
         }
@@ -119,20 +120,22 @@ class Encoder:
     def pair_example(self, pieces: list[tuple[list[int], bool]]) -> dict[str, Any]:
         """Ids of prompt, chosen and rejected; both answers are cut on the right to what the prompt leaves."""
         (prompt, _), (chosen, _), (rejected, _) = pieces
+        if not prompt:
+            raise BadRow("empty prompt", "the prompt has no tokens: there is nothing to answer")
         room = self.max_length - len(prompt)
         if room < 1:
-            raise BadRow("prompt too long", f"the prompt has {len(prompt)} tokens, and max_length is {self.max_length}")
+            raise BadRow(PROMPT_TOO_LONG, f"the prompt has {len(prompt)} tokens, and max_length is {self.max_length}")
         if chosen == rejected:
-            raise BadRow("equal answers", "`chosen` and `rejected` are the same text: there is nothing to prefer")
+            raise BadRow(EQUAL, "`chosen` and `rejected` are the same text: there is nothing to prefer")
         cut = max(len(chosen), len(rejected)) > room
         chosen, rejected = chosen[:room], rejected[:room]
         if chosen == rejected:
-            raise BadRow("equal answers after the cut", f"the answers differ only behind {room} tokens")
+            raise BadRow(EQUAL_AFTER_CUT, f"the answers differ only behind {room} tokens")
         return {
             "prompt_ids": prompt,
             "chosen_ids": chosen,
             "rejected_ids": rejected,
-            "length": len(prompt) - 1 + len(chosen) + len(rejected),
+            "length": len(prompt) + len(chosen) + len(rejected),
             "trained": len(chosen) + len(rejected),
             "cut": cut,
         }

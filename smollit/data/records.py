@@ -1,10 +1,16 @@
 """A row of a known schema -> Conversation | Preference, or the reason why not."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
+# A text that is a list of messages, in JSON as CSV files have it, or (an error) as Python prints it.
+WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 ROLES = ("system", "user", "assistant", "tool")
+NEEDED = {"chat": ("messages",), "preference": ("chosen", "rejected")}
+PLURAL = {"chat": "chats", "preference": "preference pairs"}
+MODULES = {"chat": "UltraChatDataModule", "preference": "UltraFeedbackDataModule"}
 Message = dict[str, Any]  # role, content, and what else the row gives that is not null
 
 
@@ -46,6 +52,8 @@ def to_conversation(row: dict[str, Any]) -> Conversation:
     """
     messages = parse_messages(_column(row, "messages"), "messages")
     check_order(messages, "messages")
+    for index, message in enumerate(messages):
+        check_answer(message, f"messages[{index}]")
     if not any(message["role"] == "assistant" for message in messages):
         raise BadRow("no assistant turn", "`messages` holds no message with role 'assistant'")
     return Conversation(messages)
@@ -74,18 +82,35 @@ def to_preference(row: dict[str, Any]) -> Preference:
     return Preference(prompt, chosen, rejected)
 
 
+def check_columns(columns: list[str], kind: str, where: str) -> None:
+    """Refuse data of another kind at once, rather than row by row.
+
+    Raises:
+        ValueError: If a column that every row of this kind needs is missing.
+    """
+    missing = [name for name in NEEDED[kind] if name not in columns]
+    if not missing:
+        return
+    other = next((name for name, needed in NEEDED.items() if name != kind and set(needed) <= set(columns)), None)
+    hint = f". These are {PLURAL[other]}: use {MODULES[other]}" if other else ""
+    raise ValueError(
+        f"{where} has the columns {', '.join(columns) or '(none)'}, but {PLURAL[kind]} need"
+        f" {' and '.join(f'`{name}`' for name in NEEDED[kind])}{hint}"
+    )
+
+
 def parse_prompt(value: Any) -> list[Message]:
     """The column `prompt`: a text is one user turn, a list is a chat; nothing is an empty list."""
     if value is None or value == "" or value == []:
         return []
-    if isinstance(value, str) and not value.lstrip().startswith('[{"'):
+    if isinstance(value, str) and not WRITTEN_MESSAGES.match(value):
         return [{"role": "user", "content": value}]
     return parse_messages(value, "prompt")
 
 
 def split_answer(value: Any, where: str) -> tuple[list[Message], Message]:
     """An answer and the turns before it; a text has none."""
-    if isinstance(value, str) and not value.lstrip().startswith('[{"'):
+    if isinstance(value, str) and not WRITTEN_MESSAGES.match(value):
         messages: list[Message] = [{"role": "assistant", "content": value}]
     else:
         messages = parse_messages(value, where)
@@ -94,8 +119,7 @@ def split_answer(value: Any, where: str) -> tuple[list[Message], Message]:
         raise BadRow(
             "answer is not an assistant turn", f"`{where}` must end with role 'assistant', got {answer['role']!r}"
         )
-    if not answer["content"].strip() and not answer.get("tool_calls"):
-        raise BadRow("empty answer", f"the answer in `{where}` has no text")
+    check_answer(answer, where)
     return messages[:-1], answer
 
 
@@ -132,6 +156,19 @@ def check_order(messages: list[Message], where: str) -> None:
             raise BadRow("odd role order", f"{where}[{index}] is a system message, but not the first")
         if index > 0 and role in ("user", "assistant") and role == messages[index - 1]["role"]:
             raise BadRow("odd role order", f"{where}[{index - 1}] and [{index}] are both {role} turns")
+
+
+def check_answer(message: Message, where: str) -> None:
+    """An assistant turn has a text, or calls tools."""
+    if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
+        raise BadRow("empty answer", f"{where}.content has no text, {message['content']!r:.20}")
+
+
+def drop_nulls(value: Any) -> Any:
+    """The value without keys that are null, at any depth."""
+    if isinstance(value, dict):
+        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
+    return [drop_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _text(content: Any, where: str, message: Message) -> str:

@@ -1,7 +1,7 @@
 """Metrics of next-token prediction: each trained token counts once, whatever batch it came in."""
 
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
 from smollit.metrics.base import RunningMean
 
@@ -36,5 +36,5 @@ class TokenAccuracy(RunningMean):
 
 def language_metrics(prefix: str) -> MetricCollection:
     """`loss`, `perplexity` and `token_accuracy`, updated with (logps [M], correct [M])."""
-    metrics: dict[str, Metric | MetricCollection] = {"loss": TokenLoss(), "perplexity": Perplexity(), "token_accuracy": TokenAccuracy()}
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+    metrics = {"loss": TokenLoss(), "perplexity": Perplexity(), "token_accuracy": TokenAccuracy()}
+    return MetricCollection(dict(metrics), prefix=prefix, compute_groups=False)

@@ -1,23 +1,17 @@
-"""CausalLM: the only file that loads a transformers model. forward(batch) -> TokenScores, never [R, T, V] logits."""
+"""CausalLM: a transformers model that scores targets. forward(batch) -> TokenScores, never [R, T, V] logits."""
 
 import hashlib
-import logging
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from smollit.batch import IGNORE, PADDING, Batch
 from smollit.functional.attention import AttentionBackend, render_mask, visibility
 from smollit.functional.logps import token_logps
-
-log = logging.getLogger(__name__)
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-# What these settings do to the logits is not in our head, so a model that uses one is refused.
-UNSUPPORTED_HEAD_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+from smollit.models.pretrained import load_model
 
 
 class TokenScores(NamedTuple):
@@ -64,10 +58,12 @@ class CausalLM(nn.Module):
         super().__init__()
         self.attention = attention
         self.chunk_size = chunk_size
-        self.model = load_model(model_name, weights, dtype, attention, dropout)
+        self.model: PreTrainedModel = load_model(model_name, weights, dtype, attention, dropout)
         if gradient_checkpointing:
-            # The re-entrant variant needs inputs that require gradients, and breaks DDP.
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5.24 has a new name for it. The re-entrant variant needs inputs that require gradients, and
+            # breaks DDP.
+            old_name = self.model.gradient_checkpointing_enable
+            getattr(self.model, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
 
     @property
     def config(self) -> PretrainedConfig:
@@ -92,18 +88,42 @@ class CausalLM(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Last hidden states, [R, T, H]; documents and branches see only what `functional.attention` lets them."""
-        length, limit = batch.input_ids.shape[1], self.config.max_position_embeddings
-        if length > limit and batch.causal:
-            raise ValueError(f"a row has {length} tokens, but the model has {limit} positions: lower `data.max_length`")
-        mask = None
-        if not batch.causal:
+        self._check_length(batch)
+        if batch.causal:
+            # Plain causal attention: padding is on the right, where no token looks. Position ids that start again at
+            # the padding would make transformers build a mask, and leave its fast kernels.
+            mask, position_ids = None, None
+        else:
             visible = visibility(batch.document, batch.branch)
-            mask = render_mask(visible, self.attention, self.model.dtype)
+            mask, position_ids = render_mask(visible, self.attention, self.model.dtype), batch.position_ids
         # A cache would make transformers forget the position ids' borders, and costs memory.
         output = self.model.base_model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask, use_cache=False
+            input_ids=batch.input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
         )
         return output.last_hidden_state
+
+    def _check_length(self, batch: Batch) -> None:
+        length, limit = batch.input_ids.shape[1], self.config.max_position_embeddings
+        if batch.causal and length > limit:
+            raise ValueError(f"a row has {length} tokens, but the model has {limit} positions: lower `data.max_length`")
+        window = getattr(self.config, "sliding_window", None)
+        if not batch.causal and window is not None and length > window:
+            raise ValueError(
+                f"a row has {length} tokens, and the model's attention reaches back {window}, which smollit's masks do"
+                " not have yet: lower `data.max_length` so that a row fits into the window"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CausalLM":
+        # Lightning casts the whole module for bf16-true. Rotary frequencies in bf16 are off by up to 0.4 %: radians,
+        # a few hundred positions on. So buffers move, but keep their dtype.
+        kept = [(module, dict(module._buffers)) for module in self.modules()]
+        super()._apply(fn, recurse)
+        for module, buffers in kept:
+            for name, before in buffers.items():
+                after = module._buffers[name]
+                if before is not None and after is not None and after.dtype != before.dtype:
+                    module._buffers[name] = before.to(after.device)
+        return self
 
     @torch.no_grad()
     def generate(
@@ -120,15 +140,17 @@ class CausalLM(nn.Module):
         rows = [ids[document != PADDING] for ids, document in zip(batch.input_ids, batch.document, strict=True)]
         longest = max(len(row) for row in rows)
         # Left padding, with a mask: every row's next token is then the last position.
-        input_ids = torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=stop_ids[0]) for row in rows])
+        pad = stop_ids[0] if stop_ids else 0
+        input_ids = torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=pad) for row in rows])
         mask = torch.stack([nn.functional.pad(torch.ones_like(row), (longest - len(row), 0)) for row in rows])
-        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-        output = self.model.generate(
+        # top_k 0: transformers would draw from the 50 likeliest only.
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        output: Tensor = self.model.generate(  # type: ignore[operator]
             input_ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
-            eos_token_id=stop_ids,
-            pad_token_id=stop_ids[0],
+            eos_token_id=stop_ids or None,
+            pad_token_id=pad,
             use_cache=True,
             **sampling,
         )
@@ -143,80 +165,8 @@ class CausalLM(nn.Module):
         return digest.hexdigest()
 
 
-def load_model(
-    model_name: str,
-    weights: Literal["pretrained", "random"],
-    dtype: torch.dtype,
-    attention: AttentionBackend,
-    dropout: float | None,
-) -> PreTrainedModel:
-    """A transformers model in train mode, with one clear sentence when it can't be had."""
-    config = load_config(model_name)
-    for setting in UNSUPPORTED_HEAD_SETTINGS:
-        if getattr(config, setting, None) not in (None, 1, 1.0):
-            raise ValueError(f"`{model_name}` sets `{setting}`, which smollit's log-probabilities do not have yet")
-    if dropout is not None:
-        config.attention_dropout = dropout
-    if weights == "random":
-        with _default_dtype(dtype):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    else:
-        if Path(model_name).is_dir() and not any(list(Path(model_name).glob(pattern)) for pattern in WEIGHT_FILES):
-            raise ValueError(
-                f"`{model_name}` has a config.json but no weights (*.safetensors): give a folder with weights,"
-                " or set `weights: random` to start from scratch"
-            )
-        model = AutoModelForCausalLM.from_pretrained(
-            model_name, config=config, dtype=dtype, attn_implementation=attention
-        )
-    # from_pretrained returns eval mode, and Lightning keeps it: dropout and checkpointing would be off in silence.
-    return model.train()
-
-
-def load_config(model_name: str) -> PretrainedConfig:
-    """The model's configuration.
-
-    Raises:
-        ValueError: If the folder is missing, holds no config.json, or the hub can't be reached or lacks the id.
-    """
-    path = Path(model_name)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"`model_name` is the folder {path}, but it holds no config.json: give a Hugging Face folder")
-    if not path.is_dir() and (path.is_absolute() or model_name.startswith((".", "runs/")) or model_name.count("/") > 1):
-        raise ValueError(
-            f"`model_name` is the folder {path}, which does not exist: check the path"
-            " (a DPO run starts from the folder that its SFT run exported)"
-        )
-    try:
-        return AutoConfig.from_pretrained(model_name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"could not load `{model_name}`: it is not a local folder, and the hub did not give it"
-            f" ({_first_line(error)}). Check the name and the network, or give a local folder"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _until_stop(token_ids: list[int], stop_ids: list[int]) -> list[int]:
     for position, token_id in enumerate(token_ids):
         if token_id in stop_ids:
             return token_ids[:position]
     return token_ids
-
-
-class _default_dtype(nullcontext[None]):
-    """New tensors get `dtype` inside the block."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __enter__(self) -> None:
-        self.before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-
-    def __exit__(self, *exc_info: object) -> None:
-        torch.set_default_dtype(self.before)

@@ -20,16 +20,30 @@ def shard(model: CausalLM, mesh: DeviceMesh | None) -> nn.Module:
         mesh: The data-parallel mesh of FSDP2. Without one, FSDP wraps if Lightning's FSDP context is on; otherwise the
             model comes back as it is.
     """
-    layers = model.model.base_model.layers
+    layers = decoder_layers(model)
     if mesh is None:
         for index, layer in enumerate(layers):
             layers[index] = wrap(layer)
         return wrap(model)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # autocast, not the policy, picks what to compute in
+    # The root gives back what it gathered in the backward pass; a frozen reference has none.
+    frozen = not any(parameter.requires_grad for parameter in model.parameters())
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True if frozen else None)
     return model
+
+
+def decoder_layers(model: CausalLM) -> nn.ModuleList:
+    """The list of layers that is sharded one by one.
+
+    Raises:
+        ValueError: If the model is not built like Llama.
+    """
+    layers = getattr(model.model.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(f"a {model.config.model_type} model has no list `layers` of decoder layers, as Llama has")
+    return layers
 
 
 def unwrap(model: nn.Module) -> CausalLM:

@@ -58,6 +58,7 @@ class FineTuningModule(LightningModule):
 
     nominal_count = 1.0  # keeps fp16 gradients in range; cancels out
     bar_names: tuple[str, ...] = ("loss",)
+    policy: nn.Module  # a CausalLM, or its FSDP wrapper; None until configure_model()
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class FineTuningModule(LightningModule):
         self.non_finite = non_finite
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
-        self.policy: nn.Module | None = None
+        self.policy = None  # type: ignore[assignment]
         self.metrics = nn.ModuleDict({f"{stage}/": self.make_metrics(f"{stage}/") for stage in STAGES})
         self.window: list[tuple[Tensor, Tensor, Tensor]] = []  # (loss sum, count, rows) of each micro-batch
         self.gradient_norm: Tensor | None = None
@@ -111,6 +112,12 @@ class FineTuningModule(LightningModule):
     @abstractmethod
     def step(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor]:
         """Update the stage's metrics; return the loss's sum over the micro-batch and what it is a sum of."""
+
+    def stage_metrics(self, stage: Stage) -> MetricCollection:
+        """What a stage has counted since its last log."""
+        collection = self.metrics[f"{stage}/"]
+        assert isinstance(collection, MetricCollection)
+        return collection
 
     # ---- Lightning's hooks: steps
 
@@ -185,9 +192,9 @@ class FineTuningModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the mean over all that was seen since the last log, every `log_every_n_steps` optimizer steps."""
         stepped = not self.window
-        if stepped and self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if stepped and self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.report(
-                values(self.metrics["train/"])
+                values(self.stage_metrics("train"))
                 | {
                     "train/learning_rate": self.used_learning_rate,
                     "train/gradient_norm": self.gradient_norm,
@@ -200,14 +207,14 @@ class FineTuningModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the whole split."""
-        found = values(self.metrics["val/"])
+        found = values(self.stage_metrics("val"))
         # `num_sanity_val_steps: -1` validates on everything before the first step: those figures are worth keeping.
         if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
             self.report(found)
 
     def on_test_epoch_end(self) -> None:
         """Log the means over the whole split."""
-        self.report(values(self.metrics["test/"]))
+        self.report(values(self.stage_metrics("test")))
 
     def report(self, named: dict[str, Any]) -> None:
         """Send values, equal on all ranks, to the loggers, the progress bar and `callback_metrics`.
@@ -242,9 +249,7 @@ class FineTuningModule(LightningModule):
     ) -> CausalLM:
         """A whole model, in the dtype of the trainer's precision."""
         dtype = self.weights_dtype()
-        return CausalLM(
-            model_name, weights, dtype, self.attention, self.chunk_size, gradient_checkpointing, dropout
-        )
+        return CausalLM(model_name, weights, dtype, self.attention, self.chunk_size, gradient_checkpointing, dropout)
 
     def shard(self, model: CausalLM) -> nn.Module:
         """The model, sharded where the strategy asks for it."""

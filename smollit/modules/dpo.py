@@ -122,16 +122,14 @@ class DPOModule(FineTuningModule):
         log_ratios = policy.logps - reference_logps
         chosen, rejected = log_ratios.unbind(dim=1)
         num_chosen, num_rejected = policy.num_tokens.unbind(dim=1)
-        losses = preference_loss(
-            chosen, rejected, num_chosen, num_rejected, self.loss, self.beta, self.label_smoothing
-        )
+        losses = preference_loss(chosen, rejected, num_chosen, num_rejected, self.loss, self.beta, self.label_smoothing)
         if self.nll_weight:
             losses = losses - self.nll_weight * policy.logps[:, 0] / num_chosen
         return losses
 
     def update_metrics(self, stage: Stage, losses: Tensor, policy: PairScores, reference_logps: Tensor) -> None:
         """Count N pairs into the stage's metrics."""
-        metrics = self.metrics[f"{stage}/"]
+        metrics = self.stage_metrics(stage)
         logps = policy.logps.detach()
         chosen, rejected = implicit_rewards(logps, reference_logps, self.beta).unbind(dim=1)
         metrics["loss"].update(losses)

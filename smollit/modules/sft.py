@@ -20,5 +20,5 @@ class SFTModule(FineTuningModule):
     def step(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor]:
         """Sum of -log p over the trained tokens, and their number."""
         scores = self.policy(batch)
-        self.metrics[f"{stage}/"].update(scores.logps, scores.correct)
+        self.stage_metrics(stage).update(scores.logps, scores.correct)
         return -scores.logps.sum(), batch.num_targets()

@@ -1,5 +1,7 @@
 """A trained policy -> a Hugging Face folder that loads, stops and chats; compared before success is reported."""
 
+import copy
+import json
 import logging
 import os
 import shutil
@@ -11,16 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
+import smollit
 from smollit.data.chat import ChatTemplate
-from smollit.models.causal_lm import load_config
 from smollit.models.checkpoint import policy_weights
-from smollit.models.sharding import unwrap
+from smollit.models.pretrained import load_config
 
 log = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
 PREFIX = "model."  # of CausalLM's keys before transformers' own
+MARKER = "smollit_export.json"  # says that a folder is an export, and which files are its own
 PROBE = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
 
 
@@ -40,17 +49,20 @@ def export(module: Any, template: ChatTemplate, output: Path, dtype: ExportDtype
     weights = whole_weights(module.policy)
     if not module.trainer.is_global_zero:
         return
+    output = output.resolve()
     check_output(output)
-    wanted = pick_dtype(dtype, load_config(module.model_name))
+    source = load_config(module.model_name)
+    wanted = pick_dtype(dtype, source)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        model = build_model(unwrap(module.policy).config, weights, wanted)
+        model: Any = build_model(source, weights, wanted)
         tokenizer = finish_tokenizer(template)
         set_generation(model, tokenizer, template)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         compare(temporary, model, template)
+        write_marker(temporary, module.model_name)
         temporary.chmod(0o755)  # mkdtemp makes it private
         replace_folder(temporary, output)
     finally:
@@ -64,15 +76,20 @@ def load_policy(module: Any, path: Path) -> None:
     Raises:
         ValueError: If the file is no checkpoint of this module.
     """
-    module.policy = module.load(module.model_name, module.weights)
-    module.policy.load_state_dict(policy_weights(path))
+    policy = module.load(module.model_name, module.weights)
+    try:
+        policy.load_state_dict(policy_weights(path))
+    except RuntimeError as error:  # names or shapes that do not fit
+        first = next(line.strip() for line in str(error).splitlines()[1:] if line.strip())
+        raise ValueError(f"{path} was not made from `model.model_name` {module.model_name}: {first}") from error
+    module.policy = policy
 
 
 def whole_weights(policy: nn.Module) -> dict[str, Tensor]:
     """All weights under transformers' names, on the CPU, gathered from all ranks where they are sharded."""
     if isinstance(policy, FullyShardedDataParallel | FSDPModule):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = get_model_state_dict(policy, options=options)
+        state: dict[str, Any] = get_model_state_dict(policy, options=options)
     else:
         state = policy.state_dict()
     return {name.removeprefix(PREFIX): tensor.detach().cpu() for name, tensor in state.items()}
@@ -86,7 +103,13 @@ def pick_dtype(choice: ExportDtype, source: PretrainedConfig) -> torch.dtype:
 
 
 def build_model(config: PretrainedConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    """A transformers model with these weights, ready to serve: tied, cached, in eval mode."""
+    """A transformers model with these weights, ready to serve: tied, cached, in eval mode.
+
+    Args:
+        config: Of the model that training began with: the policy's own may have another dropout.
+        weights: Under transformers' names.
+        dtype: Of the result.
+    """
     config = type(config).from_dict(config.to_dict())
     config.dtype = dtype
     config.use_cache = True
@@ -97,14 +120,16 @@ def build_model(config: PretrainedConfig, weights: dict[str, Tensor], dtype: tor
 
 
 def finish_tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
-    """The tokenizer with the template, and with the token that ends an answer as its eos."""
-    tokenizer = template.tokenizer
-    stops = template.stop_ids()
+    """A copy of the tokenizer with the template, and with the token that ends an answer as its eos."""
+    tokenizer = copy.deepcopy(template.tokenizer)  # the run goes on with its own
     tokenizer.chat_template = template.text
+    if tokenizer.pad_token is None:
+        # The old eos: who trains on with a padding that is the end of turn, and masks it, unlearns to stop.
+        tokenizer.pad_token = tokenizer.eos_token
+    stops = template.stop_ids()
     if stops:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stops[0])
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 
 
@@ -142,19 +167,37 @@ def compare(folder: Path, model: nn.Module, template: ChatTemplate) -> None:
     if tokenizer.apply_chat_template(PROBE, tokenize=False) != text:
         raise RuntimeError("the exported tokenizer renders a chat differently from the one that was trained with")
     ids = torch.tensor([template.encode([text])[0]])
+    if tokenizer(text, add_special_tokens=False)["input_ids"] != ids[0].tolist():
+        raise RuntimeError("the exported tokenizer gives other tokens than the one that was trained with")
     with torch.no_grad():
         if not torch.equal(model(ids).logits, reloaded.eval()(ids).logits):
             raise RuntimeError("the exported model gives other logits than the trained one")
+
+
+def write_marker(folder: Path, source: str) -> None:
+    """Say what the folder is, and which files are the export's own."""
+    files = sorted([MARKER, *(path.name for path in folder.iterdir())])
+    about = {"smollit": smollit.__version__, "source": source, "files": files}
+    (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def check_output(output: Path) -> None:
     """Refuse to write over anything that is not an export.
 
     Raises:
-        ValueError: If `output` is a file, or a folder with something else in it.
+        ValueError: If `output` is a file, or a folder with something in it that no export wrote.
     """
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file()):
-        raise ValueError(f"the export folder {output} exists and holds no model: give a folder that is empty or new")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    marker = output / MARKER
+    own = set(json.loads(marker.read_text(encoding="utf-8"))["files"]) if marker.is_file() else set()
+    foreign = sorted(path.name for path in output.iterdir() if path.name not in own) if output.is_dir() else ["a file"]
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise ValueError(
+            f"the export folder {output} holds what is not an earlier export's ({shown}), and would be replaced:"
+            " give a folder that is empty or new"
+        )
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -164,5 +207,10 @@ def replace_folder(new: Path, target: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent)) / "folder"
     os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old.parent)
+    try:
+        os.replace(new, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    finally:
+        shutil.rmtree(old.parent)

@@ -1,18 +1,25 @@
-"""Checkpoints appear whole or not at all: written beside their place, flushed to the disk, then renamed."""
+"""Checkpoints: they appear whole or not at all, old ones go, and a bad one is answered with a good one's name."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from smollit.training.state import at_step_end
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name first, so that a full disk or a killed process leaves the old file as it was."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`."""
+        """Write `checkpoint` to `path`: to a file beside it, flushed to the disk, then renamed."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
@@ -26,29 +33,92 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
 
 
+class PeriodicCheckpoint(Checkpoint):
+    """Saves step-NNNNNNN.ckpt every so many optimizer steps, and then removes the oldest beyond `keep`.
+
+    What is old is read off the folder, so that it holds across resumes. Lightning places a `Checkpoint` behind all
+    other callbacks: they have seen the step when it is saved.
+
+    Args:
+        folder: Where the files go.
+        every_n_steps: Optimizer steps between two files.
+        keep: How many files stay.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int, keep: int) -> None:
+        for name, value in (("checkpoint_every_n_steps", every_n_steps), ("keep_checkpoints", keep)):
+            if value < 1:
+                raise ValueError(f"`trainer.{name}` must be at least 1, got {value}")
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if not at_step_end(trainer) or step % self.every_n_steps or getattr(trainer, "fast_dev_run", False):
+            return
+        trainer.save_checkpoint(self.folder / f"step-{step:07d}.ckpt", weights_only=False)
+        # The new file stands before an old one goes.
+        if trainer.is_global_zero:
+            for path in newest_first(self.folder, "step-*.ckpt")[self.keep :]:
+                trainer.strategy.remove_checkpoint(path)
+
+
+def newest_first(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
+    """Checkpoints of a folder; names of unfinished files begin with a dot and do not count."""
+    found = [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint written last, or None; names of unfinished files begin with a dot and do not count."""
-    found = [path for path in folder.glob("*.ckpt") if not path.name.startswith(".")]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    """The checkpoint written last, or None."""
+    return next(iter(newest_first(folder)), None)
+
+
+def check_readable(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint file holds, with its tensors left on the disk; nothing for a folder of shards.
+
+    Raises:
+        ValueError: If it is missing or can't be read; names the newest one beside it that can.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return {}
+    if not path.is_file():
+        raise ValueError(f"`ckpt_path` is {path}, and there is no such file: give a .ckpt file, `last`, or null")
+    try:
+        return _peek(path)
+    except Exception as error:  # torch raises a dozen kinds for a file that is cut off or not its own
+        good = next((other for other in newest_first(path.parent) if other != path and _is_whole(other)), None)
+        advice = f"The newest one that is whole is {good}: set `ckpt_path` to it" if good else "Set `ckpt_path` to null"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"`ckpt_path` {path} can't be read as a checkpoint ({reason}). {advice}") from error
 
 
 def check_resumable(path: str | Path) -> None:
-    """Refuse a file that holds only weights.
+    """Refuse a file that can't be read, or holds only weights.
 
     Raises:
         ValueError: If the file is missing, can't be read, or has no optimizer state.
     """
-    path = Path(path)
-    if path.is_dir():
-        return
-    if not path.is_file():
-        raise ValueError(f"`ckpt_path` is {path}, and there is no such file: give a .ckpt file, `last`, or null")
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:
-        raise ValueError(f"`ckpt_path` {path} can't be read as a checkpoint: {error}") from error
-    if "optimizer_states" not in checkpoint:
+    if not Path(path).is_dir() and "optimizer_states" not in check_readable(path):
         raise ValueError(
             f"{path} holds only weights, so a run can't go on from it. To start a new run from these weights,"
             " set `model.init_from` to it, and `ckpt_path` to null"
         )
+
+
+def _peek(path: Path) -> dict[str, Any]:
+    checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.is_dir() or "optimizer_states" in _peek(path)
+    except Exception:
+        return False

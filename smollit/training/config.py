@@ -1,48 +1,62 @@
 """Settings: config.yaml kept per run, unknown keys answered with the nearest name, None read as null."""
 
+import argparse
 import difflib
-import inspect
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from pydoc import locate
+from types import NoneType
+from typing import IO, Any, NoReturn, get_args, get_type_hints
 
+import yaml
+from jsonargparse import set_loader
+from jsonargparse._loaders_dumpers import get_yaml_default_loader, yaml_load
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from torch.optim import AdamW
 
-KEY = re.compile(r"[\w.]*[a-z_]{3,}[\w.]*")
+UNKNOWN = re.compile(r"(?:Option|option|unrecognized arguments:|Key) '?-*([\w.]+)'?")
+PARENT = re.compile(r'Parser key "([\w.]+)"')
 
 
 class SmollitParser(LightningArgumentParser):
-    """LightningArgumentParser whose errors name the nearest valid key."""
+    """LightningArgumentParser whose errors are short, and name an unknown key in full with the nearest valid one."""
 
-    known: tuple[type, ...] = (AdamW,)  # classes whose arguments may stand in a config
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with a suggestion, and exit with 2."""
-        super().error(f"{message}{self.suggestion(message)}", ex)
+        super().error(self.explain(message), ex)
 
-    def suggestion(self, message: str) -> str:
-        """`. Did you mean ...?` for the first unknown key in the message, or nothing."""
-        if not re.search(r"not expected|[Uu]nrecognized|[Nn]o action|does not exist|[Uu]nexpected|not accepted", message):
-            return ""
-        names = self.valid_names()
-        for key in KEY.findall(message):
-            name = key.rpartition(".")[2]
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-            if near and name not in names:
-                return f"\nThere is no {name!r}. Did you mean {near[0]!r}?"
-        return ""
+    def explain(self, message: str) -> str:
+        """`model.lerning_rate`: there is no such setting, and the nearest name; other errors as they are."""
+        known = re.search(r"`[\w.]+`: there is no such setting(\. Did you mean `[\w.]+`\?)?", message)
+        if known:  # said by the parser of a class inside this one: only the way to it is missing
+            keys = [*PARENT.findall(message[: known.start()]), known[0][1 : known[0].index("`", 1)]]
+            return "`" + ".".join(keys) + known[0][known[0].index("`", 1) :]
+        if not re.search(r"not accept|unrecognized arguments|not expected", message):
+            return message
+        found = UNKNOWN.search(message)
+        if found is None:
+            return message
+        return f"`{found[1]}`: there is no such setting{self.suggestion(found[1])}"
 
-    def valid_names(self) -> set[str]:
-        """Last parts of all keys that a config may hold."""
-        names = {action.dest.rpartition(".")[2] for action in self._actions}
-        for known in self.known:
-            for base in known.__mro__:
-                if "__init__" in vars(base):
-                    names |= set(inspect.signature(vars(base)["__init__"]).parameters)
-        return names - {"self", "options", "args", "kwargs"}
+    def suggestion(self, key: str) -> str:
+        """`. Did you mean ...?`, or nothing if no name is near."""
+        near = difflib.get_close_matches(key, sorted(set(names(self))), n=1, cutoff=0.7)
+        return f". Did you mean `{near[0]}`?" if near else ""
+
+    def print_usage(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        """One line: the list of all settings would push the error off the screen."""
+        print(f"usage: {self.prog.replace(' [options]', '')} [options]", file=file or sys.stdout)
+
+
+def names(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """All keys of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield action.dest
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                yield from names(subparser)
 
 
 class RunConfigCallback(SaveConfigCallback):
@@ -68,15 +82,23 @@ def free_name(folder: Path) -> Path:
     return path
 
 
-def none_to_null(args: Iterable[str]) -> list[str]:
-    """On the command line, `--x=None` and `--x None` mean null, as `--x=null` does."""
-    return [re.sub(r"(^|=)None$", r"\1null", argument) for argument in args]
+def read_none_as_null() -> None:
+    """In YAML and on the command line a plain None means null, as `null` and `~` do; a quoted "None" stays a text."""
+    get_yaml_default_loader().add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^None$"), ["N"])
+    set_loader("yaml", yaml_load, (yaml.YAMLError,))
 
 
-def without_none_texts(value: Any) -> Any:
-    """In a config, the text `None` means null: YAML itself knows only `null` and `~`."""
-    if isinstance(value, dict):
-        return {key: without_none_texts(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [without_none_texts(entry) for entry in value]
-    return None if value == "None" else value
+def check_nulls(class_path: str, settings: dict[str, Any], where: str) -> None:
+    """Refuse a null where the class wants a value: jsonargparse lets it pass.
+
+    Raises:
+        ValueError: Names the setting and what it must be.
+    """
+    found = locate(class_path)
+    classes = found.__mro__ if isinstance(found, type) else ()
+    for name in (name for name, value in settings.items() if value is None):
+        hints = (get_type_hints(vars(known).get("__init__", object)).get(name) for known in classes)
+        hint = next((hint for hint in hints if hint is not None), None)
+        if hint is not None and NoneType not in get_args(hint):
+            expected = getattr(hint, "__name__", hint)
+            raise ValueError(f"`{where}.{name}` can't be null: expected {expected}")

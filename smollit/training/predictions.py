@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from smollit.batch import PADDING, Batch
 from smollit.data.chat import ChatTemplate
@@ -27,6 +28,8 @@ class WritePredictions(Callback):
         self.part: TextIO | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module.policy, FullyShardedDataParallel | FSDPModule):
+            raise ValueError("a sharded model can't generate: `predict` needs `trainer.strategy` auto or ddp")
         path = part_path(trainer, trainer.global_rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.part = path.open("w", encoding="utf-8")
@@ -67,7 +70,7 @@ class WritePredictions(Callback):
 
 def answer_text(template: ChatTemplate, ids: Iterable[int]) -> str:
     """The answer as a person reads it: without special tokens, and without what follows the end of the turn."""
-    text = template.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = str(template.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
     end = template.turn_end()
     # An end marker of several tokens can't stop the generation, so its text is looked for.
     return text.partition(end)[0] if end else text

@@ -2,11 +2,13 @@
 
 import logging
 import random
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from smollit.training.optimizers import Groups, apply_changes, configured
 
 log = logging.getLogger(__name__)
 KEY = "run_state"
@@ -28,14 +30,6 @@ FIXED = (
 )
 
 
-class Resumable(Protocol):
-    """What a data module offers so that its order can go on where it stopped; see `data.sampler.Position`."""
-
-    position: Any
-    train_batch_size: int
-    examples: dict[str, Any]
-
-
 class RunState(Callback):
     """Saves and restores the position in the data (in rows), every rank's random state, and the settings.
 
@@ -50,17 +44,25 @@ class RunState(Callback):
         self.rows = 0  # of this epoch, up to the last optimizer step, over all ranks
         self.batches = 0  # the same in micro-batches
         self.total_batches = 0
+        self.has_trained = False  # since this start of the run
         self.begins_step = True  # the next micro-batch is the first of an optimizer step
         self.random_state: State | None = None  # at the end of the last optimizer step
+        self.optimizers: list[Groups] = []  # their settings, as configured
+        self.optimizers_before: list[Groups] = []  # the same when the run began
 
     # ---- following the run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.epoch = self.rows = self.batches = self.total_batches = 0
-        self.begins_step, self.random_state = True, None
-        self._set_position(trainer, 0, 0)
+        self.epoch, self.rows, self.batches, self.total_batches = trainer.current_epoch, 0, 0, 0
+        self.has_trained, self.begins_step, self.random_state = False, True, None
+        self.optimizers_before = []
+        self._set_position(trainer, self.epoch, 0)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.optimizers = configured(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        apply_changes(trainer, self.optimizers_before, self.optimizers)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         self.epoch, self.batches = trainer.current_epoch, progress.current.completed
         self.total_batches = progress.total.completed
@@ -86,7 +88,7 @@ class RunState(Callback):
             self.batches = batch_idx + 1
             self.total_batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
             self.random_state = get_random_state()
-            self.begins_step = True
+            self.has_trained = self.begins_step = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.batches >= trainer.num_training_batches:  # else max_steps or a callback ended it early
@@ -107,6 +109,7 @@ class RunState(Callback):
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "world_size": trainer.world_size,
             "random_states": all_ranks(self.random_state or get_random_state()),
+            "optimizers": self.optimizers,
             "config": self.config,
         }
         set_progress(checkpoint, epoch, batches, self.total_batches)
@@ -138,6 +141,7 @@ class RunState(Callback):
         set_progress(checkpoint, state["epoch"], num_batches - left, state["epoch"] * num_batches + num_batches - left)
         self._set_position(trainer, state["epoch"], rows)
         self.rows = rows
+        self.optimizers_before = state["optimizers"]
         if trainer.global_rank < len(state["random_states"]):
             self.random_state = state["random_states"][trainer.global_rank]
         log.info("resumed at epoch %s, row %s of %s", state["epoch"], rows, num_rows)
@@ -208,13 +212,19 @@ def flatten(config: State, prefix: str = "") -> State:
 def get_random_state() -> State:
     """Random state of torch (CPU and this process's GPU), numpy and Python, as plain numbers and tensors."""
     version, keys, gauss = random.getstate()
-    name, numpy_keys, position, has_gauss, cached = np.random.get_state()
+    name, numpy_keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {
         "torch": torch.get_rng_state(),
         "cuda": cuda,
         "python": [version, list(keys), gauss],
-        "numpy": [name, torch.from_numpy(numpy_keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            name,
+            torch.from_numpy(np.asarray(numpy_keys, dtype=np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
     }
 
 

@@ -1,6 +1,7 @@
 """GracefulStop: a signal or a fault ends a run with its last good step on the disk."""
 
 import logging
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -30,34 +31,60 @@ class GracefulStop(Callback):
         self.folder = folder
         self.signal: int | None = None
         self.inside_step = False
+        self.begins_step = True  # the next micro-batch is the first of an optimizer step
+        self.first_step = 0  # where this start of the run began: there is nothing new to save before a step is made
+        self.pid = 0
         self._before: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.signal = None
+    # ---- signals
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.first_step = trainer.global_step
+        self.inside_step, self.begins_step = False, True
+        self.listen()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.leave()
+
+    def listen(self) -> None:
+        """Take the two signals: not in `on_fit_start`, after which Lightning takes SIGTERM and stops in mid-step."""
+        if self._before:
+            return
+        self.signal, self.pid = None, os.getpid()
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._before[number] = signal.signal(number, self._receive)
             except ValueError:  # not in the main thread: signals are somebody else's
                 log.debug("signals are not handled outside the main thread")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def leave(self) -> None:
+        """Give the signals back, unless Lightning did so already."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._receive:
+                signal.signal(number, handler)
         self._before.clear()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.pid:  # a forked loader process: Ctrl-C is for its parent, SIGTERM for itself
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-        print(f"\n{signal.Signals(number).name}: finishing the step and saving; Ctrl-C again stops at once", flush=True)
+        # os.write, since print() fails when the signal came in the middle of another print().
+        text = f"\n{signal.Signals(number).name}: finishing the step and saving; Ctrl-C again stops at once\n"
+        os.write(2, text.encode())
+
+    # ---- following the run
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0:
+        if self.begins_step:
             self.stop_if_asked(trainer)
-
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.stop_if_asked(trainer)
+        self.begins_step = False
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         # Set before the module looks at the gradients; the weights change only after that.
@@ -67,22 +94,41 @@ class GracefulStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if at_step_end(trainer):
-            self.inside_step = False
+            self.inside_step, self.begins_step = False, True
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.state.fn != "fit":
+            self.stop_evaluation(trainer)
+        elif not trainer.sanity_checking:
+            self.stop_if_asked(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self.stop_evaluation(trainer)
+
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self.stop_evaluation(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last good step, if the fault left it whole and does not leave other ranks waiting."""
+        self.leave()
         weights_are_whole = not self.inside_step or type(exception).__name__ == "NonFiniteError"
-        if (
-            isinstance(exception, Exception)
-            and weights_are_whole
-            and trainer.world_size == 1
-            and trainer.training
-            and trainer.global_step > 0
-        ):
+        in_training = trainer.state.fn == "fit" and bool(trainer.optimizers) and not trainer.sanity_checking
+        if isinstance(exception, Exception) and weights_are_whole and trainer.world_size == 1 and in_training:
             self.save(trainer)
+
+    # ---- leaving
+
+    def stop_evaluation(self, trainer: Trainer) -> None:
+        """End validate, test and predict at a SIGTERM: Lightning notes it, and goes on.
+
+        Raises:
+            RunStopped: If it came.
+        """
+        if trainer.received_sigterm:
+            raise RunStopped(128 + signal.SIGTERM)
 
     def stop_if_asked(self, trainer: Trainer) -> None:
         """Save and leave, on all ranks together.
@@ -98,9 +144,11 @@ class GracefulStop(Callback):
             raise RunStopped(128 + (self.signal or signal.SIGTERM))
 
     def save(self, trainer: Trainer) -> None:
-        """Write last.ckpt."""
-        if self.folder is None or trainer.fast_dev_run:
+        """Write last.ckpt, if a step was made since the run began or was resumed."""
+        if self.folder is None or getattr(trainer, "fast_dev_run", False) or trainer.global_step == self.first_step:
             return
         path = self.folder / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        log.info("saved %s at step %s; the same command goes on from there", path, trainer.global_step)
+        log.info(
+            "saved %s at step %s; the same command with `ckpt_path: last` goes on from there", path, trainer.global_step
+        )

@@ -18,9 +18,9 @@ class ShardedStrategy(FSDPStrategy):
 
     @property
     def mixed_precision_config(self) -> MixedPrecision | None:
-        """What the trainer's precision asks for, with `reduce_dtype` fp32."""
+        """What the trainer's precision asks for, but sums over ranks and rotary frequencies in fp32."""
         config = super().mixed_precision_config
-        return replace(config, reduce_dtype=torch.float32) if config else None
+        return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32) if config else None
 
 
 class Sharded2Strategy(ModelParallelStrategy):

@@ -61,6 +61,4 @@ def check_lengths(trainer: Trainer, module: Any) -> None:
     positions = unwrap(module.policy).config.max_position_embeddings
     longest = getattr(trainer.datamodule, "max_length", 0)  # type: ignore[attr-defined]
     if longest > positions:
-        raise ValueError(
-            f"`data.max_length` is {longest:,}, but the model has {positions:,} positions: set it to {positions} or less"
-        )
+        raise ValueError(f"`data.max_length` is {longest:,}, but the model has {positions:,} positions: lower it")

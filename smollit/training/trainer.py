@@ -1,20 +1,30 @@
 """SmollitTrainer: Lightning's Trainer with run folders, exact resume, and intervals in optimizer steps."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from smollit.tools.export import ExportDtype, export, load_policy
-from smollit.training.checkpoint_io import AtomicCheckpointIO, check_resumable, latest_checkpoint
+from smollit.training.checkpoint_io import (
+    AtomicCheckpointIO,
+    PeriodicCheckpoint,
+    check_readable,
+    check_resumable,
+    latest_checkpoint,
+)
+from smollit.training.predictions import WritePredictions
+from smollit.training.quiet import quiet
 from smollit.training.schedule import ValidateEverySteps
 from smollit.training.state import RunState
 from smollit.training.stop import GracefulStop
 from smollit.training.strategies import register
 from smollit.training.summary import StartSummary
 
+log = logging.getLogger(__name__)
 register()
 
 
@@ -53,31 +63,33 @@ class SmollitTrainer(Trainer):
         enable_model_summary: bool = False,
         **options: Any,
     ) -> None:
+        quiet()
         root = Path(default_root_dir)
         self.run_state = RunState()
         self.run_state.force = force_resume
         self.checkpoint_folder = root / "checkpoints"
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        built_in: list[Callback] = [self.run_state, StartSummary()]
+        built_in: list[Callback] = [self.run_state, StartSummary(), WritePredictions()]
         if val_every_n_steps is not None:
             built_in.append(ValidateEverySteps(val_every_n_steps))
         if enable_checkpointing and checkpoint_every_n_steps is not None:
-            built_in.append(_periodic(self.checkpoint_folder, checkpoint_every_n_steps, keep_checkpoints))
-        if enable_checkpointing:
-            _use_atomic_writes(options)
+            built_in.append(PeriodicCheckpoint(self.checkpoint_folder, checkpoint_every_n_steps, keep_checkpoints))
+        if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
+            built_in.append(TQDMProgressBar())  # the same bar whether or not `rich` happens to be installed
         if logger is True:
             logger = TensorBoardLogger(save_dir=str(root), name="", version="")
-        # The last to be asked: it leaves the run, when all others have seen the batch.
-        built_in.append(GracefulStop(self.checkpoint_folder if enable_checkpointing else None))
         super().__init__(
             default_root_dir=str(root),
-            callbacks=[*built_in[:-1], *given, built_in[-1]],
+            # The stop is asked last: it leaves the run when all others have seen the batch.
+            callbacks=[*built_in, *given, GracefulStop(self.checkpoint_folder if enable_checkpointing else None)],
             logger=logger,
-            enable_checkpointing=enable_checkpointing and any(isinstance(c, ModelCheckpoint) for c in built_in + given),
+            enable_checkpointing=enable_checkpointing and any(isinstance(c, Checkpoint) for c in built_in + given),
             enable_model_summary=enable_model_summary,
             use_distributed_sampler=use_distributed_sampler,
             **options,
         )
+        if self.strategy._checkpoint_io is None:  # the user gave none of their own
+            self.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def fit(  # type: ignore[override]
         self,
@@ -86,7 +98,6 @@ class SmollitTrainer(Trainer):
         val_dataloaders: Any | None = None,
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
-        weights_only: bool | None = True,
     ) -> None:
         """Train, or go on training.
 
@@ -97,15 +108,100 @@ class SmollitTrainer(Trainer):
             datamodule: Where batches come from.
             ckpt_path: A checkpoint to resume from; `last` takes the newest of the run's folder, or starts if there is
                 none; null starts anew.
-            weights_only: Passed to torch.load; checkpoints of smollit hold only safe types.
         """
+        newest = latest_checkpoint(self.checkpoint_folder)
         if ckpt_path == "last":
-            newest = latest_checkpoint(self.checkpoint_folder)
             ckpt_path = str(newest) if newest else None
         if ckpt_path is not None:
             check_resumable(ckpt_path)
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        elif newest is not None:
+            log.warning("%s holds checkpoints of an earlier run: a new run replaces them", self.checkpoint_folder)
+        # Lightning goes on by itself from what some callbacks and SLURM left behind: here only `ckpt_path` resumes.
+        self._checkpoint_connector._user_managed = ckpt_path is None
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, True)
+        self._checkpoint_connector._user_managed = False
+        if ckpt_path is not None and not self.run_state.has_trained:
+            log.info(
+                "nothing to do: %s is at step %s, and `trainer.max_steps` or `max_epochs` asks for no more",
+                ckpt_path,
+                self.global_step,
+            )
 
+    def validate(  # type: ignore[override]
+        self,
+        model: LightningModule,
+        dataloaders: Any | None = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+    ) -> Any:
+        """Measure the validation split.
+
+        Args:
+            model: What to measure.
+            dataloaders: Batches, if there is no data module.
+            ckpt_path: A checkpoint to measure; `last` takes the newest of the run's folder; null the model as it is.
+            verbose: Print the figures.
+            datamodule: Where batches come from.
+        """
+        return super().validate(model, dataloaders, self.find_checkpoint(ckpt_path), verbose, datamodule, True)
+
+    def test(  # type: ignore[override]
+        self,
+        model: LightningModule,
+        dataloaders: Any | None = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+    ) -> Any:
+        """Measure the test split.
+
+        Args:
+            model: What to measure.
+            dataloaders: Batches, if there is no data module.
+            ckpt_path: A checkpoint to measure; `last` takes the newest of the run's folder; null the model as it is.
+            verbose: Print the figures.
+            datamodule: Where batches come from.
+        """
+        return super().test(model, dataloaders, self.find_checkpoint(ckpt_path), verbose, datamodule, True)
+
+    def predict(  # type: ignore[override]
+        self,
+        model: LightningModule,
+        dataloaders: Any | None = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | None = None,
+    ) -> Any:
+        """Answer the prompts of a split.
+
+        Args:
+            model: What answers.
+            dataloaders: Batches, if there is no data module.
+            datamodule: Where batches come from.
+            return_predictions: Return the answers, from Python.
+            ckpt_path: A checkpoint that answers; `last` takes the newest of the run's folder; null the model as it is.
+        """
+        path = self.find_checkpoint(ckpt_path)
+        return super().predict(model, dataloaders, datamodule, return_predictions, path, True)
+
+    def find_checkpoint(self, ckpt_path: str | None) -> str | None:
+        """The file that `ckpt_path` means, or None for the model as it is.
+
+        Raises:
+            ValueError: If it is missing or can't be read, or is `last` and the run has none.
+        """
+        if ckpt_path == "last":
+            newest = latest_checkpoint(self.checkpoint_folder)
+            if newest is None:
+                raise ValueError(
+                    f"there is no checkpoint in {self.checkpoint_folder}: train first, or set `ckpt_path` to a file,"
+                    " or to null for the model as it is"
+                )
+            ckpt_path = str(newest)
+        if ckpt_path is not None:
+            check_readable(ckpt_path)
+        return ckpt_path
 
     def export(
         self,
@@ -124,31 +220,9 @@ class SmollitTrainer(Trainer):
             output: Folder to write; null takes <run folder>/export.
             dtype: dtype of the weights; `auto` takes that of the model that training began with.
         """
-        newest = latest_checkpoint(self.checkpoint_folder)
-        path = Path(ckpt_path) if ckpt_path not in (None, "last") else newest
-        if path is None or not path.exists():
-            raise ValueError(f"there is no checkpoint {path or f'in {self.checkpoint_folder}'}: train first")
+        path = Path(self.find_checkpoint(ckpt_path or "last") or "")
         self.strategy.connect(model)
         model.trainer = self
         load_policy(model, path)
-        export(model, datamodule.template, Path(output or Path(self.default_root_dir) / "export"), dtype)
-
-
-def _periodic(folder: Path, every_n_steps: int, keep: int) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="step-{step:07d}",
-        auto_insert_metric_name=False,  # metric names hold slashes, which would make folders
-        monitor="step",
-        mode="max",
-        save_top_k=keep,
-        every_n_train_steps=every_n_steps,
-    )
-
-
-def _use_atomic_writes(options: dict[str, Any]) -> None:
-    strategy = options.get("strategy", "auto")
-    if isinstance(strategy, str) and not strategy.startswith("fsdp"):  # sharded strategies write by themselves
-        plugins = options.get("plugins") or []
-        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
-        options["plugins"] = [*plugins, AtomicCheckpointIO()]
+        template = datamodule.template  # type: ignore[union-attr]  # a ChatDataModule
+        export(model, template, Path(output or Path(self.default_root_dir) / "export"), dtype)

@@ -94,7 +94,7 @@ def test_no_prompt_occurs_twice() -> None:
     assert all(set(prompts[one]).isdisjoint(prompts[other]) for one, other in combinations(SIZES, 2))
 
 
-@pytest.mark.parametrize("one, other", [CHATS, PAIRS])
+@pytest.mark.parametrize(("one", "other"), [CHATS, PAIRS])
 def test_no_user_turn_of_the_test_file_was_seen_in_training(one: str, other: str) -> None:
     """Later turns may start with a link such as "Thanks! ", so a test prompt must not be *inside* a training turn."""
     turns = {m["content"] for row in read(one) for m in row["messages"] if m["role"] == "user"}
@@ -143,7 +143,7 @@ def test_the_maker_makes_the_same_bytes(maker: ModuleType, tmp_path: Path) -> No
 
 
 def test_a_flaw_is_about_as_long_as_the_answer_asks(maker: ModuleType) -> None:
-    """Every flaw gives another text than the answer, and none runs on: at most twice the 60 letters, plus a sentence."""
+    """Every flaw gives another text than the answer, and none runs on: at most twice the 60 letters, plus one more."""
     answer = 'The opposite of the short word "hot" is the word "cold", yes.'
     for flaw in maker.FLAWS:
         text = maker.flawed('What is the opposite of "hot"?', answer, flaw, maker.random.Random(0))

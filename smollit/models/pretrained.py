@@ -1,0 +1,136 @@
+"""The only file that loads a transformers model: with all its weights, or with one clear sentence on why not."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from smollit.functional.attention import AttentionBackend
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+# What these settings do to the logits is not in our head, so a model that uses one is refused.
+UNSUPPORTED_HEAD_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+
+
+def load_model(
+    model_name: str,
+    weights: Literal["pretrained", "random"],
+    dtype: torch.dtype,
+    attention: AttentionBackend,
+    dropout: float | None,
+) -> PreTrainedModel:
+    """A transformers model in train mode, with one clear sentence when it can't be had or scored."""
+    config = load_config(model_name)
+    for setting in UNSUPPORTED_HEAD_SETTINGS:
+        if getattr(config, setting, None) not in (None, 1, 1.0):
+            raise ValueError(f"`{model_name}` sets `{setting}`, which smollit's log-probabilities do not have yet")
+    other_layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if other_layers:
+        raise ValueError(f"`{model_name}` has layers that smollit's masks do not fit yet: {sorted(other_layers)}")
+    if dropout is not None:
+        config.attention_dropout = dropout
+    if weights == "random":
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    else:
+        model = load_pretrained(model_name, config, dtype, attention)
+    # Its own penalties, sampling and stop strings would change what `generate` is asked for, or break it.
+    model.generation_config = GenerationConfig()
+    check_head(model.eval(), model_name)
+    # from_pretrained returns eval mode, and Lightning keeps it: dropout and checkpointing would be off in silence.
+    return model.train()
+
+
+def load_pretrained(
+    model_name: str, config: PretrainedConfig, dtype: torch.dtype, attention: AttentionBackend
+) -> PreTrainedModel:
+    """The model with its weights, all of them.
+
+    Raises:
+        ValueError: If weights are missing or can't be read.
+    """
+    is_folder = Path(model_name).is_dir()
+    if is_folder and not any(list(Path(model_name).glob(pattern)) for pattern in WEIGHT_FILES):
+        raise ValueError(
+            f"`{model_name}` has a config.json but no weights (*.safetensors): give a folder with weights,"
+            " or set `weights: random` to start from scratch"
+        )
+    try:
+        with _no_progress_bar(is_folder):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                model_name, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"could not load the weights of `{model_name}` ({_first_line(error)}). Check that the files are whole and"
+            " belong to its config.json, or the network if it is a hub id"
+        ) from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        # transformers would fill them with random numbers.
+        raise ValueError(f"the weights of `{model_name}` lack {len(missing)} tensors of its config.json: {missing[:3]}")
+    return model
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, model_name: str) -> None:
+    """Refuse a model whose logits are more than hidden @ weight.T: our log-probabilities would not be the model's.
+
+    Raises:
+        ValueError: If the head has a bias, or the model does something to the logits.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        kind = "a bias" if isinstance(head, nn.Linear) else f"the type {type(head).__name__}"
+        raise ValueError(f"the head of `{model_name}` has {kind}, which smollit's log-probabilities do not have yet")
+    probe = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+    logits = model(input_ids=probe, use_cache=False).logits
+    if not torch.allclose(logits.float(), head(hidden).float(), rtol=1e-3, atol=1e-5):
+        raise ValueError(f"`{model_name}` changes its logits after the head, which smollit can't follow yet")
+
+
+def load_config(model_name: str) -> PretrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        ValueError: If the folder is missing, holds no config.json, or the hub can't be reached or lacks the id.
+    """
+    path = Path(model_name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"`model_name` is the folder {path}, but it holds no config.json: give a Hugging Face folder")
+    if not path.is_dir() and (path.is_absolute() or model_name.startswith((".", "runs/")) or model_name.count("/") > 1):
+        raise ValueError(
+            f"`model_name` is the folder {path}, which does not exist: check the path"
+            " (a DPO run starts from the folder that its SFT run exported)"
+        )
+    try:
+        return AutoConfig.from_pretrained(model_name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"could not load `{model_name}`: it is not a local folder, and the hub did not give it"
+            f" ({_first_line(error)}). Check the name and the network, or give a local folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _no_progress_bar(wanted: bool) -> Iterator[None]:
+    """No bar for reading local files: it takes a moment. Downloads keep theirs."""
+    if not wanted or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()

@@ -1,0 +1,103 @@
+"""ExportHuggingFace: only what was trained to its end, and again when asked again."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from transformers import AutoModelForCausalLM
+
+from callbacks import ExportHuggingFace
+
+
+class At(Callback):
+    """Does something at the end of step 1."""
+
+    def __init__(self, action: Callable[[], Any]) -> None:
+        self.action = action
+
+    def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == 1:
+            self.action()
+
+
+def fail() -> None:
+    raise RuntimeError("broken")
+
+
+def embedding(folder: Path) -> torch.Tensor:
+    return AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight.detach()
+
+
+def test_the_trained_weights_stand_in_the_runs_folder(make_run: Any) -> None:
+    """After 2 steps the export's embedding is the policy's, bit for bit, and no longer the source's."""
+    run = make_run([ExportHuggingFace()], max_steps=2).fit()
+    found = embedding(run.folder / "export")
+    assert torch.equal(found, run.module.policy.model.get_input_embeddings().weight)
+    assert not torch.equal(found, embedding(Path(run.module.model_name)))
+
+
+def test_folder_and_dtype_can_be_chosen(make_run: Any, tmp_path: Path) -> None:
+    """`output` elsewhere, in bf16; a DPO run exports its policy."""
+    output = tmp_path / "deep" / "elsewhere"
+    run = make_run([ExportHuggingFace(str(output), "bfloat16")], kind="dpo", max_steps=1).fit()
+    policy = run.module.policy.model.get_input_embeddings().weight
+    assert torch.equal(embedding(output), policy.to(torch.bfloat16))
+    assert not (run.folder / "export").exists()
+
+
+def test_resuming_a_finished_run_exports(make_run: Any) -> None:
+    """max_steps is reached already, so nothing is trained: same weights, exported by the second start."""
+    first = make_run([], max_steps=2).fit()
+    assert not (first.folder / "export").exists()
+    run = make_run([ExportHuggingFace()], max_steps=2).fit(ckpt_path="last")
+    assert run.trainer.global_step == 2
+    assert torch.equal(embedding(run.folder / "export"), first.module.policy.model.get_input_embeddings().weight)
+
+
+def test_last_ckpt_stands_before_the_export_begins(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that fails, as on a full disk, costs no training."""
+
+    def full_disk(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("callbacks.export_hugging_face.export", full_disk)
+    run = make_run([ExportHuggingFace()], max_steps=2)
+    with pytest.raises(OSError, match="No space"):
+        run.fit()
+    checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("action", "error"),
+    [(fail, RuntimeError), (lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit)],
+    ids=["fault", "signal"],
+)
+def test_a_stopped_run_exports_nothing(make_run: Any, action: Callable[[], Any], error: type) -> None:
+    """Stopped at step 1 of 3."""
+    run = make_run([At(action), ExportHuggingFace()], max_steps=3)
+    with pytest.raises(error):
+        run.fit()
+    assert not (run.folder / "export").exists()
+
+
+def test_a_folder_that_must_not_be_replaced_is_refused_before_the_first_step(make_run: Any, tmp_path: Path) -> None:
+    """Not after hours of training."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    run = make_run([ExportHuggingFace(str(tmp_path / "mine"))], max_steps=2)
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        run.fit()
+    assert run.trainer.global_step == 0
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_fast_dev_run_leaves_no_export(make_run: Any) -> None:
+    """One batch that tries the code out must not replace an earlier export."""
+    run = make_run([ExportHuggingFace()], fast_dev_run=True).fit()
+    assert not (run.folder / "export").exists()

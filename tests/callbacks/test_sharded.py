@@ -1,0 +1,54 @@
+"""The callbacks on a sharded policy: FSDP2 with one process on the CPU runs the same code as with many GPUs."""
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from callbacks import ExportHuggingFace, SampleGenerations, Throughput
+from smollit.training.predictions import WritePredictions
+
+
+@pytest.fixture
+def _process_group() -> Iterator[None]:
+    """Leave neither a process group nor its settings to the tests that follow."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("_process_group")
+def test_a_sharded_run_exports_counts_and_says_that_it_has_no_samples(
+    make_run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same 3 steps as an unsharded run: same weights exported, same totals; one warning for 4 drawings."""
+    totals, weights = [], []
+    for folder, strategy in (("plain", "auto"), ("sharded", "fsdp2")):
+        throughput = Throughput()
+        callbacks = [throughput, SampleGenerations(["Hi"], 1, 2), ExportHuggingFace()]
+        with caplog.at_level(logging.WARNING):
+            run = make_run(callbacks, folder=folder, strategy=strategy, max_steps=3).fit()
+        totals.append(throughput.state_dict())
+        weights.append(AutoModelForCausalLM.from_pretrained(run.folder / "export").state_dict())
+    assert totals[0] == totals[1]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=1e-5, atol=1e-6)
+    assert sum("sharded model can't generate" in record.message for record in caplog.records) == 1
+    assert not (run.folder / "samples.jsonl").exists()
+
+
+@pytest.mark.usefixtures("_process_group")
+def test_predict_on_a_sharded_model_is_refused_in_one_sentence(make_run: Any) -> None:
+    """transformers' generate calls the model below the module that gathers the shards."""
+    run = make_run([], strategy="fsdp2")
+    if not any(isinstance(callback, WritePredictions) for callback in run.trainer.callbacks):
+        run.trainer.callbacks.append(WritePredictions())
+    with pytest.raises(ValueError, match=r"`trainer\.strategy` auto or ddp"):
+        run.trainer.predict(run.module, datamodule=run.data)

@@ -1,0 +1,202 @@
+"""The cache of tokenised examples: its key, and that it appears whole or not at all."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from smollit.data import cache
+from smollit.data.chat import load_template
+from smollit.data.encode import Encoder, Kind
+from smollit.data.source import Source, load_source
+
+
+@pytest.fixture(autouse=True)
+def _datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+
+
+def pairs(path: Path, count: int = 6) -> Source:
+    """Rows that are both chats and pairs, as published preference data is."""
+    question = {"role": "user", "content": "q"}
+    rows = [
+        {
+            "messages": [question, {"role": "assistant", "content": f"answer {number}"}],
+            "prompt": "q",
+            "chosen": f"answer {number}",
+            "rejected": "no",
+        }
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_source(str(path), "train")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return pairs(tmp_path / "mine.jsonl")
+
+
+@pytest.fixture
+def encoder(tiny_tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    return Encoder(load_template(tiny_tokenizer, "chatml"), "chat", 64)
+
+
+def ids(folder: Path) -> list[list[int]]:
+    return cache.load(folder)[0]["input_ids"]
+
+
+# ---- the key
+
+
+# case: data-01
+def test_the_same_options_give_the_same_key(source: Source, encoder: Encoder, tmp_path: Path) -> None:
+    """A tokenizer that is loaded again, and one that has been used with padding, are the same tokenizer."""
+    again = AutoTokenizer.from_pretrained(encoder.template.tokenizer.name_or_path)
+    again("b c d e", truncation=True, max_length=3)
+    again.backend_tokenizer.enable_padding(length=8)
+    other = Encoder(load_template(again, "chatml"), "chat", 64)
+    assert cache.cache_key(pairs(tmp_path / "copy.jsonl"), other) == cache.cache_key(source, encoder)
+
+
+# case: data-01
+def test_each_thing_that_changes_tokens_changes_the_key(
+    source: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, tokenizer, one character of the template, kind, max_length, format: 6 changes, 7 keys."""
+    tokenizer = AutoTokenizer.from_pretrained(encoder.template.tokenizer.name_or_path)
+    tokenizer.add_tokens(["newword"])
+    (tmp_path / "other.jinja").write_text(encoder.template.text + "!")
+    kinds: list[tuple[Kind, int]] = [("preference", 64), ("chat", 65)]
+    keys = [
+        cache.cache_key(source, encoder),
+        cache.cache_key(pairs(tmp_path / "more.jsonl", 7), encoder),
+        cache.cache_key(source, Encoder(load_template(tokenizer, "chatml"), "chat", 64)),
+        cache.cache_key(
+            source, Encoder(load_template(encoder.template.tokenizer, str(tmp_path / "other.jinja")), "chat", 64)
+        ),
+        *(cache.cache_key(source, Encoder(encoder.template, kind, length)) for kind, length in kinds),
+    ]
+    monkeypatch.setattr(cache, "FORMAT_VERSION", -1)
+    keys.append(cache.cache_key(source, encoder))
+    assert len(set(keys)) == len(keys) == 7
+
+
+# ---- building
+
+
+def test_a_build_holds_the_good_rows_and_the_report(tmp_path: Path, encoder: Encoder) -> None:
+    """Row 1 of 0, 1, 2 is bad: rows 0 and 2 are kept, under their own numbers."""
+    good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in (good, {"messages": []}, good)))
+    cache.build(load_source(str(tmp_path / "mine.jsonl"), "train"), encoder, tmp_path / "cache" / "key", None)
+    examples, report = cache.load(tmp_path / "cache" / "key")
+    assert examples["row"] == [0, 2]
+    assert (report.rows, report.kept, report.dropped) == (3, 2, {"empty conversation": 1})
+    assert report.tokens == sum(map(len, examples["input_ids"]))
+
+
+def test_two_processes_tokenise_as_one_does(tmp_path: Path, source: Source, encoder: Encoder) -> None:
+    cache.build(source, encoder, tmp_path / "one", None)
+    cache.build(source, encoder, tmp_path / "two", 2)
+    assert ids(tmp_path / "one") == ids(tmp_path / "two")
+    assert cache.load(tmp_path / "one")[1] == cache.load(tmp_path / "two")[1]
+
+
+def test_only_the_tokenising_shows_a_bar(
+    tmp_path: Path, source: Source, encoder: Encoder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    datasets.enable_progress_bars()
+    cache.build(source, encoder, tmp_path / "key", None)
+    shown = capfd.readouterr().err
+    assert "tokenising" in shown
+    assert not any(noise in shown for noise in ("Filter", "Saving", "Generating", "Map"))
+
+
+def test_malformed_lines_stop_the_build_with_file_and_line(tmp_path: Path, encoder: Encoder) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"messages": []}\n\n{"messages": [\n')
+    with pytest.raises(ValueError, match=r"malformed JSON Lines, mend these first:\n.*mine\.jsonl:3: not JSON"):
+        cache.build(load_source(str(path), "train"), encoder, tmp_path / "cache" / "key", None)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# ---- whole or not at all
+
+
+# case: data-12
+def test_a_build_that_dies_leaves_nothing(
+    tmp_path: Path, source: Source, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "make_report", die)
+    with pytest.raises(KeyboardInterrupt):
+        cache.build(source, encoder, tmp_path / "cache" / "key", None)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# case: data-12
+def test_the_second_of_two_builders_keeps_what_the_first_made(
+    tmp_path: Path, source: Source, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one build is about to publish, another one does: the folder is whole, and no partial one is left."""
+    folder, publish = tmp_path / "cache" / "key", cache.publish
+
+    def race(temporary: Path, target: Path) -> None:
+        shutil.copytree(temporary, target)
+        publish(temporary, target)
+
+    monkeypatch.setattr(cache, "publish", race)
+    cache.build(source, encoder, folder, None)
+    assert len(ids(folder)) == 6
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+# case: data-12
+def test_processes_may_build_at_the_same_time(tmp_path: Path, source: Source, encoder: Encoder) -> None:
+    fork = multiprocessing.get_context("fork")
+    folder = tmp_path / "cache" / "key"
+    builders = [fork.Process(target=cache.build, args=(source, encoder, folder, None)) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join(60)
+    assert [builder.exitcode for builder in builders] == [0, 0]
+    assert len(ids(folder)) == 6
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def partial(parent: Path, name: str, age: float) -> Path:
+    folder = parent / name
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "all.arrow").write_text("x")
+    for path in (folder / "inner" / "all.arrow", folder / "inner", folder):
+        os.utime(path, (time.time() - age,) * 2)
+    return folder
+
+
+def test_only_dead_builds_are_cleaned_away(tmp_path: Path) -> None:
+    """Untouched for two hours: dead. A minute, or a name that is not a build's: left alone."""
+    name = f".{'a' * 32}-{'b' * 32}"
+    dead = partial(tmp_path, name, age=7200)
+    young = partial(tmp_path, name.replace("b", "c"), age=60)
+    others = [partial(tmp_path, other, age=7200) for other in (".my-notes", "a" * 32, ".git")]
+    cache.remove_stale(tmp_path)
+    assert not dead.exists()
+    assert all(folder.exists() for folder in (young, *others))
+
+
+def test_a_cache_may_be_read_by_others(tmp_path: Path, source: Source, encoder: Encoder) -> None:
+    """The folder has the rights that any new folder has here, not those of a private temporary one."""
+    cache.build(source, encoder, tmp_path / "cache" / "key", None)
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "cache" / "key").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -1,0 +1,115 @@
+"""Token log-probabilities against log_softmax of plain logits, and sums per sequence by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from smollit.functional.logps import sum_per_sequence, token_logps
+
+
+def plain_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The whole [M, V] matrix at once, by torch's own log_softmax."""
+    return torch.log_softmax(hidden @ weight.T, dim=1).gather(1, targets[:, None])[:, 0]
+
+
+def random_head(num_tokens: int = 7, hidden: int = 5, words: int = 11) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(num_tokens, hidden), torch.randn(words, hidden), torch.randint(words, (num_tokens,))
+
+
+# case: perf-03
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
+def test_chunks_give_the_log_probabilities_and_gradients_of_all_logits_at_once(chunk_size: int) -> None:
+    """Chunks of 1, 3, all and more than all 7 tokens: log p, dh and dW equal log_softmax's autograd to 1e-6."""
+    hidden, weight, targets = random_head()
+    ours = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    plain = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    scale = torch.arange(1.0, 8.0)  # every token has its own share of the gradient
+    found, expected = token_logps(ours[0], ours[1], targets, chunk_size).logps, plain_logps(*plain, targets)
+    (found * scale).sum().backward()
+    (expected * scale).sum().backward()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-5)
+
+
+# case: perf-03
+def test_no_tensor_with_all_tokens_and_all_words_is_kept_for_the_backward_pass() -> None:
+    """64 tokens, 500 words, chunks of 8: what autograd saves stays below 64 x 500 numbers, the size of the logits."""
+    hidden, weight, targets = random_head(64, 5, 500)
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = token_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 8)
+    assert output.logps.shape == output.correct.shape == (64,)
+    assert max(sizes.values(), default=0) <= weight.numel()
+    assert sum(sizes.values()) < 64 * 500
+
+
+def test_correct_marks_the_targets_with_the_largest_logit() -> None:
+    """W = identity, so logits = hidden: [3 1 2] has its largest at word 0, [0 5 5] a tie of words 1 and 2."""
+    hidden = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [0.0, 5.0, 5.0]])
+    output = token_logps(hidden, torch.eye(3), torch.tensor([0, 2, 2]), chunk_size=2)
+    assert output.correct.tolist() == [True, False, True]
+
+
+def test_uniform_logits_give_minus_log_of_the_number_of_words() -> None:
+    """hidden 0 -> all 8 logits 0 -> p = 1/8 -> log p = -ln 8."""
+    output = token_logps(torch.zeros(2, 4), torch.randn(8, 4), torch.tensor([0, 7]), chunk_size=1)
+    torch.testing.assert_close(output.logps, torch.full((2,), -math.log(8)))
+
+
+# case: mask-02
+def test_no_targets_give_no_log_probabilities_but_a_graph_with_zero_gradients() -> None:
+    """M = 0: the sum is 0.0 exactly, and its gradients are 0, not None."""
+    hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(8, 4, requires_grad=True)
+    logps = token_logps(hidden, weight, torch.zeros(0, dtype=torch.long), chunk_size=3).logps
+    assert logps.shape == (0,)
+    total = logps.sum()
+    assert total.item() == 0.0
+    total.backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() == 0
+
+
+# case: dpo-loss-06
+def test_bf16_logits_are_summed_in_fp32() -> None:
+    """512 targets, V = 49,152, H = 1, so logits = w_v: the bf16 head's sum lies within 0.2 of fp64's; an all-bf16
+    log-softmax and sum miss by more than 1."""
+    torch.manual_seed(0)
+    weight = torch.randn(49152, 1).bfloat16()
+    targets = torch.randint(49152, (512,))
+    hidden = torch.ones(512, 1, dtype=torch.bfloat16)
+    with torch.no_grad():
+        output = token_logps(hidden, weight, targets, chunk_size=128)
+        exact = torch.log_softmax(weight[:, 0].double(), dim=0)[targets].sum()
+        coarse = torch.log_softmax(weight[:, 0], dim=0)[targets].cumsum(0)[-1]  # one bf16 number after the other
+    assert output.logps.dtype == torch.float32
+    summed = sum_per_sequence(output.logps, torch.zeros(512, dtype=torch.long), 1)[0]
+    assert abs(summed.double() - exact) < 0.2
+    assert abs(coarse.double() - exact) > 1
+
+
+@pytest.mark.parametrize(("hidden", "chunk_size"), [((3, 4), 1), ((2, 5), 1), ((2, 4), 0)])
+def test_bad_shapes_and_chunks_are_named(hidden: tuple[int, int], chunk_size: int) -> None:
+    """2 targets and W [8, 4] need hidden [2, 4] and chunks of at least 1."""
+    with pytest.raises(ValueError, match="must be"):
+        token_logps(torch.zeros(hidden), torch.zeros(8, 4), torch.tensor([0, 1]), chunk_size)
+
+
+def test_sums_go_to_their_sequence() -> None:
+    """Values 1 2 3 4 of sequences 0 2 0 2 -> 1+3, nothing, 2+4."""
+    sums = sum_per_sequence(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0, 2, 0, 2]), 3)
+    assert sums.tolist() == [4.0, 0.0, 6.0]
+
+
+def test_sequences_must_match_their_values() -> None:
+    """2 values and 3 numbers of sequences."""
+    with pytest.raises(ValueError, match="to match `values`"):
+        sum_per_sequence(torch.zeros(2), torch.zeros(3, dtype=torch.long), 1)

@@ -1,0 +1,179 @@
+"""On a CUDA device: fsdp, the mixed precisions, and clipping by norm; one step of each, against fp32 on the same GPU.
+
+Run with `python -m pytest -m gpu tests/gpu`; not among the default tests.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from smollit.batch import Batch
+from smollit.data.collate import collate_chats, collate_pairs
+from smollit.models.sharding import decoder_layers, unwrap
+from smollit.modules import DPOModule, FineTuningModule, SFTModule
+from smollit.tools.export import whole_weights
+from smollit.training import SmollitTrainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+KINDS = ("sft", "dpo")
+# Of the loss of the first step, relative to fp32's: bf16 has 8 bits, fp16 11.
+TOLERANCE = {"32-true": 1e-5, "bf16-mixed": 2e-2, "bf16-true": 2e-2, "16-mixed": 5e-3}
+CLIP, LEARNING_RATE = 0.01, 0.05
+CHATS = [
+    {"input_ids": [(7 * i + 3 * j) % 90 + 3 for j in range(3 + i)], "spans": [2, 3 + i], "row": i} for i in range(8)
+]
+PAIRS = [
+    {"prompt_ids": [1, 20 + i], "chosen_ids": [30 + i] * (1 + i % 3) + [2], "rejected_ids": [50 + i, 2], "row": i}
+    for i in range(8)
+]
+
+
+class Watched:
+    """Notes each micro-batch's loss, and the weights at the end."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)  # type: ignore[misc]
+        self.losses_seen = [*getattr(self, "losses_seen", []), float(loss) * self.nominal_count]  # type: ignore
+        return loss
+
+    def on_train_end(self) -> None:
+        # Before Lightning moves everything back to the CPU, where shards can't be gathered.
+        self.weights_seen = whole_weights(self.policy)  # type: ignore[attr-defined]
+
+
+class WatchedSFT(Watched, SFTModule):
+    pass
+
+
+class WatchedDPO(Watched, DPOModule):
+    pass
+
+
+def fit(
+    kind: str, model: Path, folder: Path, precision: str, strategy: str = "auto", **options: Any
+) -> FineTuningModule:
+    """One optimizer step over two micro-batches, clipped at a norm of 0.01, and the export's weights."""
+    module_type, examples, collate = (
+        (WatchedSFT, CHATS, collate_chats) if kind == "sft" else (WatchedDPO, PAIRS, collate_pairs)
+    )
+    module = module_type(
+        str(model),
+        optimizer=lambda params: SGD(params),
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        chunk_size=3,
+        gradient_checkpointing=True,
+    )
+    trainer = SmollitTrainer(
+        default_root_dir=str(folder),
+        accelerator="gpu",
+        devices=1,
+        precision=precision,
+        strategy=strategy,
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        gradient_clip_val=CLIP,
+        logger=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        **({"enable_checkpointing": False} | options),
+    )
+    micro_batches = [collate(examples[:3]), collate(examples[3:])]
+    trainer.fit(module, DataLoader(micro_batches, batch_size=None))  # type: ignore[arg-type]
+    return module
+
+
+# case: precision-02, precision-04
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+def test_precisions_have_the_loss_of_fp32(kind: str, precision: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Losses of two micro-batches within 2 % (bf16) or 0.5 % (fp16) of fp32's; weights fp32 in mixed precision."""
+    expected = fit(kind, tiny_model, tmp_path, "32-true").losses_seen  # type: ignore[attr-defined]
+    module = fit(kind, tiny_model, tmp_path, precision)
+    assert module.losses_seen == pytest.approx(expected, rel=TOLERANCE[precision])  # type: ignore[attr-defined]
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert {parameter.dtype for parameter in module.policy.parameters()} == {dtype}
+    rotary = unwrap(module.policy).model.base_model.rotary_emb  # type: ignore[union-attr]
+    assert rotary.inv_freq.dtype == torch.float32
+
+
+# case: dpo-loss-04, dpo-loss-14
+@pytest.mark.parametrize("strategy", ["auto", "fsdp", "fsdp2"])
+@pytest.mark.parametrize("precision", list(TOLERANCE))
+def test_the_first_loss_is_log_two(strategy: str, precision: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Policy and reference round alike: 3 pairs cost 3 ln 2, to 1e-5, in every precision."""
+    module = fit("dpo", tiny_model, tmp_path, precision, strategy)
+    assert module.losses_seen[0] / 3 == pytest.approx(math.log(2), abs=1e-5)  # type: ignore[attr-defined]
+
+
+# case: fsdp-01, fsdp-02
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_sharded_steps_are_those_of_one_device(kind: str, strategy: str, tiny_model: Path, tmp_path: Path) -> None:
+    """fp32, clipped at a norm of 0.01 far below the gradient's: weights to 1e-5, and the norm before clipping."""
+    expected = fit(kind, tiny_model, tmp_path, "32-true")
+    module = fit(kind, tiny_model, tmp_path, "32-true", strategy)
+    assert module.gradient_norm is not None
+    assert expected.gradient_norm is not None
+    assert float(module.gradient_norm) == pytest.approx(float(expected.gradient_norm), rel=1e-4)
+    assert float(module.gradient_norm) > CLIP
+    found, wanted = module.weights_seen, expected.weights_seen  # type: ignore[attr-defined]
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+# case: fsdp-02, fsdp-04
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_fsdp_wraps_layers_and_keeps_frequencies_in_fp32(precision: str, tiny_model: Path, tmp_path: Path) -> None:
+    """2 layers and the root, for policy and reference; head and embedding are one parameter."""
+    module = fit("dpo", tiny_model, tmp_path, precision, "fsdp")
+    for model in (module.policy, module.reference):  # type: ignore[attr-defined]
+        units = [part for part in model.modules() if isinstance(part, FullyShardedDataParallel)]
+        assert len(units) == 3
+        inner = unwrap(model)
+        assert all(isinstance(layer, FullyShardedDataParallel) for layer in decoder_layers(inner))
+        assert inner.model.base_model.rotary_emb.inv_freq.dtype == torch.float32
+        assert all(unit.mixed_precision.reduce_dtype == torch.float32 for unit in units)
+    assert not any(part.training for part in module.reference.modules())  # type: ignore[attr-defined]
+
+
+# case: checkpoint-02
+@pytest.mark.parametrize("strategy", ["auto", "fsdp", "fsdp2"])
+def test_checkpoints_are_whole_and_safe_to_read(strategy: str, tiny_model: Path, tmp_path: Path) -> None:
+    """One file, weights_only=True, with the 21 keys of the policy and whole tensors."""
+    fit("dpo", tiny_model, tmp_path, "32-true", strategy, enable_checkpointing=True)
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
+    assert len(state) == 21
+    assert state["policy.model.lm_head.weight"].shape == state["policy.model.model.embed_tokens.weight"].shape
+
+
+# case: perf-03
+def test_memory_stays_below_the_logits(tiny_model: Path) -> None:
+    """One row of 1,000 tokens, 2,048 words, chunks of 8: scoring and its backward pass stay below the 8 MB of fp32
+    logits on top of what the layers take."""
+    module = SFTModule(str(tiny_model), chunk_size=8)
+    module.configure_model()
+    module.cuda()
+    chat = {"input_ids": [5] * 1001, "spans": [1, 1001], "row": 0}
+    batch = collate_chats([chat])
+    batch = Batch(*(field.cuda() for field in batch[:6]), batch.causal)
+    policy = unwrap(module.policy)
+    peaks = []
+    for chunk_size in (8, 1000):
+        policy.chunk_size = chunk_size
+        module.zero_grad()
+        torch.cuda.reset_peak_memory_stats()
+        policy(batch).logps.sum().backward()
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[0] < peaks[1] - 1000 * 2048 * 4

@@ -1,0 +1,87 @@
+"""RunningMean: sums and counts that keep their digits, show a NaN, and leave out what was never counted."""
+
+import gc
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from smollit.metrics import Mean, WeightedMean, language_metrics, preference_metrics, values
+
+
+# case: metrics-10
+def test_nan_is_visible() -> None:
+    """1, NaN, 3 must not read 2.0: the mean is NaN."""
+    metric = Mean()
+    for value in (1.0, math.nan, 3.0):
+        metric.update(torch.tensor([value]))
+    assert metric.compute().isnan()
+
+
+# case: metrics-10
+def test_weights_count() -> None:
+    """Sums 1x1 and 3x3 over 1 and 3 tokens: (1 + 9) / (1 + 3) = 2.5."""
+    metric = WeightedMean()
+    metric.update(torch.tensor([1.0, 9.0]), torch.tensor([1, 3]))
+    assert metric.compute().item() == 2.5
+
+
+# case: metrics-10
+@pytest.mark.filterwarnings("error")
+def test_what_was_never_counted_has_no_key() -> None:
+    """No updates -> no keys, and no warning; an update of 0 tokens counts nothing either."""
+    collection = language_metrics("val/")
+    assert values(collection) == {}
+    collection.update(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+    assert values(collection) == {}
+    collection.update(torch.tensor([-2.0]), torch.tensor([True]))
+    assert set(values(collection)) == {"val/loss", "val/perplexity", "val/token_accuracy"}
+
+
+def test_values_start_afresh() -> None:
+    """-2 then -4: 2 and then 4, not 3; afterwards nothing."""
+    collection = language_metrics("train/")
+    for logp in (-2.0, -4.0):
+        collection.update(torch.tensor([logp]), torch.tensor([False]))
+        assert values(collection)["train/loss"].item() == -logp
+    assert values(collection) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_counts_keep_their_digits_when_the_module_is_cast(dtype: torch.dtype) -> None:
+    """Lightning's `bf16-true` casts the module; 256 + 1 in bf16 is 256. After 1,000 tokens of 1.0 and one of 2.0 the
+    mean is 1002 / 1001."""
+    for cast in (lambda module: module.to(dtype), lambda module: module.to(dtype=dtype), lambda m: m.type(dtype)):
+        holder = nn.ModuleDict({"train/": nn.ModuleDict({"mean": Mean()}), "all": preference_metrics("x/")})
+        cast(holder)
+        metric = holder["train/"]["mean"]  # type: ignore[index]
+        metric.set_dtype(dtype)
+        for value in [1.0] * 1000 + [2.0]:
+            metric.update(torch.tensor([value], dtype=dtype))
+        assert metric.total.dtype == metric.count.dtype == torch.float64
+        assert metric.compute().item() == pytest.approx(1002 / 1001, abs=1e-12)
+        metric.reset()
+        assert metric.total.dtype == torch.float64
+
+
+def test_metrics_follow_their_module_to_another_device() -> None:
+    """On the meta device, which stands for any other; fp64 goes with it."""
+    metric = Mean().to("meta")
+    assert metric.total.device.type == "meta"
+    assert metric.total.dtype == torch.float64
+
+
+# case: metrics-09
+def test_memory_does_not_grow_with_the_number_of_batches() -> None:
+    """10 and 100 batches leave the same number of tensor elements alive."""
+
+    def alive_after(num_batches: int) -> int:
+        collection = language_metrics("val/")
+        for _ in range(num_batches):
+            collection.update(torch.randn(64, requires_grad=True), torch.ones(64, dtype=torch.bool))
+        gc.collect()
+        return sum(thing.numel() for thing in gc.get_objects() if isinstance(thing, torch.Tensor))
+
+    alive_after(1)
+    assert alive_after(10) == alive_after(100)

@@ -1,0 +1,105 @@
+"""Models that can't be had, or that we could not score rightly, are refused in one sentence."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from smollit.models import CausalLM
+from smollit.models.pretrained import load_model
+
+
+def edited(model: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of a model's folder with other settings in config.json."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"logits_scaling": 8.0}, "logits_scaling"),
+        ({"logit_scale": 0.0625}, "logit_scale"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+    ],
+)
+def test_settings_that_change_what_we_compute_are_refused(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any], text: str
+) -> None:
+    """A config that scales or caps logits, or has layers that masks do not fit."""
+    with pytest.raises(ValueError, match=text):
+        CausalLM(str(edited(tiny_model, tmp_path / "model", **settings)))
+
+
+def test_a_head_with_a_bias_is_refused(tmp_path: Path) -> None:
+    """Phi's head has a bias: log p without it would be another model's."""
+    config = AutoConfig.for_model("phi", vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                  num_attention_heads=2)  # fmt: skip
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has a bias"):
+        CausalLM(str(tmp_path), weights="random")
+
+
+def test_a_model_that_changes_its_logits_under_another_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Granite divides its logits by `logits_scaling`; the check on the numbers finds it without the name."""
+    config = AutoConfig.for_model("granite", vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                  num_attention_heads=2, num_key_value_heads=2, logits_scaling=4.0)  # fmt: skip
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr("smollit.models.pretrained.UNSUPPORTED_HEAD_SETTINGS", ())
+    with pytest.raises(ValueError, match="changes its logits"):
+        CausalLM(str(tmp_path), weights="random")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    """An absolute path, a relative one and a run's folder that do not exist: a folder, not a hub id."""
+    for name in (str(tmp_path / "nothing"), "./nothing", "runs/sft/export"):
+        with pytest.raises(ValueError, match=r"does not exist: check the path"):
+            load_model(name, "pretrained", torch.float32, "sdpa", None)
+
+
+def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no config.json"):
+        load_model(str(tmp_path), "pretrained", torch.float32, "sdpa", None)
+
+
+def test_a_folder_without_weights_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"no weights.*or set `weights: random`"):
+        load_model(str(tmp_path), "pretrained", torch.float32, "sdpa", None)
+
+
+def test_a_hub_that_can_not_be_reached_is_named() -> None:
+    """HF_HUB_OFFLINE is set for all tests: one sentence on what to do."""
+    with pytest.raises(ValueError, match=r"could not load `nobody/nothing`.*Check the name and the network"):
+        load_model("nobody/nothing", "pretrained", torch.float32, "sdpa", None)
+
+
+def test_broken_or_incomplete_weights_are_named(tmp_path: Path, tiny_model: Path) -> None:
+    """A file cut short, weights of another size, and weights without one tensor."""
+    cut = shutil.copytree(tiny_model, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:1000])
+    other = edited(tiny_model, tmp_path / "other", intermediate_size=48)
+    more = edited(tiny_model, tmp_path / "more", num_hidden_layers=3, layer_types=None)
+    for folder, text in ((cut, "could not load the weights"), (other, "could not load the weights"), (more, "lack 9")):
+        with pytest.raises(ValueError, match=text):
+            load_model(str(folder), "pretrained", torch.float32, "sdpa", None)
+
+
+def test_loading_is_quiet(
+    tiny_model: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No progress bar and no warning for a local folder."""
+    with caplog.at_level(logging.WARNING):
+        CausalLM(str(tiny_model))
+    out, err = capfd.readouterr()
+    assert (out, err, caplog.text) == ("", "", "")

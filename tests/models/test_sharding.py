@@ -1,0 +1,64 @@
+"""Sharding on one process: what is wrapped, what is reduced in fp32, and the norm of gradients."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import FSDPPrecision
+from torch import nn
+from transformers import AutoConfig
+
+from smollit.models import CausalLM
+from smollit.models.sharding import decoder_layers, gradient_norm, scale_gradients, shard, unwrap
+from smollit.training.strategies import ShardedStrategy
+
+
+# case: fsdp-04
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true"])
+def test_fsdp_reduces_gradients_and_keeps_rotary_frequencies_in_fp32(precision: str) -> None:
+    """Lightning's own config reduces in 16 bits and rounds buffers to 16 bits."""
+    config = ShardedStrategy(precision_plugin=FSDPPrecision(precision)).mixed_precision_config  # type: ignore[arg-type]
+    assert config is not None
+    assert config.reduce_dtype == config.buffer_dtype == torch.float32
+
+
+# case: fsdp-02
+def test_layers_are_wrapped_and_the_tied_embedding_is_not(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `wrap` marking what it gets: 2 decoder layers and the CausalLM, and the tie holds."""
+    wrapped: list[nn.Module] = []
+
+    def mark(module: nn.Module) -> nn.Module:
+        wrapped.append(module)
+        return module
+
+    monkeypatch.setattr("smollit.models.sharding.wrap", mark)
+    model = CausalLM(str(tiny_model))
+    assert shard(model, None) is model
+    assert [type(module).__name__ for module in wrapped] == ["LlamaDecoderLayer"] * 2 + ["CausalLM"]
+    assert model.model.lm_head.weight is model.model.model.embed_tokens.weight
+
+
+def test_without_a_sharding_strategy_the_model_is_as_it_was(tiny_model: Path) -> None:
+    """`wrap` outside Lightning's FSDP context does nothing."""
+    model = CausalLM(str(tiny_model))
+    before = [type(module) for module in model.modules()]
+    assert [type(module) for module in shard(model, None).modules()] == before
+    assert unwrap(model) is model
+
+
+def test_norm_and_scale_of_gradients() -> None:
+    """Gradients 3 and 4: norm 5; halved: 2.5. A parameter without a gradient is passed over."""
+    model = nn.Linear(2, 1)
+    model.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert gradient_norm(model).item() == 5.0
+    scale_gradients(model.parameters(), torch.tensor(0.5))
+    assert gradient_norm(model).item() == 2.5
+    assert model.bias.grad is None
+
+
+def test_a_model_without_a_list_of_layers_is_refused(tmp_path: Path) -> None:
+    """GPT-2 calls its layers `h`."""
+    config = AutoConfig.for_model("gpt2", vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="gpt2 model has no list `layers`"):
+        decoder_layers(CausalLM(str(tmp_path), weights="random"))

@@ -1,0 +1,336 @@
+"""DPOModule: the loss, and a reference that stays what it was."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM
+
+from smollit.batch import Batch
+from smollit.data.collate import collate_pairs
+from smollit.modules import DPOModule
+from smollit.modules.dpo import PairScores
+from smollit.training import SmollitTrainer
+
+LOG_TWO = math.log(2)
+PAIRS = [
+    {"prompt_ids": [1, 20 + i], "chosen_ids": [30 + i] * (1 + i % 3) + [2], "rejected_ids": [50 + i, 2], "row": i}
+    for i in range(4)
+]
+
+
+def trainer(folder: Path, **options: Any) -> SmollitTrainer:
+    options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1} | options
+    return SmollitTrainer(
+        default_root_dir=str(folder), accelerator="cpu", devices=1, enable_progress_bar=False, **options
+    )
+
+
+def loader(size: int = 2) -> DataLoader[Batch]:
+    batches = [collate_pairs(PAIRS[start : start + size]) for start in range(0, len(PAIRS), size)]
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def ready(folder: Path, **options: Any) -> DPOModule:
+    module = DPOModule(str(folder), **options)
+    module.configure_model()
+    return module
+
+
+class Watched(DPOModule):
+    """Notes each micro-batch's mean loss and whether the reference is in train mode."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.losses_seen = [*getattr(self, "losses_seen", []), loss.item() / batch.num_examples]
+        self.modes_seen = [*getattr(self, "modes_seen", []), *(part.training for part in self.reference.modules())]
+        assert all(part.training for part in self.policy.modules())
+        return loss
+
+
+@pytest.fixture
+def with_dropout(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with attention dropout 0.1 in its config.json."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"attention_dropout": 0.1}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# case: dpo-loss-01, dpo-loss-04
+def test_the_first_loss_is_log_two_and_the_reference_never_trains(with_dropout: Path, tmp_path: Path) -> None:
+    """Dropout 0.1 in the config, 2 epochs with validation, then 1 more after a resume: margins 0 at step 0 to 1e-6,
+    and every module of the reference in eval mode in every step."""
+    module = Watched(str(with_dropout), learning_rate=0.01)
+    runner = trainer(tmp_path, max_epochs=2, enable_checkpointing=True)
+    runner.fit(module, loader(), loader())
+    assert module.losses_seen[0] == pytest.approx(LOG_TWO, abs=1e-6)
+    assert module.losses_seen[2] < LOG_TWO - 0.01  # the same pairs, an epoch later
+    again = Watched(str(with_dropout), learning_rate=0.01)
+    trainer(tmp_path, max_epochs=3).fit(
+        again, loader(), loader(), ckpt_path=str(runner.checkpoint_folder / "last.ckpt")
+    )
+    assert len(again.losses_seen) == 2
+    assert not any(module.modes_seen + again.modes_seen)
+
+
+# case: dpo-loss-04
+def test_dropout_in_the_policy_must_be_asked_for(with_dropout: Path) -> None:
+    """dropout null keeps the model's 0.1, whose noise moves the first loss; the default 0 does not."""
+    batch = collate_pairs(PAIRS)
+    for dropout, is_log_two in ((0.0, True), (None, False)):
+        module = ready(with_dropout, dropout=dropout)
+        loss = module.step(batch, "train")[0] / 4
+        assert (abs(loss.item() - LOG_TWO) < 1e-6) is is_log_two
+
+
+# case: dpo-loss-07
+def test_the_reference_is_neither_optimized_nor_changed(tiny_model: Path, tmp_path: Path) -> None:
+    """AdamW with weight decay 0.1, 2 epochs: 20 parameters in the optimizer, not 40; the reference's hash stays, the
+    policy's does not; they share no storage; calling train() on the module leaves the reference in eval mode."""
+    module = DPOModule(str(tiny_model), optimizer=lambda params: AdamW(params, weight_decay=0.1), learning_rate=0.01)
+    module.configure_model()
+    before = module.reference.fingerprint()
+    assert before == module.policy.fingerprint() == module.reference_identity["fingerprint"]
+    runner = trainer(tmp_path, max_epochs=2)
+    runner.fit(module, loader())
+    held = [parameter for group in runner.optimizers[0].param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in held} == {id(parameter) for parameter in module.policy.parameters()}
+    assert len(held) == 20
+    assert module.reference.fingerprint() == before
+    assert module.policy.fingerprint() != before
+    policy, reference = ({p.data_ptr() for p in model.parameters()} for model in (module.policy, module.reference))
+    assert not policy & reference
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in module.reference.parameters())
+    module.train()
+    assert not any(part.training for part in module.reference.modules())
+
+
+# case: checkpoint-02
+def test_checkpoints_hold_the_policy_alone_and_resume_beside_the_original(tiny_model: Path, tmp_path: Path) -> None:
+    """21 keys, not 42; the third epoch after a resume has the losses of the unbroken run; the reference is the
+    original, not the trained policy."""
+    unbroken = Watched(str(tiny_model), learning_rate=0.01, schedule="constant")
+    trainer(tmp_path / "a", max_epochs=3).fit(unbroken, loader())
+    first = Watched(str(tiny_model), learning_rate=0.01, schedule="constant")
+    runner = trainer(tmp_path / "b", max_epochs=2, enable_checkpointing=True)
+    runner.fit(first, loader())
+    path = runner.checkpoint_folder / "last.ckpt"
+    kept = torch.load(path, weights_only=True)
+    assert len(kept["state_dict"]) == 21
+    assert not any("reference" in name or "_frozen" in name for name in kept["state_dict"])
+    assert len(json.dumps(dict(kept["hyper_parameters"]))) < 100_000
+    second = Watched(str(tiny_model), learning_rate=0.01, schedule="constant")
+    trainer(tmp_path / "b", max_epochs=3).fit(second, loader(), ckpt_path=str(path))
+    assert second.losses_seen == unbroken.losses_seen[4:]
+    assert second.reference.fingerprint() == kept["reference"]["fingerprint"] == first.reference.fingerprint()
+    del kept["state_dict"]["policy.model.model.norm.weight"]
+    torch.save(kept, tmp_path / "b" / "less.ckpt")
+    with pytest.raises(RuntimeError, match=r"Missing key.*norm.weight"):
+        trainer(tmp_path / "b", max_epochs=3).fit(
+            Watched(str(tiny_model)), loader(), ckpt_path=str(tmp_path / "b" / "less.ckpt")
+        )
+
+
+# case: checkpoint-02
+def test_another_reference_is_refused(tiny_model: Path) -> None:
+    """The fingerprint in the checkpoint is not that of the model."""
+    module, checkpoint = ready(tiny_model), {}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    checkpoint["reference"] = {"source": "there", "fingerprint": "0"}
+    with pytest.raises(ValueError, match="began beside the reference there"):
+        module.on_load_checkpoint(checkpoint)
+
+
+def test_a_new_run_can_start_from_a_checkpoints_weights(tiny_model: Path, tmp_path: Path) -> None:
+    """init_from: the policy has the trained weights, the reference the original ones."""
+    module = DPOModule(str(tiny_model), learning_rate=0.01)
+    runner = trainer(tmp_path, enable_checkpointing=True)
+    runner.fit(module, loader())
+    start = ready(tiny_model, init_from=str(runner.checkpoint_folder / "last.ckpt"))
+    assert start.policy.fingerprint() == module.policy.fingerprint()
+    assert start.reference.fingerprint() == module.reference.fingerprint() != start.policy.fingerprint()
+
+
+def test_policy_and_reference_may_be_two_models(tiny_model: Path, tmp_path: Path) -> None:
+    """reference_name: other weights, so the first margins are not 0."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    model.save_pretrained(tmp_path)
+    module = ready(tiny_model, reference_name=str(tmp_path))
+    assert module.reference_identity["source"] == str(tmp_path)
+    assert abs(module.step(collate_pairs(PAIRS), "train")[0].item() / 4 - LOG_TWO) > 1e-4
+
+
+# case: dpo-loss-01
+def test_validation_before_training_shows_a_policy_that_knows_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    """Policy = reference: loss ln 2, margins 0, accuracy 1/2; after 3 epochs of training all have moved."""
+    module = DPOModule(str(tiny_model), learning_rate=0.01)
+    found = trainer(tmp_path).validate(module, loader(), verbose=False)[0]
+    assert found["val/loss"] == pytest.approx(LOG_TWO, abs=1e-6)
+    assert (found["val/rewards/margins"], found["val/rewards/accuracies"]) == (0.0, 0.5)
+    trainer(tmp_path, max_epochs=3).fit(module, loader())
+    found = trainer(tmp_path).validate(module, loader(), verbose=False)[0]
+    assert found["val/loss"] < LOG_TWO - 0.05
+    assert found["val/rewards/margins"] > 0.05
+    assert found["val/rewards/accuracies"] == 1.0
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_the_first_loss_is_log_two_in_bf16(tiny_model: Path, tmp_path: Path, precision: str) -> None:
+    """Lightning casts the policy and does not know the reference: both must round alike."""
+    module = Watched(str(tiny_model))
+    trainer(tmp_path, precision=precision).fit(module, loader())
+    assert module.losses_seen[0] == pytest.approx(LOG_TWO, abs=1e-6)
+
+
+# ---- the loss
+
+
+def moved(folder: Path, **options: Any) -> DPOModule:
+    """A module whose policy has left its reference."""
+    module = ready(folder, **options)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.policy.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return module
+
+
+def plain_log_ratios(module: DPOModule) -> tuple[Tensor, Tensor, Tensor]:
+    """Chosen and rejected log-ratios, and log p(chosen), of the 4 pairs: one row each, from all logits."""
+    found = []
+    for model in (module.policy.model, module.reference.model):
+        scores = []
+        for pair in PAIRS:
+            for name in ("chosen_ids", "rejected_ids"):
+                prompt, answer = pair["prompt_ids"], pair[name]
+                logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+                scores.append(torch.log_softmax(logits, 1).gather(1, torch.tensor(answer)[:, None]).sum())
+        found.append(torch.stack(scores).view(4, 2))
+    ratios = found[0] - found[1].detach()
+    return ratios[:, 0], ratios[:, 1], found[0][:, 0]
+
+
+# case: dpo-loss-10, dpo-loss-11, dpo-loss-16
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"beta": 0.5, "label_smoothing": 0.1},
+        {"loss": "ipo"},
+        {"loss": "hinge"},
+        {"nll_weight": 1.0},
+        {"loss": "ipo", "nll_weight": 0.3},
+    ],
+)
+def test_each_loss_arrives_in_the_step(tiny_model: Path, options: dict[str, Any]) -> None:
+    """Value and gradient against the papers' formulas on plain transformers' log-probabilities; ipo divides by the
+    tokens of each answer (2, 3, 4, 2 and 2); nll_weight adds the chosen answer's mean -log p per token."""
+    module = moved(tiny_model, **options)
+    batch = collate_pairs(PAIRS)
+    chosen, rejected, logps = plain_log_ratios(module)
+    beta, num_chosen = options.get("beta", 0.1), torch.tensor([2, 3, 4, 2])
+    smoothing, kind = options.get("label_smoothing", 0.0), options.get("loss", "sigmoid")
+    margin = beta * (chosen - rejected)
+    expected = {
+        "sigmoid": -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin),
+        "hinge": (1 - margin).clamp(min=0),
+        "ipo": (chosen / num_chosen - rejected / 2 - 1 / (2 * beta)) ** 2,
+    }[kind] - options.get("nll_weight", 0.0) * logps / num_chosen
+    expected.sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in module.policy.named_parameters()}
+    module.policy.zero_grad()
+    loss_sum, count = module.step(batch, "train")
+    loss_sum.backward()
+    assert count == 4
+    torch.testing.assert_close(loss_sum, expected.sum(), rtol=1e-5, atol=1e-6)
+    for name, parameter in module.policy.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+
+
+# case: dpo-loss-16
+def test_no_nll_weight_is_plain_dpo(tiny_model: Path) -> None:
+    """Weight 0 is the same to the bit; weight 1 on -log p = 6 over 3 tokens adds 2."""
+    scores = PairScores(torch.tensor([[-6.0, -4.0]]), torch.tensor([[3.0, 2.0]]), torch.zeros(1, 2))
+    reference = torch.tensor([[-7.0, -4.5]])
+    plain, zero, one = (
+        DPOModule("x", **o).losses(scores, reference) for o in ({}, {"nll_weight": 0.0}, {"nll_weight": 1.0})
+    )
+    assert torch.equal(plain, zero)
+    torch.testing.assert_close(one, plain + 2.0)
+
+
+# case: metrics-08
+def test_the_dashboard_has_the_rewards_of_its_pairs(tiny_model: Path, tmp_path: Path) -> None:
+    """Means over 4 pairs, in batches of 3 and 1, of beta x the plain log-ratios; accuracy, margin and logps alike."""
+    module = moved(tiny_model)
+    chosen, rejected, logps = (tensor.detach() for tensor in plain_log_ratios(module))
+    found = trainer(tmp_path).validate(module, loader(3), verbose=False)[0]
+    expected = {
+        "val/rewards/chosen": 0.1 * chosen.mean(),
+        "val/rewards/rejected": 0.1 * rejected.mean(),
+        "val/rewards/margins": 0.1 * (chosen - rejected).mean(),
+        "val/rewards/accuracies": (chosen > rejected).float().mean(),
+        "val/logps/chosen": logps.mean(),
+        "val/loss": F.softplus(-0.1 * (chosen - rejected)).mean(),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+
+
+# case: dpo-loss-01
+def test_one_step_lowers_the_loss_of_its_pairs(tiny_model: Path, tmp_path: Path) -> None:
+    """Plain SGD, lr 0.1: below ln 2 on the same batch."""
+    module = DPOModule(str(tiny_model), optimizer=lambda params: SGD(params), learning_rate=0.1, schedule="constant")
+    trainer(tmp_path).fit(module, loader(4))
+    assert module.step(collate_pairs(PAIRS), "val")[0].item() / 4 < LOG_TWO - 1e-4
+
+
+# case: mask-02
+def test_an_empty_batch_costs_nothing_with_a_graph(tiny_model: Path, tmp_path: Path) -> None:
+    """The batch that keeps ranks in step: loss 0, count 0, gradients 0, no metric."""
+    module = ready(tiny_model)
+    loss_sum, count = module.step(collate_pairs([]), "val")
+    loss_sum.backward()
+    assert (loss_sum.item(), count.item()) == (0.0, 0)
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in module.policy.parameters())
+    assert all(metric.count == 0 for metric in module.stage_metrics("val").values())
+
+
+# case: dpo-loss-11
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta": 0.0},
+        {"beta": -1.0},
+        {"label_smoothing": 0.5},
+        {"label_smoothing": -0.1},
+        {"label_smoothing": 0.1, "loss": "hinge"},
+        {"label_smoothing": 0.1, "loss": "ipo"},
+        {"nll_weight": -1.0},
+    ],
+)
+def test_options_without_effect_or_meaning_are_refused(options: dict[str, Any]) -> None:
+    """Nothing is ignored in silence."""
+    with pytest.raises(ValueError, match=r"`model."):
+        DPOModule("anything", **options)
+
+
+# case: dpo-loss-16
+def test_the_default_learning_rate_is_small() -> None:
+    """Rewards of chosen answers sink at 5e-5; the default is 5e-6 at most, beta 0.1."""
+    module = DPOModule("anything")
+    assert module.learning_rate <= 5e-6
+    assert module.beta == 0.1
+    assert isinstance(module.policy, nn.Module | None)

@@ -1,0 +1,190 @@
+"""SFTModule: loss, metrics, precision and refusals."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM
+
+from smollit.batch import Batch
+from smollit.data.collate import collate_chats
+from smollit.modules import SFTModule
+from smollit.modules.base import set_learning_rate
+from smollit.training import SmollitTrainer
+
+CHATS = [{"input_ids": list(range(30, 32 + 2 * i)), "spans": [1, 2 + 2 * i], "row": i} for i in range(5)]
+
+
+def trainer(folder: Path, **options: Any) -> SmollitTrainer:
+    options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False} | options
+    return SmollitTrainer(
+        default_root_dir=str(folder), accelerator="cpu", devices=1, enable_progress_bar=False, **options
+    )
+
+
+def loader(size: int, chats: list[dict[str, Any]] = CHATS) -> DataLoader[Batch]:
+    batches = [collate_chats(chats[start : start + size]) for start in range(0, len(chats), size)]
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def plain_nll(folder: Path, chat: dict[str, Any]) -> torch.Tensor:
+    """transformers' own loss, a mean over the targets of one row."""
+    ids = torch.tensor([chat["input_ids"]])
+    return AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids, labels=ids).loss.detach()
+
+
+def test_it_works_without_a_trainer(tiny_model: Path) -> None:
+    """Sum of -log p and number of targets of a chat with 1 + 3 tokens: mean equals transformers' loss."""
+    module = SFTModule(str(tiny_model))
+    module.configure_model()
+    loss_sum, count = module.step(collate_chats(CHATS[1:2]), "train")
+    assert count == 3
+    torch.testing.assert_close(loss_sum / 3, plain_nll(tiny_model, CHATS[1]), rtol=1e-5, atol=0)
+    loss_sum.backward()
+
+
+def test_configure_model_twice_keeps_the_policy(tiny_model: Path) -> None:
+    """fit, then validate: Lightning calls it again."""
+    module = SFTModule(str(tiny_model))
+    module.configure_model()
+    policy = module.policy
+    module.configure_model()
+    assert module.policy is policy
+
+
+# case: metrics-03, metrics-06
+def test_validation_loss_does_not_depend_on_the_batch_size(tiny_model: Path, tmp_path: Path) -> None:
+    """Chats with 1, 3, 5, 7 and 9 targets, in batches of 1, 2, 3 and 5: sum NLL / 25 as plain transformers has it."""
+    counts = [len(chat["input_ids"]) - 1 for chat in CHATS]
+    expected = sum(plain_nll(tiny_model, chat).item() * n for chat, n in zip(CHATS, counts, strict=True)) / 25
+    for size in (1, 2, 3, 5):
+        found = trainer(tmp_path).validate(SFTModule(str(tiny_model)), loader(size), verbose=False)[0]
+        assert found["val/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_falls(tiny_model: Path, tmp_path: Path) -> None:
+    """10 steps on 5 chats: validation loss after is below the one before."""
+    module = SFTModule(str(tiny_model), learning_rate=0.01)
+    before = trainer(tmp_path).validate(module, loader(5), verbose=False)[0]["val/loss"]
+    trainer(tmp_path, max_epochs=10).fit(module, loader(5))
+    assert trainer(tmp_path).validate(module, loader(5), verbose=False)[0]["val/loss"] < before - 0.5
+
+
+# case: precision-02
+def test_the_default_precision_remembers_small_updates(tiny_model: Path, tmp_path: Path) -> None:
+    """w = 1, gradient 1, 100 AdamW steps of 1e-5: 0.9990 in fp32, and 1.0 for ever in bf16; ours is fp32."""
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.nn.Parameter(torch.ones(1, dtype=dtype))
+        optimizer = AdamW([weight], lr=1e-5, weight_decay=0.0)
+        for _ in range(100):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        moved[dtype] = weight.item()
+    assert moved[torch.float32] == pytest.approx(0.999, abs=1e-5)
+    assert moved[torch.bfloat16] == 1.0
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(tmp_path / "bf16")
+    module = SFTModule(str(tmp_path / "bf16"), learning_rate=1e-5)
+    for precision in ("32-true", "bf16-mixed"):
+        trainer(tmp_path, precision=precision).fit(module, loader(5))
+        assert {parameter.dtype for parameter in module.policy.parameters()} == {torch.float32}
+
+
+# case: precision-04
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("32-true", torch.float32),
+        ("16-mixed", torch.float32),
+        ("bf16-mixed", torch.float32),
+        ("bf16-true", torch.bfloat16),
+    ],
+)
+def test_only_true_precisions_change_the_weights(tiny_model: Path, precision: str, dtype: torch.dtype) -> None:
+    """16-mixed keeps fp32 masters: its GradScaler can't unscale fp16 gradients."""
+    module = SFTModule(str(tiny_model))
+    module._trainer = SimpleNamespace(precision=precision)  # type: ignore[assignment]
+    assert module.weights_dtype() == dtype
+
+
+# case: precision-04
+def test_fp16_weights_are_refused(tiny_model: Path) -> None:
+    """16-true loses small updates."""
+    module = SFTModule(str(tiny_model))
+    module._trainer = SimpleNamespace(precision="16-true")  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"16-true.*Take 16-mixed, or bf16-true"):
+        module.configure_model()
+
+
+# case: precision-05
+@pytest.mark.parametrize(
+    ("fused", "scaler", "refused"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_fused_optimizer_is_refused_beside_a_scaler(
+    tiny_model: Path, fused: bool, scaler: bool, refused: bool
+) -> None:
+    """It would unscale inside the step, after clipping; without a scaler (bf16-mixed) it is fine."""
+    module = SFTModule(str(tiny_model))
+    module.configure_model()
+    module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        precision_plugin=SimpleNamespace(scaler=object() if scaler else None),
+        optimizers=[AdamW(module.policy.parameters(), fused=fused)],
+    )
+    if refused:
+        with pytest.raises(ValueError, match="Set `fused: false`, or take bf16-mixed"):
+            module.on_fit_start()
+    else:
+        module.on_fit_start()
+
+
+def test_bf16_true_counts_in_fp64_and_stays_near_fp32(tiny_model: Path, tmp_path: Path) -> None:
+    """bf16 weights: validation loss within 1 % of fp32's, and metrics' sums stay fp64."""
+    found = {}
+    for precision in ("32-true", "bf16-true"):
+        module = SFTModule(str(tiny_model))
+        found[precision] = trainer(tmp_path, precision=precision).validate(module, loader(2), verbose=False)[0][
+            "val/loss"
+        ]
+    assert next(module.policy.parameters()).dtype == torch.bfloat16
+    assert module.stage_metrics("val")["loss"].total.dtype == torch.float64
+    assert found["bf16-true"] == pytest.approx(found["32-true"], rel=0.01)
+
+
+# case: checkpoint-08
+def test_hyperparameters_are_plain_and_small(tiny_model: Path, tmp_path: Path) -> None:
+    """JSON, below 100 kB, without the optimizer; the module can be made again from the checkpoint."""
+    module = SFTModule(str(tiny_model), optimizer=lambda params: SGD(params), chunk_size=7)
+    runner = trainer(tmp_path)
+    runner.fit(module, loader(5))
+    runner.save_checkpoint(tmp_path / "made.ckpt")
+    kept = torch.load(tmp_path / "made.ckpt", weights_only=True)
+    text = json.dumps(dict(kept["hyper_parameters"]))
+    assert len(text) < 100_000
+    assert "optimizer" not in kept["hyper_parameters"]
+    assert len(kept["state_dict"]) == 21  # 20 parameters, and the tied head's second name
+    again = SFTModule.load_from_checkpoint(tmp_path / "made.ckpt")
+    assert again.chunk_size == 7
+    for one, other in zip(again.policy.parameters(), module.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_one_learning_rate(tiny_model: Path) -> None:
+    """An optimizer with its own lr is two settings of one thing; its default is not."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = AdamW([weight])
+    set_learning_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    with pytest.raises(ValueError, match=r"set only `model.learning_rate`"):
+        set_learning_rate(AdamW([weight], lr=0.1), 0.5)
+
+
+@pytest.mark.parametrize(("option", "value"), [("learning_rate", 0.0), ("num_warmup_steps", -1)])
+def test_options_without_a_meaning_are_refused(option: str, value: float) -> None:
+    """Neither no learning rate nor a negative warm-up."""
+    with pytest.raises(ValueError, match=option):
+        SFTModule("anything", **{option: value})

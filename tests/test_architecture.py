@@ -1,0 +1,92 @@
+"""The rooms of the house and the arrows between them: docs/design.md."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Who may import whom inside smollit; a room may always import itself.
+ARROWS = {
+    "": set(),  # smollit/__init__.py
+    "__main__": {"main"},
+    "main": {"modules", "data", "tools", "training"},
+    "batch": set(),
+    "functional": set(),
+    "metrics": {"functional"},
+    "data": {"batch"},
+    "models": {"functional", "batch"},
+    "modules": {"models", "functional", "metrics", "batch"},
+    "tools": {"batch", "functional", "metrics", "data", "models", "modules", "training"},
+    "training": {"batch", "functional", "metrics", "data", "models", "modules", "tools"},
+}
+# Other packages that a room does without, however handy.
+FORBIDDEN = {
+    "": {"torch", "transformers", "lightning", "datasets"},
+    "batch": {"transformers", "lightning", "datasets"},
+    "functional": {"transformers", "lightning", "datasets", "torchmetrics"},
+    "metrics": {"transformers", "lightning", "datasets"},
+    "data": {"torchmetrics"},
+    "models": {"datasets", "torchmetrics"},
+    "modules": {"datasets"},
+}
+FILES = sorted((ROOT / "smollit").rglob("*.py"))
+
+
+def room(parts: tuple[str, ...]) -> str:
+    """smollit.models.causal_lm -> models; smollit itself -> ''."""
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports(path: Path) -> Iterator[tuple[str, ...]]:
+    """Every module that a file imports, anywhere in it, as its parts."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide their arrow"
+            module = tuple((node.module or "").split("."))
+            # `from smollit import data` is an arrow to data, `from smollit import __version__` is none.
+            is_root = module == ("smollit",)
+            yield from ((*module, alias.name) for alias in node.names) if is_root else (module,)
+
+
+# case: design-arrows
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_arrow_that_is_not_in_the_plan(path: Path) -> None:
+    """Each import of a file leads to its own room, or along an arrow; never to callbacks or tests."""
+    here = room(path.relative_to(ROOT).with_suffix("").parts).replace("__init__", "")
+    for parts in imports(path):
+        assert parts[0] not in {"callbacks", "tests", "benchmarks"}, f"{path} imports {'.'.join(parts)}"
+        assert parts[0] not in FORBIDDEN.get(here, set()), f"{here} does without {parts[0]}"
+        if parts[0] == "smollit" and parts[1:] != ("__version__",):
+            there = room(parts)
+            assert there == here or there in ARROWS[here], f"{path}: there is no arrow {here} -> {there}"
+
+
+def test_every_room_has_its_arrows() -> None:
+    """A new room must say here what it may import."""
+    rooms = {room(path.relative_to(ROOT).with_suffix("").parts).replace("__init__", "") for path in FILES}
+    assert rooms == set(ARROWS)
+
+
+def test_callbacks_import_only_smollit() -> None:
+    """callbacks -> smollit, except the command line; of the project, nothing else."""
+    for path in sorted((ROOT / "callbacks").rglob("*.py")):
+        ours = [parts for parts in imports(path) if parts[0] in {"smollit", "tests", "benchmarks"}]
+        assert all(parts[0] == "smollit" and room(parts) not in {"main", "__main__"} for parts in ours)
+
+
+def test_tests_are_no_packages() -> None:
+    """tests/callbacks/__init__.py would shadow the package callbacks."""
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_import_smollit_is_light() -> None:
+    """Neither torch nor transformers is loaded by `import smollit`."""
+    script = "import smollit, sys; print(smollit.__version__, sorted({'torch', 'transformers'} & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.split(maxsplit=1)[1].strip() == "[]"

@@ -1,0 +1,340 @@
+"""Two CPU processes against one: ddp and fsdp2 make the steps, figures and checkpoints of a single process.
+
+This file is also the program that the two processes run, once, for all tests below: each leaves what it found in
+a file, and the tests compare.
+"""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import SGD, AdamW
+from torch.utils.data import DataLoader
+
+from smollit.batch import Batch
+from smollit.data.collate import collate_chats, collate_pairs
+from smollit.metrics import preference_metrics, values
+from smollit.models.sharding import gradient_norm, scale_gradients
+from smollit.modules import DPOModule, FineTuningModule, SFTModule
+from smollit.tools.export import whole_weights
+from smollit.training import SmollitTrainer
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("sft", "dpo")
+STRATEGIES = ("ddp", "fsdp2")
+TRAIN = ((range(0, 1), range(1, 3)), (range(3, 6), range(6, 8)))  # examples of each rank's two micro-batches
+VAL = ((range(0, 2), range(2, 3)), (range(3, 5), range(0)))  # 5 rows: rank 1's last batch is empty
+CLIP = 0.01
+CHATS = [
+    {"input_ids": [(7 * i + 3 * j) % 90 + 3 for j in range(3 + i)], "spans": [2, 3 + i], "row": i} for i in range(8)
+]  # chat i has i + 1 targets
+PAIRS = [
+    {"prompt_ids": [1, 20 + i], "chosen_ids": [30 + i] * (1 + i % 3) + [2], "rejected_ids": [50 + i, 2], "row": i}
+    for i in range(8)
+]
+Found = dict[str, Any]
+
+
+class Watched:
+    """Notes each micro-batch's loss, the figures that are logged, and the norm of each step."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)  # type: ignore[misc]
+        self.losses_seen = [*getattr(self, "losses_seen", []), loss.item() * self.nominal_count]  # type: ignore[attr-defined]
+        return loss
+
+    def report(self, named: dict[str, Any]) -> None:
+        self.logged = getattr(self, "logged", {}) | {name: float(value) for name, value in named.items()}
+        super().report(named)  # type: ignore[misc]
+
+
+class WatchedSFT(Watched, SFTModule):
+    pass
+
+
+class WatchedDPO(Watched, DPOModule):
+    pass
+
+
+def make(kind: str, model: str, adam: bool = False, **options: Any) -> FineTuningModule:
+    optimizer = (lambda params: AdamW(params, weight_decay=0.1)) if adam else (lambda params: SGD(params))
+    module = WatchedSFT if kind == "sft" else WatchedDPO
+    rate = 1e-4 if adam else 0.05
+    # chunks of 3 tokens, and layers that are recomputed: what breaks ddp and fsdp2 if it is done wrong
+    options = {"learning_rate": rate, "schedule": "constant", "chunk_size": 3, "gradient_checkpointing": True} | options
+    return module(model, optimizer=optimizer, **options)
+
+
+def loader(kind: str, parts: Any) -> DataLoader[Batch]:
+    examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
+    return DataLoader([collate([examples[i] for i in part]) for part in parts], batch_size=None)  # type: ignore
+
+
+def run(
+    module: FineTuningModule, strategy: str, rank: int | None, folder: Path, resume: bool = False, **options: Any
+) -> None:
+    """Fit; rank None is the single process that has all examples, in one batch per step."""
+    kind = "sft" if isinstance(module, SFTModule) else "dpo"
+    train, val = ([range(8)], [range(5)]) if rank is None else (TRAIN[rank], VAL[rank])
+    options = {"max_epochs": 2, "enable_checkpointing": False} | options
+    trainer = SmollitTrainer(
+        default_root_dir=str(folder),
+        accelerator="cpu",
+        devices=1 if rank is None else 2,
+        strategy=strategy,
+        accumulate_grad_batches=len(train),
+        logger=False,
+        enable_progress_bar=False,
+        log_every_n_steps=2,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    path = str(folder / "checkpoints" / "last.ckpt") if resume else None
+    trainer.fit(module, loader(kind, train), loader(kind, val), ckpt_path=path)
+
+
+def summary(module: FineTuningModule) -> Found:
+    return {
+        "weights": {name: tensor.clone() for name, tensor in whole_weights(module.policy).items()},
+        "losses": module.losses_seen,
+        "logged": module.logged,
+        "norm": float(module.gradient_norm),  # type: ignore[arg-type]
+    }
+
+
+# ---- what each of the two processes does
+
+
+def work(rank: int, model: str, folder: Path) -> None:
+    found: Found = {}
+    for kind in KINDS:
+        for strategy in STRATEGIES:
+            name = f"{kind}-{strategy}"
+            module = make(kind, model)
+            run(module, strategy, rank, folder / name, gradient_clip_val=CLIP)
+            found[name] = summary(module)
+            if strategy == "fsdp2":
+                found[f"{name}-sharded"] = sharded_parts(module)
+            module = make(kind, model, adam=True)
+            run(module, strategy, rank, folder / f"{name}-adam", enable_checkpointing=True)
+            found[f"{name}-adam"] = summary(module)
+    module = make("sft", model)
+    run(module, "fsdp2", rank, folder / "value", gradient_clip_val=1e-4, gradient_clip_algorithm="value")
+    found["value"] = summary(module)
+    module = make("dpo", model, adam=True)
+    run(module, "fsdp2", rank, folder / "dpo-fsdp2-adam", max_epochs=3, resume=True)
+    found["resumed"] = summary(module)
+    found["metrics"] = metrics_of(rank)
+    found["norms"] = norms()
+    torch.save(found, folder / f"rank{rank}.pt")
+
+
+def sharded_parts(module: FineTuningModule) -> Found:
+    models = [module.policy, *getattr(module, "_frozen", ())]
+    return {
+        "sharded": all(isinstance(parameter, DTensor) for model in models for parameter in model.parameters()),
+        "units": [type(part).__name__ for part in module.policy.modules() if isinstance(part, FSDPModule)],
+        "tied": module.policy.model.lm_head.weight is module.policy.model.model.embed_tokens.weight,  # type: ignore
+        "modes": [part.training for model in models[1:] for part in model.modules()],
+        "trained": [parameter.requires_grad for model in models[1:] for parameter in model.parameters()],
+    }
+
+
+def metrics_of(rank: int) -> Found:
+    """Uneven ranks: 5 and 2 values of 1.0; flags 1, 0 and 1, 1; one metric on each rank alone; some on none."""
+    collection = preference_metrics("x/")
+    collection["loss"].update(torch.ones(5 if rank == 0 else 2))
+    for flag in ((1.0, 0.0), (1.0, 1.0))[rank]:
+        collection["rewards/accuracies"].update(torch.tensor([flag]), torch.tensor([0.5]))
+    collection["logps/chosen" if rank == 0 else "logps/rejected"].update(torch.full((3,), 1.0 + rank))
+    return {name: value.item() for name, value in values(collection).items()}
+
+
+def norms() -> Found:
+    """Gradients 3 and 4, one on each rank: norm 5, and 1 after the division by it."""
+    mesh = init_device_mesh("cpu", (2,))
+    model = torch.nn.Linear(1, 2, bias=False)
+    fully_shard(model, mesh=mesh)
+    weight = model.weight
+    weight.grad = distribute_tensor(torch.tensor([[3.0], [4.0]]), mesh, weight.placements)  # type: ignore
+    before = gradient_norm(model).item()
+    scale_gradients(model.parameters(), 1 / before)
+    return {"before": before, "after": gradient_norm(model).item()}
+
+
+# ---- tests
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def ranks(tiny_model: Path, folder: Path) -> list[Found]:
+    """What the two processes found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",  # Lightning then takes the processes as they are
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    processes = []
+    for rank in range(2):
+        own = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        log = (folder / f"rank{rank}.log").open("w")
+        command = [sys.executable, __file__, str(rank), str(tiny_model), str(folder)]
+        processes.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join((folder / f"rank{rank}.log").read_text()[-6000:] for rank in range(2))
+    assert codes == [0, 0], logs
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def single(tiny_model: Path, folder: Path) -> Found:
+    """The same fits in one process, with all 8 examples in one batch."""
+    found: Found = {}
+    for kind in KINDS:
+        module = make(kind, str(tiny_model))
+        run(module, "auto", None, folder / "one", gradient_clip_val=CLIP)
+        found[kind] = summary(module)
+        module = make(kind, str(tiny_model), adam=True)
+        run(module, "auto", None, folder / "one")
+        found[f"{kind}-adam"] = summary(module)
+    module = make("dpo", str(tiny_model), adam=True)
+    run(module, "auto", None, folder / "one", max_epochs=3)
+    found["resumed"] = summary(module)
+    module = make("sft", str(tiny_model))
+    run(module, "auto", None, folder / "one", gradient_clip_val=1e-4, gradient_clip_algorithm="value")
+    found["value"] = summary(module)
+    return found
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-6) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+# case: metrics-02, dpo-loss-05, perf-01, fsdp-01
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_make_the_clipped_steps_of_one(
+    kind: str, strategy: str, ranks: list[Found], single: Found
+) -> None:
+    """Windows of 1 + 2 examples on rank 0 and 3 + 2 on rank 1, against 8 at once; SGD, 2 steps, clipped at a norm of
+    0.01: weights to 1e-6, and the norm before clipping on both ranks. fsdp2: layers, tied embeddings and head, the
+    chunked head and the frozen reference are shards; what is exported is gathered on rank 0."""
+    for rank, found in enumerate(ranks):
+        if strategy == "ddp" or rank == 0:
+            assert_same(found[f"{kind}-{strategy}"]["weights"], single[kind]["weights"])
+        assert found[f"{kind}-{strategy}"]["norm"] == pytest.approx(single[kind]["norm"], rel=1e-4)
+        assert found[f"{kind}-{strategy}"]["norm"] > CLIP
+
+
+# case: metrics-02, dpo-loss-05
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_make_the_adamw_steps_of_one(kind: str, strategy: str, ranks: list[Found], single: Found) -> None:
+    """AdamW with weight decay, 2 steps, unclipped: to 1e-6."""
+    assert_same(ranks[0][f"{kind}-{strategy}-adam"]["weights"], single[f"{kind}-adam"]["weights"])
+
+
+def test_clipping_by_value_works_on_shards(ranks: list[Found], single: Found) -> None:
+    """fsdp2, every number of the gradient within 1e-4."""
+    assert_same(ranks[0]["value"]["weights"], single["value"]["weights"])
+
+
+# case: metrics-02, metrics-06
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_both_ranks_log_the_figures_of_one_process(kind: str, strategy: str, ranks: list[Found], single: Found) -> None:
+    """Training means over all tokens or pairs of 2 steps; validation on 5 rows, of which rank 1 has 2 and an empty
+    batch: every figure to 1e-5 relative."""
+    expected = {name: value for name, value in single[kind]["logged"].items() if name != "train/epoch"}
+    assert any(name.startswith("val/") for name in expected)
+    for found in ranks:
+        logged = {name: value for name, value in found[f"{kind}-{strategy}"]["logged"].items() if name != "train/epoch"}
+        assert logged == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+# case: dpo-loss-14
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_first_loss_is_log_two_on_both_ranks(strategy: str, ranks: list[Found]) -> None:
+    """1 pair on rank 0 and 3 on rank 1: sums ln 2 and 3 ln 2."""
+    for found, num_pairs in zip(ranks, (1, 3), strict=True):
+        assert found[f"dpo-{strategy}"]["losses"][0] / num_pairs == pytest.approx(math.log(2), abs=1e-6)
+
+
+# case: fsdp-02, dpo-loss-14
+@pytest.mark.parametrize("kind", KINDS)
+def test_fsdp2_shards_layers_and_keeps_the_tie_in_the_root(kind: str, ranks: list[Found]) -> None:
+    """2 layers and the root; head and embedding are one parameter; the reference is sharded, frozen, in eval mode."""
+    for found in ranks:
+        parts = found[f"{kind}-fsdp2-sharded"]
+        assert parts["units"] == ["FSDPCausalLM", "FSDPLlamaDecoderLayer", "FSDPLlamaDecoderLayer"]
+        assert parts["sharded"]
+        assert parts["tied"]
+        assert not any(parts["modes"] + parts["trained"])
+
+
+# case: checkpoint-02
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_checkpoints_are_whole_and_safe_to_read(kind: str, strategy: str, folder: Path, ranks: list[Found]) -> None:
+    """One file, read with weights_only=True: 21 whole tensors of the policy, those that the run ended with."""
+    path = folder / f"{kind}-{strategy}-adam" / "checkpoints" / "last.ckpt"
+    state = torch.load(path, weights_only=True)["state_dict"]
+    weights = {name.removeprefix("policy.model."): tensor for name, tensor in state.items()}
+    assert len(weights) == 21
+    assert_same(weights, ranks[0][f"{kind}-{strategy}-adam"]["weights"], 0)
+
+
+def test_fsdp2_goes_on_from_its_checkpoint(ranks: list[Found], single: Found) -> None:
+    """DPO, 2 epochs, resumed for a third: the weights of 3 epochs in one process; AdamW's state came back too."""
+    assert [len(found["resumed"]["losses"]) for found in ranks] == [2, 2]  # the third epoch's two micro-batches
+    assert_same(ranks[0]["resumed"]["weights"], single["resumed"]["weights"], 2e-6)
+
+
+# case: metrics-07, metrics-08, metrics-10, metrics-13
+def test_metrics_are_sums_over_uneven_ranks(ranks: list[Found]) -> None:
+    """1.0 with weights 5 and 2 is 1.0; flags 1, 0, 1, 1 are 0.75; what only one rank counted is logged on both; what
+    none counted on neither."""
+    expected = {"x/loss": 1.0, "x/rewards/accuracies": 0.75, "x/logps/chosen": 1.0, "x/logps/rejected": 2.0}
+    assert ranks[0]["metrics"] == ranks[1]["metrics"] == expected
+
+
+# case: fsdp-01
+def test_the_norm_of_shards_is_the_global_norm(ranks: list[Found]) -> None:
+    """Rank 0 holds gradient 3, rank 1 holds 4: norm 5 on both, and 1 after dividing by it."""
+    for found in ranks:
+        assert found["norms"] == {"before": 5.0, "after": pytest.approx(1.0)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,145 @@
+"""Runs of a tiny model on a few rows, with a diary of what every optimizer step did."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+from torch import Tensor
+
+from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
+from smollit.modules import DPOModule, FineTuningModule, SFTModule
+from smollit.training import SmollitTrainer
+from smollit.training.state import at_step_end
+
+TINY_ROW = {"ultrachat": ("messages",), "ultrafeedback": ("prompt", "chosen", "rejected")}
+
+
+class Diary(Callback):
+    """What each optimizer step did: its number, its rows, its learning rate; and when validation ran."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, list[int], float]] = []
+        self.epochs: dict[int, list[int]] = {}
+        self.losses: list[float] = []
+        self.validated: list[int] = []
+        self.pending: list[int] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.pending += batch.example_ids.tolist()
+        self.losses.append(float(outputs["loss"]))
+        if at_step_end(trainer):
+            self.steps.append((trainer.global_step, self.pending, pl_module.used_learning_rate))
+            self.epochs.setdefault(trainer.current_epoch, []).extend(self.pending)
+            self.pending = []
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.validated.append(trainer.global_step)
+
+
+@dataclass
+class Run:
+    """A finished or broken run."""
+
+    trainer: SmollitTrainer
+    module: FineTuningModule
+    diary: Diary
+    error: BaseException | None = None
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> list[tuple[int, list[int], float]]:
+        return self.diary.steps
+
+
+Fit = Callable[..., Run]
+
+
+def tiny_rows(folder: Path, source: Path, split: str, num_rows: int) -> None:
+    """The first rows of a shipped sample file, as a split of a data set of its own."""
+    lines = (source / f"{split}.jsonl").read_text().splitlines()[:num_rows]
+    rows = [{name: json.loads(line)[name] for name in TINY_ROW[source.name]} for line in lines]
+    (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """13 rows to train on and 4 to validate on, of chats and of pairs: 7 micro-batches of 2, the last one of 1."""
+    samples = Path(__file__).parents[2] / "smollit" / "data" / "samples"
+    folders = {}
+    for name, splits in {
+        "ultrachat": ("train_sft", "test_sft"),
+        "ultrafeedback": ("train_prefs", "test_prefs"),
+    }.items():
+        folder = tmp_path_factory.mktemp(name)
+        for split, num_rows in zip(splits, (13, 4), strict=True):
+            tiny_rows(folder, samples / name, split, num_rows)
+        folders[name] = folder
+    return folders
+
+
+@pytest.fixture
+def fit(tiny_model: Path, tiny_data: dict[str, Path], cache_dir: Path) -> Fit:
+    """fit(folder, ...) trains, or goes on; exceptions are kept in the result, as is the diary."""
+
+    def run(
+        folder: Path,
+        *callbacks: Callback,
+        kind: str = "sft",
+        model: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
+        ckpt_path: str | None = "last",
+        module_class: type[FineTuningModule] | None = None,
+        **trainer: Any,
+    ) -> Run:
+        seed_everything(7, verbose=False)
+        module_class = module_class or (SFTModule if kind == "sft" else DPOModule)
+        data_class = UltraChatDataModule if kind == "sft" else UltraFeedbackDataModule
+        module = module_class(**{"model_name": str(tiny_model), "learning_rate": 1e-3, "dropout": 0.1, **(model or {})})
+        dataset = str(tiny_data["ultrachat" if kind == "sft" else "ultrafeedback"])
+        common = {"max_length": 96, "train_batch_size": 2, "val_batch_size": 2, "cache_dir": str(cache_dir)}
+        datamodule = data_class(**{"dataset": dataset, "tokenizer_name": str(tiny_model), **common, **(data or {})})
+        diary = Diary()
+        options = {
+            "max_epochs": 3,
+            "accumulate_grad_batches": 2,
+            "val_every_n_steps": 2,
+            "gradient_clip_val": 1.0,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "num_sanity_val_steps": 0,
+            **trainer,
+        }
+        result = Run(
+            SmollitTrainer(str(folder), callbacks=[diary, *callbacks], **options),
+            module,
+            diary,  # type: ignore[arg-type]
+        )
+        try:
+            result.trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path)
+        except BaseException as error:
+            result.error = error
+        if module.policy is not None:
+            result.weights = {name: value.detach().clone() for name, value in module.policy.state_dict().items()}
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def unbroken_steps() -> int:
+    """13 rows, batches of 2, 2 accumulated: 7 micro-batches make 4 steps per epoch, 12 in 3 epochs."""
+    return 12
+
+
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Equal to the bit."""
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different

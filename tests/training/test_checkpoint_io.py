@@ -1,0 +1,178 @@
+"""Checkpoint files: whole or not at all, small, safe to read, pruned; a bad one gets a clear answer."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from smollit.training.checkpoint_io import AtomicCheckpointIO, check_resumable, latest_checkpoint
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def last(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+# case: checkpoint-01 checkpoint-08
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_checkpoints_are_plain_and_hyperparameters_small(fit: Any, tmp_path: Path, kind: str) -> None:
+    """weights_only reads it; hyper-parameters are JSON of under 100 kB."""
+    assert fit(tmp_path, kind=kind, max_steps=1).error is None
+    checkpoint = last(tmp_path)
+    assert len(json.dumps(checkpoint["hyper_parameters"])) < 100_000
+    assert len(json.dumps(checkpoint["run_state"]["config"])) < 100_000
+    assert checkpoint["hyper_parameters"]["learning_rate"] == 1e-3
+
+
+# case: checkpoint-02
+def test_reference_is_not_in_the_checkpoint(fit: Any, tmp_path: Path) -> None:
+    """As many keys as the policy has, all of it; what identifies the reference is kept."""
+    run = fit(tmp_path, kind="dpo", max_steps=1)
+    checkpoint = last(tmp_path)
+    assert set(checkpoint["state_dict"]) == {f"policy.{name}" for name in run.weights}
+    assert set(checkpoint["reference"]) == {"source", "fingerprint"}
+
+
+# case: checkpoint-02
+def test_missing_policy_weight_is_an_error(fit: Any, tmp_path: Path) -> None:
+    """One key gone: its name is in the message, and no step is made."""
+    fit(tmp_path, max_steps=1)
+    checkpoint = last(tmp_path)
+    gone = sorted(checkpoint["state_dict"])[0]
+    del checkpoint["state_dict"][gone]
+    torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
+    run = fit(tmp_path, max_steps=2)
+    assert gone in str(run.error) and run.steps == []
+
+
+# case: checkpoint-02
+def test_other_reference_is_refused(fit: Any, tmp_path: Path, tiny_model: Path) -> None:
+    """The reference's folder now holds other weights: rewards would change their meaning."""
+    from transformers import AutoModelForCausalLM
+
+    fit(tmp_path, kind="dpo", max_steps=1)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.get_input_embeddings().weight.data += 1
+    model.save_pretrained(tmp_path / "other")
+    run = fit(tmp_path, kind="dpo", max_steps=2, model={"reference_name": str(tmp_path / "other")})
+    assert isinstance(run.error, ValueError) and str(tiny_model) in str(run.error) and "reference" in str(run.error)
+
+
+# case: checkpoint-05
+def test_full_disk_keeps_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing fails halfway with ENOSPC: the old file still reads {"step": 1}, and no leftover stays."""
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def fail(value: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+# case: checkpoint-05
+def test_full_disk_in_a_run_keeps_the_step_before(fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full at step 3: the run fails, step 2's file is whole, and the run goes on from it."""
+    save, calls = torch.save, []
+
+    def fail_at_third(value: Any, file: Any) -> None:
+        calls.append(value["global_step"])
+        if len(calls) >= 3:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(value, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail_at_third)
+        assert isinstance(fit(tmp_path, checkpoint_every_n_steps=1).error, OSError)
+    assert names(tmp_path) == ["step-0000001.ckpt", "step-0000002.ckpt"]
+    assert fit(tmp_path, max_steps=4).steps[0][0] == 3
+
+
+def test_leftover_of_a_crash_is_ignored(tmp_path: Path) -> None:
+    """.last.ckpt.tmp is newer, and half written: the newest whole name counts."""
+    (tmp_path / "step-0000002.ckpt").touch()
+    (tmp_path / ".last.ckpt.tmp").touch()
+    os.utime(tmp_path / ".last.ckpt.tmp", (2e9, 2e9))
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-0000002.ckpt"
+    assert latest_checkpoint(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
+def test_damaged_newest_names_the_good_one(fit: Any, tmp_path: Path, damage: str) -> None:
+    """last.ckpt is cut in half, overwritten or empty: the error names it, and step 1's file to use in its place."""
+    fit(tmp_path, max_steps=1, checkpoint_every_n_steps=1)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "garbage": b"garbage" * 99, "empty": b""}[damage])
+    run = fit(tmp_path, max_steps=2)
+    assert isinstance(run.error, ValueError)
+    assert str(path) in str(run.error) and str(path.with_name("step-0000001.ckpt")) in str(run.error)
+    assert fit(tmp_path, ckpt_path=str(path.with_name("step-0000001.ckpt")), max_steps=2).steps[0][0] == 2
+
+
+# case: checkpoint-07
+def test_keep_checkpoints_holds_across_a_resume(fit: Any, tmp_path: Path) -> None:
+    """10 saves, 2 kept, and last: 3 files; 2 more saves after a resume: still 3, the newest ones."""
+    fit(tmp_path, max_steps=10, checkpoint_every_n_steps=1)
+    assert names(tmp_path) == ["last.ckpt", "step-0000009.ckpt", "step-0000010.ckpt"]
+    fit(tmp_path, max_steps=12, checkpoint_every_n_steps=1)
+    assert names(tmp_path) == ["last.ckpt", "step-0000011.ckpt", "step-0000012.ckpt"]
+
+
+# case: checkpoint-07
+def test_resume_from_an_older_checkpoint_still_prunes(fit: Any, tmp_path: Path) -> None:
+    """Back from step 4 to step 3: step 4 is written anew under its own name, and 2 stay."""
+    fit(tmp_path, max_steps=4, checkpoint_every_n_steps=1)
+    older = str(tmp_path / "checkpoints" / "step-0000003.ckpt")
+    fit(tmp_path, max_steps=6, checkpoint_every_n_steps=1, ckpt_path=older)
+    assert names(tmp_path) == ["last.ckpt", "step-0000005.ckpt", "step-0000006.ckpt"]
+
+
+# case: checkpoint-09
+def test_weights_only_file_starts_a_new_run_and_resumes_none(fit: Any, tmp_path: Path) -> None:
+    """At step 3 only weights are saved: resume names `init_from`; init_from starts at step 1 with these weights."""
+    run = fit(tmp_path / "first", max_steps=3)
+    path = tmp_path / "weights.ckpt"
+    run.trainer.save_checkpoint(path, weights_only=True)
+    refused = fit(tmp_path / "second", ckpt_path=str(path))
+    assert isinstance(refused.error, ValueError) and "init_from" in str(refused.error)
+    started = fit(tmp_path / "third", ckpt_path=None, model={"init_from": str(path)}, max_steps=1)
+    assert started.steps[0][0] == 1
+    assert all(state["step"] == 1 for state in started.trainer.optimizers[0].state_dict()["state"].values())
+    stopped = fit(tmp_path / "fourth", ckpt_path=None, model={"init_from": str(path)}, max_steps=0)
+    assert all(torch.equal(stopped.weights[name], value) for name, value in run.weights.items())
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    """A path that does not exist."""
+    with pytest.raises(ValueError, match=r"nope\.ckpt, and there is no such file"):
+        check_resumable(tmp_path / "nope.ckpt")
+
+
+# case: checkpoint-10
+def test_checkpoints_lie_in_one_folder_whatever_is_monitored(fit: Any, tmp_path: Path) -> None:
+    """Ours, and a ModelCheckpoint on val/loss without a metric in its file name: no subfolders."""
+    best = ModelCheckpoint(monitor="val/loss", filename="best", auto_insert_metric_name=False)
+    fit(tmp_path, best, max_steps=2, checkpoint_every_n_steps=1)
+    assert names(tmp_path) == ["best.ckpt", "last.ckpt", "step-0000001.ckpt", "step-0000002.ckpt"]
+
+
+@pytest.mark.parametrize("option", ["checkpoint_every_n_steps", "keep_checkpoints"])
+def test_intervals_below_one_are_refused(fit: Any, tmp_path: Path, option: str) -> None:
+    """0 would be no checkpoint, or none kept."""
+    with pytest.raises(ValueError, match=f"trainer.{option}` must be at least 1, got 0"):
+        fit(tmp_path, **{"checkpoint_every_n_steps": 1, option: 0})

@@ -1,0 +1,141 @@
+"""SmollitTrainer: what a run says at its start, its strategies by name, and what other commands measure."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.strategies import DDPStrategy
+
+from smollit.training import SmollitTrainer
+from smollit.training.checkpoint_io import AtomicCheckpointIO
+from smollit.training.schedule import ValidateEverySteps
+from smollit.training.state import RunState
+from smollit.training.stop import GracefulStop
+from smollit.training.strategies import Sharded2Strategy
+
+SUMMARY = (
+    "parameters",
+    "weights",
+    "mode",
+    "attention",
+    "precision",
+    "data",
+    "batch",
+    "steps",
+    "learning rate",
+    "run folder",
+)
+
+
+# case: ux-02
+def test_start_summary_has_ten_lines(fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Batch 2 x 2 accumulated x 1 device = 4 rows; 1 epoch of 13 rows is 4 steps; all parameters are trained."""
+    run = fit(tmp_path, max_epochs=1)
+    shown = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith(SUMMARY))
+    told = {name.strip(): value.strip() for name, value in shown.items()}
+    assert tuple(told) == SUMMARY
+    total = sum(parameter.numel() for parameter in run.module.policy.parameters())
+    assert told["parameters"] == f"{total:,} trainable of {total:,}"
+    assert told["batch"] == "2 x 2 accumulated x 1 devices = 4 per step"
+    assert told["steps"] == "4, from step 0"
+    assert told["mode"] == "train" and told["weights"] == "float32" and told["precision"] == "32-true"
+    assert told["data"].startswith("13 rows, ") and told["data"].endswith("% trained")
+    assert told["learning rate"] == "peak 0.001, linear, 0 warm-up steps"
+    assert told["run folder"] == str(tmp_path)
+
+
+# case: data-09
+def test_max_length_above_the_positions_is_refused(fit: Any, tmp_path: Path) -> None:
+    """The tiny model's positions + 1: both numbers are named before the first step."""
+    from transformers import AutoConfig
+
+    positions = AutoConfig.from_pretrained(Path(__file__).parents[2] / "smollit/models/tiny").max_position_embeddings
+    run = fit(tmp_path, data={"max_length": positions + 1})
+    assert isinstance(run.error, ValueError) and run.steps == []
+    assert f"{positions + 1:,}" in str(run.error) and f"{positions:,} positions" in str(run.error)
+
+
+# case: cli-10
+def test_built_in_callbacks_cannot_be_replaced(tmp_path: Path) -> None:
+    """Whatever the list of callbacks holds, ours are there; GracefulStop stands behind the user's."""
+    options: dict[str, Any] = {"logger": False, "accelerator": "cpu", "val_every_n_steps": 2}
+    for given in (None, EarlyStopping("val/loss"), [EarlyStopping("val/loss"), LearningRateMonitor()]):
+        kinds = [type(callback) for callback in SmollitTrainer(str(tmp_path), callbacks=given, **options).callbacks]
+        assert {RunState, ValidateEverySteps, GracefulStop} <= set(kinds)
+        assert given is None or kinds.index(EarlyStopping) < kinds.index(GracefulStop)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2", DDPStrategy()])
+def test_every_strategy_writes_whole_files(tmp_path: Path, strategy: Any) -> None:
+    """By name or as an object, the writer is ours."""
+    trainer = SmollitTrainer(str(tmp_path), strategy=strategy, accelerator="cpu", devices=1, logger=False)
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    if strategy == "fsdp2":
+        assert isinstance(trainer.strategy, Sharded2Strategy)
+
+
+def test_own_checkpoint_writer_is_kept(tmp_path: Path) -> None:
+    """A plugin that the user gives stays."""
+    own = AtomicCheckpointIO()
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "plugins": [own]}
+    assert SmollitTrainer(str(tmp_path), **options).strategy.checkpoint_io is own
+
+
+def test_fsdp2_on_one_process_trains_and_goes_on(fit: Any, tmp_path: Path) -> None:
+    """A mesh of 1: 2 steps and then 2 more from last.ckpt; rows and losses are those of the plain strategy."""
+    plain = fit(tmp_path / "plain", max_steps=4, model={"dropout": 0.0})
+    options: dict[str, Any] = {"strategy": "fsdp2", "devices": 1, "model": {"dropout": 0.0}}
+    first = fit(tmp_path, max_steps=2, **options)
+    assert first.error is None and first.trainer.global_step == 2
+    second = fit(tmp_path, max_steps=4, **options)
+    assert second.error is None
+    assert [rows for _, rows, _ in first.steps + second.steps] == [rows for _, rows, _ in plain.steps]
+    torch.testing.assert_close(first.diary.losses[:2], plain.diary.losses[:2])
+
+
+def test_no_checkpoints_on_request(fit: Any, tmp_path: Path) -> None:
+    """enable_checkpointing false: nothing is written."""
+    fit(tmp_path, max_steps=1, enable_checkpointing=False, checkpoint_every_n_steps=1)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_validate_measures_the_newest_checkpoint(fit: Any, tmp_path: Path) -> None:
+    """After training, `last` gives another loss than the model as it is; without a checkpoint it is an error."""
+    run = fit(tmp_path, max_epochs=1)
+    trained = run.trainer.validate(run.module, datamodule=run.trainer.datamodule, ckpt_path="last", verbose=False)
+    fresh = fit(tmp_path / "fresh", max_steps=0)
+    loss = fresh.trainer.validate(fresh.module, datamodule=fresh.trainer.datamodule, verbose=False)[0]["val/loss"]
+    assert trained[0]["val/loss"] < loss
+    with pytest.raises(ValueError, match="there is no checkpoint in"):
+        fresh.trainer.validate(fresh.module, datamodule=fresh.trainer.datamodule, ckpt_path="last")
+    with pytest.raises(ValueError, match="no such file"):
+        fresh.trainer.test(fresh.module, datamodule=fresh.trainer.datamodule, ckpt_path="nope.ckpt")
+
+
+def test_new_run_over_an_old_one_is_warned_of(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """ckpt_path null in a folder with checkpoints starts anew, and says that it replaces them."""
+    fit(tmp_path, max_steps=1)
+    with caplog.at_level("WARNING", logger="smollit"):
+        assert fit(tmp_path, max_steps=1, ckpt_path=None).steps[0][0] == 1
+    assert "checkpoints of an earlier run" in caplog.text
+
+
+def test_lightnings_advertisement_is_not_shown(
+    fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """No tip for another product, no advice on workers, no word of torch names that will go."""
+    fit(tmp_path, max_steps=1)
+    said = caplog.text + "".join(str(warning.message) for warning in recwarn)
+    assert "litlogger" not in said
+
+
+def test_training_outside_the_main_thread_works(fit: Any, tmp_path: Path) -> None:
+    """Signals belong to the main thread: elsewhere they are left alone."""
+    runs: list[Any] = []
+    thread = threading.Thread(target=lambda: runs.append(fit(tmp_path, max_steps=1)))
+    thread.start()
+    thread.join()
+    assert runs[0].error is None and runs[0].trainer.global_step == 1
