@@ -112,6 +112,23 @@ CASES = {
     "ux-02": "Start-up summary lacks train mode, dtype and trained-token share",
 }
 
+# What a report asks for beyond what its tests hold.
+OPEN = {
+    "data-06": "cutting the prompt from the left is not built",
+    "data-13": "map-style data only; streaming is not built",
+    "mask-06": "dropping cut rows by option is not built",
+    "packing-02": "packing is not built",
+    "packing-03": "through hand-made batches; packing is not built",
+    "packing-05": "packing is not built",
+    "perf-02": "longest batch first is not built",
+    "dpo-loss-02": "precomputed reference values are not built",
+    "dpo-loss-03": "precomputed reference values are not built",
+    "template-01": "replacing or dropping a template's default system text is not built",
+    "template-08": "markers that split are warned about; adding tokens is not built",
+    "template-10": "a prompt that ends with an assistant turn is counted as a bad row",
+    "template-11": "counted and reported; escaping by option is not built",
+}
+
 HEAD = """# Public bug reports, and the tests that hold them
 
 The reports come from the issue threads of the tools that people use for this work today. Written by
@@ -129,7 +146,7 @@ def held(root: Path) -> dict[str, list[str]]:
         waiting: list[str] = []
         for line in file.read_text(encoding="utf-8").splitlines():
             if case := CASE.match(line):
-                waiting += [name.strip() for name in case["ids"].split(",")]
+                waiting += re.split(r"[,\s]+", case["ids"].strip())
             elif (test := TEST.match(line)) and waiting:
                 for name in dict.fromkeys(waiting):
                     found[name].append(f"{file.relative_to(root)}::{test['name']}")
@@ -144,12 +161,16 @@ def table(root: Path) -> str:
     if unknown:
         raise ValueError(f"tests name cases that do not exist: {', '.join(sorted(unknown))}")
     rows = [f"| {name}: {title} | {_cell(name, tests.get(name, []))} |" for name, title in CASES.items()]
-    count = sum(name in tests for name in CASES)
-    return HEAD + "\n".join(rows) + f"\n\n{count} of {len(CASES)} are held.\n"
+    missing = set(CASES) - set(tests) - set(OPEN)
+    if missing:
+        raise ValueError(f"no test holds {', '.join(sorted(missing))}, and OPEN does not say why")
+    held_in_full = sum(name in tests and name not in OPEN for name in CASES)
+    held_in_part = sum(name in tests and name in OPEN for name in CASES)
+    return HEAD + "\n".join(rows) + f"\n\nOf {len(CASES)}, {held_in_full} are held, {held_in_part} in part.\n"
 
 
 def _cell(name: str, tests: list[str]) -> str:
-    return "<br>".join(f"`{test}`" for test in tests) or "not yet"
+    return "<br>".join([f"`{test}`" for test in tests] + ([f"Open: {OPEN[name]}."] if name in OPEN else []))
 
 
 if __name__ == "__main__":

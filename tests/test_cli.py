@@ -331,6 +331,12 @@ def test_validate_and_test_measure_a_checkpoint(
         assert name in capsys.readouterr().out
 
 
+def test_predict_answers_every_prompt(write: Write, tmp_path: Path) -> None:
+    """4 validation rows -> 4 lines in the run's folder."""
+    main(["predict", write(), "--model.max_new_tokens=2"])
+    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 4
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export"])
 def test_help_of_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The list of commands has a line for each; each one's own help begins with it."""
