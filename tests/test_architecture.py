@@ -15,18 +15,20 @@ ARROWS = {
     "__main__": {"main"},
     "main": {"modules", "data", "tools", "training"},
     "batch": set(),
+    "names": set(),
     "functional": set(),
     "metrics": {"functional"},
-    "data": {"batch"},
-    "models": {"functional", "batch"},
+    "data": {"batch", "names"},
+    "models": {"functional", "batch", "names"},
     "modules": {"models", "functional", "metrics", "batch"},
-    "tools": {"batch", "functional", "metrics", "data", "models", "modules", "training"},
+    "tools": {"batch", "names", "functional", "metrics", "data", "models", "modules", "training"},
     "training": {"batch", "functional", "metrics", "data", "models", "modules", "tools"},
 }
 # Other packages that a room does without, however handy.
 FORBIDDEN = {
     "": {"torch", "transformers", "lightning", "datasets"},
     "batch": {"transformers", "lightning", "datasets"},
+    "names": {"torch", "transformers", "lightning", "datasets"},
     "functional": {"transformers", "lightning", "datasets", "torchmetrics"},
     "metrics": {"transformers", "lightning", "datasets"},
     "data": {"torchmetrics"},

@@ -17,6 +17,7 @@ from datasets import (
 )
 
 from smollit.data.encode import RAW
+from smollit.names import first_line, is_path
 
 BUILDERS = {".jsonl": "text", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SHARD = re.compile(r"-\d+-of-\d+$")
@@ -49,7 +50,7 @@ def find_files(dataset: str, split: str) -> tuple[Path, ...]:
         return (path,)
     if path.is_dir():
         return _files_of_split(path, split)
-    if path.is_absolute() or dataset.startswith((".", "~")) or path.suffix in BUILDERS or dataset.count("/") > 1:
+    if path.suffix in BUILDERS or is_path(dataset):
         raise ValueError(f"`data.dataset` is {dataset!r}, and there is no such file or folder: check the path")
     return ()
 
@@ -171,11 +172,6 @@ def root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _names(files: tuple[Path, ...]) -> str:

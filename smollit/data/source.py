@@ -8,8 +8,9 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 
 from smollit.data.encode import RAW, decode_line
-from smollit.data.files import find_files, first_line, quiet_datasets, read_files, root_cause
+from smollit.data.files import find_files, quiet_datasets, read_files, root_cause
 from smollit.data.records import BadRow
+from smollit.names import first_line
 
 SPLIT = re.compile(r"^(?P<name>[\w.\-]+)(?P<slice>\[-?\d*%?:-?\d*%?\])?$")
 

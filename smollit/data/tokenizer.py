@@ -2,7 +2,7 @@
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data.files import first_line
+from smollit.names import check_folder, first_line
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -11,6 +11,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: If it can't be had, or has no fast (Rust) version.
     """
+    check_folder(name, "tokenizer_name")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # of many types: the hub's, the network's, and those of broken files

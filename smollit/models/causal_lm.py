@@ -114,8 +114,8 @@ class CausalLM(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CausalLM":
-        # Lightning casts the whole module for bf16-true. Rotary frequencies in bf16 are off by up to 0.4 %: radians,
-        # a few hundred positions on. So buffers move, but keep their dtype.
+        # Lightning casts the whole module for bf16-true. Rotary frequencies in bf16 are off by up to 0.2 %: radians,
+        # a thousand positions on. So buffers move, but keep their dtype.
         kept = [(module, dict(module._buffers)) for module in self.modules()]
         super()._apply(fn, recurse)
         for module, buffers in kept:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from smollit.functional.attention import AttentionBackend
+from smollit.names import check_folder, first_line
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 # What these settings do to the logits is not in our head, so a model that uses one is refused.
@@ -67,7 +68,7 @@ def load_pretrained(
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"could not load the weights of `{model_name}` ({_first_line(error)}). Check that the files are whole and"
+            f"could not load the weights of `{model_name}` ({first_line(error)}). Check that the files are whole and"
             " belong to its config.json, or the network if it is a hub id"
         ) from error
     model, info = loaded
@@ -105,22 +106,14 @@ def load_config(model_name: str) -> PretrainedConfig:
     path = Path(model_name)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"`model_name` is the folder {path}, but it holds no config.json: give a Hugging Face folder")
-    if not path.is_dir() and (path.is_absolute() or model_name.startswith((".", "runs/")) or model_name.count("/") > 1):
-        raise ValueError(
-            f"`model_name` is the folder {path}, which does not exist: check the path"
-            " (a DPO run starts from the folder that its SFT run exported)"
-        )
+    check_folder(model_name, "model_name")
     try:
         return AutoConfig.from_pretrained(model_name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"could not load `{model_name}`: it is not a local folder, and the hub did not give it"
-            f" ({_first_line(error)}). Check the name and the network, or give a local folder"
+            f" ({first_line(error)}). Check the name and the network, or give a local folder"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -236,8 +236,8 @@ class FineTuningModule(LightningModule):
         """Load the policy, and shard it where the strategy asks for it. Lightning may call it twice."""
         if self.policy is None:
             model = self.load(self.model_name, self.weights, self.gradient_checkpointing, self.dropout)
-            if self.init_from:
-                model.load_state_dict(policy_weights(Path(self.init_from)))
+            if self.init_from and not (self._trainer and self._trainer.ckpt_path):  # a resume brings its own weights
+                start_from(model, Path(self.init_from))
             self.policy = self.shard(model)
 
     def load(
@@ -298,6 +298,18 @@ class FineTuningModule(LightningModule):
         """Keep the learning rate that the step was made with: the schedule moves on before the log is written."""
         self.used_learning_rate = self.current_learning_rate()
         super().optimizer_step(*args, **kwargs)
+
+
+def start_from(model: CausalLM, checkpoint: Path) -> None:
+    """Give a model the weights of a checkpoint.
+
+    Raises:
+        ValueError: If they are those of another model.
+    """
+    try:
+        model.load_state_dict(policy_weights(checkpoint))
+    except RuntimeError as error:
+        raise ValueError(f"the weights of `model.init_from` {checkpoint} do not fit the model: {error}") from error
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

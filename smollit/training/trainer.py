@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from smollit.tools.export import ExportDtype, export, load_policy
@@ -17,6 +18,7 @@ from smollit.training.checkpoint_io import (
     latest_checkpoint,
 )
 from smollit.training.predictions import WritePredictions
+from smollit.training.progress import ProgressBar
 from smollit.training.quiet import quiet
 from smollit.training.schedule import ValidateEverySteps
 from smollit.training.state import RunState
@@ -74,8 +76,8 @@ class SmollitTrainer(Trainer):
             built_in.append(ValidateEverySteps(val_every_n_steps))
         if enable_checkpointing and checkpoint_every_n_steps is not None:
             built_in.append(PeriodicCheckpoint(self.checkpoint_folder, checkpoint_every_n_steps, keep_checkpoints))
-        if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
-            built_in.append(TQDMProgressBar())  # the same bar whether or not `rich` happens to be installed
+        if options.get("enable_progress_bar") is not False and not any(isinstance(c, AnyProgressBar) for c in given):
+            built_in.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
         if logger is True:
             logger = TensorBoardLogger(save_dir=str(root), name="", version="")
         super().__init__(
