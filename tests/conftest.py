@@ -1,15 +1,17 @@
 """Fixtures that all tests share: a tiny tokenizer, a tiny model with weights, and the real rows of ../shared."""
 
+# The hub library reads its environment when it is imported
 import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing downloads
+
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing downloads
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "smollit" / "models" / "tiny"

@@ -6,6 +6,7 @@ import warnings
 NOTES = (
     ".*does not have many workers.*",  # collating ids costs next to nothing
     ".*LeafSpec.*",  # Lightning's own use of a torch name that will go
+    ".*using a custom batch sampler .* for prediction.*",  # ours gives every row once
     ".*your dataloader is not resumable.*",  # ours is: `data.sampler` and `training.state`
     ".*when logging on epoch level in distributed setting.*",  # `metrics.values` has summed over the ranks already
 )

@@ -330,9 +330,18 @@ def test_options_out_of_range_are_named(tmp_path: Path, options: dict[str, Any],
         make(tmp_path, "x", **options)
 
 
-def test_an_unreachable_tokenizer_gives_one_sentence_with_a_way_out(tmp_path: Path) -> None:
-    module = make(tmp_path, write(tmp_path / "mine.jsonl", chats(4)), tokenizer_name=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"could not load the tokenizer .*set `data.tokenizer_name` to a local folder"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("org/none", r"could not load the tokenizer .*set `data.tokenizer_name` to a local folder"),
+        ("runs/none/export", r"`tokenizer_name` is the folder runs/none/export, which does not exist"),
+    ],
+)
+def test_a_tokenizer_that_is_not_there_gives_one_sentence_with_a_way_out(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    module = make(tmp_path, write(tmp_path / "mine.jsonl", chats(4)), tokenizer_name=name)
+    with pytest.raises(ValueError, match=message):
         module.prepare_data()
 
 
