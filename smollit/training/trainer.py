@@ -79,7 +79,7 @@ class SmollitTrainer(Trainer):
         if options.get("enable_progress_bar") is not False and not any(isinstance(c, AnyProgressBar) for c in given):
             built_in.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
         if logger is True:
-            logger = TensorBoardLogger(save_dir=str(root), name="", version="")
+            logger = TensorBoardLogger(save_dir=str(root), name="", version="", default_hp_metric=False)
         super().__init__(
             default_root_dir=str(root),
             # The stop is asked last: it leaves the run when all others have seen the batch.
