@@ -2,8 +2,10 @@
 
 import json
 import logging
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +170,12 @@ def forget_later_steps(path: Path, step: int) -> None:
 
 
 def as_markdown(sample: dict[str, Any]) -> str:
-    """What TensorBoard shows; indented text stands as it is, whatever the answer holds."""
+    """What TensorBoard shows; indented text stands as it is, whatever the answer holds, in lines that fit a screen."""
     parts = [(name, sample[name]) for name in ("prompt", "policy", "reference") if sample[name] is not None]
-    return "\n\n".join(
-        f"**{name}**\n\n" + "\n".join(f"    {line}" for line in text.split("\n")) for name, text in parts
-    )
+    return "\n\n".join(f"**{name}**\n\n" + "\n".join(map("    {}".format, folded(text))) for name, text in parts)
+
+
+def folded(text: str, width: int = 110) -> list[str]:
+    """The lines of a text, long ones broken between words; no word or blank line is lost."""
+    fold = partial(textwrap.wrap, width=width, break_long_words=False, replace_whitespace=False)
+    return [part for line in text.split("\n") for part in fold(line) or [""]]

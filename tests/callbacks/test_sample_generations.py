@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from callbacks import SampleGenerations
-from callbacks.sample_generations import as_markdown, forget_later_steps
+from callbacks.sample_generations import as_markdown, folded, forget_later_steps
 from smollit.models import CausalLM
 
 PROMPTS = ["Which city is the capital of Canada?", "Hi"]
@@ -179,3 +179,8 @@ def test_options_without_meaning_are_refused(options: dict[str, Any], named: str
     """The message names the option."""
     with pytest.raises(ValueError, match=f"`{named}`"):
         SampleGenerations(**options)
+
+
+def test_long_lines_are_folded_between_words() -> None:
+    """Width 7: "aa bb c" is 7 wide, so "dd" starts a new line; an empty line and indentation stay."""
+    assert folded("aa bb c dd\n\n  x", width=7) == ["aa bb c", "dd", "", "  x"]
