@@ -58,7 +58,7 @@ def export(module: Any, template: ChatTemplate, output: Path, dtype: ExportDtype
     try:
         model: Any = build_model(source, weights, wanted)
         tokenizer = finish_tokenizer(template)
-        set_generation(model, tokenizer, template)
+        set_generation(model, tokenizer, template, source_stops(module.model_name, source))
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         compare(temporary, model, template)
@@ -133,11 +133,20 @@ def finish_tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def set_generation(model: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
-    """Stop at the end of the turn as well as at the source's own eos, and agree with the tokenizer everywhere."""
-    original = model.config.eos_token_id
-    originals = original if isinstance(original, list) else [original]
-    stops = list(dict.fromkeys([*template.stop_ids(), *(token for token in originals if token is not None)]))
+def source_stops(model_name: str, config: PretrainedConfig) -> list[int]:
+    """Tokens at which the model that training began with stops: of its generation settings, else of its config."""
+    try:
+        stops = GenerationConfig.from_pretrained(model_name).eos_token_id
+    except OSError:  # it has no generation_config.json
+        stops = config.eos_token_id
+    return [token for token in (stops if isinstance(stops, list) else [stops]) if token is not None]
+
+
+def set_generation(
+    model: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, source_stops: list[int]
+) -> None:
+    """Stop at the end of the turn as well as where the source did, and agree with the tokenizer everywhere."""
+    stops = list(dict.fromkeys([*template.stop_ids(), *source_stops]))
     turn_end = template.turn_end()
     is_one_token = bool(turn_end) and len(template.encode([turn_end])[0]) == 1
     model.config.eos_token_id = stops[0] if stops else None

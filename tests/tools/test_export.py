@@ -136,6 +136,14 @@ def test_an_end_marker_of_several_tokens_becomes_a_stop_string(tiny_model: Path,
 
 
 # case: export-01
+def test_the_export_of_an_export_still_stops_at_both(exported: tuple[Any, Path], tmp_path: Path) -> None:
+    """SFT then DPO: the second export's source stops at [2, 0], and so does the second export."""
+    _, first = exported
+    export(module_of(first), template_of(first), tmp_path / "second")
+    assert GenerationConfig.from_pretrained(tmp_path / "second").eos_token_id == [TURN_END, END_OF_TEXT]
+
+
+# case: export-01
 def test_an_export_with_stop_strings_can_be_trained_and_asked_again(tiny_model: Path, tmp_path: Path) -> None:
     """transformers' generate refuses stop strings without a tokenizer: CausalLM must not hand them on."""
     template = template_of(tiny_model, "article")
