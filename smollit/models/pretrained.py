@@ -62,7 +62,7 @@ def load_pretrained(
             " or set `weights: random` to start from scratch"
         )
     try:
-        with _no_progress_bar(is_folder):
+        with no_progress_bar(is_folder):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 model_name, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
             )
@@ -117,8 +117,8 @@ def load_config(model_name: str) -> PretrainedConfig:
 
 
 @contextmanager
-def _no_progress_bar(wanted: bool) -> Iterator[None]:
-    """No bar for reading local files: it takes a moment. Downloads keep theirs."""
+def no_progress_bar(wanted: bool) -> Iterator[None]:
+    """No bar for local files, which take a moment, if `wanted`. Downloads keep theirs."""
     if not wanted or not transformers_logging.is_progress_bar_enabled():
         yield
         return

@@ -24,7 +24,7 @@ from transformers import (
 import smollit
 from smollit.data.chat import ChatTemplate
 from smollit.models.checkpoint import policy_weights
-from smollit.models.pretrained import load_config
+from smollit.models.pretrained import load_config, no_progress_bar
 
 log = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -56,18 +56,24 @@ def export(module: Any, template: ChatTemplate, output: Path, dtype: ExportDtype
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        model: Any = build_model(source, weights, wanted)
-        tokenizer = finish_tokenizer(template)
-        set_generation(model, tokenizer, template, source_stops(module.model_name, source))
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        compare(temporary, model, template)
+        model = build_model(source, weights, wanted)
+        with no_progress_bar(True):
+            write_folder(temporary, model, template, source_stops(module.model_name, source))
         write_marker(temporary, module.model_name)
-        temporary.chmod(0o755)  # mkdtemp makes it private
         replace_folder(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     log.info("exported %s (%s): read back and found the same", output, str(wanted).removeprefix("torch."))
+
+
+def write_folder(folder: Path, model: Any, template: ChatTemplate, source_stops: list[int]) -> None:
+    """Model and tokenizer in Hugging Face format, read back and compared."""
+    tokenizer = finish_tokenizer(template)
+    set_generation(model, tokenizer, template, source_stops)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    compare(folder, model, template)
+    folder.chmod(0o755)  # mkdtemp makes it private
 
 
 def load_policy(module: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ NOTES = (
     ".*does not have many workers.*",  # collating ids costs next to nothing
     ".*LeafSpec.*",  # Lightning's own use of a torch name that will go
     ".*using a custom batch sampler .* for prediction.*",  # ours gives every row once
+    ".*but have no logger configured.*",  # then the figures are only shown
     ".*your dataloader is not resumable.*",  # ours is: `data.sampler` and `training.state`
     ".*when logging on epoch level in distributed setting.*",  # `metrics.values` has summed over the ranks already
 )
