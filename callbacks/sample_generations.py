@@ -14,12 +14,11 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from smollit.batch import Batch
 from smollit.data.chat import ChatTemplate
 from smollit.data.collate import collate_prompts
-from smollit.models.sharding import unwrap
+from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule
 from smollit.training.predictions import answer_text, to_line
 from smollit.training.state import at_step_end, get_random_state, set_random_state
@@ -98,7 +97,7 @@ class SampleGenerations(Callback):
         if self.last_step == trainer.global_step:
             return
         self.last_step = trainer.global_step
-        if isinstance(module.policy, FullyShardedDataParallel | FSDPModule):
+        if is_sharded(module.policy):
             if not self.has_warned and trainer.is_global_zero:
                 log.warning("SampleGenerations: a sharded model can't generate, so this run has no samples")
             self.has_warned = True

@@ -1,6 +1,5 @@
 """What became of a split's rows, in numbers and in words, and when that is too bad to train on."""
 
-import logging
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +8,6 @@ from datasets import Dataset
 from smollit.data.chat import REFUSED
 from smollit.data.encode import EQUAL, EQUAL_AFTER_CUT, PROMPT_TOO_LONG, UNTRAINED
 
-log = logging.getLogger(__name__)
 LENGTH = "raise `data.max_length`"
 ADVICE = {
     EQUAL_AFTER_CUT: LENGTH,
@@ -62,10 +60,6 @@ class Report:
         """What a person should look at: control text, and one line per cause of dropped rows."""
         control = f"{self.control:,} rows hold the text of special tokens, which are read as such"
         return [f"{split}: {line}" for line in ([control] if self.control else []) + self.drops()]
-
-    def lines(self, split: str) -> list[str]:
-        """The report as a person reads it."""
-        return [self.summary(split), *self.warnings(split)]
 
     def drops(self) -> list[str]:
         """One line per cause of dropped rows, most frequent first."""

@@ -83,7 +83,7 @@ class CausalLM(nn.Module):
         logps, correct = token_logps(hidden_MH, weight_VH, batch.targets[trained_RT], self.chunk_size)
         with torch.no_grad():
             # mean_v(h . W_v) = h . mean_v(W_v): the mean logit without the logits.
-            mean_logits = hidden_MH.float() @ weight_VH.float().mean(dim=0)
+            mean_logits = hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32)
         return TokenScores(logps, correct, mean_logits, batch.document[trained_RT], batch.branch[trained_RT])
 
     def hidden_states(self, batch: Batch) -> Tensor:

@@ -4,7 +4,20 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def load_weights(model: nn.Module, path: Path, model_name: str) -> None:
+    """Give a CausalLM, built from `model_name`, the weights of a checkpoint's policy.
+
+    Raises:
+        ValueError: If the checkpoint can't be read, holds no policy, or was made from another model.
+    """
+    try:
+        model.load_state_dict(policy_weights(path))
+    except RuntimeError as error:  # names or shapes that do not fit
+        first = next(line.strip() for line in str(error).splitlines()[1:] if line.strip())
+        raise ValueError(f"{path} was not made from `model.model_name` {model_name}: {first}") from error
 
 
 def policy_weights(path: Path) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import wrap
 from torch.distributed.tensor import DTensor
 
@@ -44,6 +44,11 @@ def decoder_layers(model: CausalLM) -> nn.ModuleList:
     if not isinstance(layers, nn.ModuleList):
         raise ValueError(f"a {model.config.model_type} model has no list `layers` of decoder layers, as Llama has")
     return layers
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank holds only a part of the weights, under FSDP or FSDP2."""
+    return isinstance(model, FullyShardedDataParallel | FSDPModule)
 
 
 def unwrap(model: nn.Module) -> CausalLM:

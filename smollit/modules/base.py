@@ -18,7 +18,7 @@ from smollit.batch import Batch
 from smollit.functional.attention import AttentionBackend
 from smollit.metrics import values
 from smollit.models.causal_lm import CausalLM
-from smollit.models.checkpoint import policy_weights
+from smollit.models.checkpoint import load_weights
 from smollit.models.sharding import gradient_norm, scale_gradients, shard, unwrap
 
 Stage = Literal["train", "val", "test"]
@@ -237,7 +237,7 @@ class FineTuningModule(LightningModule):
         if self.policy is None:
             model = self.load(self.model_name, self.weights, self.gradient_checkpointing, self.dropout)
             if self.init_from and not (self._trainer and self._trainer.ckpt_path):  # a resume brings its own weights
-                start_from(model, Path(self.init_from))
+                load_weights(model, Path(self.init_from), self.model_name)
             self.policy = self.shard(model)
 
     def load(
@@ -298,18 +298,6 @@ class FineTuningModule(LightningModule):
         """Keep the learning rate that the step was made with: the schedule moves on before the log is written."""
         self.used_learning_rate = self.current_learning_rate()
         super().optimizer_step(*args, **kwargs)
-
-
-def start_from(model: CausalLM, checkpoint: Path) -> None:
-    """Give a model the weights of a checkpoint.
-
-    Raises:
-        ValueError: If they are those of another model.
-    """
-    try:
-        model.load_state_dict(policy_weights(checkpoint))
-    except RuntimeError as error:
-        raise ValueError(f"the weights of `model.init_from` {checkpoint} do not fit the model: {error}") from error
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

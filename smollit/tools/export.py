@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,8 +22,9 @@ from transformers import (
 
 import smollit
 from smollit.data.chat import ChatTemplate
-from smollit.models.checkpoint import policy_weights
+from smollit.models.checkpoint import load_weights
 from smollit.models.pretrained import load_config, no_progress_bar
+from smollit.models.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -83,17 +83,13 @@ def load_policy(module: Any, path: Path) -> None:
         ValueError: If the file is no checkpoint of this module.
     """
     policy = module.load(module.model_name, module.weights)
-    try:
-        policy.load_state_dict(policy_weights(path))
-    except RuntimeError as error:  # names or shapes that do not fit
-        first = next(line.strip() for line in str(error).splitlines()[1:] if line.strip())
-        raise ValueError(f"{path} was not made from `model.model_name` {module.model_name}: {first}") from error
+    load_weights(policy, path, module.model_name)
     module.policy = policy
 
 
 def whole_weights(policy: nn.Module) -> dict[str, Tensor]:
     """All weights under transformers' names, on the CPU, gathered from all ranks where they are sharded."""
-    if isinstance(policy, FullyShardedDataParallel | FSDPModule):
+    if is_sharded(policy):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: dict[str, Any] = get_model_state_dict(policy, options=options)
     else:

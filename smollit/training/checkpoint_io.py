@@ -1,6 +1,5 @@
 """Checkpoints: they appear whole or not at all, old ones go, and a bad one is answered with a good one's name."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from smollit.training.state import at_step_end
-
-log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch import nn
 
 from smollit.batch import PADDING, Batch
 from smollit.data.chat import ChatTemplate
+from smollit.models.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 FILE = "predictions.jsonl"
@@ -28,7 +29,9 @@ class WritePredictions(Callback):
         self.part: TextIO | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module.policy, FullyShardedDataParallel | FSDPModule):
+        policy = pl_module.policy
+        assert isinstance(policy, nn.Module)
+        if is_sharded(policy):
             raise ValueError("a sharded model can't generate: `predict` needs `trainer.strategy` auto or ddp")
         path = part_path(trainer, trainer.global_rank)
         path.parent.mkdir(parents=True, exist_ok=True)

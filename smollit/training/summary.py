@@ -1,12 +1,11 @@
 """StartSummary: one block at the start of a run that says what will be trained, on what, and how."""
 
-import logging
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-log = logging.getLogger(__name__)
+from smollit.models.sharding import unwrap
 
 
 class StartSummary(Callback):
@@ -56,8 +55,6 @@ def check_lengths(trainer: Trainer, module: Any) -> None:
     Raises:
         ValueError: If `data.max_length` is above the model's positions.
     """
-    from smollit.models.sharding import unwrap
-
     positions = unwrap(module.policy).config.max_position_embeddings
     longest = getattr(trainer.datamodule, "max_length", 0)  # type: ignore[attr-defined]
     if longest > positions:

@@ -161,6 +161,13 @@ def test_a_new_run_can_start_from_a_checkpoints_weights(tiny_model: Path, tmp_pa
     assert start.reference.fingerprint() == module.reference.fingerprint() != start.policy.fingerprint()
 
 
+def test_a_new_run_does_not_start_from_another_models_weights(tiny_model: Path, tmp_path: Path) -> None:
+    """init_from: an embedding of 16 does not fit a model of 32; the sentence names the file and the model."""
+    torch.save({"state_dict": {"policy.model.model.embed_tokens.weight": torch.zeros(2048, 16)}}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt was not made from `model.model_name`"):
+        ready(tiny_model, init_from=str(tmp_path / "x.ckpt"))
+
+
 def test_policy_and_reference_may_be_two_models(tiny_model: Path, tmp_path: Path) -> None:
     """reference_name: other weights, so the first margins are not 0."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
