@@ -17,11 +17,12 @@ from torch import nn
 
 from smollit.batch import Batch
 from smollit.data.chat import ChatTemplate
-from smollit.data.collate import collate_prompts
+from smollit.data.collate import collate_prompts, one_per_row
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule
 from smollit.training.predictions import answer_text, to_line
-from smollit.training.state import at_step_end, get_random_state, set_random_state
+from smollit.training.position import at_step_end
+from smollit.training.random_state import get_random_state, set_random_state
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class SampleGenerations(Callback):
 def prompts_batch(prompts: list[str], template: ChatTemplate) -> Batch:
     """Each prompt as the only turn of a chat, up to where the answer starts."""
     texts = [template.prompt_text([{"role": "user", "content": prompt}]) for prompt in prompts]
-    return collate_prompts([{"prompt_ids": ids, "row": row} for row, ids in enumerate(template.encode(texts))])
+    return collate_prompts(one_per_row([{"prompt_ids": ids, "row": row} for row, ids in enumerate(template.encode(texts))]))
 
 
 @contextmanager

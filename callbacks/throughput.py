@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.batch import Batch
-from smollit.training.state import at_step_end
+from smollit.training.position import at_step_end
 
 GIB = 1024**3
 
@@ -42,7 +42,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.totals = self.totals.to(pl_module.device)
-        self.open_step = torch.zeros_like(self.totals)
+        self.open_step.zero_()
         self.logged = self.totals.tolist()
         self.seconds, self.running_since = 0.0, None
 
@@ -53,11 +53,12 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.open_step += torch.stack([batch.num_tokens(), batch.num_targets()])
+        self.open_step += torch.tensor([batch.num_tokens, batch.num_targets])
         if not at_step_end(trainer):
             return
         # The sum over ranks is taken at once, so that a checkpoint needs no collective; nothing waits for it here.
-        self.totals += trainer.strategy.reduce(self.open_step.clone(), reduce_op="sum")  # type: ignore[arg-type]
+        own = self.open_step.to(pl_module.device, copy=True)
+        self.totals += trainer.strategy.reduce(own, reduce_op="sum")  # type: ignore[arg-type]
         self.open_step.zero_()
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.report(self.measure(trainer, pl_module.device))  # type: ignore[operator]

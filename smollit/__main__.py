@@ -1,6 +1,23 @@
 """`python -m smollit fit --config configs/sft.yaml`."""
 
-from smollit.main import main
+import sys
+
+from smollit import __version__
+from smollit.commands import overview
+
+
+def run() -> None:
+    """Answer at once what needs no torch; hand all else to main()."""
+    words = sys.argv[1:]
+    if words in ([], ["-h"], ["--help"]):
+        print(overview(), end="")
+    elif words == ["--version"]:
+        print(f"smollit {__version__}")
+    else:
+        from smollit.main import main
+
+        main()
+
 
 if __name__ == "__main__":
-    main()
+    run()

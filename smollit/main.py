@@ -16,7 +16,7 @@ from smollit.training.config import RunConfigCallback, SmollitParser, check_null
 
 
 class SmollitCLI(LightningCLI):
-    """fit, validate, test, predict and export, all from one config."""
+    """fit, validate, test, predict, inspect and export, all from one config."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         given = options.get("args")
@@ -41,13 +41,14 @@ class SmollitCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's own, and export."""
+        """Lightning's own, and ours."""
         fed_by_us = {"model", "datamodule"}
         return {
             "fit": fed_by_us | {"train_dataloaders", "val_dataloaders"},
             "validate": fed_by_us | {"dataloaders"},
             "test": fed_by_us | {"dataloaders"},
             "predict": fed_by_us | {"dataloaders"},
+            "inspect": fed_by_us,
             "export": fed_by_us,
         }
 

@@ -12,11 +12,12 @@ ROOT = Path(__file__).parent.parent
 # Who may import whom inside smollit; a room may always import itself.
 ARROWS = {
     "": set(),  # smollit/__init__.py
-    "__main__": {"main"},
+    "__main__": {"main", "commands"},
+    "commands": set(),
     "main": {"modules", "data", "tools", "training"},
     "batch": set(),
     "names": set(),
-    "functional": set(),
+    "functional": {"batch"},
     "metrics": {"functional"},
     "data": {"batch", "names"},
     "models": {"functional", "batch", "names"},
@@ -29,6 +30,7 @@ FORBIDDEN = {
     "": {"torch", "transformers", "lightning", "datasets"},
     "batch": {"transformers", "lightning", "datasets"},
     "names": {"torch", "transformers", "lightning", "datasets"},
+    "commands": {"torch", "transformers", "lightning", "datasets"},
     "functional": {"transformers", "lightning", "datasets", "torchmetrics"},
     "metrics": {"transformers", "lightning", "datasets"},
     "data": {"torchmetrics"},

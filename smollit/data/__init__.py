@@ -1,7 +1,9 @@
 """Rows of chats and preferences -> batches."""
 
 from smollit.data.base import ChatDataModule
+from smollit.data.mixture import Part
+from smollit.data.preference import PreferenceDataModule
 from smollit.data.ultrachat import UltraChatDataModule
 from smollit.data.ultrafeedback import UltraFeedbackDataModule
 
-__all__ = ["ChatDataModule", "UltraChatDataModule", "UltraFeedbackDataModule"]
+__all__ = ["ChatDataModule", "Part", "PreferenceDataModule", "UltraChatDataModule", "UltraFeedbackDataModule"]

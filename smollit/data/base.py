@@ -1,46 +1,78 @@
-"""ChatDataModule: tokenizer and template, the cache, the loaders. Subclasses name columns, splits and defaults."""
+"""ChatDataModule: splits and their parts, the tokenizer and template, the loaders. Subclasses name defaults."""
 
 import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from datasets import Dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from smollit.batch import Batch
-from smollit.data import cache
 from smollit.data.chat import ChatTemplate, load_template
 from smollit.data.collate import collate_chats, collate_pairs, collate_prompts
-from smollit.data.encode import Encoder, Kind
-from smollit.data.records import check_columns
-from smollit.data.report import Report, check_report
-from smollit.data.sampler import BatchSampler, Position
-from smollit.data.source import load_source
+from smollit.data.encode import ControlText, EncodeOptions, Truncate
+from smollit.data.examples import Examples
+from smollit.data.formats import FormatName
+from smollit.data.loaders import Collate, batch_loader, stream_loader
+from smollit.data.mixture import Part
+from smollit.data.packing import fill_rate
+from smollit.data.prepared import Prepared, prepare, say
+from smollit.data.records import Kind
+from smollit.data.report import Report, write_reports
+from smollit.data.sampler import BatchSampler, Order, Position
+from smollit.data.splits import Splits, label
+from smollit.data.streaming import Stream, StreamingExamples
 from smollit.data.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
+Packing = Literal["auto", "on", "off"]
+STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
 class ChatDataModule(LightningDataModule):
-    """Chats or preference pairs from the hub or from local files, tokenised once into an Arrow cache.
+    """Chats from the hub or from local files, in any known format, tokenised once into an Arrow cache.
 
     Args:
-        dataset: Hub id, a local folder laid out as on the hub, or a .jsonl, .json, .csv or .parquet file.
+        dataset: Hub id, a folder laid out as on the hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
+            .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         train_split: Split to train on; a slice such as `train_sft[:5%]` takes a part.
-        val_split: Split to validate on; null validates on nothing.
+        val_split: Split to validate on, of each part; null validates on nothing.
         test_split: Split of `test`; null takes `val_split`.
         predict_split: Split whose prompts `predict` answers; null takes `val_split`.
+        val_sets: Named sets to validate on instead of `val_split`: each gets curves of its own, `val/<name>/loss`,
+            and `val/loss` is over all their tokens.
+        format: What rows look like: `messages`, `prompt_completion`, `sharegpt`, `alpaca`, `text`, `dialogue`
+            ("\n\nHuman: ..."), `preference`; `auto` recognises it from the columns.
+        columns: Columns that are named in another way, as {messages: dialog}.
+        extra_roles: Roles that messages may have besides system, user, assistant and tool.
         tokenizer_name: Hub id or folder of the tokenizer; null takes the model's.
         chat_template: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
-        max_length: Longest sequence in tokens; longer ones are cut on the right, and counted.
-        train_batch_size: Chats or pairs per training batch and device.
+        default_system: What becomes of a system text that the template adds by itself: `keep`, `drop`, or a text that
+            replaces it.
+        max_length: Longest sequence in tokens; for pairs, of the prompt and either answer.
+        truncate: What becomes of longer ones: `right` cuts them on the right (of pairs, both answers);
+            `left-turns` drops whole turns from the start, of pairs from the prompt's; `drop` leaves them out;
+            `error` refuses the run.
+        train_on: What is trained: `assistant` (all its turns), `last` (its last turn), or a list of roles.
+        control_text: What becomes of text in a message that spells a control token: `escape` reads it as plain text,
+            `drop` leaves the row out, `error` refuses the run.
+        train_batch_size: Rows per training batch and device: chats or pairs, or packed rows of several.
         val_batch_size: Chats or pairs per batch and device in validation, test and prediction.
+        max_batch_tokens: Most positions per batch and device, with padding: batches of long rows get fewer of them.
+            null sets no limit.
+        packing: `on` puts several chats or pairs into rows of `pack_length`, which do not see each other; `off`
+            gives each a row of its own; `auto` packs on a GPU.
+        pack_length: Positions of a packed row; null takes `max_length`, for pairs twice that.
+        group_by_length: Batches of rows of similar length: less padding, a little less shuffle.
+        longest_first: Begin the first epoch with the longest rows, so that memory runs out at once if it does.
         shuffle: Whether each epoch has an order of its own.
+        streaming: Read training rows while the run goes on, for data that do not fit the disk; needs
+            `trainer.max_steps`. No packing, no grouping.
+        shuffle_buffer: Rows among which the next one is drawn when streaming; 0 keeps the order of the files.
         seed: Of the order of the training rows.
         num_workers: Processes that load batches; 0 loads in the main process.
         num_proc: Processes that tokenise.
@@ -53,17 +85,32 @@ class ChatDataModule(LightningDataModule):
 
     def __init__(
         self,
-        dataset: str,
+        dataset: str | list[Part],
         train_split: str = "train",
         val_split: str | None = "test",
         test_split: str | None = None,
         predict_split: str | None = None,
+        val_sets: dict[str, Part] | None = None,
+        format: FormatName = "auto",
+        columns: dict[str, str] | None = None,
+        extra_roles: list[str] | None = None,
         tokenizer_name: str | None = None,
         chat_template: str = "auto",
+        default_system: str = "keep",
         max_length: int = 2048,
+        truncate: Truncate = "right",
+        train_on: str | list[str] = "assistant",
+        control_text: ControlText = "escape",
         train_batch_size: int = 8,
         val_batch_size: int = 8,
+        max_batch_tokens: int | None = None,
+        packing: Packing = "off",
+        pack_length: int | None = None,
+        group_by_length: bool = False,
+        longest_first: bool = True,
         shuffle: bool = True,
+        streaming: bool = False,
+        shuffle_buffer: int = 10_000,
         seed: int = 0,
         num_workers: int = 0,
         num_proc: int | None = None,
@@ -74,22 +121,39 @@ class ChatDataModule(LightningDataModule):
         super().__init__()
         _check_at_least(1, max_length=max_length, train_batch_size=train_batch_size, val_batch_size=val_batch_size)
         _check_at_least(1, pad_to_multiple_of=pad_to_multiple_of, num_proc=1 if num_proc is None else num_proc)
-        _check_at_least(0, num_workers=num_workers)
+        _check_at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
         if not 0 <= max_dropped_share <= 1:
             raise ValueError(f"`data.max_dropped_share` must be between 0 and 1, got {max_dropped_share}")
-        self.dataset = dataset
-        self.splits = {
-            "train": train_split,
-            "val": val_split,
-            "test": test_split or val_split,
-            "predict": predict_split or val_split,
-        }
+        if streaming and packing == "on":
+            raise ValueError("`data.packing: on` needs all lengths beforehand, which `data.streaming` does not have")
+        self.splits = Splits(
+            [Part(dataset)] if isinstance(dataset, str) else dataset,
+            train_split,
+            val_split,
+            test_split,
+            predict_split,
+            val_sets or {},
+            format,
+            columns,
+        )
+        self.extra_roles = extra_roles or []
         self.tokenizer_name = tokenizer_name
         self.chat_template = chat_template
+        self.default_system = default_system
         self.max_length = max_length
+        self.truncate: Truncate = truncate
+        self.train_on = train_on
+        self.control_text: ControlText = control_text
         self.train_batch_size = train_batch_size
         self.val_batch_size = val_batch_size
+        self.max_batch_tokens = max_batch_tokens
+        self.packing = packing
+        self.pack_length = pack_length or (max_length if self.kind == "chat" else 2 * max_length)
+        self.group_by_length = group_by_length
+        self.longest_first = longest_first
         self.shuffle = shuffle
+        self.streaming = streaming
+        self.shuffle_buffer = shuffle_buffer
         self.seed = seed
         self.num_workers = num_workers
         self.num_proc = num_proc
@@ -97,9 +161,11 @@ class ChatDataModule(LightningDataModule):
         self.max_dropped_share = max_dropped_share
         self.cache_dir = Path(cache_dir or os.environ.get("SMOLLIT_CACHE") or Path.home() / ".cache" / "smollit")
         self.position = Position()
-        self.examples: dict[str, Dataset] = {}
-        self.reports: dict[str, Report] = {}
+        self.examples: dict[str, Examples] = {}  # by stage; of named sets by `val/<name>`
+        self.reports: dict[str, Report] = {}  # by split
+        self._sampler: BatchSampler | None = None
         self._template: ChatTemplate | None = None
+        self._prepared: dict[str, Prepared] = {}
 
     # ---- what rows become
 
@@ -110,89 +176,176 @@ class ChatDataModule(LightningDataModule):
             if self.tokenizer_name is None:
                 raise ValueError("`data.tokenizer_name` must be set when the data module is used without the CLI")
             tokenizer = load_tokenizer(self.tokenizer_name)
-            self._template = load_template(tokenizer, self.chat_template, allow_default=self.kind == "chat")
+            self._template = load_template(
+                tokenizer, self.chat_template, self.kind == "chat", self.default_system
+            )
             describe_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
         return self._template
 
-    def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Examples of this kind -> Batch."""
-        return self._collate_function()(examples)
+    def encode_options(self) -> EncodeOptions:
+        """What changes tokens, besides rows, tokenizer and template."""
+        train_on = self.train_on if isinstance(self.train_on, str) else tuple(self.train_on)
+        return EncodeOptions(self.kind, self.max_length, self.truncate, train_on, self.control_text)
+
+    @property
+    def collate(self) -> Collate:
+        """Rows of examples of this kind -> Batch."""
+        collate = collate_chats if self.kind == "chat" else collate_pairs
+        return partial(collate, pad_to_multiple_of=self.pad_to_multiple_of)
+
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """Names of the validation sets, if they have names."""
+        return tuple(self.splits.val_sets)
+
+    def prepared(self, name: str) -> dict[str, list[Prepared]]:
+        """The parts behind `train`, `val`, `test` or `predict`, with their rows found and formats recognised."""
+        found = {}
+        for key, parts in self.splits.parts(name).items():
+            streaming = self.streaming and key == "train"
+            found[key] = [self._prepare(label(key, part, len(parts) == 1), part, streaming) for part in parts]
+        return found
+
+    def _prepare(self, name: str, part: Part, streaming: bool) -> Prepared:
+        """Find a part once: val, test and predict may share it."""
+        key = f"{part} {streaming}"
+        if key not in self._prepared:
+            options = self.encode_options()
+            self._prepared[key] = prepare(
+                name, part, self.template, options, self.extra_roles, self.cache_dir, self.seed, streaming
+            )
+        return self._prepared[key]
 
     # ---- Lightning's hooks
 
     def prepare_data(self) -> None:
         """Tokenise every split that is not in the cache; Lightning calls it once per node."""
-        encoder = self._encoder()
-        for split in dict.fromkeys(filter(None, self.splits.values())):
-            source = load_source(self.dataset, split)
-            check_columns(source.columns(), self.kind, f"split {split} of {self.dataset}")
-            folder = self._folder(cache.cache_key(source, encoder))
-            if not folder.exists():
-                cache.build(source, encoder, folder, self.num_proc)
+        for name in ("train", "val", "test", "predict"):
+            if name != "train" or not self.streaming:
+                for parts in self.prepared(name).values():
+                    for part in parts:
+                        part.build(self.num_proc)
 
     def setup(self, stage: str) -> None:
         """Load the cached examples that the stage needs, and report on them once."""
-        folders: dict[str, Path] = {}
-        for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ("predict",)):
-            split = self.splits[name]
-            if split is None or name in self.examples:
-                continue
-            folder = self._folder(cache.cache_key(load_source(self.dataset, split), self._encoder()))
-            if not folder.exists():
-                raise ValueError(f"split {split} is not tokenised yet: call prepare_data() before setup()")
-            self.examples[name], self.reports[name] = cache.load(folder)
-            tell(self.reports[name], split)
-            check_report(self.reports[name], split, self.max_dropped_share)
-            folders[name] = folder
-        if "train" in folders and folders["train"] == folders.get("val"):
-            tell_same_rows(self.dataset)
+        for name in STAGES[stage]:
+            if name != "train" or not self.streaming:
+                for key, parts in self.prepared(name).items():
+                    if key not in self.examples:
+                        self.load(key, parts)
+        if stage == "fit":
+            self._compare_train_and_val()
+        if self.trainer is not None and self.trainer.is_global_zero:
+            write_reports(self.reports, Path(self.trainer.default_root_dir))
+
+    def load(self, key: str, parts: list[Prepared]) -> None:
+        """Load the examples of all parts of a split."""
+        loaded = [part.load(self.max_dropped_share) for part in parts]
+        self.reports |= {
+            (key if len(parts) == 1 else f"{key}: {part.label}"): report
+            for part, (_, report) in zip(parts, loaded, strict=True)
+        }
+        self.examples[key] = Examples(
+            [rows for rows, _ in loaded], [report.rows for _, report in loaded], [part.folder.name for part in parts]
+        )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the epoch and position that the run has reached."""
-        return self._loader("train", self.train_batch_size, shuffle=self.shuffle, position=self.position)
+        if self.streaming:
+            return self._stream()
+        sampler = self.sampler()
+        self._tell_packing(sampler)
+        return batch_loader(self._examples("train"), sampler, self.collate, self.num_workers, self.seed)
+
+    def sampler(self) -> BatchSampler:
+        """What makes up the training batches of this rank."""
+        examples = self._examples("train")
+        if self._sampler is None:
+            order = Order(
+                self.shuffle,
+                self.seed,
+                self.group_by_length,
+                self.longest_first and self.shuffle,
+                self.pack_length if self.packs else 0,
+                tuple(zip(examples.sizes, self.splits.weights(), strict=True)),
+            )
+            size, limit = self.train_batch_size, self.max_batch_tokens or 0
+            self._sampler = BatchSampler(examples.lengths, size, order, limit, *self._rank(), position=self.position)
+        return self._sampler
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Every validation example once."""
-        return self._loader("val", self.val_batch_size) if "val" in self.examples else []
+        """Every validation example once; a loader for each named set."""
+        keys = [key for key in self.examples if key.split("/")[0] == "val"]
+        loaders = [self._evaluation_loader(key, self.collate) for key in keys]
+        return loaders[0] if len(loaders) == 1 else loaders
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Every test example once."""
-        return self._loader("test", self.val_batch_size)
+        return self._evaluation_loader("test", self.collate)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Prompts, without targets."""
-        return self._loader("predict", self.val_batch_size)
+        return self._evaluation_loader("predict", collate_prompts)
 
     # ---- helpers
 
-    def _loader(
-        self, name: str, batch_size: int, shuffle: bool = False, position: Position | None = None
-    ) -> DataLoader[Batch]:
-        if name not in self.examples:
-            raise ValueError(f"there is no split to {name}: set `data.{name}_split`")
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        examples = self.examples[name]
-        sampler = BatchSampler(len(examples), batch_size, shuffle, self.seed, rank, world_size, position)
-        return DataLoader(
-            examples,  # type: ignore[arg-type]  # a datasets.Dataset is a map-style data set
-            batch_sampler=sampler,
-            collate_fn=collate_prompts if name == "predict" else self._collate_function(),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # Of its own: else each pass would draw from the global random state, and a resumed run would differ.
-            generator=torch.Generator().manual_seed(self.seed),
+    @property
+    def packs(self) -> bool:
+        """Whether training rows are packed."""
+        return self.packing == "on" or (self.packing == "auto" and torch.cuda.is_available() and not self.streaming)
+
+    def _tell_packing(self, sampler: BatchSampler) -> None:
+        if self.packing == "off":
+            return
+        if not self.packs:
+            say("packing auto: off, since this machine has no GPU")
+            return
+        rows = sampler.rows()
+        examples, filled = sum(map(len, rows)), fill_rate(sampler.lengths, rows, self.pack_length)
+        say(
+            f"packing {self.packing}: on, {examples:,} examples in {len(rows):,} rows of {self.pack_length:,} positions,"
+            f" fill rate {filled:.1%}"
         )
 
-    def _collate_function(self) -> partial[Batch]:
-        collate = collate_chats if self.kind == "chat" else collate_pairs
-        return partial(collate, pad_to_multiple_of=self.pad_to_multiple_of)
+    def _examples(self, key: str) -> Examples:
+        if key not in self.examples:
+            raise ValueError(f"there is no split to {key}: set `data.{key}_split`")
+        return self.examples[key]
 
-    def _encoder(self) -> Encoder:
-        return Encoder(self.template, self.kind, self.max_length)
+    def _evaluation_loader(self, key: str, collate: Collate) -> DataLoader[Batch]:
+        examples = self._examples(key)
+        sampler = BatchSampler(
+            examples.lengths, self.val_batch_size, None, self.max_batch_tokens or 0, *self._rank()
+        )
+        return batch_loader(examples, sampler, collate, self.num_workers, self.seed)
 
-    def _folder(self, key: str) -> Path:
-        return self.cache_dir / key
+    def _stream(self) -> DataLoader[Batch]:
+        if self.trainer is not None and self.trainer.max_steps == -1:
+            raise ValueError("`data.streaming` does not know how long an epoch is: set `trainer.max_steps`")
+        parts = self.prepared("train")["train"]
+        examples = StreamingExamples(
+            [Stream(part.source, part.encoder, part.part.weight) for part in parts],
+            self.train_batch_size,
+            *self._rank(),
+            seed=self.seed,
+            shuffle_buffer=self.shuffle_buffer if self.shuffle else 0,
+            position=self.position,
+        )
+        return stream_loader(examples, self.collate, self.num_workers, self.seed)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    @rank_zero_only
+    def _compare_train_and_val(self) -> None:
+        """Warn if validation says nothing about new rows."""
+        train = set(self.examples["train"].keys) if "train" in self.examples else set()
+        for key, examples in self.examples.items():
+            if key.startswith("val") and train & set(examples.keys):
+                log.warning(
+                    "validation uses the rows of training: of one data set, set e.g. `data.train_split` to"
+                    " train[:95%%] and `data.val_split` to train[95%%:], or `data.val_split` to null"
+                )
 
 
 @rank_zero_only
@@ -200,6 +353,11 @@ def describe_template(template: ChatTemplate, is_default: bool) -> None:
     """Say, once per run, what is not as a user may think."""
     if is_default:
         log.info("the tokenizer has no chat template: ChatML is used")
+    if template.default_system_text():
+        log.info(
+            "the chat template adds a system text by itself: %r. `data.default_system` can drop or replace it",
+            template.default_system_text(),
+        )
     eos = template.tokenizer.eos_token
     if eos and template.turn_end() and eos not in template.turn_end():
         log.info("answers end with %s, not with the tokenizer's eos %s: both stop generation", template.turn_end(), eos)
@@ -210,24 +368,6 @@ def describe_template(template: ChatTemplate, is_default: bool) -> None:
             " learns them badly. `chat_template: chatml` has single tokens",
             ", ".join(split),
         )
-
-
-@rank_zero_only
-def tell(report: Report, split: str) -> None:
-    """Log what became of a split's rows."""
-    log.info(report.summary(split))
-    for line in report.warnings(split):
-        log.warning(line)
-
-
-@rank_zero_only
-def tell_same_rows(dataset: str) -> None:
-    """Warn that validation says nothing about new rows."""
-    log.warning(
-        "validation uses the rows of training: of %s, set e.g. `data.train_split` to train[:95%%] and `data.val_split`"
-        " to train[95%%:], or `data.val_split` to null",
-        dataset,
-    )
 
 
 def _check_at_least(least: int, **values: int) -> None:

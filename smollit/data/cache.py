@@ -12,8 +12,9 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Sequence, Value, load_from_disk
 
-from smollit.data.encode import COLUMNS, FORMAT_VERSION, MALFORMED, RAW, Encoder
+from smollit.data.encode import COLUMNS, FORMAT_VERSION, MALFORMED, Encoder
 from smollit.data.files import malformed_lines, quiet_datasets
+from smollit.data.raw import RAW
 from smollit.data.report import Report, make_report
 from smollit.data.source import Source
 
@@ -22,15 +23,15 @@ STALE_SECONDS = 3600  # a build writes every few seconds: one that has not for s
 
 
 def cache_key(source: Source, encoder: Encoder) -> str:
-    """Hash of everything that changes the tokens: rows, tokenizer, template, kind, length and format."""
+    """Hash of everything that changes the tokens: rows and their format, tokenizer, template, options, version."""
     tokenizer = encoder.template.tokenizer
     parts = {
         "source": source.fingerprint,
+        "format": [encoder.format.name, encoder.format.columns, asdict(encoder.format.roles)],
         "tokenizer": encoder.template.tokenizer_hash,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "template": encoder.template.text,
-        "kind": encoder.kind,
-        "max_length": encoder.max_length,
+        "template": encoder.template.cache_text,
+        "options": asdict(encoder.options),
         "version": FORMAT_VERSION,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
@@ -108,10 +109,12 @@ def _changed(path: Path) -> float:
 
 
 def _features(encoder: Encoder) -> Features:
-    ids = {name: Sequence(Value("int32")) for name in COLUMNS[encoder.kind]}
-    numbers = {name: Value("int64") for name in ("length", "trained", "control", "row")}
+    kind = encoder.options.kind
+    ids = {name: Sequence(Value("int32")) for name in COLUMNS[kind]}
+    numbers = {name: Value("int64") for name in ("length", "full_length", "trained", "control", "row", "digest")}
+    scores = {"score_gap": Value("float32")} if kind == "preference" else {}
     texts = {name: Value("string") for name in ("problem", "detail")}
-    return Features(ids | numbers | texts | {"cut": Value("bool")})
+    return Features(ids | numbers | scores | texts | {"cut": Value("bool")})
 
 
 def _is_good(problem: str) -> bool:

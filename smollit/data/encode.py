@@ -1,33 +1,71 @@
 """Rows -> examples: parsed, rendered, tokenised in batches, cut to length; each bad row with its cause."""
 
-import json
+import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from smollit.data.chat import ChatTemplate
-from smollit.data.records import BadRow, Conversation, Preference, drop_nulls, to_conversation, to_preference
+from smollit.data.chat import UNTRAINED, ChatTemplate, TrainOn
+from smollit.data.columns import COLUMNS, EQUAL, EQUAL_AFTER_CUT, chat_example, pair_example
+from smollit.data.control import CONTROL, CONTROL_ERROR, UNESCAPABLE, find_control
+from smollit.data.formats import Format, to_record
+from smollit.data.raw import MALFORMED, RAW, decode_line
+from smollit.data.records import BadRow, Conversation, Kind, Preference, Text, drop_nulls
+from smollit.data.render import Span
+from smollit.data.shown import Piece, Shown, show_draft
+from smollit.data.tokens import Branch, Segment
+from smollit.data.truncate import (
+    PROMPT_TOO_LONG,
+    TOO_LONG_ERROR,
+    Draft,
+    Record,
+    Truncate,
+    check_length,
+    kept_ranges,
+    shorten,
+)
 
-Kind = Literal["chat", "preference"]
-RAW = "raw_json_line"  # the one column of a JSON Lines file that is read as text, and decoded here
-FORMAT_VERSION = 2  # part of the cache's key: raise it when examples change
-# Causes of dropped rows that others speak of.
-MALFORMED, UNTRAINED, PROMPT_TOO_LONG = "malformed JSON", "no trainable token", "prompt too long"
-EQUAL, EQUAL_AFTER_CUT = "equal answers", "equal answers after the cut"
-COLUMNS: dict[Kind, tuple[str, ...]] = {
-    "chat": ("input_ids", "spans"),
-    "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
-}
+__all__ = [
+    "COLUMNS",
+    "EQUAL",
+    "EQUAL_AFTER_CUT",
+    "MALFORMED",
+    "PROMPT_TOO_LONG",
+    "TOO_LONG_ERROR",
+    "UNTRAINED",
+    "Piece",
+    "Shown",
+    "Truncate",
+]
+ControlText = Literal["escape", "drop", "error"]
+FORMAT_VERSION = 3  # part of the cache's key: raise it when examples change
+# Causes of dropped rows.
+SMALL_GAP, TIED, NO_SCORES = "score gap too small", "tied scores", "no scores"
 
 
-def decode_line(line: str) -> dict[str, Any]:
-    """A JSON object from a line of a JSON Lines file."""
-    try:
-        row = json.loads(line.removeprefix("\ufeff"))
-    except json.JSONDecodeError as error:
-        raise BadRow(MALFORMED, str(error)) from error
-    if not isinstance(row, dict):
-        raise BadRow(MALFORMED, f"expected an object, got {type(row).__name__}")
-    return row
+@dataclass(frozen=True)
+class EncodeOptions:
+    """Everything that changes examples besides rows, tokenizer and template: part of the cache's key.
+
+    Args:
+        kind: `chat` for SFT, `preference` for pairs.
+        max_length: Longest sequence in tokens; for pairs, of the prompt and either answer together.
+        truncate: What becomes of longer rows. `right` cuts tokens on the right. `left-turns` cuts whole turns from the
+            start, and of pairs the prompt's first tokens. `drop` drops the row, `error` refuses the run.
+        train_on: `assistant` (all its turns), `last` (its last turn), or roles.
+        control_text: What becomes of text in messages that spells a control token. `escape` makes plain pieces of it,
+            `drop` drops the row, `error` refuses the run.
+        min_score_gap: Pairs whose score_chosen - score_rejected is smaller are dropped; None keeps all.
+        score_ties: Whether pairs with equal scores are kept.
+    """
+
+    kind: Kind
+    max_length: int
+    truncate: Truncate = "right"
+    train_on: TrainOn = "assistant"
+    control_text: ControlText = "escape"
+    min_score_gap: float | None = None
+    score_ties: Literal["keep", "drop"] = "keep"
 
 
 @dataclass(frozen=True)
@@ -36,117 +74,173 @@ class Encoder:
 
     Args:
         template: Renders and tokenises.
-        kind: `chat` for SFT, `preference` for pairs.
-        max_length: Longest sequence in tokens; for pairs, of the prompt and either answer together.
+        options: What is trained, and what becomes of rows that do not fit.
+        format: How rows are read.
     """
 
     template: ChatTemplate
-    kind: Kind
-    max_length: int
+    options: EncodeOptions
+    format: Format
 
     def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         """Columns of examples, one per row; `problem` is empty where the row is good."""
         names = list(rows)
-        records = [self.parse(dict(zip(names, values, strict=True))) for values in zip(*rows.values(), strict=True)]
-        texts = [self.texts(record) for record in records]
-        ids = iter(self.template.encode([text for row in texts if isinstance(row, list) for text, _ in row]))
-        examples = []
-        for index, record, row in zip(indices, records, texts, strict=True):
-            example = self.empty(index)
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                pieces = [(next(ids), trained) for _, trained in row]
-                example |= self.chat_example(pieces) if self.kind == "chat" else self.pair_example(pieces)
-                assert not isinstance(record, BadRow)
-                example["control"] = len(self.control_texts(record))
-            except BadRow as bad:
-                example |= {"problem": bad.cause, "detail": bad.detail}
-            examples.append(example)
+        drafts = self.drafts([dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)])
+        examples = [self.example(draft, index) for draft, index in zip(drafts, indices, strict=True)]
         return {name: [example[name] for example in examples] for name in examples[0]}
 
-    def parse(self, row: dict[str, Any]) -> Conversation | Preference | BadRow:
+    def show(self, row: dict[str, Any], index: int) -> Shown:
+        """A row as a person wants to see it, made as the examples are."""
+        (draft,) = self.drafts([row])
+        try:
+            kept = self.kept(draft)
+        except BadRow:  # said below, by the example
+            kept = [(0, len(ids)) for ids in draft.ids]
+        example = self.example(draft, index)
+        return show_draft(self.template, draft, kept, index, (example["problem"], example["detail"]))
+
+    def parse(self, row: dict[str, Any]) -> Record | BadRow:
         """A record, or what is wrong with the row."""
         try:
             # Arrow fills keys that a row lacks with nulls; in JSON a null is the author's.
             row = decode_line(row[RAW]) if RAW in row else {name: drop_nulls(value) for name, value in row.items()}
-            return to_conversation(row) if self.kind == "chat" else to_preference(row)
+            return to_record(row, self.format)
         except BadRow as bad:
             return bad
 
-    def texts(self, record: Conversation | Preference | BadRow) -> list[tuple[str, bool]] | BadRow:
-        """The pieces of text to tokenise, each with whether it is trained."""
+    def drafts(self, rows: list[dict[str, Any]]) -> list[Draft]:
+        """Rows parsed, rendered, tokenised, and shortened by whole turns if asked."""
+        drafts = self.redraft([self.parse(row) for row in rows])
+        if self.options.truncate == "left-turns":
+            drafts = shorten(drafts, self.options.max_length, self.options.train_on, self.redraft)
+        return drafts
+
+    def redraft(self, records: list[Any]) -> list[Draft]:
+        """Records rendered and tokenised, all texts in one call."""
+        drafts = [self.draft(record) for record in records]
+        ids = iter(self.template.encode_segments([segment for draft in drafts for segment in draft.segments]))
+        for draft in drafts:
+            draft.ids = [next(ids) for _ in draft.segments]
+            draft.full_length = draft.longest()
+        return drafts
+
+    def draft(self, record: Record | BadRow) -> Draft:
+        """A record rendered, or its problem."""
         if isinstance(record, BadRow):
-            return record
+            return Draft(problem=record)
+        draft = Draft(record)
         try:
-            if isinstance(record, Conversation):
-                pieces = [(text, trained) for text, trained in self.template.segments(record)]
-            else:
-                pair = self.template.pair_segments(record)
-                pieces = [(pair.prompt, False), (pair.chosen, True), (pair.rejected, True)]
-            "".join(text for text, _ in pieces).encode()  # the tokenizer refuses a lone surrogate
+            self.check(draft, record)
+            draft.segments = self.segments(draft, record)
+            text = "".join(segment.text for segment in draft.segments)
+            text.encode()  # the tokenizer refuses a lone surrogate
+            draft.digest = digest(
+                draft.rendered[0].chat.text if self.options.kind == "chat" and draft.rendered else text
+            )
         except BadRow as bad:
-            return bad
+            draft.problem = bad
         except UnicodeEncodeError as error:
-            return BadRow("text is not valid Unicode", f"a lone surrogate at character {error.start}")
-        return pieces
+            draft.segments = []
+            draft.problem = BadRow("text is not valid Unicode", f"a lone surrogate at character {error.start}")
+        return draft
 
-    def chat_example(self, pieces: list[tuple[list[int], bool]]) -> dict[str, Any]:
-        """Ids of the whole chat and the trained spans [start, end), flat; cut on the right to `max_length`."""
-        ids: list[int] = []
-        spans: list[int] = []
-        for piece, trained in pieces:
-            if trained:
-                spans += [len(ids), len(ids) + len(piece)]
-            ids += piece
-        kept = min(len(ids), self.max_length)
-        # Token 0 has no prefix: nothing can predict it.
-        clipped = [
-            (max(start, 1), min(end, kept)) for start, end in zip(spans[::2], spans[1::2], strict=True) if start < kept
-        ]
-        trained_spans = [(start, end) for start, end in clipped if start < end]
-        if not trained_spans:
-            raise BadRow(UNTRAINED, f"the first answer starts at token {spans[0]}, and max_length is {self.max_length}")
-        last = trained_spans[-1][1]  # what stands behind the last trained token changes nothing
-        num_trained = sum(end - start for start, end in trained_spans)
-        return {
-            "input_ids": ids[:last],
-            "spans": [border for span in trained_spans for border in span],
-            "length": last,
-            "trained": num_trained,
-            "cut": kept < len(ids),
-        }
+    def check(self, draft: Draft, record: Record) -> None:
+        """Count control text, and drop what the options drop before anything is rendered."""
+        if isinstance(record, Text):
+            found = self.template.control.findall(record.text)
+        elif isinstance(record, Preference):
+            found = find_control(self.template.control, [*record.prompt, record.chosen, record.rejected])
+        else:
+            found = find_control(self.template.control, record.messages)
+        draft.control = len(found)
+        if found and self.options.control_text != "escape":
+            cause = CONTROL if self.options.control_text == "drop" else CONTROL_ERROR
+            raise BadRow(cause, f"{found[0]!r} is a control token of the tokenizer or the template")
+        if isinstance(record, Preference):
+            check_scores(record.score_gap, self.options)
 
-    def pair_example(self, pieces: list[tuple[list[int], bool]]) -> dict[str, Any]:
-        """Ids of prompt, chosen and rejected; both answers are cut on the right to what the prompt leaves."""
-        (prompt, _), (chosen, _), (rejected, _) = pieces
-        if not prompt:
-            raise BadRow("empty prompt", "the prompt has no tokens: there is nothing to answer")
-        room = self.max_length - len(prompt)
-        if room < 1:
-            raise BadRow(PROMPT_TOO_LONG, f"the prompt has {len(prompt)} tokens, and max_length is {self.max_length}")
-        if chosen == rejected:
-            raise BadRow(EQUAL, "`chosen` and `rejected` are the same text: there is nothing to prefer")
-        cut = max(len(chosen), len(rejected)) > room
-        chosen, rejected = chosen[:room], rejected[:room]
-        if chosen == rejected:
-            raise BadRow(EQUAL_AFTER_CUT, f"the answers differ only behind {room} tokens")
-        return {
-            "prompt_ids": prompt,
-            "chosen_ids": chosen,
-            "rejected_ids": rejected,
-            "length": len(prompt) + len(chosen) + len(rejected),
-            "trained": len(chosen) + len(rejected),
-            "cut": cut,
-        }
-
-    def control_texts(self, record: Conversation | Preference) -> list[str]:
-        """Special tokens that stand as text in the record's messages."""
+    def segments(self, draft: Draft, record: Record) -> list[Segment]:
+        """Text to tokenise; of pairs, the prompt once, and both answers."""
+        if isinstance(record, Text):
+            return self.template.text_segments(record.text)
         if isinstance(record, Conversation):
-            return self.template.control_texts(record.messages)
-        return self.template.control_texts([*record.prompt, record.chosen, record.rejected])
+            draft.rendered = (self.template.segments(record, self.options.train_on),)
+            return draft.rendered[0].segments
+        draft.rendered = self.template.pair_segments(record)
+        chosen, rejected = draft.rendered
+        return [
+            *chosen.context(),
+            *(segment._replace(branch="chosen") for segment in chosen.trained()),
+            *(segment._replace(branch="rejected") for segment in rejected.trained()),
+        ]
 
-    def empty(self, index: int) -> dict[str, Any]:
-        """An example without tokens; `row` is the row's number in the split, counted from 0."""
-        ids: dict[str, Any] = {name: [] for name in COLUMNS[self.kind]}
-        return ids | {"length": 0, "trained": 0, "cut": False, "control": 0, "row": index, "problem": "", "detail": ""}
+    def kept(self, draft: Draft) -> list[Span]:
+        """The tokens that are kept of each segment.
+
+        Raises:
+            BadRow: If the row can't be used.
+        """
+        if draft.problem:
+            raise draft.problem
+        self.check_special(draft)
+        check_length(draft, self.options.truncate, self.options.max_length)
+        return kept_ranges(draft, self.options.truncate, self.options.max_length)
+
+    def check_special(self, draft: Draft) -> None:
+        """Prove that a row has the special tokens that the template writes, and no others.
+
+        Raises:
+            BadRow: If a message's text and the template's make one together.
+        """
+        branches: tuple[Branch, ...] = ("chosen", "rejected") if self.options.kind == "preference" else ("shared",)
+        for rendered, branch in zip(draft.rendered, branches, strict=False):
+            ids = [
+                ids
+                for segment, ids in zip(draft.segments, draft.ids, strict=True)
+                if segment.branch in ("shared", branch)
+            ]
+            number = sum(map(self.template.count_special, ids))
+            if rendered.special is not None and number != rendered.special:
+                raise BadRow(
+                    UNESCAPABLE,
+                    f"{number} special tokens where the template writes {rendered.special}: text beside"
+                    " one of its markers reads as another",
+                )
+
+    def example(self, draft: Draft, index: int) -> dict[str, Any]:
+        """Columns of one row; `row` is its number in the split, counted from 0."""
+        columns: dict[str, Any] = {name: [] for name in COLUMNS[self.options.kind]}
+        columns |= {"length": 0, "full_length": draft.full_length, "trained": 0, "cut": False}
+        columns |= {"control": draft.control, "row": index, "problem": "", "detail": "", "digest": draft.digest}
+        if self.options.kind == "preference":
+            gap = draft.record.score_gap if isinstance(draft.record, Preference) else None
+            columns["score_gap"] = math.nan if gap is None else gap
+        try:
+            kept = self.kept(draft)
+            build = pair_example if self.options.kind == "preference" else chat_example
+            return columns | build(draft, kept, self.options.max_length)
+        except BadRow as bad:
+            return columns | {"problem": bad.cause, "detail": bad.detail}
+
+
+def check_scores(gap: float | None, options: EncodeOptions) -> None:
+    """Drop pairs whose scores say too little.
+
+    Raises:
+        BadRow: If the scores are equal, too near to each other, or missing where they are needed.
+    """
+    if gap is None:
+        if options.min_score_gap is not None:
+            raise BadRow(NO_SCORES, "`data.min_score_gap` needs score_chosen and score_rejected")
+        return
+    if gap == 0 and options.score_ties == "drop":
+        raise BadRow(TIED, "score_chosen and score_rejected are equal")
+    if options.min_score_gap is not None and gap < options.min_score_gap:
+        raise BadRow(
+            SMALL_GAP, f"score_chosen - score_rejected is {gap:g}, and min_score_gap {options.min_score_gap:g}"
+        )
+
+
+def digest(text: str) -> int:
+    """A hash of 64 bits, signed as Arrow's int64."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

@@ -1,28 +1,23 @@
-"""Local files of rows: which files make up a split, and reading them with errors that name file and line."""
+"""Local files of rows: which files make up a split, their kinds, opening them, and naming their bad lines."""
 
+import glob
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
-from datasets import (
-    Dataset,
-    ReadInstruction,
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    load_dataset,
-)
+import pyarrow as pa
+from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from smollit.data.encode import RAW
 from smollit.names import first_line, is_path
 
-BUILDERS = {".jsonl": "text", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+ENDINGS = (*KINDS, *(kind + packed for kind in (".jsonl", ".json", ".csv") for packed in COMPRESSIONS))
+READABLE = f"{', '.join(KINDS)} files (the first three also as {' or '.join(COMPRESSIONS)})"
 SHARD = re.compile(r"-\d+-of-\d+$")
-# CSV cells are text: "4" is not a number, and "NA" or an empty cell is not null.
-CSV_TEXT = dict.fromkeys(("prompt", "chosen", "rejected", "messages"), str)
 
 
 @contextmanager
@@ -37,29 +32,72 @@ def quiet_datasets() -> Iterator[None]:
             enable_progress_bars()
 
 
+def ending(file: Path | str) -> str:
+    """The ending that says how a file is read, such as `.jsonl.gz`; empty for files that can't be read."""
+    return next((end for end in ENDINGS if str(file).endswith(end)), "")
+
+
+def kind_of(file: Path) -> str:
+    """`.jsonl`, `.json`, `.csv`, `.parquet` or `.arrow`, compressed or not."""
+    return next(kind for kind in KINDS if ending(file).removesuffix(".gz").removesuffix(".zst") == kind)
+
+
+# ---- which files
+
+
 def find_files(dataset: str, split: str) -> tuple[Path, ...]:
-    """The files of a split: the file itself, or the folder's `<split>*` files; none for a hub id or an other layout.
+    """The files of a split; none for a hub id, or a folder laid out in a way that only datasets knows.
+
+    A file, a glob, and a folder that `save_to_disk` wrote from one Dataset are all of their rows, whatever the
+    split's name. A folder of files named after splits, or one that was saved from a DatasetDict, gives the split.
 
     Raises:
-        ValueError: If the path does not exist, its ending is unknown, or the folder has other splits only.
+        ValueError: If the path does not exist, an ending is unknown, or the folder has other splits only.
     """
     path = Path(dataset).expanduser()
     if path.is_file():
-        if path.suffix not in BUILDERS:
-            raise ValueError(f"`data.dataset` is {path}, but only {', '.join(BUILDERS)} files can be read")
+        if not ending(path):
+            raise ValueError(f"`data.dataset` is {path}, but only {READABLE} can be read")
         return (path,)
     if path.is_dir():
-        return _files_of_split(path, split)
-    if path.suffix in BUILDERS or is_path(dataset):
+        return _saved_files(path, split) or _files_of_split(path, split)
+    if glob.has_magic(dataset):
+        return _files_of_glob(str(path))
+    if ending(path) or is_path(dataset):
         raise ValueError(f"`data.dataset` is {dataset!r}, and there is no such file or folder: check the path")
     return ()
+
+
+def _files_of_glob(pattern: str) -> tuple[Path, ...]:
+    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+    if not files:
+        raise ValueError(f"`data.dataset` is {pattern!r}, and no file is matched by it: check the path")
+    for file in files:
+        if not ending(file):
+            raise ValueError(f"`data.dataset` is {pattern!r}, which matches {file}, but only {READABLE} can be read")
+    return tuple(files)
+
+
+def _saved_files(folder: Path, split: str) -> tuple[Path, ...]:
+    """The Arrow files, in order, of what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+        if split not in names:
+            raise ValueError(f"{folder} has no split {split!r}: its files are of the splits {', '.join(sorted(names))}")
+        folder = folder / split
+    state = folder / "state.json"
+    if not (state.is_file() and (folder / "dataset_info.json").is_file()):
+        return ()
+    files = json.loads(state.read_text(encoding="utf-8")).get("_data_files", [])
+    return tuple(folder / file["filename"] for file in files)
 
 
 def _files_of_split(folder: Path, split: str) -> tuple[Path, ...]:
     by_split: dict[str, list[Path]] = {}
     for file in sorted([*folder.glob("*"), *folder.glob("data/*")]):
-        if file.suffix in BUILDERS:
-            by_split.setdefault(SHARD.sub("", file.stem), []).append(file)
+        if ending(file):
+            by_split.setdefault(SHARD.sub("", file.name.removesuffix(ending(file))), []).append(file)
     readme = folder / "README.md"
     has_own_layout = readme.is_file() and "\nconfigs:" in readme.read_text(encoding="utf-8", errors="replace")
     if by_split and split not in by_split and not has_own_layout:
@@ -67,85 +105,71 @@ def _files_of_split(folder: Path, split: str) -> tuple[Path, ...]:
     return tuple(by_split.get(split, ()))
 
 
-def read_files(files: tuple[Path, ...], split: str, part: str) -> Dataset:
-    """Rows of local files of one kind; JSON and JSON Lines have the one column `RAW`, which the encoder decodes.
+def check_files(files: tuple[Path, ...], split: str) -> None:
+    """Refuse what can be seen to be wrong without reading.
 
     Raises:
-        ValueError: If a file is empty or can't be read, or no row is left.
+        ValueError: If a file is missing or empty, or the files are of several kinds.
     """
-    suffixes = {file.suffix for file in files}
-    if len(suffixes) > 1:
-        raise ValueError(f"the files of split {split!r} are of several kinds: {_names(files)}")
+    if len({kind_of(file) for file in files}) > 1:
+        raise ValueError(f"the files of split {split!r} are of several kinds: {names_of(files)}")
     for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is missing: the folder was not copied whole")
         if file.stat().st_size == 0:
             raise ValueError(f"{file} is empty: a data set needs at least one row")
+
+
+# ---- opening them
+
+
+@contextmanager
+def open_bytes(file: Path) -> Iterator[BufferedReader]:
+    """The content of a file, decompressed as its ending says. (pyarrow reads .zst, which Python can from 3.14 on.)
+
+    Raises:
+        ValueError: If the archive is broken or cut short.
+    """
     try:
-        rows = _read_json(files, part) if suffixes == {".json"} else _read_by_datasets(files, suffixes.pop(), part)
-    except UnicodeDecodeError as error:
-        raise ValueError("text that is not UTF-8:\n" + "\n".join(malformed_lines(files))) from error
-    except ValueError as error:
-        if "corresponds to no data" not in str(error):
+        # BufferedReader takes anything with readinto(), of which pyarrow's files are not declared to be
+        with BufferedReader(pa.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix))) as content:  # type: ignore[arg-type]
+            yield content
+    except OSError as error:
+        if file.suffix not in COMPRESSIONS:
             raise
-        rows = None
-    if not rows:
-        raise ValueError(f"split {split}{part} of {_names(files)} has no rows")
-    return rows
-
-
-def _read_by_datasets(files: tuple[Path, ...], suffix: str, part: str) -> Dataset:
-    builder = BUILDERS[suffix]
-    options = {"converters": CSV_TEXT, "keep_default_na": False} if builder == "csv" else {}
-    paths = [str(file) for file in files]
-    try:
-        with quiet_datasets():
-            # Any split name will do for files that are named themselves.
-            rows = load_dataset(builder, data_files={"rows": paths}, split=f"rows{part}", **options)
-            if builder == "text":
-                rows = rows.rename_column("text", RAW).filter(_is_not_blank, input_columns=RAW)
-    except Exception as error:  # datasets raises its own, pyarrow's and pandas' errors for a file it can't read
-        cause = root_cause(error)
-        if isinstance(cause, UnicodeDecodeError):
-            raise cause from error
-        raise ValueError(f"could not read {_names(files)}: {first_line(cause)}") from error
-    if any(name.startswith("__index_level_") for name in rows.column_names):  # pandas moved the columns to the right
         raise ValueError(
-            f"could not read {_names(files)}: rows have more cells than the header; quote text with commas"
-        )
-    return rows
+            f"{file} is not a whole {file.suffix} file: {first_line(error)}. Download it or compress it again"
+        ) from error
 
 
-def _read_json(files: tuple[Path, ...], part: str) -> Dataset:
-    """Files with a list of objects, or with JSON Lines; kept as text, so that contents may be of mixed types."""
-    lines = [line for file in files for line in _json_lines(file)]
-    if not lines:
-        return Dataset.from_dict({RAW: []})
-    piece = ReadInstruction.from_spec(f"rows{part}").to_absolute({"rows": len(lines)})[0]
-    return Dataset.from_dict({RAW: lines[piece.from_ : piece.to]})
+def iter_lines(file: Path) -> Iterator[str]:
+    """Lines of a text file without their ends; blank ones are left out.
+
+    Raises:
+        ValueError: If the text is not UTF-8, with the numbers of the first such lines.
+    """
+    with open_bytes(file) as content:
+        for line in content:
+            try:
+                text = line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise not_utf8(file) from error
+            if text.strip():
+                yield text
 
 
-def _json_lines(file: Path) -> list[str]:
-    """One JSON text per row of a file that is a list of rows, one row, or JSON Lines under the wrong ending."""
-    text = file.read_text(encoding="utf-8-sig")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if text.lstrip().startswith("["):
-            raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
-        return [line for line in text.split("\n") if line.strip()]
-    rows = value if isinstance(value, list) else [value]
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}: row {index} must be an object {{...}}, got {type(row).__name__}")
-    return [json.dumps(row) for row in rows]
+def not_utf8(file: Path) -> ValueError:
+    """The error for a file with bytes that are no text."""
+    return ValueError("text that is not UTF-8:\n" + "\n".join(malformed_lines((file,))))
 
 
 def malformed_lines(files: tuple[Path, ...], most: int = 5) -> list[str]:
     """`file:line: what is wrong` of the first lines that are not JSON objects in UTF-8."""
     found: list[str] = []
     for file in files:
-        with file.open("rb") as lines:
+        with open_bytes(file) as lines:
             for number, line in enumerate(lines, start=1):
-                problem = _line_problem(line, is_json=file.suffix in (".jsonl", ".json"))
+                problem = _line_problem(line, is_json=kind_of(file) in (".jsonl", ".json"))
                 if problem:
                     found.append(f"{file}:{number}: {problem}")
                 if len(found) == most:
@@ -161,9 +185,11 @@ def _line_problem(line: bytes, is_json: bool) -> str:
     if not is_json or not text.strip():
         return ""
     try:
-        value: Any = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         return f"not JSON ({error.msg} at column {error.colno})"
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({first_line(error)})"
     return "" if isinstance(value, dict) else f"expected an object {{...}}, got {type(value).__name__}"
 
 
@@ -174,9 +200,7 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _names(files: tuple[Path, ...]) -> str:
-    return ", ".join(map(str, files))
-
-
-def _is_not_blank(line: str) -> bool:
-    return bool(line.strip())
+def names_of(files: tuple[Path, ...]) -> str:
+    """`a.jsonl, b.jsonl`; of many files, the first three and their number."""
+    names = ", ".join(map(str, files[:3]))
+    return names if len(files) <= 3 else f"{names} and {len(files) - 3} more"

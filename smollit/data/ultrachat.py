@@ -1,26 +1,25 @@
 """Chats in the columns of HuggingFaceH4/ultrachat_200k: prompt, prompt_id, messages."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from smollit.data.base import ChatDataModule
-from smollit.data.encode import Kind
+from smollit.data.mixture import Part
 
 
 class UltraChatDataModule(ChatDataModule):
     """Chats to fine-tune on (SFT): the column `messages` of HuggingFaceH4/ultrachat_200k, and anything like it.
 
     Args:
-        dataset: Hub id, a local folder laid out as on the hub, or a .jsonl, .json, .csv or .parquet file.
+        dataset: Hub id, a folder laid out as on the hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
+            .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         train_split: Split to train on; a slice such as `train_sft[:5%]` takes a part.
-        val_split: Split to validate on; null validates on nothing.
+        val_split: Split to validate on, of each part; null validates on nothing.
         **options: All other options of ChatDataModule.
     """
 
-    kind: ClassVar[Kind] = "chat"
-
     def __init__(
         self,
-        dataset: str = "HuggingFaceH4/ultrachat_200k",
+        dataset: str | list[Part] = "HuggingFaceH4/ultrachat_200k",
         train_split: str = "train_sft",
         val_split: str | None = "test_sft",
         **options: Any,  # jsonargparse reads them from the base class: one list of options, not three

@@ -1,27 +1,26 @@
 """Preference pairs in the columns of HuggingFaceH4/ultrafeedback_binarized: prompt, chosen, rejected."""
 
-from typing import Any, ClassVar
+from typing import Any
 
-from smollit.data.base import ChatDataModule
-from smollit.data.encode import Kind
+from smollit.data.mixture import Part
+from smollit.data.preference import PreferenceDataModule
 
 
-class UltraFeedbackDataModule(ChatDataModule):
+class UltraFeedbackDataModule(PreferenceDataModule):
     """Preference pairs (DPO): the columns `prompt`, `chosen` and `rejected` of HuggingFaceH4/ultrafeedback_binarized,
     and anything like it.
 
     Args:
-        dataset: Hub id, a local folder laid out as on the hub, or a .jsonl, .json, .csv or .parquet file.
+        dataset: Hub id, a folder laid out as on the hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
+            .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         train_split: Split to train on; a slice such as `train_prefs[:5%]` takes a part.
-        val_split: Split to validate on; null validates on nothing.
-        **options: All other options of ChatDataModule.
+        val_split: Split to validate on, of each part; null validates on nothing.
+        **options: All other options of PreferenceDataModule.
     """
-
-    kind: ClassVar[Kind] = "preference"
 
     def __init__(
         self,
-        dataset: str = "HuggingFaceH4/ultrafeedback_binarized",
+        dataset: str | list[Part] = "HuggingFaceH4/ultrafeedback_binarized",
         train_split: str = "train_prefs",
         val_split: str | None = "test_prefs",
         **options: Any,  # jsonargparse reads them from the base class: one list of options, not three

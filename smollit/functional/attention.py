@@ -1,11 +1,18 @@
 """Who may see whom: one rule, rendered for each attention backend."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-AttentionBackend = Literal["sdpa", "eager"]
+from smollit.batch import Document
+
+# `documents`: each document by itself, without padding and without a mask, on any device.
+# `sdpa`, `eager`: one mask over the padded rows. `flex_attention`: a block mask, for GPUs.
+# `flash_attention_2`: flash-attn's kernels for rows of several chats; has no branches.
+AttentionBackend = Literal["documents", "sdpa", "eager", "flex_attention", "flash_attention_2"]
 
 
 def visibility(document_RT: Tensor, branch_RT: Tensor) -> Tensor:
@@ -33,7 +40,7 @@ def visibility(document_RT: Tensor, branch_RT: Tensor) -> Tensor:
     return same_document & same_branch & causal
 
 
-def render_mask(visible_RTT: Tensor, backend: AttentionBackend, dtype: torch.dtype) -> Tensor:
+def render_mask(visible_RTT: Tensor, backend: Literal["sdpa", "eager"], dtype: torch.dtype) -> Tensor:
     """The 4-D mask that a transformers attention backend takes: [R, T, T] bool -> [R, 1, T, T].
 
     `sdpa` takes the booleans; `eager` adds its mask to the scores, so it gets 0 and the lowest number of `dtype`.
@@ -43,3 +50,50 @@ def render_mask(visible_RTT: Tensor, backend: AttentionBackend, dtype: torch.dty
         return visible
     lowest = torch.finfo(dtype).min
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, lowest)
+
+
+def document_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: Sequence[Document], scale: float | None, dropout: float = 0.0
+) -> Tensor:
+    """The rule of `visibility` for documents that stand one after the other, each by itself.
+
+    Shared and chosen positions are one causal sequence. Rejected positions see the shared ones and their own: the
+    only mask, [rejected, shared + rejected], that is ever built.
+
+    Args:
+        query: [1, Q, T, D] of Q heads.
+        key: [1, K, T, D] of K heads; Q is a multiple of K.
+        value: [1, K, T, D].
+        layout: The documents, with T positions in all.
+        scale: Of the scores; None is 1 / sqrt(D).
+        dropout: Share of attention weights that are dropped.
+
+    Returns:
+        [1, Q, T, D].
+
+    Raises:
+        ValueError: If the documents do not have T positions.
+    """
+    if sum(document.length for document in layout) != query.shape[2]:
+        total = sum(document.length for document in layout)
+        raise ValueError(f"`layout` has {total} positions, and `query` {query.shape[2]}: they must be equal")
+    outputs, start = [], 0
+    for shared, chosen, rejected in layout:
+        branch, end = start + shared + chosen, start + shared + chosen + rejected
+        if branch > start:
+            q, k, v = (tensor[:, :, start:branch] for tensor in (query, key, value))
+            outputs.append(_attend(q, k, v, None, scale, dropout))
+        if rejected:
+            own, before = slice(branch, end), slice(start, start + shared)
+            k, v = (torch.cat([tensor[:, :, before], tensor[:, :, own]], dim=2) for tensor in (key, value))
+            mask = torch.ones(rejected, shared + rejected, dtype=torch.bool, device=query.device).tril(shared)
+            outputs.append(_attend(query[:, :, own], k, v, mask, scale, dropout))
+        start = end
+    return torch.cat(outputs, dim=2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )

@@ -15,14 +15,16 @@ class HeadOutput(NamedTuple):
 
     Args:
         logps: [M] log p(target | prefix), fp32, with gradient.
-        correct: [M] bool, True where the target has the largest logit.
+        correct: [M] bool, True where the target has the largest logit; None if it was not asked for.
     """
 
     logps: Tensor
-    correct: Tensor
+    correct: Tensor | None
 
 
-def token_logps(hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_size: int) -> HeadOutput:
+def token_logps(
+    hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_size: int, correct: bool = False
+) -> HeadOutput:
     """Log-probabilities of the targets, `chunk_size` tokens at a time: memory does not grow with M x V.
 
     Each chunk is recomputed in the backward pass. Logits are cast to fp32 before the log-sum-exp, so that log p has
@@ -33,6 +35,7 @@ def token_logps(hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_s
         weight_VH: [V, H] weight of the head.
         targets_M: [M] token ids.
         chunk_size: Tokens per chunk, at least 1.
+        correct: Say too whether the target has the largest logit: one more look at all logits.
 
     Raises:
         ValueError: If the shapes do not fit or `chunk_size` is below 1.
@@ -44,23 +47,24 @@ def token_logps(hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_s
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
     # split() of zero tokens gives one empty chunk: an empty batch keeps its graph, with gradients of zero.
     chunks = [
-        _chunk_logps(hidden, weight_VH, targets)
+        _chunk_logps(hidden, weight_VH, targets, correct)
         for hidden, targets in zip(hidden_MH.split(chunk_size), targets_M.split(chunk_size), strict=True)
     ]
-    return HeadOutput(torch.cat([chunk.logps for chunk in chunks]), torch.cat([chunk.correct for chunk in chunks]))
+    hits = torch.cat([chunk.correct for chunk in chunks if chunk.correct is not None]) if correct else None
+    return HeadOutput(torch.cat([chunk.logps for chunk in chunks]), hits)
 
 
-def _chunk_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> HeadOutput:
+def _chunk_logps(hidden: Tensor, weight: Tensor, targets: Tensor, correct: bool) -> HeadOutput:
     if torch.is_grad_enabled():
-        return HeadOutput(*checkpoint(_score_chunk, hidden, weight, targets, use_reentrant=False))
-    return HeadOutput(*_score_chunk(hidden, weight, targets))
+        return HeadOutput(*checkpoint(_score_chunk, hidden, weight, targets, correct, use_reentrant=False))
+    return HeadOutput(*_score_chunk(hidden, weight, targets, correct))
 
 
-def _score_chunk(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _score_chunk(hidden: Tensor, weight: Tensor, targets: Tensor, correct: bool) -> tuple[Tensor, Tensor | None]:
     logits = (hidden @ weight.T).float()
     target_logits = logits.gather(1, targets[:, None])[:, 0]
-    correct = target_logits.detach() >= logits.detach().amax(dim=1)
-    return target_logits - logits.logsumexp(dim=1), correct
+    hits = target_logits.detach() >= logits.detach().amax(dim=1) if correct else None
+    return target_logits - logits.logsumexp(dim=1), hits
 
 
 def sum_per_sequence(values_M: Tensor, sequence_M: Tensor, num_sequences: int) -> Tensor:

@@ -20,11 +20,13 @@ def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float)
     return beta * (policy_logps - reference_logps)
 
 
-def sigmoid_loss(margin: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def sigmoid_loss(margin: Tensor, beta: float, label_smoothing: float = 0.0, offset: Tensor | float = 0.0) -> Tensor:
     """-log sigmoid(beta m), eq. 7 of https://arxiv.org/abs/2305.18290; `margin` [B] is the chosen-minus-rejected
     log-ratio. With `label_smoothing` e, the conservative DPO of eq. 3 of https://ericmitchell.ai/cdpo.pdf:
-    -(1 - e) log sigmoid(beta m) - e log sigmoid(-beta m). Returns one loss per pair, [B]."""
-    return (1 - label_smoothing) * F.softplus(-beta * margin) + label_smoothing * F.softplus(beta * margin)
+    -(1 - e) log sigmoid(beta m) - e log sigmoid(-beta m). With `offset` d, [B], the DPO with an offset of
+    https://arxiv.org/abs/2402.10571: beta m - d in place of beta m. Returns one loss per pair, [B]."""
+    logit = beta * margin - offset
+    return (1 - label_smoothing) * F.softplus(-logit) + label_smoothing * F.softplus(logit)
 
 
 def hinge_loss(margin: Tensor, beta: float) -> Tensor:
@@ -49,6 +51,7 @@ def preference_loss(
     loss: PreferenceLoss,
     beta: float,
     label_smoothing: float = 0.0,
+    offset: Tensor | float = 0.0,
 ) -> Tensor:
     """One loss per pair, [B], of the kind that `loss` names.
 
@@ -60,6 +63,7 @@ def preference_loss(
         loss: `sigmoid` and `hinge` use sums over tokens, `ipo` means.
         beta: How closely the policy keeps to the reference, above 0.
         label_smoothing: Share of pairs assumed to be labelled the wrong way round; `sigmoid` only.
+        offset: [B] by how much beta times the margin should exceed 0; `sigmoid` only.
     """
     if chosen_log_ratio.shape != rejected_log_ratio.shape:
         raise ValueError(
@@ -71,4 +75,4 @@ def preference_loss(
     margin = chosen_log_ratio - rejected_log_ratio
     if loss == "hinge":
         return hinge_loss(margin, beta)
-    return sigmoid_loss(margin, beta, label_smoothing)
+    return sigmoid_loss(margin, beta, label_smoothing, offset)

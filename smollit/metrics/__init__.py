@@ -1,6 +1,6 @@
 """Metrics as sums and counts: the same figure for any batch size, accumulation and number of devices."""
 
-from smollit.metrics.base import Mean, RunningMean, WeightedMean, values
+from smollit.metrics.base import Mean, RunningMean, WeightedMean, add_counts, values
 from smollit.metrics.language import Perplexity, TokenAccuracy, TokenLoss, language_metrics
 from smollit.metrics.preference import RewardAccuracy, RewardMargin, preference_metrics
 
@@ -13,6 +13,7 @@ __all__ = [
     "TokenAccuracy",
     "TokenLoss",
     "WeightedMean",
+    "add_counts",
     "language_metrics",
     "preference_metrics",
     "values",

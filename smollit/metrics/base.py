@@ -57,6 +57,13 @@ def values(collection: MetricCollection) -> dict[str, Tensor]:
     return counted
 
 
+def add_counts(total: MetricCollection, part: MetricCollection) -> None:
+    """Add what `part` has counted to `total`, which holds the same metrics under another prefix."""
+    for mine, theirs in zip(total.values(copy_state=False), part.values(copy_state=False), strict=True):
+        mine.total += theirs.total
+        mine.count += theirs.count
+
+
 class Mean(RunningMean):
     """Mean of all values, [any shape]."""
 

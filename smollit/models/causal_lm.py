@@ -1,6 +1,5 @@
 """CausalLM: a transformers model that scores targets. forward(batch) -> TokenScores, never [R, T, V] logits."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -8,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from smollit.batch import IGNORE, PADDING, Batch
-from smollit.functional.attention import AttentionBackend, render_mask, visibility
+from smollit.batch import PADDING, Batch
+from smollit.functional.attention import AttentionBackend
 from smollit.functional.logps import token_logps
+from smollit.models.attention import for_generation, render, transformers_name
+from smollit.models.recompute import GradientCheckpointing, recompute_layers
 from smollit.models.pretrained import load_model
 
 
@@ -19,15 +20,15 @@ class TokenScores(NamedTuple):
 
     Args:
         logps: [M] log p(target | prefix), fp32, with gradient.
-        correct: [M] bool, the target has the largest logit.
-        mean_logits: [M] mean over the vocabulary of the logits, no gradient.
+        correct: [M] bool, the target has the largest logit; None if it was not asked for.
+        mean_logits: [M] mean over the vocabulary of the logits, no gradient; None if it was not asked for.
         document: [M] example of the batch.
         branch: [M] 0 shared, 1 chosen, 2 rejected.
     """
 
     logps: Tensor
-    correct: Tensor
-    mean_logits: Tensor
+    correct: Tensor | None
+    mean_logits: Tensor | None
     document: Tensor
     branch: Tensor
 
@@ -39,9 +40,10 @@ class CausalLM(nn.Module):
         model_name: Hub id or local folder, in Hugging Face format.
         weights: `pretrained` loads the weights; `random` takes only the configuration and starts from scratch.
         dtype: dtype of the weights. Keep fp32 unless the trainer's precision ends in `-true`.
-        attention: transformers' attention backend.
+        attention: How documents are kept apart: see `functional.attention`.
         chunk_size: Tokens whose logits exist at the same time.
-        gradient_checkpointing: Recompute each layer in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: true recomputes each layer in the backward pass; `selective` keeps the results of
+            matrix products and attention, and recomputes the rest.
         dropout: Attention dropout; null keeps the model's own.
     """
 
@@ -50,67 +52,71 @@ class CausalLM(nn.Module):
         model_name: str,
         weights: Literal["pretrained", "random"] = "pretrained",
         dtype: torch.dtype = torch.float32,
-        attention: AttentionBackend = "sdpa",
+        attention: AttentionBackend = "documents",
         chunk_size: int = 1024,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: GradientCheckpointing = False,
         dropout: float | None = None,
     ) -> None:
         super().__init__()
         self.attention = attention
         self.chunk_size = chunk_size
-        self.model: PreTrainedModel = load_model(model_name, weights, dtype, attention, dropout)
+        self.model: PreTrainedModel = load_model(model_name, weights, dtype, transformers_name(attention), dropout)
         if gradient_checkpointing:
-            # transformers 5.24 has a new name for it. The re-entrant variant needs inputs that require gradients, and
-            # breaks DDP.
-            old_name = self.model.gradient_checkpointing_enable
-            getattr(self.model, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
+            recompute_layers(self.model, selective=gradient_checkpointing == "selective")
 
     @property
     def config(self) -> PretrainedConfig:
         """The transformers configuration."""
         return self.model.config
 
-    def forward(self, batch: Batch) -> TokenScores:
+    def forward(self, batch: Batch, correct: bool = False, mean_logits: bool = False) -> TokenScores:
         """Score every position that has a target.
 
+        Args:
+            batch: Rows of documents.
+            correct: Say too whether the target has the largest logit.
+            mean_logits: Say too what the mean logit is.
+
         Raises:
-            ValueError: If a row is longer than the model's positions.
+            ValueError: If a document is longer than the model's positions, or the backend can't run the batch.
         """
-        hidden_RTH = self.hidden_states(batch)
-        trained_RT = batch.targets != IGNORE
-        hidden_MH = hidden_RTH[trained_RT]
+        hidden_MH = self.hidden_states(batch)
         weight_VH = self.model.get_output_embeddings().weight
-        logps, correct = token_logps(hidden_MH, weight_VH, batch.targets[trained_RT], self.chunk_size)
+        targets_M = batch.targets.view(-1)[batch.trained]
+        logps, hits = token_logps(hidden_MH, weight_VH, targets_M, self.chunk_size, correct)
         with torch.no_grad():
             # mean_v(h . W_v) = h . mean_v(W_v): the mean logit without the logits.
-            mean_logits = hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32)
-        return TokenScores(logps, correct, mean_logits, batch.document[trained_RT], batch.branch[trained_RT])
+            means = hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32) if mean_logits else None
+        document, branch = (field.view(-1)[batch.trained] for field in (batch.document, batch.branch))
+        return TokenScores(logps, hits, means, document, branch)
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """Last hidden states, [R, T, H]; documents and branches see only what `functional.attention` lets them."""
+        """Last hidden states at the positions with a target, [M, H]; documents and branches see only what
+        `functional.attention` lets them."""
         self._check_length(batch)
-        if batch.causal:
-            # Plain causal attention: padding is on the right, where no token looks. Position ids that start again at
-            # the padding would make transformers build a mask, and leave its fast kernels.
-            mask, position_ids = None, None
-        else:
-            visible = visibility(batch.document, batch.branch)
-            mask, position_ids = render_mask(visible, self.attention, self.model.dtype), batch.position_ids
+        inputs = render(batch, self.attention, self.model.dtype)
         # A cache would make transformers forget the position ids' borders, and costs memory.
         output = self.model.base_model(
-            input_ids=batch.input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
+            input_ids=inputs.input_ids,
+            position_ids=inputs.position_ids,
+            attention_mask=inputs.mask,
+            use_cache=False,
+            **inputs.options,
         )
-        return output.last_hidden_state
+        return output.last_hidden_state.flatten(0, 1)[inputs.trained]
 
     def _check_length(self, batch: Batch) -> None:
-        length, limit = batch.input_ids.shape[1], self.config.max_position_embeddings
-        if batch.causal and length > limit:
+        length = max((max(p.shared + max(p.chosen, p.rejected) for p in row) for row in batch.layout), default=0)
+        limit = self.config.max_position_embeddings
+        if length > limit:
             raise ValueError(f"a row has {length} tokens, but the model has {limit} positions: lower `data.max_length`")
         window = getattr(self.config, "sliding_window", None)
-        if not batch.causal and window is not None and length > window:
+        masked_by_us = self.attention == "documents" or not batch.causal
+        if masked_by_us and window is not None and length > window:
             raise ValueError(
                 f"a row has {length} tokens, and the model's attention reaches back {window}, which smollit's masks do"
-                " not have yet: lower `data.max_length` so that a row fits into the window"
+                " not have yet: lower `data.max_length` so that a row fits into the window, or set `model.attention:"
+                " sdpa` for chats without packing"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CausalLM":
@@ -145,24 +151,17 @@ class CausalLM(nn.Module):
         mask = torch.stack([nn.functional.pad(torch.ones_like(row), (longest - len(row), 0)) for row in rows])
         # top_k 0: transformers would draw from the 50 likeliest only.
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        output: Tensor = self.model.generate(  # type: ignore[operator]
-            input_ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=stop_ids or None,
-            pad_token_id=pad,
-            use_cache=True,
-            **sampling,
-        )
+        with for_generation(self.model):
+            output: Tensor = self.model.generate(  # type: ignore[operator]
+                input_ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=stop_ids or None,
+                pad_token_id=pad,
+                use_cache=True,
+                **sampling,
+            )
         return [_until_stop(row[longest:].tolist(), stop_ids) for row in output]
-
-    def fingerprint(self) -> str:
-        """SHA-256 of all weights: two models with the same fingerprint compute the same."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
 
 
 def _until_stop(token_ids: list[int], stop_ids: list[int]) -> list[int]:

@@ -1,5 +1,6 @@
 """The only file that loads a transformers model: with all its weights, or with one clear sentence on why not."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from smollit.functional.attention import AttentionBackend
 from smollit.names import check_folder, first_line
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -23,7 +23,7 @@ def load_model(
     model_name: str,
     weights: Literal["pretrained", "random"],
     dtype: torch.dtype,
-    attention: AttentionBackend,
+    attention: str,
     dropout: float | None,
 ) -> PreTrainedModel:
     """A transformers model in train mode, with one clear sentence when it can't be had or scored."""
@@ -48,7 +48,7 @@ def load_model(
 
 
 def load_pretrained(
-    model_name: str, config: PretrainedConfig, dtype: torch.dtype, attention: AttentionBackend
+    model_name: str, config: PretrainedConfig, dtype: torch.dtype, attention: str
 ) -> PreTrainedModel:
     """The model with its weights, all of them.
 
@@ -57,10 +57,7 @@ def load_pretrained(
     """
     is_folder = Path(model_name).is_dir()
     if is_folder and not any(list(Path(model_name).glob(pattern)) for pattern in WEIGHT_FILES):
-        raise ValueError(
-            f"`{model_name}` has a config.json but no weights (*.safetensors): give a folder with weights,"
-            " or set `weights: random` to start from scratch"
-        )
+        raise _no_weights(model_name)
     try:
         with no_progress_bar(is_folder):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -114,6 +111,33 @@ def load_config(model_name: str) -> PretrainedConfig:
             f"could not load `{model_name}`: it is not a local folder, and the hub did not give it"
             f" ({first_line(error)}). Check the name and the network, or give a local folder"
         ) from error
+
+
+def weights_fingerprint(model_name: str) -> str:
+    """What identifies a model's weights, without loading them: SHA-256 of its files, or the hub's commit.
+
+    Raises:
+        ValueError: As `load_config`, or if a folder holds no weights.
+    """
+    folder = Path(model_name)
+    if not folder.is_dir():
+        commit = getattr(load_config(model_name), "_commit_hash", None)
+        return f"{model_name}@{commit}"
+    files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
+    if not files:
+        raise _no_weights(model_name)
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *files]:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _no_weights(model_name: str) -> ValueError:
+    return ValueError(
+        f"`{model_name}` has a config.json but no weights (*.safetensors): give a folder with weights,"
+        " or set `weights: random` to start from scratch"
+    )
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """FineTuningModule: what SFT and DPO share. Sums and counts, divided once per optimizer step; optimizer; logs."""
 
-import inspect
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +15,16 @@ from transformers import get_scheduler
 
 from smollit.batch import Batch
 from smollit.functional.attention import AttentionBackend
-from smollit.metrics import values
+from smollit.metrics import add_counts, values
 from smollit.models.causal_lm import CausalLM
 from smollit.models.checkpoint import load_weights
+from smollit.models.compile import compile_layers
+from smollit.models.recompute import GradientCheckpointing
 from smollit.models.sharding import gradient_norm, scale_gradients, shard, unwrap
+from smollit.modules.optimizer import Schedule, set_learning_rate
+from smollit.modules.window import Window
 
-Stage = Literal["train", "val", "test"]
-Schedule = Literal["linear", "cosine", "constant_with_warmup", "constant"]
-
-
-STAGES: tuple[Stage, ...] = ("train", "val", "test")
+STAGES = ("train", "val", "test")
 
 
 class NonFiniteError(ValueError):
@@ -47,9 +46,12 @@ class FineTuningModule(LightningModule):
         optimizer: Any torch optimizer; its learning rate is `learning_rate`.
         schedule: Shape of the learning rate over the optimizer steps.
         num_warmup_steps: Optimizer steps over which the learning rate rises from 0.
-        attention: Attention backend of transformers.
+        attention: How examples are kept apart: `documents` needs no padding and no mask, on any device;
+            `flex_attention` and `flash_attention_2` (no DPO) are for GPUs; `sdpa` and `eager` mask padded rows.
         chunk_size: Tokens whose logits exist at the same time.
-        gradient_checkpointing: Recompute layers in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: true recomputes layers in the backward pass: less memory, about a third more time;
+            `selective` keeps matrix products and recomputes the cheap rest.
+        compile: Compile the policy with torch.compile, in place: checkpoints stay the same.
         dropout: Attention dropout of the policy; null keeps the model's own.
         non_finite: `stop` the run at a loss or gradient that is not finite, or `skip` that optimizer step.
         max_new_tokens: Longest answer in tokens, for `predict`.
@@ -69,9 +71,10 @@ class FineTuningModule(LightningModule):
         optimizer: OptimizerCallable = lambda params: AdamW(params, weight_decay=0.0),
         schedule: Schedule = "linear",
         num_warmup_steps: int = 0,
-        attention: AttentionBackend = "sdpa",
+        attention: AttentionBackend = "documents",
         chunk_size: int = 1024,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: GradientCheckpointing = False,
+        compile: bool = False,
         dropout: float | None = None,
         non_finite: Literal["stop", "skip"] = "stop",
         max_new_tokens: int = 256,
@@ -92,14 +95,16 @@ class FineTuningModule(LightningModule):
         self.num_warmup_steps = num_warmup_steps
         self.attention: AttentionBackend = attention
         self.chunk_size = chunk_size
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing: GradientCheckpointing = gradient_checkpointing
+        self.compile_policy = compile
         self.dropout = dropout
         self.non_finite = non_finite
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.policy = None  # type: ignore[assignment]
         self.metrics = nn.ModuleDict({f"{stage}/": self.make_metrics(f"{stage}/") for stage in STAGES})
-        self.window: list[tuple[Tensor, Tensor, Tensor]] = []  # (loss sum, count, rows) of each micro-batch
+        self.window = Window()
+        self.val_stages = ["val"]
         self.gradient_norm: Tensor | None = None
         self.num_skipped_steps = 0
 
@@ -110,26 +115,34 @@ class FineTuningModule(LightningModule):
         """The metrics of one stage, all on sums and counts."""
 
     @abstractmethod
-    def step(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor]:
+    def step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor | float]:
         """Update the stage's metrics; return the loss's sum over the micro-batch and what it is a sum of."""
 
-    def stage_metrics(self, stage: Stage) -> MetricCollection:
-        """What a stage has counted since its last log."""
+    def stage_metrics(self, stage: str) -> MetricCollection:
+        """What a stage (`train`, `val`, `val/<set>`, `test`) has counted since its last log."""
         collection = self.metrics[f"{stage}/"]
         assert isinstance(collection, MetricCollection)
         return collection
 
     # ---- Lightning's hooks: steps
 
+    def setup(self, stage: str) -> None:
+        """Metrics for each named validation set of the data module; their sums make up those of `val`."""
+        names = getattr(self.trainer.datamodule, "val_names", ())  # type: ignore[attr-defined]
+        self.val_stages = [f"val/{name}" for name in names] or ["val"]
+        for name in self.val_stages:
+            if f"{name}/" not in self.metrics:
+                self.metrics[f"{name}/"] = self.make_metrics(f"{name}/").to(self.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the loss."""
         loss_sum, count = self.step(batch, "train")
-        self.window.append((loss_sum.detach(), count, batch.example_ids))
+        self.window.add(loss_sum, count, batch.example_ids)
         return loss_sum / self.nominal_count
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count into the validation metrics."""
-        self.step(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count into the metrics of the validation set."""
+        self.step(batch, self.val_stages[dataloader_idx])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count into the test metrics."""
@@ -147,10 +160,9 @@ class FineTuningModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide by the window's count over all ranks; stop or skip if what comes out is not finite."""
-        loss_sum, count = (torch.stack([entry[part].float() for entry in self.window]).sum() for part in (0, 1))
-        totals = self.trainer.strategy.reduce(torch.stack([loss_sum, count]), reduce_op="sum")
+        totals = self.window.totals(self.trainer.strategy)
         factor = self.nominal_count * self.trainer.accumulate_grad_batches * self.trainer.world_size
-        scale_gradients(self.policy.parameters(), factor / totals[1].clamp(min=1))
+        scale_gradients(self.policy.parameters(), factor / torch.where(totals[1] > 0, totals[1], 1.0))
         self.gradient_norm = gradient_norm(self.policy)
         finite = torch.stack([totals[0], self.gradient_norm.to(totals)]).isfinite().tolist()
         if not all(finite):
@@ -166,11 +178,9 @@ class FineTuningModule(LightningModule):
                 for parameter in self.policy.parameters():
                     parameter.grad = None
             return
-        rows = torch.cat([entry[2] for entry in self.window]).tolist()
-        shown = ", ".join(map(str, rows[:16])) + (", ..." if len(rows) > 16 else "")
         raise NonFiniteError(
             f"step {self.trainer.global_step + 1}: loss {loss:g}, gradient norm {norm:g}, at learning rate"
-            f" {self.current_learning_rate():.3g}, on rows {shown}. The weights are those of the step before."
+            f" {self.current_learning_rate():.3g}, on rows {self.window.rows()}. The weights are those of the step before."
             " Lower `model.learning_rate`, look at these rows, or set `model.non_finite: skip`"
         )
 
@@ -206,8 +216,13 @@ class FineTuningModule(LightningModule):
     # ---- Lightning's hooks: logs
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over the whole split."""
-        found = values(self.stage_metrics("val"))
+        """Log the means over each named set, and over all rows together."""
+        total, found = self.stage_metrics("val"), {}
+        for name in self.val_stages:
+            if name != "val":
+                add_counts(total, self.stage_metrics(name))
+                found |= values(self.stage_metrics(name))
+        found |= values(total)
         # `num_sanity_val_steps: -1` validates on everything before the first step: those figures are worth keeping.
         if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
             self.report(found)
@@ -238,13 +253,15 @@ class FineTuningModule(LightningModule):
             model = self.load(self.model_name, self.weights, self.gradient_checkpointing, self.dropout)
             if self.init_from and not (self._trainer and self._trainer.ckpt_path):  # a resume brings its own weights
                 load_weights(model, Path(self.init_from), self.model_name)
+            if self.compile_policy:
+                compile_layers(model)
             self.policy = self.shard(model)
 
     def load(
         self,
         model_name: str,
         weights: Literal["pretrained", "random"] = "pretrained",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: GradientCheckpointing = False,
         dropout: float | None = None,
     ) -> CausalLM:
         """A whole model, in the dtype of the trainer's precision."""
@@ -298,20 +315,3 @@ class FineTuningModule(LightningModule):
         """Keep the learning rate that the step was made with: the schedule moves on before the log is written."""
         self.used_learning_rate = self.current_learning_rate()
         super().optimizer_step(*args, **kwargs)
-
-
-def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Give every group the module's learning rate.
-
-    Raises:
-        ValueError: If the optimizer was given another one: two settings of one thing.
-    """
-    default = inspect.signature(type(optimizer)).parameters["lr"].default
-    for group in optimizer.param_groups:
-        own = float(group["lr"])
-        if own not in (learning_rate, default):
-            raise ValueError(
-                f"`model.optimizer` has lr {own:g}, and `model.learning_rate` is {learning_rate:g}:"
-                " set only `model.learning_rate`"
-            )
-        group["lr"] = learning_rate

@@ -5,7 +5,7 @@ from torchmetrics import MetricCollection
 
 from smollit.batch import Batch
 from smollit.metrics import language_metrics
-from smollit.modules.base import FineTuningModule, Stage
+from smollit.modules.base import FineTuningModule
 
 
 class SFTModule(FineTuningModule):
@@ -17,8 +17,8 @@ class SFTModule(FineTuningModule):
         """`loss`, `perplexity`, `token_accuracy`."""
         return language_metrics(prefix)
 
-    def step(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor]:
+    def step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor | float]:
         """Sum of -log p over the trained tokens, and their number."""
-        scores = self.policy(batch)
+        scores = self.policy(batch, correct=True)
         self.stage_metrics(stage).update(scores.logps, scores.correct)
-        return -scores.logps.sum(), batch.num_targets()
+        return -scores.logps.sum(), batch.num_targets

@@ -9,7 +9,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from smollit.training.state import at_step_end
+from smollit.training.position import at_step_end
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from smollit.training.state import at_step_end
+from smollit.training.position import at_step_end
 
 NEVER = sys.maxsize  # an interval in micro-batches that is not reached
 

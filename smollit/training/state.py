@@ -1,14 +1,22 @@
 """RunState: a run that is stopped and started again does the same as one that never stopped, to the bit."""
 
 import logging
-import random
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.training.optimizers import Groups, apply_changes, configured
+from smollit.training.position import (
+    at_step_end,
+    follow_length,
+    global_batch_size,
+    num_batches,
+    num_examples,
+    order_group,
+    rows_after,
+    set_progress,
+)
+from smollit.training.random_state import all_ranks, get_random_state, set_random_state
 
 log = logging.getLogger(__name__)
 KEY = "run_state"
@@ -25,7 +33,16 @@ FIXED = (
     "data.init_args.chat_template",
     "data.init_args.tokenizer_name",
     "data.init_args.max_length",
+    "data.init_args.truncate",
+    "data.init_args.train_on",
+    "data.init_args.control_text",
+    "data.init_args.default_system",
     "data.init_args.shuffle",
+    "data.init_args.packing",
+    "data.init_args.pack_length",
+    "data.init_args.group_by_length",
+    "data.init_args.longest_first",
+    "data.init_args.streaming",
     "data.init_args.seed",
 )
 
@@ -43,6 +60,7 @@ class RunState(Callback):
         self.epoch = 0
         self.rows = 0  # of this epoch, up to the last optimizer step, over all ranks
         self.batches = 0  # the same in micro-batches
+        self.first_batch = 0  # micro-batches that were done when this pass through the data began
         self.total_batches = 0
         self.has_trained = False  # since this start of the run
         self.begins_step = True  # the next micro-batch is the first of an optimizer step
@@ -65,7 +83,11 @@ class RunState(Callback):
         apply_changes(trainer, self.optimizers_before, self.optimizers)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         self.epoch, self.batches = trainer.current_epoch, progress.current.completed
+        self.first_batch = self.batches
         self.total_batches = progress.total.completed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        follow_length(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.begins_step:
@@ -83,27 +105,33 @@ class RunState(Callback):
     ) -> None:
         if at_step_end(trainer):
             # Counted from where a resume began: the rows before it may have come in batches of another size.
-            new_batches = batch_idx + 1 - self.batches
-            self.rows = min(self.rows + new_batches * global_batch_size(trainer), num_examples(trainer))
+            self.rows = rows_after(trainer, batch_idx + 1 - self.first_batch)
             self.batches = batch_idx + 1
             self.total_batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
             self.random_state = get_random_state()
             self.has_trained = self.begins_step = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.batches >= trainer.num_training_batches:  # else max_steps or a callback ended it early
-            self.epoch, self.rows, self.batches = trainer.current_epoch + 1, 0, 0
+        if self._is_epoch_done(trainer):  # else max_steps or a callback ended it early
+            self.epoch, self.rows, self.batches, self.first_batch = trainer.current_epoch + 1, 0, 0, 0
             self._set_position(trainer, self.epoch, 0)
+
+    def _is_epoch_done(self, trainer: Trainer) -> bool:
+        """Whether the last optimizer step was the epoch's last; a stream only says so when it has ended."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        has_ended = progress.is_last_batch and self.batches == progress.current.ready
+        return has_ended or self.batches >= trainer.num_training_batches
 
     # ---- saving
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         epoch, rows, batches = self.epoch, self.rows, self.batches
-        if batches >= trainer.num_training_batches:
+        if self._is_epoch_done(trainer):
             epoch, rows, batches = epoch + 1, 0, 0
         checkpoint[KEY] = {
             "epoch": epoch,
             "rows": rows,
+            "group": order_group(trainer) if rows else 0,
             "num_rows": num_examples(trainer),
             "global_batch_size": global_batch_size(trainer),
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
@@ -137,9 +165,9 @@ class RunState(Callback):
         ):
             if now != state[name]:
                 log.warning("%s was %s, and is now %s: the run goes on at row %s", name, state[name], now, rows)
-        num_batches, left = -(-num_rows // size), -(-(num_rows - rows) // size)
-        set_progress(checkpoint, state["epoch"], num_batches - left, state["epoch"] * num_batches + num_batches - left)
-        self._set_position(trainer, state["epoch"], rows)
+        self._set_position(trainer, state["epoch"], rows, state["group"])
+        whole, left = num_batches(trainer, 0), num_batches(trainer, rows)
+        set_progress(checkpoint, state["epoch"], whole - left, state["epoch"] * whole + whole - left)
         self.rows = rows
         self.optimizers_before = state["optimizers"]
         if trainer.global_rank < len(state["random_states"]):
@@ -160,45 +188,10 @@ class RunState(Callback):
                 " `trainer.default_root_dir`, or set `trainer.force_resume: true` if you know that they are the same"
             )
 
-    def _set_position(self, trainer: Trainer, epoch: int, rows: int) -> None:
+    def _set_position(self, trainer: Trainer, epoch: int, rows: int, group: int = 0) -> None:
         position = getattr(trainer.datamodule, "position", None)  # type: ignore[attr-defined]
         if position is not None:
-            position.epoch, position.rows = epoch, rows
-
-
-def at_step_end(trainer: Trainer) -> bool:
-    """Whether the batch that was just done ended an optimizer step."""
-    return not trainer.fit_loop.epoch_loop._should_accumulate()
-
-
-def num_examples(trainer: Trainer) -> int:
-    """Number of training rows."""
-    examples = getattr(trainer.datamodule, "examples", {})  # type: ignore[attr-defined]
-    return len(examples["train"]) if "train" in examples else 0
-
-
-def global_batch_size(trainer: Trainer) -> int:
-    """Rows per micro-batch over all ranks."""
-    return int(getattr(trainer.datamodule, "train_batch_size", 1)) * trainer.world_size  # type: ignore[attr-defined]
-
-
-def set_progress(checkpoint: State, epoch: int, batches: int, total_batches: int) -> None:
-    """Write into Lightning's loop state: `batches` of epoch `epoch` are done, and nothing is half done."""
-    loops = checkpoint["loops"]["fit_loop"]
-    progress = loops["epoch_loop.batch_progress"]
-    for name in ("ready", "started", "processed", "completed"):
-        progress["current"][name] = batches
-        progress["total"][name] = total_batches
-    progress["is_last_batch"] = False
-    # Lightning's loggers count by this; it is saved one too low when a checkpoint is written inside a batch's hooks.
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
-    validation = loops["epoch_loop.val_loop.batch_progress"]  # one that was broken off is not taken up in its middle
-    for part in ("current", "total"):
-        validation[part] |= dict.fromkeys(("ready", "started", "processed", "completed"), 0)
-    for part in ("current", "total"):
-        begun = epoch + 1 if batches else epoch
-        loops["epoch_progress"][part] |= {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
-    checkpoint["epoch"] = epoch
+            position.epoch, position.rows, position.group = epoch, rows, group
 
 
 def flatten(config: State, prefix: str = "") -> State:
@@ -207,42 +200,3 @@ def flatten(config: State, prefix: str = "") -> State:
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def get_random_state() -> State:
-    """Random state of torch (CPU and this process's GPU), numpy and Python, as plain numbers and tensors."""
-    version, keys, gauss = random.getstate()
-    name, numpy_keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-        "python": [version, list(keys), gauss],
-        "numpy": [
-            name,
-            torch.from_numpy(np.asarray(numpy_keys, dtype=np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
-    }
-
-
-def set_random_state(state: State) -> None:
-    """Undo of `get_random_state`."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"][0])
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    name, numpy_keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, numpy_keys.numpy().astype(np.uint32), position, has_gauss, cached))
-
-
-def all_ranks(value: State) -> list[State]:
-    """The values of all ranks, in their order."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from smollit.training.state import at_step_end
+from smollit.training.position import at_step_end
 
 log = logging.getLogger(__name__)
 

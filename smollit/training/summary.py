@@ -8,6 +8,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from smollit.models.sharding import unwrap
 
 
+CHECKPOINTING = {False: "off", True: "on", "selective": "selective"}
+
+
 class StartSummary(Callback):
     """Prints parameters, dtype, mode, attention, precision, data, steps, learning rate and the run's folder."""
 
@@ -27,19 +30,14 @@ def describe(trainer: Trainer, module: Any) -> dict[str, str]:
     parameters = list(module.policy.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
-    report = getattr(trainer.datamodule, "reports", {}).get("train")  # type: ignore[attr-defined]
-    rows = (
-        f"{report.kept:,} rows, {report.tokens:,} tokens, {report.trained / max(report.tokens, 1):.1%} trained"
-        if report
-        else "unknown"
-    )
+    rows = describe_rows(getattr(trainer.datamodule, "reports", {}))  # type: ignore[attr-defined]
     batch = getattr(trainer.datamodule, "train_batch_size", 1)  # type: ignore[attr-defined]
     accumulation, world = trainer.accumulate_grad_batches, trainer.world_size
     return {
         "parameters": f"{trainable:,} trainable of {total:,}",
         "weights": str(parameters[0].dtype).removeprefix("torch."),
         "mode": "train" if module.policy.training else "eval",
-        "attention": f"{module.attention}, gradient checkpointing {'on' if module.gradient_checkpointing else 'off'}",
+        "attention": f"{module.attention}, gradient checkpointing {CHECKPOINTING[module.gradient_checkpointing]}",
         "precision": str(trainer.precision),
         "data": rows,
         "batch": f"{batch} x {accumulation} accumulated x {world} devices = {batch * accumulation * world} per step",
@@ -47,6 +45,15 @@ def describe(trainer: Trainer, module: Any) -> dict[str, str]:
         "learning rate": f"peak {module.learning_rate:g}, {module.schedule}, {module.num_warmup_steps} warm-up steps",
         "run folder": str(trainer.default_root_dir),
     }
+
+
+def describe_rows(reports: dict[str, Any]) -> str:
+    """Rows, tokens and trained share of all parts of the training split."""
+    train = [report for name, report in reports.items() if name.split(":")[0] == "train"]
+    if not train:
+        return "unknown"
+    kept, tokens, trained = (sum(getattr(report, name) for report in train) for name in ("kept", "tokens", "trained"))
+    return f"{kept:,} rows, {tokens:,} tokens, {trained / max(tokens, 1):.1%} trained"
 
 
 def check_lengths(trainer: Trainer, module: Any) -> None:

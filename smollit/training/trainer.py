@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from smollit.tools.export import ExportDtype, export, load_policy
 from smollit.training.checkpoint_io import (
     AtomicCheckpointIO,
     PeriodicCheckpoint,
@@ -17,6 +16,7 @@ from smollit.training.checkpoint_io import (
     check_resumable,
     latest_checkpoint,
 )
+from smollit.training.commands import ExtraCommands
 from smollit.training.predictions import WritePredictions
 from smollit.training.progress import ProgressBar
 from smollit.training.quiet import quiet
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 register()
 
 
-class SmollitTrainer(Trainer):
+class SmollitTrainer(ExtraCommands, Trainer):
     """Lightning's Trainer for one run in one folder.
 
     What every run needs is built in code, so a config that replaces the list of callbacks can't lose it.
@@ -204,27 +204,3 @@ class SmollitTrainer(Trainer):
         if ckpt_path is not None:
             check_readable(ckpt_path)
         return ckpt_path
-
-    def export(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule | None = None,
-        ckpt_path: str | None = None,
-        output: str | None = None,
-        dtype: ExportDtype = "auto",
-    ) -> None:
-        """Write a checkpoint as a Hugging Face folder, read it back and compare.
-
-        Args:
-            model: The module that made the checkpoint.
-            datamodule: Gives the tokenizer and the chat template.
-            ckpt_path: The checkpoint; `last` or null takes the newest of the run's folder.
-            output: Folder to write; null takes <run folder>/export.
-            dtype: dtype of the weights; `auto` takes that of the model that training began with.
-        """
-        path = Path(self.find_checkpoint(ckpt_path or "last") or "")
-        self.strategy.connect(model)
-        model.trainer = self
-        load_policy(model, path)
-        template = datamodule.template  # type: ignore[union-attr]  # a ChatDataModule
-        export(model, template, Path(output or Path(self.default_root_dir) / "export"), dtype)

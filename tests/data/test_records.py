@@ -1,11 +1,17 @@
 """Rows of any known schema become conversations and pairs, or say where and why not."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from smollit.data.records import BadRow, check_columns, drop_nulls, to_conversation, to_preference
+from smollit.data.formats import Format, to_record
+from smollit.data.messages import Roles
+from smollit.data.records import BadRow, Conversation, Preference, drop_nulls
+
+CHAT = Format("messages", "chat", {"messages": "messages"})
+PAIR = Format("preference", "preference", {part: part for part in ("prompt", "chosen", "rejected")})
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -16,10 +22,22 @@ def assistant(content: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
 
-def problem(row: dict[str, Any]) -> BadRow:
-    make = to_preference if "chosen" in row or "rejected" in row else to_conversation
+def to_conversation(row: dict[str, Any], format: Format = CHAT) -> Conversation:
+    record = to_record(row, format)
+    assert isinstance(record, Conversation)
+    return record
+
+
+def to_preference(row: dict[str, Any]) -> Preference:
+    record = to_record(row, PAIR)
+    assert isinstance(record, Preference)
+    return record
+
+
+def problem(row: dict[str, Any], format: Format | None = None) -> BadRow:
+    is_pair = "chosen" in row or "rejected" in row
     with pytest.raises(BadRow) as caught:
-        make(row)
+        to_record(row, format or (PAIR if is_pair else CHAT))
     return caught.value
 
 
@@ -69,7 +87,7 @@ def test_text_parts_are_joined() -> None:
     [
         ([{"type": "text", "text": "a"}, {"type": "image"}], "messages[0].content[1] is a part of type 'image'"),
         (["a"], "messages[0].content[0] is a part of type 'str'"),
-        (5, "messages[0].content must be text, got int: 5"),
+        (5, "messages[0].content must be text, got 5"),
         ({"a": 1}, "messages[0].content must be text, got dict"),
     ],
 )
@@ -184,7 +202,9 @@ def test_an_answer_that_is_no_assistant_turn_is_refused(answer: Any) -> None:
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "no `chosen`"),
         ({"prompt": "q", "chosen": "", "rejected": "b"}, "empty answer"),
         ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty answer"),
-        ({"prompt": [user("q"), assistant("x")], "chosen": "a", "rejected": "b"}, "odd role order"),
+        ({"prompt": "q", "chosen": [user("q"), user("r"), assistant("a")], "rejected": "b"}, "prompts differ"),
+        ({"prompt": [user("q"), user("r")], "chosen": "a", "rejected": "b"}, "odd role order"),
+        ({"prompt": [user("q"), assistant("x"), assistant("y")], "chosen": "a", "rejected": "b"}, "odd role order"),
     ],
 )
 def test_malformed_pairs_are_counted_by_cause(row: dict[str, Any], cause: str) -> None:
@@ -202,21 +222,89 @@ def test_a_prompt_may_end_with_a_tool_result() -> None:
     ]
 
 
-# ---- columns
+# case: template-10
+def test_a_prompt_may_end_with_the_start_of_the_answer() -> None:
+    """prompt [q, "The sum"], chosen " is 4": the answer continues the assistant's turn."""
+    pair = to_preference({"prompt": [user("q"), assistant("The sum")], "chosen": " is 4", "rejected": " is 5"})
+    assert pair.prompt == [user("q"), assistant("The sum")]
+    assert (pair.chosen, pair.rejected) == (assistant(" is 4"), assistant(" is 5"))
 
 
-def test_pairs_given_to_the_chat_module_are_refused_in_one_sentence() -> None:
-    with pytest.raises(ValueError, match="the columns prompt, chosen, rejected, but chats need `messages`") as caught:
-        check_columns(["prompt", "chosen", "rejected"], "chat", "split train")
-    assert "UltraFeedbackDataModule" in str(caught.value)
+# ---- roles
 
 
-def test_chats_given_to_the_preference_module_are_refused_in_one_sentence() -> None:
-    with pytest.raises(ValueError, match="preference pairs need `chosen` and `rejected`") as caught:
-        check_columns(["prompt", "messages"], "preference", "split train")
-    assert "UltraChatDataModule" in str(caught.value)
+# case: template-10
+def test_roles_that_the_user_lists_are_kept() -> None:
+    """Else they are unknown, and the detail says how to list them."""
+    messages = [user("a"), {"role": "critic", "content": "b"}, assistant("c")]
+    assert to_conversation({"messages": messages}, replace(CHAT, roles=Roles(("critic",)))).messages == messages
+    bad = problem({"messages": messages})
+    assert bad.cause == "unknown role"
+    assert "messages[1].role is 'critic'" in bad.detail
+    assert "data.extra_roles" in bad.detail
 
 
-def test_unknown_columns_are_named() -> None:
-    with pytest.raises(ValueError, match=r"has the columns text, but chats need `messages`$"):
-        check_columns(["text"], "chat", "split train")
+def test_a_listed_role_may_be_the_one_that_answers() -> None:
+    messages = [user("a"), {"role": "critic", "content": "b"}]
+    assert to_conversation({"messages": messages}, replace(CHAT, roles=Roles(("critic",)))).messages == messages
+
+
+@pytest.mark.parametrize("message", [{"from": "human", "value": "a"}, {"role": "Human", "content": "a"}])
+def test_sharegpt_among_messages_is_named(message: dict[str, Any]) -> None:
+    bad = problem({"messages": [message, assistant("b")]})
+    assert bad.cause == "unknown role"
+    assert "`data.format: sharegpt` reads it" in bad.detail
+
+
+# ---- which messages are trained
+
+
+@pytest.mark.parametrize(
+    ("said", "trained"),
+    [
+        ({"train": False}, {"train": False}),
+        ({"train": True}, {"train": True}),
+        ({"weight": 0}, {"train": False}),
+        ({"weight": 1.0}, {"train": True}),
+        ({"train": 0, "weight": 0.0}, {"train": False}),
+        ({"train": None, "weight": None}, {}),
+    ],
+)
+def test_train_and_weight_become_one_key(said: dict[str, Any], trained: dict[str, bool]) -> None:
+    messages = to_conversation({"messages": [user("a"), assistant("b") | said]}).messages
+    assert messages == [user("a"), assistant("b") | trained]
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"weight": 0.5}, "messages[1].weight must be true, false, 1 or 0, got 0.5"),
+        ({"weight": 2}, "got 2"),
+        ({"weight": float("nan")}, "got nan"),
+        ({"train": "false"}, "messages[1].train must be true, false, 1 or 0, got 'false'"),
+        ({"train": []}, "got list"),
+        ({"train": True, "weight": 0}, "messages[1].train and messages[1].weight disagree"),
+    ],
+)
+def test_other_weights_are_refused(said: dict[str, Any], named: str) -> None:
+    bad = problem({"messages": [user("a"), assistant("b") | said]})
+    assert bad.cause == "malformed weight"
+    assert named in bad.detail
+
+
+# ---- details
+
+
+def test_details_are_short_and_valid_unicode() -> None:
+    """Arrow refuses a lone surrogate; a role of a million characters helps nobody."""
+    assert problem({"messages": [{"role": "\ud800" * 10**6, "content": "a"}]}).detail.encode()
+    assert len(problem({"messages": [{"role": "r" * 10**6, "content": "a"}]}).detail) < 300
+    assert BadRow("c", "\ud800").detail == "\\ud800"
+
+
+@pytest.mark.parametrize("depth", [500, 200_000])
+def test_what_nests_too_deeply_is_a_bad_row(depth: int) -> None:
+    """JSON text of so many lists, and of an integer that Python refuses to read."""
+    assert problem({"messages": "[" * depth}).cause == "malformed messages"
+    assert problem({"messages": f"[{'9' * 5000}]"}).cause == "malformed messages"
+    assert problem({"messages": [10**5000]}).cause == "malformed messages"

@@ -10,8 +10,8 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from smollit.data.encode import RAW, decode_line
 from smollit.data.files import malformed_lines, quiet_datasets
+from smollit.data.raw import RAW, decode_line
 from smollit.data.source import load_source
 
 
@@ -129,7 +129,7 @@ def test_a_wrong_split_names_those_that_exist(tmp_path: Path) -> None:
 @pytest.mark.shared
 def test_a_wrong_split_of_published_rows_names_those_that_exist(shared: Path) -> None:
     with pytest.raises(ValueError, match=r"has no split 'train_prefs'.*train_sft.*test_sft"):
-        load_source(str(shared / "data" / "ultrachat_200k"), "train_prefs")
+        _ = load_source(str(shared / "data" / "ultrachat_200k"), "train_prefs").rows
 
 
 @pytest.mark.parametrize("split", ["", "train[", "train[:5x%]", "train[5%]", "a+b", "train [:5%]"])
@@ -159,7 +159,7 @@ def test_an_empty_file_is_named(tmp_path: Path, ending: str) -> None:
 )
 def test_a_split_without_rows_is_named(tmp_path: Path, name: str, content: str, split: str) -> None:
     with pytest.raises(ValueError, match=r"split train.* has no rows"):
-        load_source(write(tmp_path / name, content), split)
+        _ = load_source(write(tmp_path / name, content), split).rows
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,12 @@ def test_a_split_without_rows_is_named(tmp_path: Path, name: str, content: str, 
         ("mine.csv", "a,b\n1,2\n1,2,3\n", r"could not read .*mine\.csv: .*line 3"),
         ("mine.csv", "prompt,chosen\nyes, of course,fine\n", r"mine\.csv: rows have more cells than the header"),
         ("mine.parquet", "no parquet", r"could not read .*mine\.parquet"),
-        ("mine.txt", "a", r"only \.jsonl, \.json, \.csv, \.parquet files can be read"),
+        ("mine.txt", "a", r"only \.jsonl, \.json, \.csv, \.parquet, \.arrow files .*can be read"),
     ],
 )
 def test_broken_files_name_file_and_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_source(write(tmp_path / name, content), "train")
+        _ = load_source(write(tmp_path / name, content), "train").rows
 
 
 def test_malformed_lines_are_named_with_their_numbers(tmp_path: Path) -> None:
@@ -204,14 +204,14 @@ def test_a_missing_path_says_so_without_asking_the_hub(dataset: str) -> None:
 
 def test_an_empty_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no files of split 'train'"):
-        load_source(str(tmp_path), "train")
+        _ = load_source(str(tmp_path), "train").rows
 
 
 @pytest.mark.parametrize("dataset", ["HuggingFaceH4/no-such-rows", "some/splits", "no-such-rows"])
 def test_an_unreachable_hub_id_gives_one_sentence_with_a_way_out(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="could not load the data set") as caught:
-        load_source(dataset, "train")
+        _ = load_source(dataset, "train").rows
     message = str(caught.value)
     assert dataset in message
     assert message.endswith("Check the name and the network, or set `data.dataset` to a local folder or file")
@@ -260,5 +260,5 @@ def test_progress_bars_are_off_inside_and_as_before_outside(on: bool) -> None:
 
 
 def test_reading_shows_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load_source(write(tmp_path / "mine.jsonl", lines([chat("a"), chat("b")])), "train")
+    assert len(load_source(write(tmp_path / "mine.jsonl", lines([chat("a"), chat("b")])), "train").rows) == 2
     assert capfd.readouterr().err == ""

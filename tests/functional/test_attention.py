@@ -1,11 +1,14 @@
 """Who may see whom, against the rule written as three loops."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smollit.functional.attention import render_mask, visibility
+from smollit.batch import Document
+from smollit.functional.attention import document_attention, render_mask, visibility
 
 
 def by_loops(document: list[int], branch: list[int]) -> list[list[bool]]:
@@ -60,3 +63,62 @@ def test_branch_must_match_document() -> None:
     """3 documents beside 2 branches."""
     with pytest.raises(ValueError, match="`branch` must be"):
         visibility(torch.zeros(1, 3), torch.zeros(1, 2))
+
+
+# ---- each document by itself
+
+
+def by_softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: list[Document]) -> torch.Tensor:
+    """The whole score matrix of each head under the rule of `by_loops`: softmax(q k / sqrt(D)) v."""
+    document = [number for number, part in enumerate(layout) for _ in range(part.length)]
+    branch = [b for part in layout for b, count in enumerate(part) for _ in range(count)]
+    visible, heads = torch.tensor(by_loops(document, branch)), []
+    for head in range(q.shape[1]):
+        keys, values = (tensor[0, head // (q.shape[1] // k.shape[1])] for tensor in (k, v))
+        scores = q[0, head] @ keys.T / math.sqrt(q.shape[3])
+        heads.append(torch.softmax(scores.masked_fill(~visible, -math.inf), dim=1) @ values)
+    return torch.stack(heads)[None]
+
+
+chat_layouts = st.builds(Document, st.integers(1, 5))
+pair_layouts = st.builds(Document, st.integers(0, 4), st.integers(1, 4), st.integers(1, 4))
+
+
+# case: packing-01
+@settings(max_examples=60, deadline=None)
+@given(st.lists(chat_layouts | pair_layouts, min_size=1, max_size=4), st.sampled_from([(2, 2), (4, 2), (3, 1)]))
+def test_documents_by_themselves_are_the_rule_over_the_whole_row(
+    layout: list[Document], heads: tuple[int, int]
+) -> None:
+    """Random rows of chats and pairs, also pairs with a prompt of one token (nothing shared), and 1, 2 or 3 query
+    heads per key head: values and gradients in fp64 to 1e-10."""
+    length = sum(part.length for part in layout)
+    torch.manual_seed(length)
+    inputs = [torch.randn(1, count, length, 4, dtype=torch.float64, requires_grad=True) for count in (*heads, heads[1])]
+    weights = torch.randn(1, heads[0], length, 4, dtype=torch.float64)
+    results = []
+    for attend in (
+        lambda *args: document_attention(*args, layout, scale=None),
+        lambda *args: by_softmax(*args, layout),
+    ):
+        output = attend(*inputs)
+        results.append([output, *torch.autograd.grad((output * weights).sum(), inputs)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_scale_and_the_dropout_arrive() -> None:
+    """Scale 0: all visible positions weigh the same; dropout 1 drops everything."""
+    value = torch.arange(3.0).view(1, 1, 3, 1)
+    query = torch.randn(1, 1, 3, 1)
+    found = document_attention(query, query, value, [Document(2), Document(1)], scale=0.0)
+    assert found.flatten().tolist() == [0.0, 0.5, 2.0]
+    dropped = document_attention(query, query, value, [Document(1, 1, 1)], scale=0.0, dropout=1.0)
+    assert not dropped.any()
+
+
+def test_the_layout_must_fill_the_row() -> None:
+    """Documents of 2 and 2 positions in a row of 5."""
+    tensor = torch.zeros(1, 1, 5, 2)
+    with pytest.raises(ValueError, match="has 4 positions, and `query` 5"):
+        document_attention(tensor, tensor, tensor, [Document(2), Document(1, 0, 1)], scale=None)

@@ -46,7 +46,7 @@ def test_no_tensor_with_all_tokens_and_all_words_is_kept_for_the_backward_pass()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = token_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 8)
+        output = token_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 8, correct=True)
     assert output.logps.shape == output.correct.shape == (64,)
     assert max(sizes.values(), default=0) <= weight.numel()
     assert sum(sizes.values()) < 64 * 500
@@ -55,8 +55,9 @@ def test_no_tensor_with_all_tokens_and_all_words_is_kept_for_the_backward_pass()
 def test_correct_marks_the_targets_with_the_largest_logit() -> None:
     """W = identity, so logits = hidden: [3 1 2] has its largest at word 0, [0 5 5] a tie of words 1 and 2."""
     hidden = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [0.0, 5.0, 5.0]])
-    output = token_logps(hidden, torch.eye(3), torch.tensor([0, 2, 2]), chunk_size=2)
+    output = token_logps(hidden, torch.eye(3), torch.tensor([0, 2, 2]), chunk_size=2, correct=True)
     assert output.correct.tolist() == [True, False, True]
+    assert token_logps(hidden, torch.eye(3), torch.tensor([0, 2, 2]), chunk_size=2).correct is None
 
 
 def test_uniform_logits_give_minus_log_of_the_number_of_words() -> None:

@@ -55,6 +55,17 @@ def test_each_loss_has_its_value(loss: PreferenceLoss, label_smoothing: float, e
     assert pair_loss(2.0, -4.0, loss, label_smoothing=label_smoothing).item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_an_offset_is_taken_from_the_scaled_margin() -> None:
+    """Margins 6 and -1, beta 0.5, offsets 1 and 2: -log sigmoid(3 - 1) and -log sigmoid(-0.5 - 2); an offset equal to
+    the scaled margin costs ln 2."""
+    chosen, rejected = torch.tensor([2.0, 0.0, 4.0]).double(), torch.tensor([-4.0, 1.0, 2.0]).double()
+    ones = torch.ones(3)
+    offset = torch.tensor([1.0, 2.0, 1.0]).double()
+    found = preference_loss(chosen, rejected, ones, ones, "sigmoid", beta=0.5, offset=offset)
+    expected = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(2.5)), math.log(2)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
 def test_hinge_is_zero_beyond_its_margin() -> None:
     """beta m = 2 -> max(0, 1 - 2) = 0."""
     assert hinge_loss(torch.tensor([20.0]), beta=0.1).item() == 0.0

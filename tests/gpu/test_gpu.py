@@ -15,7 +15,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from smollit.batch import Batch
-from smollit.data.collate import collate_chats, collate_pairs
+from smollit.data.collate import collate_chats, collate_pairs, one_per_row
 from smollit.models.sharding import decoder_layers, unwrap
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.tools.export import whole_weights
@@ -166,7 +166,7 @@ def test_memory_stays_below_the_logits(tiny_model: Path) -> None:
     module.configure_model()
     module.cuda()
     chat = {"input_ids": [5] * 1001, "spans": [1, 1001], "row": 0}
-    batch = collate_chats([chat])
+    batch = collate_chats(one_per_row([chat]))
     batch = Batch(*(field.cuda() for field in batch[:6]), batch.causal)
     policy = unwrap(module.policy)
     peaks = []

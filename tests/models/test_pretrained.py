@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoConfig
 
 from smollit.models import CausalLM
-from smollit.models.pretrained import load_model
+from smollit.models.pretrained import load_model, weights_fingerprint
 
 
 def edited(model: Path, folder: Path, **settings: Any) -> Path:
@@ -103,3 +104,30 @@ def test_loading_is_quiet(
         CausalLM(str(tiny_model))
     out, err = capfd.readouterr()
     assert (out, err, caplog.text) == ("", "", "")
+
+
+def test_weights_are_identified_by_their_files(tiny_model: Path, tmp_path: Path) -> None:
+    """A copy elsewhere is the same model, whatever else lies in the folder; another config or one other byte of the
+    weights is not."""
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    (copy / "README.md").write_text("hello")
+    expected = weights_fingerprint(str(tiny_model))
+    assert weights_fingerprint(str(copy)) == expected
+    other = edited(tiny_model, tmp_path / "other", rms_norm_eps=1e-3)
+    content = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert len({expected, weights_fingerprint(str(other)), weights_fingerprint(str(copy))}) == 3
+
+
+def test_a_folder_without_weights_has_no_identity(tmp_path: Path, tiny_model: Path) -> None:
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"no weights"):
+        weights_fingerprint(str(tmp_path))
+    with pytest.raises(ValueError, match=r"does not exist"):
+        weights_fingerprint(str(tmp_path / "nothing"))
+
+
+def test_weights_of_the_hub_are_identified_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit that transformers found in its cache; another commit is another model."""
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name: SimpleNamespace(_commit_hash="abc"))
+    assert weights_fingerprint("somebody/model") == "somebody/model@abc"

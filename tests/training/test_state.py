@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
-from smollit.training.state import flatten, get_random_state, set_random_state
+from smollit.training.random_state import get_random_state, set_random_state
+from smollit.training.state import flatten
 
 
 class Stop(Callback):

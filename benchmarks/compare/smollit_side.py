@@ -1,0 +1,177 @@
+"""smollit through its public classes, with the settings that a user would take for the device."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch.autograd import DeviceType
+from torch.optim import AdamW
+from torch.profiler import ProfilerActivity, profile
+
+from compare.record import Plan, Recorder, Task
+from compare.rows import make_data
+from smollit.batch import Batch
+from smollit.modules import DPOModule, FineTuningModule, SFTModule
+from smollit.training import SmollitTrainer
+
+Settings = dict[str, dict[str, Any]]
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention", "flex_attention")
+
+
+# ---- EDIT HERE: what a user would set, beyond what the comparison fixes (see `run`)
+
+
+def smollit_settings(task: Task, device: str) -> Settings:
+    """init_args of the model, the data module and the trainer: plain DPO beside its reference, as TRL as it comes.
+
+    Leave the number of examples in a step as it is, and their order: `group_by_length` and `longest_first` would move
+    rows between the warm-up and the measured steps.
+    """
+    return {"model": {"optimizer": fused_adamw}, "data": {}, "trainer": {}}
+
+
+def smollit_settings_tuned(task: Task, device: str) -> Settings:
+    """And with all that smollit offers to be fast: the reference scored beforehand, as in TRL at its fastest."""
+    settings = smollit_settings(task, device)
+    return settings | {"model": settings["model"] | ({"reference": "precomputed"} if task == "dpo" else {})}
+
+
+# ---- end of what to edit
+
+
+def fused_adamw(params: Any) -> AdamW:
+    """One kernel for all weights: TRL's default too."""
+    return AdamW(params, weight_decay=0.0, fused=True)
+
+
+class RecordSteps(Callback):
+    """Tells the recorder of every step: its end, its loss, its rows."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.tokens = torch.tensor([size.tokens for size in recorder.plan.sizes])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.tokens = self.tokens.to(pl_module.device)
+        self.recorder.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """After the optimizer step; the log that follows counts into the next step."""
+        assert isinstance(pl_module, FineTuningModule)
+        count = batch.num_targets if self.recorder.plan.task == "sft" else batch.num_examples
+        loss = outputs["loss"] * pl_module.nominal_count / count
+        self.recorder.add_batch(loss, self.tokens[batch.example_ids].sum(), batch.num_examples)
+        self.recorder.end_step()
+
+
+class ProfileLastStep(Callback):
+    """Profiles the last step alone."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        devices = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if plan.device == "cuda" else [])
+        self.profiler = profile(activities=devices)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Begin before the last batch."""
+        if batch_idx == self.plan.num_steps - 1:
+            self.profiler.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """End behind it."""
+        if batch_idx == self.plan.num_steps - 1:
+            self.profiler.stop()
+
+    def shares(self) -> dict[str, float]:
+        """Of the device's time: in matrix products, in attention kernels, in all else."""
+        # A GPU's kernels stand there twice: as themselves, and in the time of the operation that launched them.
+        events = [event for event in self.profiler.key_averages() if event.device_type == DeviceType.CPU]
+        own = "self_device_time_total" if self.plan.device == "cuda" else "self_cpu_time_total"
+        return shares({event.key: getattr(event, own) for event in events})
+
+
+def shares(own_times: dict[str, float]) -> dict[str, float]:
+    """Times by operation -> shares of matrix products, attention kernels, and all else."""
+    total = sum(own_times.values())
+    products = sum(time for name, time in own_times.items() if name in PRODUCTS)
+    attention = sum(time for name, time in own_times.items() if any(part in name for part in ATTENTION))
+    return {
+        "matrix_products": products / total,
+        "attention": attention / total,
+        "other": 1 - (products + attention) / total,
+    }
+
+
+def run(plan: Plan, tuned: bool, profiled: bool) -> dict[str, Any]:
+    """Train, and say how it went; `profiled` adds the shares of the last step."""
+    settings = (smollit_settings_tuned if tuned else smollit_settings)(plan.task, plan.device)
+    recorder, folder = Recorder(plan), Path(plan.rows).parent
+    seed_everything(plan.seed, verbose=False)
+    cache = folder / ("cache-tuned" if tuned else "cache")
+    options = {"train_batch_size": plan.examples_per_step} | settings["data"]
+    data = make_data(plan.task, Path(plan.rows), plan.model, plan.max_length, cache, **options)
+    profiler = ProfileLastStep(plan) if profiled else None
+    callbacks = [RecordSteps(recorder), *([profiler] if profiler else [])]
+    trainer = make_trainer(plan, folder, callbacks, settings["trainer"])
+    module = make_module(plan, settings["model"])
+    precomputed = isinstance(module, DPOModule) and time_precompute(module, recorder)
+    trainer.fit(module, datamodule=data)
+    result = recorder.result(speakable(settings), plan.task == "dpo" and not precomputed)
+    return result | ({"profile": profiler.shares()} if profiler else {})
+
+
+def time_precompute(module: DPOModule, recorder: Recorder) -> bool:
+    """Whether the reference scores all rows beforehand; if so, note how long that takes."""
+    configure = module.scorer.configure
+
+    def timed(of: FineTuningModule) -> None:
+        start = time.perf_counter()
+        configure(of)
+        recorder.precompute_seconds += time.perf_counter() - start
+
+    if module.scorer.mode == "precomputed":
+        module.scorer.configure = timed  # type: ignore[method-assign]
+    return module.scorer.mode == "precomputed"
+
+
+def speakable(settings: Settings) -> Settings:
+    """Settings as JSON can hold them: a function by its name."""
+    return {
+        part: {name: value.__name__ if callable(value) else value for name, value in options.items()}
+        for part, options in settings.items()
+    }
+
+
+def make_module(plan: Plan, options: dict[str, Any]) -> FineTuningModule:
+    """SFTModule or DPOModule, with TRL's constant learning rate and no dropout."""
+    fixed: dict[str, Any] = {
+        "learning_rate": plan.learning_rate,
+        "schedule": "constant",
+        "gradient_checkpointing": plan.gradient_checkpointing,
+    }
+    kind = SFTModule if plan.task == "sft" else DPOModule
+    return kind(model_name=plan.model, **fixed | options)
+
+
+def make_trainer(plan: Plan, folder: Path, callbacks: list[Callback], options: dict[str, Any]) -> SmollitTrainer:
+    """The trainer, with TRL's clipping and interval of logs."""
+    fixed: dict[str, Any] = {
+        "accelerator": "cpu" if plan.device == "cpu" else "gpu",
+        "devices": 1,
+        "precision": plan.precision,
+        "max_steps": plan.num_steps,
+        "gradient_clip_val": 1.0,
+        "log_every_n_steps": 10,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
+    return SmollitTrainer(default_root_dir=str(folder / "smollit"), callbacks=callbacks, **fixed | options)

@@ -1,0 +1,94 @@
+"""Draws docs/images/inspect_*.svg: what `python -m smollit inspect` shows of the sample rows.
+
+python docs/make_inspect_pictures.py                      # rows and tokenizer that ship with smollit
+python docs/make_inspect_pictures.py --shared ../shared   # real rows, and SmolLM2's own tokenizer
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+
+from smollit.data.chat import load_template
+from smollit.data.encode import EncodeOptions, Encoder
+from smollit.data.formats import recognise
+from smollit.data.records import Kind
+from smollit.data.report import make_report
+from smollit.data.source import load_source
+from smollit.data.tokenizer import load_tokenizer
+from smollit.tools.inspect import inspect
+from smollit.tools.inspect_view import SplitView
+
+HERE = Path(__file__).parent
+PACKAGE = Path(str(files("smollit")))
+WIDTH, NUM_ROWS, MAX_LENGTH = 100, 200, 1024
+WEB_FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)
+Row = dict[str, Any]
+
+
+def draw_all(output: Path, shared: Path | None = None) -> list[Path]:
+    """Write the pictures, and say which.
+
+    Args:
+        output: Folder of the pictures.
+        shared: Folder with real rows and tokenizers; the samples of the package without it.
+    """
+    folder, tokenizer = PACKAGE / "data" / "samples", PACKAGE / "models" / "tiny"
+    names = ("ultrachat", "ultrafeedback")
+    if shared is not None:
+        folder, tokenizer = shared / "data", shared / "models" / "smollm2-tokenizer" / "instruct-135M"
+        names = ("ultrachat_200k", "ultrafeedback_binarized")
+    chats, pairs = str(folder / names[0]), str(folder / names[1])
+    views = {
+        "inspect_chat": make_view(chats, "train_sft", "chat", str(tokenizer), "chatml"),
+        "inspect_pair": make_view(pairs, "train_prefs", "preference", str(tokenizer), "chatml"),
+        "inspect_article": make_view(chats, "train_sft", "chat", str(tokenizer), "article"),
+        "inspect_broken": make_view(pairs, "train_prefs", "preference", str(tokenizer), "chatml", same_answers),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    return [draw(view, output / f"{name}.svg") for name, view in views.items()]
+
+
+def make_view(
+    dataset: str, split: str, kind: Kind, tokenizer: str, template: str, change: Callable[[Row], Row] | None = None
+) -> SplitView:
+    """The first rows of a split, each changed if asked, encoded as training encodes them."""
+    source = load_source(dataset, split)
+    head = source.head(NUM_ROWS)
+    rows = Dataset.from_list([change(row) for row in head] if change else head)
+    encoder = Encoder(
+        load_template(load_tokenizer(tokenizer), template),
+        EncodeOptions(kind, MAX_LENGTH),
+        recognise(source.columns(), head, kind),
+    )
+    examples = rows.map(encoder, batched=True, with_indices=True, remove_columns=rows.column_names)
+    good = examples.filter(lambda problem: problem == "", input_columns="problem")
+    return SplitView(split, len(rows), rows.__getitem__, encoder, good, make_report(examples))
+
+
+def same_answers(row: Row) -> Row:
+    """What the article's step does: it writes one answer into both columns."""
+    return {**row, "rejected": row["chosen"]}
+
+
+def draw(view: SplitView, path: Path) -> Path:
+    """One row of a split and what is said about all, as an SVG that loads nothing from elsewhere."""
+    console = Console(record=True, width=WIDTH, force_terminal=True, color_system="truecolor", file=StringIO())
+    inspect(view, num_rows=1, console=console)
+    console.print()  # the picture's lower edge cuts into its last line
+    svg = console.export_svg(title="python -m smollit inspect", unique_id=path.stem, font_aspect_ratio=0.602)
+    path.write_text(WEB_FONT.sub("", svg).replace("Fira Code", "DejaVu Sans Mono"), encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, help="folder with real rows and tokenizers")
+    for picture in draw_all(HERE / "images", parser.parse_args().shared):
+        print(picture)

@@ -1,0 +1,63 @@
+"""Examples: tokenised rows of one or several data sets, fetched by the rows of a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import Dataset as TorchDataset
+
+Example = dict[str, Any]
+
+
+class Examples(TorchDataset[Example]):
+    """The examples of all parts of a split, in the order of the parts.
+
+    Args:
+        parts: Tokenised rows of each part.
+        num_rows: Rows that each part had before bad ones were dropped: row numbers run on from part to part.
+        keys: What identifies the tokens of each part.
+    """
+
+    def __init__(self, parts: Sequence[Dataset], num_rows: Sequence[int], keys: Sequence[str]) -> None:
+        assert len(parts) == len(num_rows) == len(keys), "one number of rows and one key for each part"
+        self.keys = list(keys)
+        self.sizes = [len(part) for part in parts]
+        self.rows = concatenate_datasets(list(parts)) if len(parts) > 1 else parts[0]
+        self.first_examples = np.cumsum([0, *self.sizes[:-1]])
+        self.first_rows = np.cumsum([0, *num_rows[:-1]])
+        # A sequence of n tokens has n - 1 positions with a next token; for pairs, both answers count.
+        self.lengths: list[int] = (self.column("length") - 1).tolist() if len(self.rows) else []
+        self.reference_logps: np.ndarray | None = None
+
+    def parts_sizes(self) -> list[tuple[str, int]]:
+        """Key and number of examples of each part."""
+        return list(zip(self.keys, self.sizes, strict=True))
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers."""
+        return self.rows.data.column(name).to_numpy() if self.rows._indices is None else np.array(self.rows[name])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([[index]])[0][0]
+
+    def __getitems__(self, rows: list[list[int]]) -> list[list[Example]]:
+        """The examples of each row of a batch."""
+        wanted = [index for row in rows for index in row]
+        if not wanted:
+            return [[] for _ in rows]
+        columns = self.rows[wanted]
+        fetched = iter([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+        return [[self._complete(next(fetched), index) for index in row] for row in rows]
+
+    def _complete(self, example: Example, index: int) -> Example:
+        """Its row number through all parts, and the reference's log-probabilities where they are known."""
+        part = int(np.searchsorted(self.first_examples, index, side="right")) - 1
+        example["row"] += int(self.first_rows[part])
+        if self.reference_logps is not None:
+            chosen, rejected = self.reference_logps[index].tolist()
+            example |= {"reference_chosen": chosen, "reference_rejected": rejected}
+        return example

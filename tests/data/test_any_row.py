@@ -1,0 +1,75 @@
+"""No row, however malformed, ends in anything but a record or a BadRow."""
+
+import json
+from typing import Any, get_args
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from smollit.data.formats import Format, recognise, to_record
+from smollit.data.layouts import LAYOUTS, FormatName
+from smollit.data.messages import Roles
+from smollit.data.records import BadRow, Conversation, Kind, Preference, Text
+
+Row = dict[str, Any]
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
+WORDS = st.sampled_from(["user", "assistant", "human", "gpt", "system", "tool", "Human: a\n\nAssistant: b", "[{", "a"])
+KEYS = st.sampled_from(["role", "content", "from", "value", "train", "weight", "tool_calls", "type", "text"])
+VALUES = st.recursive(
+    SCALARS | WORDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+TURNS = st.lists(st.fixed_dictionaries({}, optional={"role": WORDS, "content": VALUES, "from": WORDS, "value": VALUES}))
+ANY = VALUES | TURNS | TURNS.map(lambda turns: json.dumps(turns, default=str))
+ALL_PARTS = sorted({part for kind in LAYOUTS.values() for layout in kind.values() for part in sum(layout, ())})
+
+
+@settings(max_examples=300, deadline=None)
+@given(row=st.dictionaries(st.sampled_from(ALL_PARTS), ANY))
+@example(row={"messages": "\ud800", "text": "x" * 10**6, "chosen": "\n\n" * 10**5, "rejected": "Human:" * 10**5})
+@example(row={"chosen": ["Human:"] * 10**5, "rejected": {}, "prompt": [[[]]], "completion": b"", "score_chosen": {}})
+def test_nothing_but_a_bad_row_can_come_of_any_row(row: Row) -> None:
+    """Every format, and the format that is recognised."""
+    for kind, layouts in LAYOUTS.items():
+        for name in layouts:
+            parts = {part: part for part in ALL_PARTS}
+            for roles in (Roles(), Roles(("a",), sharegpt=True)):
+                _only_bad_rows(row, Format(name, kind, parts, roles))
+        format = _recognised(row, kind)
+        if format is not None:
+            assert format.describe()
+            _only_bad_rows(row, format)
+
+
+def _recognised(row: Row, kind: Kind) -> Format | None:
+    try:
+        return recognise(list(row), [row], kind)
+    except ValueError:
+        return None
+
+
+def _only_bad_rows(row: Row, format: Format) -> None:
+    record = _record(row, format)
+    if isinstance(record, BadRow):
+        assert record.cause and record.detail.encode() and len(record.detail) < 1000
+        return
+    texts = [record.text] if isinstance(record, Text) else [turn["content"] for turn in _turns(record)]
+    assert texts and all(isinstance(text, str) for text in texts)
+
+
+def _record(row: Row, format: Format) -> Conversation | Preference | Text | BadRow:
+    try:
+        return to_record(row, format)
+    except BadRow as bad:
+        return bad
+
+
+def _turns(record: Conversation | Preference) -> list[Row]:
+    if isinstance(record, Conversation):
+        return record.messages
+    return [*record.prompt, record.chosen, record.rejected]
+
+
+def test_every_format_has_a_layout() -> None:
+    assert {"auto", *LAYOUTS["chat"], *LAYOUTS["preference"]} == set(get_args(FormatName))

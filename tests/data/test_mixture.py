@@ -1,0 +1,148 @@
+"""Parts with weights and caps: how many of their rows an epoch has, and which."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smollit.data.mixture import Part, check_part, epoch_members, epoch_sizes, load_part
+from smollit.data.raw import RAW
+
+
+@pytest.fixture(autouse=True)
+def _datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+
+
+def numbers(path: Path, count: int = 20) -> str:
+    path.write_text("".join(json.dumps({"n": number}) + "\n" for number in range(count)))
+    return str(path)
+
+
+def rows_of(part: Part, seed: int = 0) -> list[int]:
+    return [json.loads(line)["n"] for line in load_part(part, "train", seed).rows[RAW]]
+
+
+# ---- caps
+
+
+def test_a_cap_draws_rows_by_seed_and_keeps_their_order(tmp_path: Path) -> None:
+    """5 of 20 rows: ascending, others for another seed, the same for the same; not simply the first ones."""
+    part = Part(numbers(tmp_path / "a.jsonl"), max_rows=5)
+    drawn = {seed: rows_of(part, seed) for seed in range(5)}
+    assert all(rows == sorted(set(rows)) and len(rows) == 5 for rows in drawn.values())
+    assert len(set(map(tuple, drawn.values()))) == 5
+    assert rows_of(part, 3) == drawn[3]
+
+
+def test_a_cap_is_taken_of_the_slice_and_may_be_larger_than_it(tmp_path: Path) -> None:
+    path = numbers(tmp_path / "a.jsonl")
+    assert set(rows_of(Part(path, split="train[15:]", max_rows=3))) < set(range(15, 20))
+    assert rows_of(Part(path, split="train[15:]", max_rows=5)) == rows_of(Part(path, split="train[15:]", max_rows=99))
+
+
+def test_a_streamed_cap_takes_the_first_rows(tmp_path: Path) -> None:
+    source = load_part(Part(numbers(tmp_path / "a.jsonl"), max_rows=3), "train", 0)
+    assert [json.loads(row[RAW])["n"] for row in source.stream()] == [0, 1, 2]
+
+
+# case: data-01
+def test_caps_and_their_seeds_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    path = numbers(tmp_path / "a.jsonl")
+    variants = [(None, 0), (None, 1), (5, 0), (5, 1), (6, 0), (5, 0)]
+    keys = [load_part(Part(path, max_rows=most), "train", seed).fingerprint for most, seed in variants]
+    assert keys[0] == keys[1] and keys[2] == keys[5]  # without a cap, the seed changes nothing
+    assert len(set(keys)) == 4
+
+
+def test_the_default_split_is_for_parts_that_name_none(tmp_path: Path) -> None:
+    for name, count in (("train", 2), ("other", 3)):
+        numbers(tmp_path / f"{name}.jsonl", count)
+    assert len(rows_of(Part(str(tmp_path)))) == 2
+    assert len(rows_of(Part(str(tmp_path), split="other"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (Part(" "), "`dataset` is empty: give a hub id"),
+        (Part("x", weight=0), "`weight` of x must be a number above 0 .*got 0"),
+        (Part("x", weight=-1.0), "above 0"),
+        (Part("x", weight=math.inf), "above 0 .*got inf"),
+        (Part("x", weight=math.nan), "above 0 .*got nan"),
+        (Part("x", max_rows=0), "`max_rows` of x must be at least 1, or null for all rows, got 0"),
+    ],
+)
+def test_numbers_without_meaning_are_refused(part: Part, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_part(part)
+    with pytest.raises(ValueError, match=message):
+        load_part(part, "train", 0)
+
+
+# ---- what an epoch has
+
+
+def test_weights_of_one_are_all_rows_once() -> None:
+    """2 + 3 rows are 0..4, in every epoch."""
+    for epoch in range(3):
+        assert epoch_members([2, 3], [1.0, 1.0], 0, epoch) == [0, 1, 2, 3, 4]
+
+
+def test_sizes_are_weight_times_rows() -> None:
+    """10 * 2.5 = 25; 8 * 0.25 = 2; 1 * 0.2 rounds to 0, and is 1; 0 rows stay none."""
+    assert epoch_sizes([10, 8, 1, 0], [2.5, 0.25, 0.2, 0.5]) == [25, 2, 1, 0]
+
+
+def test_whole_weights_repeat_and_parts_are_one_behind_the_other() -> None:
+    """Part 0 is rows 0..2, part 1 is rows 3..4: twice all of it."""
+    assert Counter(epoch_members([3, 2], [1, 2], 7, 5)) == {0: 1, 1: 1, 2: 1, 3: 2, 4: 2}
+
+
+def test_a_quarter_is_seen_once_in_four_epochs() -> None:
+    """8 rows at 0.25: 2 per epoch, and epochs 0 to 3 have each row exactly once; so have 4 to 7, in another order."""
+    epochs = [epoch_members([8], [0.25], 1, epoch) for epoch in range(8)]
+    assert all(len(rows) == 2 for rows in epochs)
+    for turn in (epochs[:4], epochs[4:]):
+        assert sorted(row for rows in turn for row in rows) == list(range(8))
+    assert epochs[:4] != epochs[4:]
+
+
+def test_rows_that_do_not_fit_a_turn_come_by_too() -> None:
+    """5 rows at 0.4: 2 per epoch, so 2 epochs leave one row over, another one in each turn."""
+    seen = Counter(row for epoch in range(60) for row in epoch_members([5], [0.4], 0, epoch))
+    assert sum(seen.values()) == 120
+    assert set(seen) == set(range(5)) and min(seen.values()) > 15  # 24 on average
+
+
+def test_parts_of_one_size_are_not_drawn_alike() -> None:
+    members = epoch_members([100, 100], [0.5, 0.5], 0, 0)
+    assert [row for row in members if row < 100] != [row - 100 for row in members if row >= 100]
+
+
+@given(
+    parts=st.lists(st.tuples(st.integers(0, 30), st.floats(0.01, 3.5)), min_size=1, max_size=4),
+    seed=st.integers(-5, 2**40),
+    epoch=st.integers(0, 50),
+)
+def test_each_row_comes_as_often_as_its_weight_says(parts: list[tuple[int, float]], seed: int, epoch: int) -> None:
+    """floor(weight) times, or once more; sizes agree; a pure function that leaves the global random state alone."""
+    num_rows, weights = [rows for rows, _ in parts], [weight for _, weight in parts]
+    before = torch.get_rng_state()
+    members = epoch_members(num_rows, weights, seed, epoch)
+    assert torch.equal(before, torch.get_rng_state())
+    assert members == epoch_members(num_rows, weights, seed, epoch)
+    seen, start = Counter(members), 0
+    for rows, weight, size in zip(num_rows, weights, epoch_sizes(num_rows, weights), strict=True):
+        counts = [seen[row] for row in range(start, start + rows)]
+        assert all(math.floor(weight) <= count <= math.floor(weight) + 1 for count in counts)
+        assert sum(counts) == size
+        assert abs(size - weight * rows) <= (0.5 if weight * rows >= 1 else 1)
+        start += rows
+    assert len(members) == sum(epoch_sizes(num_rows, weights))

@@ -1,0 +1,238 @@
+"""Which format a split has: from its columns and first rows, or from the config; and what does not fit."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from smollit.data.formats import Format, recognise, to_record
+from smollit.data.messages import Roles
+from smollit.data.records import BadRow, Conversation, Kind, Preference
+
+Row = dict[str, Any]
+
+
+def user(content: str) -> Row:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> Row:
+    return {"role": "assistant", "content": content}
+
+
+def human(value: str) -> Row:
+    return {"from": "human", "value": value}
+
+
+def gpt(value: str) -> Row:
+    return {"from": "gpt", "value": value}
+
+
+HI = [user("hi"), assistant("yo")]
+LEFT = ("messages", "score_chosen")  # one score alone is no score
+
+
+def columns_of(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def known(rows: list[Row], kind: Kind = "chat", **options: Any) -> Format:
+    return recognise(columns_of(rows), rows, kind, **options)
+
+
+def refused(columns: list[str], kind: Kind, rows: list[Row] | None = None, **options: Any) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  (the message is what the tests look at)
+        recognise(columns, rows or [], kind, where="split train of d", **options)
+    return str(caught.value)
+
+
+# ---- which format it is
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "name", "left"),
+    [
+        (["prompt", "prompt_id", "messages"], "chat", "messages", ("prompt", "prompt_id")),
+        (["text", "conversations", "messages"], "chat", "messages", ("text", "conversations")),
+        (["messages", "prompt", "completion"], "chat", "messages", ("prompt", "completion")),
+        (["prompt", "completion", "instruction", "output"], "chat", "prompt_completion", ("instruction", "output")),
+        (["instruction", "input", "output", "text"], "chat", "alpaca", ("text",)),
+        (["text", "id"], "chat", "text", ("id",)),
+        (["prompt", "chosen", "rejected", "messages", "score_chosen"], "preference", "preference", LEFT),
+    ],
+)
+def test_precedence(columns: list[str], kind: Kind, name: str, left: tuple[str, ...]) -> None:
+    format = recognise(columns, [], kind)
+    assert (format.name, format.left) == (name, left)
+    assert "columns left alone: " + ", ".join(left) in format.describe()
+
+
+def test_a_format_that_the_user_wants_comes_first() -> None:
+    columns = ["messages", "prompt", "completion", "text"]
+    for name in ("messages", "sharegpt", "prompt_completion", "text", "dialogue"):
+        assert recognise(columns, [{"messages": HI}], "chat", name).name == name
+
+
+def test_messages_are_read_strictly_when_the_user_says_so() -> None:
+    rows = [{"messages": [human("hi"), gpt("yo")]}]
+    assert known(rows).name == "sharegpt"
+    with pytest.raises(BadRow, match=r"`data\.format: sharegpt` reads it"):
+        to_record(rows[0], known(rows, format="messages"))
+
+
+def test_a_dialogue_among_texts_is_a_text() -> None:
+    """One of three."""
+    assert known([{"text": "Human: a\n\nAssistant: b"}, {"text": "Once."}, {"text": "Twice."}]).name == "text"
+
+
+def test_sharegpt_is_described() -> None:
+    assert known([{"conversations": [human("hi"), gpt("yo")]}]).describe() == (
+        "ShareGPT: `conversations` (from/value or role/content); roles human -> user, gpt -> assistant"
+    )
+    assert known([{"messages": HI}]).describe() == "Messages: `messages` (role/content)"
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "said"),
+    [
+        (["prompt", "completion"], "chat", "`prompt` is context, `completion` is trained"),
+        (["instruction", "input", "output"], "chat", "Alpaca: `instruction` and `input` ask, `output` answers"),
+        (["text"], "chat", "Plain text: `text`, every token is trained and no chat template is used"),
+        (["chosen", "rejected"], "preference", "`chosen` over `rejected`, prompt from the turns they share"),
+        (["messages", "system"], "chat", "; system text from `system`"),
+        (
+            ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"],
+            "preference",
+            "prompt from `prompt`; scores from `score_chosen` and `score_rejected`",
+        ),
+    ],
+)
+def test_formats_are_described(columns: list[str], kind: Kind, said: str) -> None:
+    assert said in recognise(columns, [], kind).describe()
+
+
+def test_extra_roles_are_kept_and_described() -> None:
+    """`observation` would be read as tool, were it not listed."""
+    rows = [{"conversations": [human("a"), {"from": "observation", "value": "b"}, gpt("c")]}]
+    format = known(rows, extra_roles=["observation"])
+    assert format.roles == Roles(("observation",), sharegpt=True)
+    assert [turn["role"] for turn in asdict(to_record(rows[0], format))["messages"]] == [
+        "user",
+        "observation",
+        "assistant",
+    ]
+    assert "roles human -> user, gpt -> assistant; extra roles observation" in format.describe()
+
+
+def test_answers_that_look_like_edges_stay_text() -> None:
+    """Only from with value is ShareGPT."""
+    row = {"prompt": "q", "chosen": '[{"from": "a", "to": "b"}]', "rejected": "b"}
+    assert asdict(to_record(row, known([row], "preference")))["chosen"] == assistant(row["chosen"])
+
+
+# ---- the user's mapping
+
+
+def test_columns_can_be_mapped() -> None:
+    """{canonical: own}; the columns' own names are in the errors."""
+    rows = [{"question": "q", "better": "a", "worse": "b", "up": 3, "down": 1}]
+    mapping = {
+        "prompt": "question",
+        "chosen": "better",
+        "rejected": "worse",
+        "score_chosen": "up",
+        "score_rejected": "down",
+    }
+    format = known(rows, "preference", mapping=mapping)
+    assert to_record(rows[0], format) == Preference([user("q")], assistant("a"), assistant("b"), score_gap=2.0)
+    assert format.left == ()
+    with pytest.raises(BadRow, match="empty answer: worse"):
+        to_record(rows[0] | {"worse": ""}, format)
+
+
+@pytest.mark.parametrize("part", ["messages", "conversations"])
+def test_messages_and_conversations_are_one_part(part: str) -> None:
+    rows = [{"dialog": [human("hi"), gpt("yo")]}]
+    assert to_record(rows[0], known(rows, mapping={part: "dialog"})) == Conversation(HI)
+
+
+def test_a_mapping_chooses_among_the_formats_that_fit() -> None:
+    """`messages` comes first, but has no part `completion`."""
+    rows = [{"messages": HI, "prompt": "q", "answer": "a"}]
+    assert known(rows, mapping={"completion": "answer"}).name == "prompt_completion"
+
+
+def test_a_part_can_be_switched_off() -> None:
+    rows = [{"messages": HI, "system": "a version number"}]
+    assert to_record(rows[0], known(rows, mapping={"system": ""})) == Conversation(HI)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "named"),
+    [
+        ({"messages": "dialogs"}, "from the column 'dialogs', which split train of d does not have. Nearest: dialog"),
+        ({"messages": "zzz"}, "Nearest: dialog, id"),
+        ({"message": "dialog"}, "the key 'message', which must be one of chosen, completion, "),
+        ({"messages": "dialog", "output": "id"}, "maps messages, output, and none of the formats sharegpt, messages,"),
+    ],
+)
+def test_mappings_that_cannot_be_are_refused(mapping: dict[str, str], named: str) -> None:
+    assert named in refused(["dialog", "id"], "chat", mapping=mapping)
+
+
+def test_one_score_alone_is_refused() -> None:
+    columns = ["prompt", "chosen", "rejected", "up"]
+    assert "maps score_chosen alone" in refused(columns, "preference", mapping={"score_chosen": "up"})
+
+
+# ---- data that do not fit
+
+
+def test_pairs_given_to_the_chat_module_are_refused_in_one_sentence() -> None:
+    said = refused(["prompt", "chosen", "rejected"], "chat")
+    assert said.startswith("split train of d has the columns prompt, chosen, rejected, but chats need `messages` (or")
+    assert said.endswith(". These are preference pairs: use UltraFeedbackDataModule")
+
+
+def test_chats_given_to_the_preference_module_are_refused_in_one_sentence() -> None:
+    said = refused(["prompt", "messages"], "preference")
+    assert "preference pairs need `chosen` and `rejected`. These are chats: use UltraChatDataModule" in said
+
+
+def test_unknown_columns_are_named() -> None:
+    said = refused(["a", "b"], "chat")
+    assert "has the columns a, b, but chats need" in said
+    assert said.endswith("or `text`. Say with `data.columns` which column plays which part")
+    assert "(none)" in refused([], "chat")
+    assert "and 88 more" in refused([str(number) for number in range(100)], "chat")
+
+
+def test_a_format_says_what_it_needs() -> None:
+    assert "but `data.format: alpaca` needs `instruction` and `output`" in refused(["text"], "chat", format="alpaca")
+    assert "`data.format` is text, but preference pairs have the formats dialogue, preference" in refused(
+        ["text"], "preference", format="text"
+    )
+
+
+@pytest.mark.parametrize("answer", ["a", [assistant("a")], assistant("a"), json.dumps([assistant("a")])])
+def test_pairs_without_a_prompt_are_refused_at_once(answer: Any) -> None:
+    rows = [{"question": "q", "chosen": answer, "rejected": answer}]
+    assert "such as `data.columns: {prompt: question}`" in refused(columns_of(rows), "preference", rows)
+
+
+def test_written_messages_are_no_answer_alone() -> None:
+    """JSON text of a whole conversation brings its prompt."""
+    row = {part: json.dumps([user("q"), assistant(part)]) for part in ("chosen", "rejected")}
+    record = to_record(row, known([row], "preference"))
+    assert record == Preference([user("q")], assistant("chosen"), assistant("rejected"))
+
+
+def test_pairs_of_which_some_lack_a_prompt_are_counted_row_by_row() -> None:
+    whole = {part: [user("q"), assistant(part)] for part in ("chosen", "rejected")}
+    assert known([{"chosen": "a", "rejected": "b"}, whole], "preference").name == "preference"
+
+
+def test_without_rows_there_is_nothing_to_refuse() -> None:
+    """Only null answers: the rows are counted, not the split refused."""
+    assert known([{"chosen": None, "rejected": None}], "preference").name == "preference"
