@@ -29,7 +29,10 @@ import smollit
 from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
 from smollit.data.base import ChatDataModule
 from smollit.data.chat import load_template
-from smollit.data.encode import RAW, Encoder, Kind, decode_line
+from smollit.data.encode import EncodeOptions, Encoder
+from smollit.data.formats import recognise
+from smollit.data.raw import RAW, decode_line
+from smollit.data.records import Kind
 from smollit.data.source import load_source
 from smollit.functional.preference import PreferenceLoss
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
@@ -90,9 +93,11 @@ class Figure(NamedTuple):
 
 def write_rows(dataset: Path, split: str, kind: Kind, model: Path, num_rows: int, max_length: int, to: Path) -> Path:
     """The first rows that smollit keeps and `comparable` lets through, as JSON Lines with the columns that count."""
-    rows = load_source(str(dataset), split).rows
-    rows = rows.select(range(min(len(rows), 32 * num_rows)))
-    encoder = Encoder(load_template(AutoTokenizer.from_pretrained(model), "chatml"), kind, max_length)
+    source = load_source(str(dataset), split)
+    rows = source.rows.select(range(min(len(source.rows), 32 * num_rows)))
+    template = load_template(AutoTokenizer.from_pretrained(model), "chatml")
+    form = recognise(source.columns(), source.head(num_rows), kind)
+    encoder = Encoder(template, EncodeOptions(kind, max_length), form)
     problems = encoder(rows[:], list(range(len(rows))))["problem"]
     found = [
         {name: row[name] for name in COLUMNS[kind]}

@@ -43,7 +43,7 @@ class Batch(NamedTuple):
         example_ids: [N] row numbers in the data set.
         layout: The documents of each row, one after the other from its start: `document` and `branch` in numbers that
             need no look at the device.
-        score_gap: [N] score of the chosen minus score of the rejected answer, NaN where unknown; None for chats.
+        score_gap: [N] score of the chosen minus score of the rejected answer; None if a pair has none, and for chats.
         reference_logps: [N, 2] log p of chosen and rejected under the reference, if they were computed beforehand.
     """
 

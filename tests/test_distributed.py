@@ -22,10 +22,11 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
 from smollit.batch import Batch
-from smollit.data.collate import collate_chats, collate_pairs
+from smollit.data import UltraFeedbackDataModule
+from smollit.data.collate import collate_chats, collate_pairs, one_per_row
 from smollit.metrics import preference_metrics, values
 from smollit.models.sharding import gradient_norm, scale_gradients
-from smollit.modules import DPOModule, FineTuningModule, SFTModule
+from smollit.modules import DPOModule, FineTuningModule, SFTModule, precomputed
 from smollit.tools.export import whole_weights
 from smollit.training import SmollitTrainer
 
@@ -77,7 +78,7 @@ def make(kind: str, model: str, adam: bool = False, **options: Any) -> FineTunin
 
 def loader(kind: str, parts: Any) -> DataLoader[Batch]:
     examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
-    return DataLoader([collate([examples[i] for i in part]) for part in parts], batch_size=None)  # type: ignore
+    return DataLoader([collate(one_per_row([examples[i] for i in part])) for part in parts], batch_size=None)  # type: ignore
 
 
 def run(
@@ -134,13 +135,53 @@ def work(rank: int, model: str, folder: Path) -> None:
     module = make("dpo", model, adam=True)
     run(module, "fsdp2", rank, folder / "dpo-fsdp2-adam", max_epochs=3, resume=True)
     found["resumed"] = summary(module)
+    found["precomputed"] = precomputed_run(model, folder / "precomputed", devices=2)
     found["metrics"] = metrics_of(rank)
     found["norms"] = norms()
     torch.save(found, folder / f"rank{rank}.pt")
 
 
+def precomputed_run(model: str, folder: Path, devices: int) -> Found:
+    """DPO on sample rows, whose reference was scored beforehand in files of 2 pairs; which of them this rank wrote."""
+    written: list[str] = []
+
+    class Noting(precomputed.Store):
+        def write(self, part: range, values: Any) -> None:
+            written.append(f"{self.num_pairs} {part.start}")
+            super().write(part, values)
+
+    data = UltraFeedbackDataModule(
+        str(ROOT / "smollit" / "data" / "samples" / "ultrafeedback"),
+        "train_prefs[:9]",
+        "test_prefs[:4]",
+        tokenizer_name=model,
+        max_length=64,
+        max_dropped_share=1.0,
+        train_batch_size=4 // devices,
+        cache_dir=str(folder / "cache"),
+    )
+    module = make("dpo", model, reference="precomputed")
+    trainer = SmollitTrainer(
+        default_root_dir=str(folder),
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_epochs=1,
+        enable_checkpointing=False,
+        logger=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precomputed, "PART", 2)
+        patch.setattr(precomputed, "Store", Noting)
+        trainer.fit(module, datamodule=data)
+    sizes = [len(data.examples[split]) for split in ("train", "val")]
+    return {"weights": whole_weights(module.policy), "logged": module.logged, "written": written, "sizes": sizes}
+
+
 def sharded_parts(module: FineTuningModule) -> Found:
-    models = [module.policy, *getattr(module, "_frozen", ())]
+    models = [module.policy, module.reference] if isinstance(module, DPOModule) else [module.policy]
     return {
         "sharded": all(isinstance(parameter, DTensor) for model in models for parameter in model.parameters()),
         "units": [type(part).__name__ for part in module.policy.modules() if isinstance(part, FSDPModule)],
@@ -226,6 +267,7 @@ def single(tiny_model: Path, folder: Path) -> Found:
     module = make("dpo", str(tiny_model), adam=True)
     run(module, "auto", None, folder / "one", max_epochs=3)
     found["resumed"] = summary(module)
+    found["precomputed"] = precomputed_run(str(tiny_model), folder / "one-precomputed", devices=1)
     module = make("sft", str(tiny_model))
     run(module, "auto", None, folder / "one", gradient_clip_val=1e-4, gradient_clip_algorithm="value")
     found["value"] = summary(module)
@@ -318,6 +360,22 @@ def test_fsdp2_goes_on_from_its_checkpoint(ranks: list[Found], single: Found) ->
     """DPO, 2 epochs, resumed for a third: the weights of 3 epochs in one process; AdamW's state came back too."""
     assert [len(found["resumed"]["losses"]) for found in ranks] == [2, 2]  # the third epoch's two micro-batches
     assert_same(ranks[0]["resumed"]["weights"], single["resumed"]["weights"], 2e-6)
+
+
+# case: dpo-loss-03
+def test_two_processes_share_the_scoring_of_the_reference(ranks: list[Found], single: Found) -> None:
+    """Files of 2 pairs of train and val: each is written by one rank, and both ranks write; then the steps and figures
+    of one process."""
+    alone = single["precomputed"]
+    parts = [f"{size} {start}" for size in alone["sizes"] for start in range(0, size, 2)]
+    assert len(parts) > 4
+    assert sorted(alone["written"]) == sorted(parts)
+    assert sorted(ranks[0]["precomputed"]["written"] + ranks[1]["precomputed"]["written"]) == sorted(parts)
+    assert min(len(found["precomputed"]["written"]) for found in ranks) >= 2
+    for found in ranks:
+        assert_same(found["precomputed"]["weights"], alone["weights"])
+        for name, value in alone["logged"].items():
+            assert found["precomputed"]["logged"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
 # case: metrics-07, metrics-08, metrics-10, metrics-13

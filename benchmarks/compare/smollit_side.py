@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
@@ -15,6 +16,7 @@ from compare.rows import make_data
 from smollit.batch import Batch
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
+from smollit.training.position import at_step_end
 
 Settings = dict[str, dict[str, Any]]
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
@@ -30,7 +32,9 @@ def smollit_settings(task: Task, device: str) -> Settings:
     Leave the number of examples in a step as it is, and their order: `group_by_length` and `longest_first` would move
     rows between the warm-up and the measured steps.
     """
-    return {"model": {"optimizer": fused_adamw}, "data": {}, "trainer": {}}
+    # One example at a time: no padding and little memory. A GPU wants more at once.
+    per_batch = {"train_batch_size": 1} if device == "cpu" else {}
+    return {"model": {"optimizer": fused_adamw}, "data": per_batch, "trainer": {}}
 
 
 def smollit_settings_tuned(task: Task, device: str) -> Settings:
@@ -53,6 +57,7 @@ class RecordSteps(Callback):
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.tokens = torch.tensor([size.tokens for size in recorder.plan.sizes])
+        self.batches: list[tuple[Tensor, int, Batch]] = []  # (loss sum, its count, rows) of the open step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -65,9 +70,16 @@ class RecordSteps(Callback):
         """After the optimizer step; the log that follows counts into the next step."""
         assert isinstance(pl_module, FineTuningModule)
         count = batch.num_targets if self.recorder.plan.task == "sft" else batch.num_examples
-        loss = outputs["loss"] * pl_module.nominal_count / count
-        self.recorder.add_batch(loss, self.tokens[batch.example_ids].sum(), batch.num_examples)
+        # Lightning has divided the loss by the number of micro-batches.
+        loss_sum = outputs["loss"] * pl_module.nominal_count * trainer.accumulate_grad_batches
+        self.batches.append((loss_sum, count, batch))
+        if not at_step_end(trainer):
+            return
+        sums, counts, rows = zip(*self.batches, strict=True)
+        tokens = sum(self.tokens[part.example_ids].sum() for part in rows)
+        self.recorder.add_batch(sum(sums) / sum(counts), tokens, sum(part.num_examples for part in rows))
         self.recorder.end_step()
+        self.batches.clear()
 
 
 class ProfileLastStep(Callback):
@@ -79,15 +91,15 @@ class ProfileLastStep(Callback):
         self.profiler = profile(activities=devices)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Begin before the last batch."""
-        if batch_idx == self.plan.num_steps - 1:
+        """Begin before the last step."""
+        if batch_idx == (self.plan.num_steps - 1) * trainer.accumulate_grad_batches:
             self.profiler.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """End behind it."""
-        if batch_idx == self.plan.num_steps - 1:
+        if batch_idx == self.plan.num_steps * trainer.accumulate_grad_batches - 1:
             self.profiler.stop()
 
     def shares(self) -> dict[str, float]:
@@ -120,7 +132,8 @@ def run(plan: Plan, tuned: bool, profiled: bool) -> dict[str, Any]:
     data = make_data(plan.task, Path(plan.rows), plan.model, plan.max_length, cache, **options)
     profiler = ProfileLastStep(plan) if profiled else None
     callbacks = [RecordSteps(recorder), *([profiler] if profiler else [])]
-    trainer = make_trainer(plan, folder, callbacks, settings["trainer"])
+    accumulated = plan.examples_per_step // options["train_batch_size"]
+    trainer = make_trainer(plan, folder, callbacks, {"accumulate_grad_batches": accumulated} | settings["trainer"])
     module = make_module(plan, settings["model"])
     precomputed = isinstance(module, DPOModule) and time_precompute(module, recorder)
     trainer.fit(module, datamodule=data)

@@ -235,7 +235,8 @@ class ChatDataModule(LightningDataModule):
                         self.load(key, parts)
         if stage == "fit":
             self._compare_train_and_val()
-        if self.trainer is not None and self.trainer.is_global_zero:
+        # Only of a fit: a later `validate` in the same folder must not take away what the run was trained on.
+        if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
             write_reports(self.reports, Path(self.trainer.default_root_dir))
 
     def load(self, key: str, parts: list[Prepared]) -> None:
@@ -344,7 +345,7 @@ class ChatDataModule(LightningDataModule):
             if key.startswith("val") and train & set(examples.keys):
                 log.warning(
                     "validation uses the rows of training: of one data set, set e.g. `data.train_split` to"
-                    " train[:95%%] and `data.val_split` to train[95%%:], or `data.val_split` to null"
+                    " train[:95%] and `data.val_split` to train[95%:], or `data.val_split` to null"
                 )
 
 

@@ -40,8 +40,7 @@ def collate_pairs(rows: Sequence[Sequence[Example]], pad_to_multiple_of: int = 1
         pad_to_multiple_of,
     )
     pairs = [pair for row in rows for pair in row]
-    gaps = torch.tensor([pair.get("score_gap", math.nan) for pair in pairs], dtype=torch.float32)
-    return batch._replace(score_gap=gaps, reference_logps=_reference_logps(pairs))
+    return batch._replace(score_gap=_score_gaps(pairs), reference_logps=_reference_logps(pairs))
 
 
 def collate_prompts(rows: Sequence[Sequence[Example]], pad_to_multiple_of: int = 1) -> Batch:
@@ -82,9 +81,7 @@ def pair_row(prompt: list[int], chosen: list[int], rejected: list[int]) -> Row:
     return Row(input_ids, targets, positions, branch, Document(first, len(chosen), len(rejected)))
 
 
-def to_batch(
-    rows: Sequence[Sequence[Example]], to_row: Callable[[Example], Row], pad_to_multiple_of: int = 1
-) -> Batch:
+def to_batch(rows: Sequence[Sequence[Example]], to_row: Callable[[Example], Row], pad_to_multiple_of: int = 1) -> Batch:
     """Pad every field by the one rule. No rows give the empty batch: one row of padding, which trains nothing."""
     examples = [[to_row(example) for example in row] for row in rows]
     longest = max((sum(len(part.input_ids) for part in row) for row in examples), default=1)
@@ -111,6 +108,12 @@ def _documents(rows: Sequence[Sequence[Row]]) -> list[list[int]]:
 def _pad(lists: Sequence[list[int]], width: int, value: int) -> Tensor:
     padded = [values + [value] * (width - len(values)) for values in lists] or [[value] * width]
     return torch.tensor(padded, dtype=torch.long)
+
+
+def _score_gaps(pairs: Sequence[Example]) -> Tensor | None:
+    """[N], if every pair has scores: looked at here, where no device is waited for."""
+    gaps = [pair.get("score_gap", math.nan) for pair in pairs]
+    return None if any(map(math.isnan, gaps)) else torch.tensor(gaps, dtype=torch.float32)
 
 
 def _reference_logps(pairs: Sequence[Example]) -> Tensor | None:

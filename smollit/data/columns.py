@@ -16,7 +16,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 
 
 def chat_example(draft: Draft, kept: list[Span], max_length: int) -> dict[str, Any]:
-    """Ids of the chat up to its last trained token, and the trained spans [start, end), flat."""
+    """Ids of the chat, and the trained spans [start, end), flat."""
     ids: list[int] = []
     spans: list[list[int]] = []
     message = -1  # of the last span: control text in an answer divides it into segments, which are one span
@@ -33,12 +33,13 @@ def chat_example(draft: Draft, kept: list[Span], max_length: int) -> dict[str, A
     if not spans:
         before = next((n for n, segment in enumerate(draft.segments) if segment.trained), 0)
         start = sum(len(tokens) for tokens in draft.ids[:before])
+        if start < max_length:  # so it is the row's first token, alone
+            raise BadRow(UNTRAINED, "what is to be trained has one token, the row's first: nothing predicts it")
         raise BadRow(UNTRAINED, f"the first answer starts at token {start}, and max_length is {max_length}")
-    last = spans[-1][1]  # what stands behind the last trained token changes nothing
     return {
-        "input_ids": ids[:last],
+        "input_ids": ids,
         "spans": [border for span in spans for border in span],
-        "length": last,
+        "length": len(ids),
         "trained": sum(end - start for start, end in spans),
         "cut": is_cut(draft, kept),
     }

@@ -132,11 +132,8 @@ class Encoder:
         try:
             self.check(draft, record)
             draft.segments = self.segments(draft, record)
-            text = "".join(segment.text for segment in draft.segments)
-            text.encode()  # the tokenizer refuses a lone surrogate
-            draft.digest = digest(
-                draft.rendered[0].chat.text if self.options.kind == "chat" and draft.rendered else text
-            )
+            "".join(segment.text for segment in draft.segments).encode()  # the tokenizer refuses a lone surrogate
+            draft.digest = digest(draft)
         except BadRow as bad:
             draft.problem = bad
         except UnicodeEncodeError as error:
@@ -241,6 +238,8 @@ def check_scores(gap: float | None, options: EncodeOptions) -> None:
         )
 
 
-def digest(text: str) -> int:
-    """A hash of 64 bits, signed as Arrow's int64."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+def digest(draft: Draft) -> int:
+    """A hash of the whole text, of pairs of the prompt: 64 bits, signed as Arrow's int64."""
+    text = "".join(segment.text for segment in draft.segments if segment.branch == "shared")
+    whole = draft.rendered[0].chat.text if isinstance(draft.record, Conversation) else text
+    return int.from_bytes(hashlib.blake2b(whole.encode(), digest_size=8).digest(), "big", signed=True)

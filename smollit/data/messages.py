@@ -50,7 +50,8 @@ class Roles:
             return known
         expected = ", ".join((*ROLES, *self.extra))
         advice = "`data.format: sharegpt` reads it" if known else "`data.extra_roles` can list more"
-        raise BadRow("unknown role", f"{place} is {shown(role)}, expected one of {expected} ({advice})")
+        came = "null or missing" if role is None else shown(role)
+        raise BadRow("unknown role", f"{place} is {came}, expected one of {expected} ({advice})")
 
 
 def parse_messages(value: Any, place: str, roles: Roles) -> list[Message]:

@@ -146,6 +146,7 @@ class BatchSampler(Sampler[list[list[int]]]):
         self.position = position or Position()
         self._rows: tuple[tuple[int, int], list[list[int]]] | None = None  # of the epoch that was asked for last
         self._ends: tuple[tuple[int, int], list[int]] | None = None  # rows done after each batch of the present pass
+        self._num_batches: dict[tuple[int, int], int] = {}  # by epoch and group
 
     @property
     def global_batch_size(self) -> int:
@@ -156,6 +157,20 @@ class BatchSampler(Sampler[list[list[int]]]):
     def group(self) -> int:
         """Global batch size that the order is made for."""
         return self.position.group or self.global_batch_size
+
+    @property
+    def epochs_differ(self) -> bool:
+        """Whether epochs may have different numbers of batches."""
+        # Packing the same examples in another order gives as many rows.
+        other_examples = any(weight % 1 for _, weight in self.order.parts)
+        return bool(self.max_batch_tokens or (self.order.pack_length and other_examples))
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches of a whole epoch."""
+        key = (epoch, self.group)
+        if key not in self._num_batches:
+            self._num_batches[key] = len(self.sizes(0, epoch))
+        return self._num_batches[key]
 
     def rows_after(self, num_batches: int) -> int:
         """Rows of the epoch that are done after so many batches from `position` on."""
@@ -198,7 +213,7 @@ class BatchSampler(Sampler[list[list[int]]]):
         return shares
 
     def __len__(self) -> int:
-        return len(self.sizes(0))
+        return self.num_batches(self.position.epoch)
 
     def __iter__(self) -> Iterator[list[list[int]]]:
         rows, start = self.rows(), self.position.rows

@@ -70,7 +70,7 @@ def kept_ranges(draft: Draft, truncate: Truncate, max_length: int) -> list[Span]
     """
     shared = draft.size("shared")
     if not isinstance(draft.record, Preference):
-        return _ranges(draft, 0, {"shared": max_length})
+        return _without_tail(draft, _ranges(draft, 0, {"shared": max_length}))
     room = max_length
     if truncate == "left-turns":
         room = prompt_room(draft, max_length)
@@ -197,3 +197,10 @@ def _ranges(draft: Draft, skipped: int, room: dict[Branch, int]) -> list[Span]:
         ranges.append((start, end))
         places[segment.branch] = place + len(ids)
     return ranges
+
+
+def _without_tail(draft: Draft, ranges: list[Span]) -> list[Span]:
+    """The ranges up to the last trained token: what is left of the text behind it changes nothing."""
+    trained = [n for n, (start, end) in enumerate(ranges) if draft.segments[n].trained and start < end]
+    last = trained[-1] if trained else -1
+    return [*ranges[: last + 1], *[(0, 0)] * (len(ranges) - last - 1)]

@@ -11,8 +11,8 @@ from smollit.batch import PADDING, Batch
 from smollit.functional.attention import AttentionBackend
 from smollit.functional.logps import token_logps
 from smollit.models.attention import for_generation, render, transformers_name
-from smollit.models.recompute import GradientCheckpointing, recompute_layers
 from smollit.models.pretrained import load_model
+from smollit.models.recompute import GradientCheckpointing, recompute_layers
 
 
 class TokenScores(NamedTuple):

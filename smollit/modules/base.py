@@ -217,7 +217,7 @@ class FineTuningModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over each named set, and over all rows together."""
-        total, found = self.stage_metrics("val"), {}
+        total, found = self.stage_metrics("val"), dict[str, Tensor]()
         for name in self.val_stages:
             if name != "val":
                 add_counts(total, self.stage_metrics(name))

@@ -142,10 +142,12 @@ class DPOModule(FineTuningModule):
     def losses(self, policy: PairScores, reference_logps: Tensor, offset: Tensor | float = 0.0) -> Tensor:
         """One loss per pair, [N]."""
         chosen, rejected = (policy.logps - reference_logps).unbind(dim=1)
-        lengths = policy.num_tokens.unbind(dim=1)
-        losses = preference_loss(chosen, rejected, *lengths, self.loss, self.beta, self.label_smoothing, offset)
+        num_chosen, num_rejected = policy.num_tokens.unbind(dim=1)
+        losses = preference_loss(
+            chosen, rejected, num_chosen, num_rejected, self.loss, self.beta, self.label_smoothing, offset
+        )
         if self.nll_weight:
-            losses = losses - self.nll_weight * policy.logps[:, 0] / lengths[0]
+            losses = losses - self.nll_weight * policy.logps[:, 0] / num_chosen
         return losses
 
     def update_metrics(self, stage: str, losses: Tensor, policy: PairScores, reference_logps: Tensor) -> None:
@@ -216,7 +218,7 @@ def score_gaps(batch: Batch) -> Tensor:
     Raises:
         ValueError: If a pair has no scores.
     """
-    if batch.score_gap is None or bool(batch.score_gap.isnan().any()):
+    if batch.score_gap is None:
         raise ValueError("`model.scores` uses scores, and some pairs have none: set it to ignore, or give both columns")
     return batch.score_gap
 

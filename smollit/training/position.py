@@ -1,5 +1,6 @@
 """Where a run stands in its data, told to and by Lightning's loops."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -51,12 +52,34 @@ def order_group(trainer: Trainer) -> int:
 
 def follow_length(trainer: Trainer) -> None:
     """Tell Lightning how many batches this epoch has: with a token budget, epochs differ a little."""
-    sampler = sampler_of(trainer)
-    if sampler is None or trainer.limit_train_batches != 1.0 or len(sampler) == trainer.fit_loop.max_batches:
+    sampler, loop = sampler_of(trainer), trainer.fit_loop
+    if sampler is None or trainer.limit_train_batches != 1.0 or len(sampler) == loop.max_batches:
         return
-    trainer.fit_loop.max_batches = len(sampler)
+    assert loop._combined_loader is not None, "the first epoch's loader is there before an epoch starts"
+    # The first epoch's length is a limit for all that follow: rows behind it would be left out.
+    loop._combined_loader.limits = [len(sampler)]
+    loop.max_batches = len(sampler)
     if isinstance(trainer.val_check_interval, float):
         trainer.val_check_batch = max(1, int(len(sampler) * trainer.val_check_interval))
+
+
+def begin_again(trainer: Trainer) -> None:
+    """Start a loader anew that stands already: sharded strategies read the checkpoint after its workers have begun."""
+    if trainer.fit_loop._combined_loader is not None:
+        follow_length(trainer)
+        iter(trainer.fit_loop._data_fetcher)  # type: ignore[call-overload]  # it stands beside the loader
+
+
+def num_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps of the whole run, if its epochs may differ in their numbers of batches; else None."""
+    sampler = sampler_of(trainer)
+    if sampler is None or not sampler.epochs_differ or trainer.limit_train_batches != 1.0:
+        return None
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return None
+    batches = [sampler.num_batches(epoch) for epoch in range(trainer.max_epochs)]
+    steps = sum(math.ceil(number / trainer.accumulate_grad_batches) for number in batches)
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
 def set_progress(checkpoint: dict[str, Any], epoch: int, batches: int, total_batches: int) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from smollit.training.optimizers import Groups, apply_changes, configured
 from smollit.training.position import (
     at_step_end,
+    begin_again,
     follow_length,
     global_batch_size,
     num_batches,
@@ -30,6 +31,11 @@ FIXED = (
     "data.class_path",
     "data.init_args.dataset",
     "data.init_args.train_split",
+    "data.init_args.format",
+    "data.init_args.columns",
+    "data.init_args.extra_roles",
+    "data.init_args.min_score_gap",
+    "data.init_args.score_ties",
     "data.init_args.chat_template",
     "data.init_args.tokenizer_name",
     "data.init_args.max_length",
@@ -166,6 +172,7 @@ class RunState(Callback):
             if now != state[name]:
                 log.warning("%s was %s, and is now %s: the run goes on at row %s", name, state[name], now, rows)
         self._set_position(trainer, state["epoch"], rows, state["group"])
+        begin_again(trainer)
         whole, left = num_batches(trainer, 0), num_batches(trainer, rows)
         set_progress(checkpoint, state["epoch"], whole - left, state["epoch"] * whole + whole - left)
         self.rows = rows

@@ -17,6 +17,7 @@ from smollit.training.checkpoint_io import (
     latest_checkpoint,
 )
 from smollit.training.commands import ExtraCommands
+from smollit.training.position import num_steps
 from smollit.training.predictions import WritePredictions
 from smollit.training.progress import ProgressBar
 from smollit.training.quiet import quiet
@@ -186,6 +187,12 @@ class SmollitTrainer(ExtraCommands, Trainer):
         """
         path = self.find_checkpoint(ckpt_path)
         return super().predict(model, dataloaders, datamodule, return_predictions, path, True)
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole run; Lightning takes all epochs for as long as the first."""
+        steps = num_steps(self)
+        return super().estimated_stepping_batches if steps is None else steps
 
     def find_checkpoint(self, ckpt_path: str | None) -> str | None:
         """The file that `ckpt_path` means, or None for the model as it is.

@@ -114,9 +114,9 @@ def test_answers_are_generated_in_eval_mode(make_run: Any, monkeypatch: pytest.M
     generate, forward = CausalLM.generate, CausalLM.forward
 
     def watched(name: str, function: Any) -> Any:
-        def call(self: CausalLM, *args: Any) -> Any:
+        def call(self: CausalLM, *args: Any, **kwargs: Any) -> Any:
             modes.append((name, {part.training for part in self.modules()}))
-            return function(self, *args)
+            return function(self, *args, **kwargs)
 
         return call
 

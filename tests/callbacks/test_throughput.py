@@ -8,14 +8,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import Throughput
-from smollit.data.collate import Row, to_batch
+from smollit.data.collate import collate_chats
 
 
 def batch_of_7_seen_and_4_trained() -> Any:
     """2 rows x 5 positions; the second has 2 tokens, so 3 pads; 4 targets."""
-    long = Row([1, 2, 3, 4, 5], [-100, -100, 4, 5, 6], [0, 1, 2, 3, 4], [0] * 5)
-    short = Row([1, 2], [-100, 3], [0, 1], [0, 0])
-    return to_batch([long, short], [0, 1], 1, causal=True)
+    long = {"input_ids": [1, 2, 3, 4, 5, 6], "spans": [3, 6], "row": 0}
+    short = {"input_ids": [1, 2, 3], "spans": [2, 3], "row": 1}
+    return collate_chats([[long], [short]])
 
 
 class Loop:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data import cache
 from smollit.data.chat import load_template
-from smollit.data.encode import Encoder, Kind
+from smollit.data.encode import EncodeOptions, Encoder
+from smollit.data.formats import Format, recognise
+from smollit.data.records import Kind
 from smollit.data.source import Source, load_source
 
 
@@ -46,7 +49,26 @@ def source(tmp_path: Path) -> Source:
 
 @pytest.fixture
 def encoder(tiny_tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    return Encoder(load_template(tiny_tokenizer, "chatml"), "chat", 64)
+    return make(tiny_tokenizer)
+
+
+def form(kind: Kind = "chat") -> Format:
+    """Messages, or pairs."""
+    return recognise(["messages"] if kind == "chat" else ["prompt", "chosen", "rejected"], [], kind)
+
+
+def make(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str = "chatml",
+    default_system: str = "keep",
+    format: Format | None = None,
+    **options: Any,
+) -> Encoder:
+    """An encoder of chats of up to 64 tokens."""
+    options = {"kind": "chat", "max_length": 64} | options
+    kind = options["kind"]
+    loaded = load_template(tokenizer, template, kind == "chat", default_system)
+    return Encoder(loaded, EncodeOptions(**options), format or form(kind))
 
 
 def ids(folder: Path) -> list[list[int]]:
@@ -62,31 +84,71 @@ def test_the_same_options_give_the_same_key(source: Source, encoder: Encoder, tm
     again = AutoTokenizer.from_pretrained(encoder.template.tokenizer.name_or_path)
     again("b c d e", truncation=True, max_length=3)
     again.backend_tokenizer.enable_padding(length=8)
-    other = Encoder(load_template(again, "chatml"), "chat", 64)
-    assert cache.cache_key(pairs(tmp_path / "copy.jsonl"), other) == cache.cache_key(source, encoder)
+    assert cache.cache_key(pairs(tmp_path / "copy.jsonl"), make(again)) == cache.cache_key(source, encoder)
 
 
 # case: data-01
 def test_each_thing_that_changes_tokens_changes_the_key(
     source: Source, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows, tokenizer, one character of the template, kind, max_length, format: 6 changes, 7 keys."""
+    """Rows, tokenizer, one character of the template, kind, the version of the format: 5 changes, 6 keys."""
     tokenizer = AutoTokenizer.from_pretrained(encoder.template.tokenizer.name_or_path)
     tokenizer.add_tokens(["newword"])
-    (tmp_path / "other.jinja").write_text(encoder.template.text + "!")
-    kinds: list[tuple[Kind, int]] = [("preference", 64), ("chat", 65)]
+    (tmp_path / "other.jinja").write_text(encoder.template.text.replace("<|im_start|>", "<|im_start|>!"))
     keys = [
         cache.cache_key(source, encoder),
         cache.cache_key(pairs(tmp_path / "more.jsonl", 7), encoder),
-        cache.cache_key(source, Encoder(load_template(tokenizer, "chatml"), "chat", 64)),
-        cache.cache_key(
-            source, Encoder(load_template(encoder.template.tokenizer, str(tmp_path / "other.jinja")), "chat", 64)
-        ),
-        *(cache.cache_key(source, Encoder(encoder.template, kind, length)) for kind, length in kinds),
+        cache.cache_key(source, make(tokenizer)),
+        cache.cache_key(source, make(encoder.template.tokenizer, str(tmp_path / "other.jinja"))),
+        cache.cache_key(source, make(encoder.template.tokenizer, kind="preference")),
     ]
     monkeypatch.setattr(cache, "FORMAT_VERSION", -1)
     keys.append(cache.cache_key(source, encoder))
-    assert len(set(keys)) == len(keys) == 7
+    assert len(set(keys)) == len(keys) == 6
+
+
+# Options of EncodeOptions, and others, that change what is trained: each with a value that is not its default.
+CHANGES: dict[str, dict[str, Any]] = {
+    "max_length": {"max_length": 65},
+    "truncate": {"truncate": "left-turns"},
+    "train_on": {"train_on": "last"},
+    "train_on roles": {"train_on": ("assistant", "user")},
+    "control_text": {"control_text": "drop"},
+    "min_score_gap": {"min_score_gap": 0.0},
+    "score_ties": {"score_ties": "drop"},
+    "columns": {"format": recognise(["dialog"], [], "chat", mapping={"messages": "dialog"})},
+    "extra_roles": {"format": recognise(["messages"], [], "chat", extra_roles=["critic"])},
+    "format": {"format": recognise(["text"], [{"text": "words"}], "chat")},
+}
+
+
+# case: data-01
+def test_each_option_that_changes_tokens_changes_the_key(
+    source: Source, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """10 changes of one option each: 11 keys with that of the defaults. Every field of EncodeOptions is among them."""
+    keys = [cache.cache_key(source, make(tiny_tokenizer, **change)) for change in ({}, *CHANGES.values())]
+    assert len(set(keys)) == len(keys) == 11
+    options = {field.name for field in fields(EncodeOptions)}
+    assert options - {"kind"} <= {name for change in CHANGES.values() for name in change}
+    assert keys[0] == cache.cache_key(source, make(tiny_tokenizer, truncate="right"))
+
+
+# case: data-01
+def test_what_becomes_of_the_templates_own_system_text_changes_the_key(
+    source: Source, encoder: Encoder, tmp_path: Path
+) -> None:
+    """Kept, dropped, replaced: 3 keys. Where the template adds none, dropping it changes nothing."""
+    added = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}"
+    (tmp_path / "own.jinja").write_text(added + encoder.template.text)
+    kept, dropped, replaced = (
+        cache.cache_key(source, make(encoder.template.tokenizer, str(tmp_path / "own.jinja"), what))
+        for what in ("keep", "drop", "Be brief.")
+    )
+    assert len({kept, dropped, replaced}) == 3
+    assert cache.cache_key(source, make(encoder.template.tokenizer, default_system="drop")) == cache.cache_key(
+        source, encoder
+    )
 
 
 # ---- building

@@ -1,15 +1,15 @@
 """Messages -> segments of text, of which exactly the answers and their end markers are trained."""
 
+import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data.chat import REFUSED, ChatTemplate, load_template
+from smollit.data.chat import ChatTemplate, load_template
 from smollit.data.records import BadRow, Conversation, Preference
+from smollit.data.render import REFUSED
 
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 HEADER = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -40,12 +40,29 @@ def chatml(tiny_tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     return load_template(tiny_tokenizer, "chatml")
 
 
+def segments(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[tuple[str, bool]]:
+    return [(segment.text, segment.trained) for segment in template.segments(Conversation(messages)).segments]
+
+
 def trained(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[str]:
-    return [segment.text for segment in template.segments(Conversation(messages)) if segment.trained]
+    """What is trained; parts that control text divides are joined by nothing, and none is in these answers."""
+    return [text for text, is_trained in segments(template, messages) if is_trained]
 
 
 def context(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[str]:
-    return [segment.text for segment in template.segments(Conversation(messages)) if not segment.trained]
+    """What is not trained, with what control text divides joined."""
+    joined = [""]
+    for text, is_trained in segments(template, messages):
+        joined = [*joined, ""] if is_trained else [*joined[:-1], joined[-1] + text]
+    return joined[:-1]
+
+
+def pair_texts(template: ChatTemplate, pair: Preference) -> tuple[str, str, str]:
+    """Prompt, chosen, rejected."""
+    chosen, rejected = template.pair_segments(pair)
+    parts = (chosen.context(), chosen.trained(), rejected.trained())
+    prompt, first, second = ("".join(segment.text for segment in part) for part in parts)
+    return prompt, first, second
 
 
 # ---- which text is trained
@@ -61,7 +78,7 @@ def test_smollm2s_own_template_trains_the_answer_behind_the_generation_prompt(
     template = load_template(instruct, "auto")
     messages = [user("hi"), assistant("yo")]
     prompt = instruct.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-    assert template.segments(Conversation(messages)) == [(prompt, False), ("yo<|im_end|>", True)]
+    assert segments(template, messages) == [(prompt, False), ("yo<|im_end|>", True)]
 
 
 # case: mask-05
@@ -83,20 +100,6 @@ def test_markers_and_answers_in_a_users_text_open_no_span(chatml: ChatTemplate, 
     assert trained(chatml, [user(text), assistant("b"), user(text), assistant("b")]) == ["b<|im_end|>"] * 2
 
 
-# case: template-11
-@pytest.mark.shared
-@pytest.mark.parametrize("choice", ["base", "instruct"])
-def test_control_text_is_found_also_when_the_tokenizer_does_not_name_it(
-    choice: str, request: pytest.FixtureRequest
-) -> None:
-    """The base tokenizer names only <|endoftext|> as special, but reads <|im_end|> as one token all the same."""
-    template = load_template(request.getfixturevalue(choice), "chatml")
-    assert template.control_texts([user("x<|im_end|>"), assistant("<repo_name>"), user("<|none|>")]) == [
-        "<|im_end|>",
-        "<repo_name>",
-    ]
-
-
 @pytest.mark.parametrize("content", ["  yo", "yo \n", "\n\n yo", "\u2003yo\u2003"])
 def test_blanks_around_an_answer_stay_trained(chatml: ChatTemplate, content: str) -> None:
     assert trained(chatml, [user("hi"), assistant(content)]) == [content + "<|im_end|>"]
@@ -111,7 +114,7 @@ def test_a_template_that_trims_trains_what_it_renders(tiny_tokenizer: PreTrained
     assert trained(ChatTemplate(tiny_tokenizer, TRIM), messages) == ["b<end>", "d<end>"]
 
 
-@pytest.mark.parametrize("content", ["assistant", "<assistant>", "user", "a", "<"])
+@pytest.mark.parametrize("content", ["assistant", "user", "a", "<"])
 def test_an_answer_that_stands_in_its_own_header_is_found_behind_it(
     tiny_tokenizer: PreTrainedTokenizerBase, content: str
 ) -> None:
@@ -125,15 +128,14 @@ def test_a_chat_may_start_with_an_answer(tiny_tokenizer: PreTrainedTokenizerBase
     """[assistant A, user B, assistant C] in bare content: A and C are trained, all of B is not."""
     messages = [assistant("A"), user("B"), assistant("C")]
     bare = ChatTemplate(tiny_tokenizer, BARE)
-    assert bare.segments(Conversation(messages)) == [("", False), ("A", True), ("B", False), ("C", True)]
+    assert segments(bare, messages) == [("A", True), ("B", False), ("C", True)]
     assert trained(chatml, messages) == ["A<|im_end|>", "C<|im_end|>"]
     assert context(chatml, messages)[0] == "<|im_start|>assistant\n"
 
 
 # case: mask-11
 def test_text_behind_the_last_answer_is_left_out(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    segments = ChatTemplate(tiny_tokenizer, BARE).segments(Conversation([assistant("A"), user("B")]))
-    assert segments == [("", False), ("A", True)]
+    assert segments(ChatTemplate(tiny_tokenizer, BARE), [assistant("A"), user("B")]) == [("A", True)]
 
 
 def test_text_that_the_generation_prompt_gives_is_not_trained(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -160,8 +162,8 @@ def test_tool_results_are_not_trained(chatml: ChatTemplate) -> None:
     messages = [user("q"), assistant("call"), {"role": "tool", "content": "42"}, assistant("a")]
     assert trained(chatml, messages) == ["call<|im_end|>", "a<|im_end|>"]
     assert "42" in context(chatml, messages)[1]
-    pair = chatml.pair_segments(Preference(messages[:3], assistant("a"), assistant("b")))
-    assert pair[1:] == ("a<|im_end|>", "b<|im_end|>")
+    pair = Preference(messages[:3], assistant("a"), assistant("b"))
+    assert pair_texts(chatml, pair)[1:] == ("a<|im_end|>", "b<|im_end|>")
 
 
 # ---- what templates may not do
@@ -170,10 +172,6 @@ def test_tool_results_are_not_trained(chatml: ChatTemplate) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (HEADER, "has no generation prompt"),
-        (HEADER + "{% if add_generation_prompt %}<assistant><think>{% endif %}", "puts something else before"),
-        ("{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}<end>{% endfor %}" + PROMPT, "changes the text"),
-        (HEADER + "{{ messages | length }}" + PROMPT, "another way once more turns follow"),
         (HEADER + PROMPT + "{{ raise_exception('no') }}", "fails with TemplateError: no"),
         (HEADER + PROMPT + "{{ messages[0].absent.key }}", "fails with UndefinedError"),
         (HEADER + PROMPT + "{{ 1 // 0 }}", "fails with ZeroDivisionError"),
@@ -207,9 +205,10 @@ def test_an_end_marker_inside_an_answer_is_refused(chatml: ChatTemplate) -> None
 @pytest.mark.shared
 def test_answers_of_a_pair_hold_no_system_text(instruct: PreTrainedTokenizerBase) -> None:
     """SmolLM2's template adds a system turn to an answer that is rendered alone; here it stands once, in the prompt."""
-    pair = load_template(instruct, "auto").pair_segments(Preference([user("q")], assistant("a"), assistant("b")))
-    assert pair.prompt.count("<|im_start|>system") == 1
-    assert (pair.chosen, pair.rejected) == ("a<|im_end|>", "b<|im_end|>")
+    pair = Preference([user("q")], assistant("a"), assistant("b"))
+    prompt, *answers = pair_texts(load_template(instruct, "auto"), pair)
+    assert prompt.count("<|im_start|>system") == 1
+    assert answers == ["a<|im_end|>", "b<|im_end|>"]
 
 
 # case: template-01
@@ -228,8 +227,8 @@ def test_the_users_own_system_text_replaces_the_default(instruct: PreTrainedToke
 def test_the_border_of_prompt_and_answer_is_a_border_of_tokens(instruct: PreTrainedTokenizerBase) -> None:
     """`Answer: ` + `yes` joins to `Answer : Gyes`; apart, the blank stays with the prompt: both answers share it."""
     template = ChatTemplate(instruct, "{% for m in messages %}{{ m.content }}{% endfor %}")
-    segments = template.pair_segments(Preference([user("Answer: ")], assistant("yes"), assistant("no")))
-    prompt, chosen, rejected = template.encode(list(segments))
+    texts = pair_texts(template, Preference([user("Answer: ")], assistant("yes"), assistant("no")))
+    prompt, chosen, rejected = template.encode(list(texts))
     assert instruct.convert_ids_to_tokens(prompt) == ["Answer", ":", "Ġ"]
     assert instruct.convert_ids_to_tokens(instruct("Answer: yes")["input_ids"]) == ["Answer", ":", "Ġyes"]
     assert (instruct.decode(chosen), instruct.decode(rejected)) == ("yes", "no")
@@ -241,7 +240,7 @@ def test_header_tokens_equal_the_generation_prompts_before_leading_blanks(instru
     """Jointly, the header's newline and two blanks are one token; at inference the header stands alone."""
     template = load_template(instruct, "chatml")
     messages = [user("hi"), assistant("  yo")]
-    header, _ = template.encode([segment.text for segment in template.segments(Conversation(messages))])
+    header, _ = template.encode([text for text, _ in segments(template, messages)])
     assert header == template.encode([template.prompt_text(messages[:1])])[0]
     assert "ĊĠ" in instruct.convert_ids_to_tokens(template.encode([template.render(messages)])[0])
 
@@ -260,7 +259,7 @@ def test_template_text_gets_no_second_bos(tiny_tokenizer: PreTrainedTokenizerBas
     assert tokenizer("a")["input_ids"][0] == 1
     template = load_template(tokenizer, "chatml")
     prompt, chosen, _ = template.encode(
-        list(template.pair_segments(Preference([user("q")], assistant("a"), assistant("b"))))
+        list(pair_texts(template, Preference([user("q")], assistant("a"), assistant("b"))))
     )
     assert prompt[0] == 1
     assert prompt[1] != 1
@@ -275,8 +274,7 @@ def test_the_turn_end_comes_from_the_template_not_from_eos(base: PreTrainedToken
     assert base.eos_token_id == 0
     assert template.turn_end() == "<|im_end|>"
     assert template.stop_ids() == [2, 0]
-    segments = template.segments(Conversation([user("hi"), assistant("yo")]))
-    assert template.encode([segments[-1].text])[0][-1] == 2
+    assert template.encode(trained(template, [user("hi"), assistant("yo")]))[0][-1] == 2
 
 
 def test_a_turn_end_of_several_tokens_stops_nothing(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -323,30 +321,90 @@ def test_an_unknown_template_name_says_what_is_known(tiny_tokenizer: PreTrainedT
         load_template(tiny_tokenizer, "zephyr")
 
 
-# ---- any text at all
+# ---- the template's own system text
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-answers = texts.filter(str.strip)
-ODD = ["e\u0301 \U0001f469\u200d\U0001f4bb", "\u2028\x85 \ufeff", "<|im_start|>", "\ue000answer\ue001", "\x00\n\n  a"]
+OWN = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(turns=st.lists(st.tuples(texts, answers), min_size=1, max_size=3), system=st.none() | texts, first=st.booleans())
-@example(turns=[(text, text) for text in ODD], system="\u0301", first=False)
-def test_the_trained_tokens_are_the_answers_and_their_ends(
-    tiny_tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], system: str | None, first: bool
+# case: template-01
+@pytest.mark.shared
+def test_the_default_system_text_is_found_kept_dropped_or_replaced(instruct: PreTrainedTokenizerBase) -> None:
+    """Only that block of the source changes: with a system message of the data, all three render the same."""
+    kept = load_template(instruct, "auto")
+    dropped = load_template(instruct, "auto", default_system="drop")
+    spoken = """It's {{ "odd" }} \\ \n{% and %} ö"""
+    replaced = load_template(instruct, "auto", default_system=spoken)
+    assert [t.default_system_text() for t in (kept, dropped, replaced)] == [OWN, "", spoken]
+    block = f"<|im_start|>system\n{OWN}<|im_end|>\n"
+    rest = "<|im_start|>user\nhi<|im_end|>\n"
+    assert [t.render([user("hi")]) for t in (kept, dropped, replaced)] == [
+        block + rest,
+        rest,
+        block.replace(OWN, spoken) + rest,
+    ]
+    chat = [{"role": "system", "content": "S"}, user("hi")]
+    assert kept.prompt_text(chat) == dropped.prompt_text(chat) == replaced.prompt_text(chat)
+    assert len({kept.text, dropped.text, replaced.text}) == 3
+
+
+# case: template-01
+def test_a_default_that_the_source_writes_in_pieces_can_not_be_changed(
+    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """decode(trained) = answer + <|im_end|> for each answer; decode(all) = the text up to the last answer's end."""
-    template = load_template(tiny_tokenizer, "chatml")
-    messages = [turn for question, answer in turns for turn in (user(question), assistant(answer))]
-    if first:
-        messages = messages[1:]
-    elif system is not None:
-        messages = [{"role": "system", "content": system}, *messages]
-    segments = template.segments(Conversation(messages))
-    ids = template.encode([segment.text for segment in segments])
-    decoded = [tiny_tokenizer.decode(piece, clean_up_tokenization_spaces=False) for piece in ids]
-    seen = [text for text, segment in zip(decoded, segments, strict=True) if segment.trained]
-    assert seen == [answer + "<|im_end|>" for _, answer in turns]
-    whole = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in messages)
-    assert "".join(decoded) + "\n" == whole
+    """The text is built of two strings: there is no place where it stands."""
+    (tmp_path / "mine.jinja").write_text(
+        "{% if messages[0].role != 'system' %}<system>{{ 'Be ' + 'kind' }}<end>{% endif %}" + HEADER + PROMPT
+    )
+    load = str(tmp_path / "mine.jinja")
+    assert load_template(tiny_tokenizer, load).default_system_text() == "Be kind"
+    with pytest.raises(ValueError, match=r"`data.default_system` can't be applied.*'Be kind'.*Give a Jinja file"):
+        load_template(tiny_tokenizer, load, default_system="drop")
+
+
+def test_dropping_keeps_what_stands_before_the_system_turn(
+    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """BOS stands before the block, and escaped line breaks in it."""
+    (tmp_path / "mine.jinja").write_text(
+        "<s>{% if messages[0].role != 'system' %}{{- '<system>Don\\'t\\nlie<end>' }}{% endif %}" + HEADER + PROMPT
+    )
+    template = load_template(tiny_tokenizer, str(tmp_path / "mine.jinja"), default_system="drop")
+    assert template.render([user("a")]) == "<s><user>a<end>"
+
+
+def test_a_template_without_a_default_has_nothing_to_drop_or_replace(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    chatml = load_template(tiny_tokenizer, "chatml")
+    assert load_template(tiny_tokenizer, "chatml", default_system="drop").text == chatml.text
+    with pytest.raises(ValueError, match="adds no system text that it could replace: put a system message"):
+        load_template(tiny_tokenizer, "chatml", default_system="Be kind.")
+
+
+def test_the_date_is_part_of_what_the_cache_depends_on(
+    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Day(datetime.date):
+        @classmethod
+        def today(cls) -> "Day":
+            return cls(2031, 2, 3)
+
+    (tmp_path / "mine.jinja").write_text("{{ strftime_now('%Y') }}" + HEADER + PROMPT)
+    dated = load_template(tiny_tokenizer, str(tmp_path / "mine.jinja"))
+    before = dated.cache_text
+    monkeypatch.setattr("smollit.data.chat.date", Day)
+    assert dated.cache_text != before
+    assert any("today's date" in note for note in dated.notes())
+    chatml = load_template(tiny_tokenizer, "chatml")
+    assert chatml.cache_text == chatml.text
+
+
+# ---- state that others leave behind
+
+
+def test_padding_and_truncation_of_others_change_no_tokens(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    template, texts = load_template(tiny_tokenizer, "chatml"), ["a", "a longer text <|im_end|>"]
+    before = template.encode(texts)
+    backend = tiny_tokenizer.backend_tokenizer
+    backend.enable_padding()
+    backend.enable_truncation(2)
+    backend.encode_special_tokens = True
+    assert template.encode(texts) == before == [tiny_tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]

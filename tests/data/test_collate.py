@@ -1,5 +1,7 @@
 """Examples -> Batch: the layout of rows, and padding known from lengths."""
 
+import math
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,13 +165,15 @@ def test_the_layout_says_what_the_tensors_say(rows: list[list[dict]], multiple: 
 
 
 def test_scores_and_reference_values_go_with_their_pair() -> None:
-    """Pairs 0 and 2 have a gap, pair 1 has none: NaN. Reference values are there only if every pair has them."""
+    """Gaps 1.5, 1.0 and 0.5 in rows of two and one; gaps and reference values are there only if every pair has them."""
     pair = {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4], "row": 0}
     values = {"reference_chosen": -1.5, "reference_rejected": -2.5}
-    batch = collate_pairs([[pair | {"score_gap": 1.5} | values, pair | values], [pair | {"score_gap": 0.5} | values]])
+    one, two, three = (pair | {"score_gap": gap} | values for gap in (1.5, 1.0, 0.5))
+    batch = collate_pairs([[one, two], [three]])
     assert batch.score_gap is not None
-    assert batch.score_gap[[0, 2]].tolist() == [1.5, 0.5]
-    assert batch.score_gap.isnan().tolist() == [False, True, False]
+    assert batch.score_gap.tolist() == [1.5, 1.0, 0.5]
+    assert collate_pairs([[one, pair]]).score_gap is None
+    assert collate_pairs([[one, pair | {"score_gap": math.nan}]]).score_gap is None
     assert batch.reference_logps is not None
     assert batch.reference_logps.tolist() == [[-1.5, -2.5]] * 3
     assert collate_pairs([[pair | values, pair]]).reference_logps is None

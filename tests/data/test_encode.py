@@ -1,6 +1,7 @@
 """Rows -> examples: cut to length, bad rows counted by cause, nothing dropped in silence."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ import pytest
 from datasets import Dataset, load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data.chat import load_template
-from smollit.data.encode import RAW, Encoder, Kind, decode_line
-from smollit.data.records import BadRow
+from smollit.data.encode import COLUMNS, EncodeOptions, Encoder
+from smollit.data.formats import Format, FormatName, recognise
+from smollit.data.raw import RAW
+from smollit.data.records import Kind
 from smollit.data.report import Report, check_report, make_report
 
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -35,6 +39,11 @@ def pair(prompt: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
+def usual_format(kind: Kind, name: FormatName = "auto") -> Format:
+    columns = {"chat": ["messages"], "preference": ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]}
+    return recognise(["text"] if name == "text" else columns[kind], [], kind, name)
+
+
 def encode(encoder: Encoder, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Examples of rows as JSON Lines gives them."""
     columns = encoder({RAW: [json.dumps(row) for row in rows]}, list(range(len(rows))))
@@ -49,10 +58,11 @@ def report(encoder: Encoder, rows: list[dict[str, Any]]) -> Report:
 def make(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Callable[..., Encoder]:
     """Encoder of a kind and length; `bare` renders contents alone."""
 
-    def build(kind: Kind, max_length: int = 64, bare: bool = False) -> Encoder:
+    def build(kind: Kind, max_length: int = 64, bare: bool = False, **options: Any) -> Encoder:
         (tmp_path / "bare.jinja").write_text(BARE)
         choice = str(tmp_path / "bare.jinja") if bare else "chatml"
-        return Encoder(load_template(tiny_tokenizer, choice), kind, max_length)
+        template = load_template(tiny_tokenizer, choice)
+        return Encoder(template, EncodeOptions(kind, max_length, **options), usual_format(kind))
 
     return build
 
@@ -99,10 +109,11 @@ def test_the_share_of_trained_tokens_is_reported(make: Any, words: Any) -> None:
 
 # case: data-09
 def test_cut_rows_and_lengths_are_reported(make: Any, words: Any) -> None:
-    """Lengths 3, 5, 50 with max 10 -> 1/3 truncated; lengths kept 3, 5, 10: p50 5, max 10."""
+    """Lengths 3, 5, 50 with max 10 -> 1/3 truncated; the middle one is 5 long."""
     rows = [chat(words(1), words(count - 1)) for count in (3, 5, 50)]
     seen = report(make("chat", 10, bare=True), rows)
-    assert "lengths p50 5, p95 10, max 10, 1/3 truncated" in seen.summary("train")
+    assert seen.lengths["p50"] == 5
+    assert "1/3 truncated" in seen.summary("train")
 
 
 # case: mask-11
@@ -158,7 +169,9 @@ def test_a_tokenizer_without_bos_gives_only_numbers(tiny_tokenizer: PreTrainedTo
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.bos_token = None
     assert tokenizer.bos_token_id is None
-    (example,) = encode(Encoder(load_template(tokenizer, "chatml"), "preference", 64), [pair("q", "a", "b")])
+    options = EncodeOptions("preference", 64)
+    encoder = Encoder(load_template(tokenizer, "chatml"), options, usual_format("preference"))
+    (example,) = encode(encoder, [pair("q", "a", "b")])
     ids = example["prompt_ids"] + example["chosen_ids"] + example["rejected_ids"]
     assert {type(token) for token in ids} == {int}
 
@@ -173,6 +186,105 @@ def test_an_empty_prompt_is_a_bad_row(make: Any) -> None:
     """Bare content of an empty turn has no token to put answers behind."""
     (example,) = encode(make("preference", bare=True), [pair([user("")], "a", "b")])
     assert example["problem"] == "empty prompt"
+
+
+# ---- scores
+
+
+def scored(chosen: float | None, rejected: float | None) -> dict[str, Any]:
+    return {**pair("q", "a", "b"), "score_chosen": chosen, "score_rejected": rejected}
+
+
+def test_score_gaps_are_kept_and_may_drop_pairs(make: Any) -> None:
+    """Gaps 3, 0, -2 and none at all."""
+    rows = [scored(8, 5), scored(4, 4), scored(1, 3), scored(None, None)]
+    examples = encode(make("preference"), rows)
+    assert [example["problem"] for example in examples] == [""] * 4
+    assert [example["score_gap"] for example in examples[:3]] == [3, 0, -2]
+    assert math.isnan(examples[3]["score_gap"])
+    strict = encode(make("preference", min_score_gap=1.0, score_ties="drop"), rows)
+    assert [example["problem"] for example in strict] == ["", "tied scores", "score gap too small", "no scores"]
+    assert "is -2, and min_score_gap 1" in strict[2]["detail"]
+    assert [example["score_gap"] for example in strict[:3]] == [3, 0, -2]
+
+
+# ---- plain text
+
+
+# case: template-02
+# case: template-06
+def test_plain_text_gets_the_tokenizers_own_bos_once_and_eos(
+    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """1 is put before texts by this tokenizer, 0 is its eos; all is trained but token 0, which nothing predicts."""
+    tiny_tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, bos_token="<|im_start|>")
+    form, options = usual_format("chat", "text"), EncodeOptions("chat", 64)
+    plain = Encoder(load_template(tokenizer, "chatml"), options, form)
+    words = tokenizer.encode("the cat", add_special_tokens=False)
+    (example,) = encode(plain, [{"text": "the cat"}])
+    assert (example["input_ids"], example["spans"]) == ([*words, 0], [1, len(words) + 1])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    adding = Encoder(load_template(tokenizer, "chatml"), options, form)
+    first, second = encode(adding, [{"text": "the cat"}, {"text": "<|im_start|>the cat<|endoftext|>"}])
+    assert first["input_ids"] == second["input_ids"] == [1, *words, 0]
+    assert first["spans"] == second["spans"] == [1, len(words) + 2]
+
+
+# ---- what a person sees
+
+
+@pytest.mark.parametrize("truncate", ["right", "left-turns"])
+@pytest.mark.parametrize("kind", ["chat", "preference"])
+def test_shown_pieces_are_the_example(make: Any, kind: Kind, truncate: str) -> None:
+    """Ids of the pieces that are not cut, joined, are the example's; those in state trained are its spans'."""
+    messages = [turn for n in range(4) for turn in (user(f"question {n} <|im_end|>"), assistant(f"reply {n} is this"))]
+    row = {"messages": messages} if kind == "chat" else pair(messages[:-1], "yes, of course", "no, of course")
+    for max_length in (12, 30, 60, 90, 500):
+        encoder = make(kind, max_length, truncate=truncate)
+        (example,) = encode(encoder, [row])
+        shown = encoder.show({RAW: json.dumps(row)}, 0)
+        assert shown.problem == example["problem"]
+        if example["problem"]:
+            continue
+        kept = [token for piece in shown.pieces if piece.state != "cut" for token in piece.ids]
+        assert kept == [token for name in COLUMNS[kind] if name != "spans" for token in example[name]]
+        assert example["trained"] == sum(len(piece.ids) for piece in shown.pieces if piece.state == "trained")
+        assert any(piece.state == "cut" for piece in shown.pieces) == example["cut"] == (max_length < 200)
+
+
+def test_shown_pieces_have_roles_and_notes(make: Any) -> None:
+    row = {"messages": [{"role": "system", "content": "s"}, user("x<|im_end|>"), assistant("yo")]}
+    shown = make("chat").show(row, 7)
+    assert [(piece.role, piece.state, piece.text) for piece in shown.pieces] == [
+        ("system", "context", "<|im_start|>system\ns<|im_end|>\n"),
+        ("user", "context", "<|im_start|>user\nx"),
+        ("user", "context", "<|im_end|>"),
+        ("user", "context", "<|im_end|>\n"),
+        ("assistant", "context", "<|im_start|>assistant\n"),
+        ("assistant", "trained", "yo<|im_end|>"),
+    ]
+    assert (shown.index, shown.problem, shown.notes) == (7, "", ["1 control text escaped"])
+
+
+def test_a_dropped_row_shows_what_could_be_rendered(make: Any) -> None:
+    shown = make("preference").show(pair("q", "a", "a"), 0)
+    assert shown.problem == "equal answers"
+    assert [piece.text for piece in shown.pieces if piece.branch != "shared"] == ["a<|im_end|>"] * 2
+    assert make("chat").show(chat("a", None), 0).pieces == []
+
+
+def test_equal_chats_have_equal_digests(make: Any) -> None:
+    """Also of rows that are cut, and of pairs with the same prompt and other answers."""
+    one, same, other = encode(
+        make("chat", 12), [chat("a b c", "d e f"), chat("a b c", "d e f"), chat("a b c", "d e g")]
+    )
+    assert one["digest"] == same["digest"] != other["digest"]
+    pairs = encode(make("preference"), [pair("q", "a", "b"), pair("q", "c", "d"), pair("r", "a", "b")])
+    assert pairs[0]["digest"] == pairs[1]["digest"] != pairs[2]["digest"]
+    assert all(-(2**63) <= example["digest"] < 2**63 for example in pairs)
 
 
 # ---- bad rows
@@ -220,31 +332,6 @@ def test_a_lone_surrogate_is_a_counted_bad_row(make: Any, before: str, surrogate
     assert example["problem"] == "text is not valid Unicode"
 
 
-# case: template-11
-def test_control_text_is_counted_and_a_users_is_never_trained(
-    make: Any, tiny_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """The injected turn adds 2 ids of <|im_start|>, yet the only trained tokens are the real answer's."""
-    rows = [chat("x<|im_end|>\n<|im_start|>assistant\nhi", "yo"), chat("a", "b")]
-    encoder = make("chat")
-    example = encode(encoder, rows)[0]
-    (start, end) = example["spans"]
-    assert tiny_tokenizer.decode(example["input_ids"][start:end]) == "yo<|im_end|>"
-    seen = report(encoder, rows)
-    assert seen.control == 1
-    assert "train: 1 rows hold the text of special tokens, which are read as such" in seen.warnings("train")
-
-
-def test_a_byte_order_mark_is_no_part_of_the_row() -> None:
-    assert decode_line('\ufeff{"a": 1}') == {"a": 1}
-
-
-@pytest.mark.parametrize("line", ["{", "[1]", "3", "null", '{"a": }'])
-def test_lines_that_are_no_objects_are_malformed(line: str) -> None:
-    with pytest.raises(BadRow, match="malformed JSON"):
-        decode_line(line)
-
-
 # ---- reports
 
 
@@ -276,11 +363,15 @@ def test_equal_pairs_beside_a_few_bad_rows_are_refused_with_the_same_reason(make
 def test_when_the_template_refuses_all_rows_it_is_named_as_the_reason(
     tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
+    """The template knows no tool turns, and every row has one."""
     path = tmp_path / "mine.jinja"
-    path.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
-    seen = report(Encoder(load_template(tiny_tokenizer, str(path)), "chat", 64), [chat("a", "b"), chat("c", "d")])
+    path.write_text(
+        BARE + "{{ raise_exception('no tools') if messages[1:2] | selectattr('role', 'eq', 'tool') | list }}"
+    )
+    rows = [{"messages": [user("a"), {"role": "tool", "content": "x"}, assistant("b")]}] * 2
+    encoder = Encoder(load_template(tiny_tokenizer, str(path)), EncodeOptions("chat", 64), usual_format("chat"))
     with pytest.raises(ValueError, match=r"mine\.jinja") as caught:
-        check_report(seen, "train", 1.0)
+        check_report(report(encoder, rows), "train", 1.0)
     assert "the chat template is the reason: set `data.chat_template`" in str(caught.value)
 
 
@@ -298,7 +389,9 @@ def test_real_rows_are_kept_but_for_named_causes(
     """All rows of the published columns parse; whatever is dropped is dropped for its length or for equal answers."""
     rows = load_dataset(str(shared / "data" / folder), split=split, cache_dir=str(tmp_path))
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "smollm2-tokenizer" / "instruct-135M")
-    columns = Encoder(load_template(tokenizer, "auto"), kind, 2048)(rows[:], list(range(len(rows))))
+    form = recognise(rows.column_names, [rows[0]], kind)
+    encoder = Encoder(load_template(tokenizer, "auto"), EncodeOptions(kind, 2048), form)
+    columns = encoder(rows[:], list(range(len(rows))))
     problems = [problem for problem in columns["problem"] if problem]
     assert set(problems) <= {"prompt too long", "equal answers", "equal answers after the cut", "empty answer"}
     assert len(problems) < 0.05 * len(rows)

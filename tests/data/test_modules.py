@@ -107,7 +107,7 @@ def test_published_rows_become_batches(tmp_path: Path, shared: Path) -> None:
         )
         batch = next(iter(module.train_dataloader()))
         assert batch.num_examples == 2
-        assert batch.num_targets() > 0
+        assert batch.num_targets > 0
 
 
 def test_prompts_for_prediction_end_with_the_header(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_prompts_for_prediction_end_with_the_header(tmp_path: Path) -> None:
     module.setup("predict")
     (batch,) = module.predict_dataloader()
     assert module.template.tokenizer.decode(batch.input_ids[0]).endswith("q3<|im_end|>\n<|im_start|>assistant\n")
-    assert batch.num_targets() == 0
+    assert batch.num_targets == 0
 
 
 # ---- tokenised once
@@ -138,9 +138,11 @@ def test_a_second_run_tokenises_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 # case: data-01
 def test_another_length_is_not_served_from_the_cache(tmp_path: Path) -> None:
+    """All 6 training rows are longer than 12 tokens, and none is longer than 64."""
     dataset = write(tmp_path / "mine.jsonl", chats(8))
-    lengths = [ready(tmp_path, dataset, max_length=length).reports["train"].lengths["max"] for length in (64, 12)]
-    assert lengths[1] <= 12 < lengths[0]
+    whole, short = (ready(tmp_path, dataset, max_length=length) for length in (64, 12))
+    assert (whole.reports["train"].cut, short.reports["train"].cut) == (0, 6)
+    assert max(short.examples["train"].column("length")) == 12 < min(whole.examples["train"].column("length"))
 
 
 # case: data-12
@@ -184,6 +186,7 @@ def test_two_ranks_tokenise_once_and_share_the_rows(tmp_path: Path, monkeypatch:
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp_fork", logger=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, enable_checkpointing=False,
+        default_root_dir=str(tmp_path),
     )  # fmt: skip
     trainer.validate(Watcher(tmp_path), module, verbose=False)
     ranks = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)]
@@ -238,7 +241,7 @@ def test_a_rank_without_rows_gets_an_empty_batch(tmp_path: Path) -> None:
     loader = module.train_dataloader()
     loader.batch_sampler.rank, loader.batch_sampler.world_size = 1, 2
     (batch,) = loader
-    assert (batch.num_examples, batch.num_targets().item()) == (0, 0)
+    assert (batch.num_examples, batch.num_targets) == (0, 0)
 
 
 # ---- what is said, and what is refused

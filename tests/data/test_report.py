@@ -75,8 +75,8 @@ def test_keep95_is_the_smallest_length_that_keeps_95_percent_whole(lengths: list
 
 def test_rows_that_are_dropped_for_their_length_count_among_the_lengths() -> None:
     """With `truncate: drop` long rows are dropped: `keep95` must still know them. A row without tokens is not one."""
-    seen = report([chat(4), bad("too long") | {"full_length": 90}, bad("null content")])
-    assert (seen.lengths["max"], seen.keep95, seen.kept) == (90, 90, 1)
+    seen = report([chat(4), bad("too long") | {"full_length": 90}, bad("null content"), bad("null content")])
+    assert (seen.lengths["p50"], seen.lengths["max"], seen.keep95, seen.kept) == (4, 90, 90, 1)
 
 
 def test_dropped_rows_by_cause_with_three_examples_each() -> None:

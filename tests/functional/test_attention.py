@@ -80,7 +80,7 @@ def by_softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: list[D
     return torch.stack(heads)[None]
 
 
-chat_layouts = st.builds(Document, st.integers(1, 5))
+chat_layouts = st.builds(Document, st.integers(1, 5), st.just(0), st.just(0))
 pair_layouts = st.builds(Document, st.integers(0, 4), st.integers(1, 4), st.integers(1, 4))
 
 
@@ -108,13 +108,15 @@ def test_documents_by_themselves_are_the_rule_over_the_whole_row(
 
 
 def test_the_scale_and_the_dropout_arrive() -> None:
-    """Scale 0: all visible positions weigh the same; dropout 1 drops everything."""
-    value = torch.arange(3.0).view(1, 1, 3, 1)
-    query = torch.randn(1, 1, 3, 1)
-    found = document_attention(query, query, value, [Document(2), Document(1)], scale=0.0)
-    assert found.flatten().tolist() == [0.0, 0.5, 2.0]
-    dropped = document_attention(query, query, value, [Document(1, 1, 1)], scale=0.0, dropout=1.0)
-    assert not dropped.any()
+    """Keys 0: all visible positions weigh the same. Half the scale is half the query; dropout 1 drops everything."""
+    torch.manual_seed(0)
+    value, layout = torch.arange(3.0).view(1, 1, 3, 1), [Document(2), Document(1)]
+    query, key = torch.randn(1, 1, 3, 1), torch.randn(1, 1, 3, 1)
+    equal = document_attention(query, torch.zeros_like(key), value, layout, scale=None)
+    assert equal.flatten().tolist() == [0.0, 0.5, 2.0]
+    halved = document_attention(query, key, value, layout, scale=0.5)
+    torch.testing.assert_close(halved, document_attention(query / 2, key, value, layout, scale=1.0))
+    assert not document_attention(query, key, value, [Document(1, 1, 1)], scale=1.0, dropout=1.0).any()
 
 
 def test_the_layout_must_fill_the_row() -> None:

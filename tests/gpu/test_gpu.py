@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import SGD
 from torch.utils.data import DataLoader
+from transformers.utils import is_flash_attn_2_available
 
 from smollit.batch import Batch
 from smollit.data.collate import collate_chats, collate_pairs, one_per_row
+from smollit.models import CausalLM
 from smollit.models.sharding import decoder_layers, unwrap
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.tools.export import whole_weights
@@ -88,7 +91,7 @@ def fit(
         num_sanity_val_steps=0,
         **({"enable_checkpointing": False} | options),
     )
-    micro_batches = [collate(examples[:3]), collate(examples[3:])]
+    micro_batches = [collate(one_per_row(examples[:3])), collate([examples[3:]])]
     trainer.fit(module, DataLoader(micro_batches, batch_size=None))  # type: ignore[arg-type]
     return module
 
@@ -167,7 +170,7 @@ def test_memory_stays_below_the_logits(tiny_model: Path) -> None:
     module.cuda()
     chat = {"input_ids": [5] * 1001, "spans": [1, 1001], "row": 0}
     batch = collate_chats(one_per_row([chat]))
-    batch = Batch(*(field.cuda() for field in batch[:6]), batch.causal)
+    batch = move_data_to_device(batch, torch.device("cuda"))
     policy = unwrap(module.policy)
     peaks = []
     for chunk_size in (8, 1000):
@@ -177,3 +180,74 @@ def test_memory_stays_below_the_logits(tiny_model: Path) -> None:
         policy(batch).logps.sum().backward()
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[0] < peaks[1] - 1000 * 2048 * 4
+
+
+def scores_and_gradients(model: Path, attention: Any, dtype: torch.dtype, batch: Batch) -> dict[str, Tensor]:
+    policy = CausalLM(str(model), attention=attention, dtype=dtype).cuda()
+    scores = policy(batch)
+    scores.logps.sum().backward()
+    found = {name: parameter.grad for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    return {"logps": scores.logps.detach(), **found}
+
+
+# case: packing-01, packing-03
+@pytest.mark.parametrize("attention", ["documents", "sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_backend_packs_like_single_rows(kind: str, attention: Any, tiny_model: Path) -> None:
+    """8 chats or pairs in rows of 5 and 3, against each in its own row by `eager`: log-probabilities to 1e-4 and
+    gradients to 1e-3 in fp32."""
+    examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
+    device = torch.device("cuda")
+    packed, alone = (
+        move_data_to_device(collate(r), device) for r in ([examples[:5], examples[5:]], one_per_row(examples))
+    )
+    expected = scores_and_gradients(tiny_model, "eager", torch.float32, alone)
+    found = scores_and_gradients(tiny_model, attention, torch.float32, packed)
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found.pop("logps"), expected.pop("logps"), rtol=1e-4, atol=1e-4)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+# case: packing-01
+@pytest.mark.skipif(not is_flash_attn_2_available(), reason="needs the package flash-attn")
+def test_flash_attention_packs_like_documents(tiny_model: Path) -> None:
+    """8 chats in rows of 5 and 3, bf16: log-probabilities within 2 % of `documents`."""
+    batch = move_data_to_device(collate_chats([CHATS[:5], CHATS[5:]]), torch.device("cuda"))
+    found, expected = (
+        scores_and_gradients(tiny_model, attention, torch.bfloat16, batch)["logps"]
+        for attention in ("flash_attention_2", "documents")
+    )
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_micro_batch_waits_for_the_device(kind: str, tiny_model: Path) -> None:
+    """Two training steps with their backward passes under torch's own check: any synchronisation is an error."""
+    examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
+    module = (SFTModule if kind == "sft" else DPOModule)(str(tiny_model), gradient_checkpointing=True)
+    module.configure_model()
+    module.cuda()
+    module.on_validation_start()
+    batch = move_data_to_device(collate([examples[:5], examples[5:]]), torch.device("cuda"))
+    module.training_step(batch, 0).backward()  # once before: kernels are loaded
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        module.training_step(batch, 1).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_offloaded_reference_scores_on_the_device(tiny_model: Path) -> None:
+    """As the frozen one does; its weights are on the CPU before and after."""
+    batch = move_data_to_device(collate_pairs([PAIRS]), torch.device("cuda"))
+    found = []
+    for mode in ("frozen", "offloaded"):
+        module = DPOModule(str(tiny_model), reference=mode)  # type: ignore[arg-type]
+        module.configure_model()
+        module.scorer.place(torch.device("cuda"))
+        found.append(module.scorer.logps(batch))
+        place = "cuda" if mode == "frozen" else "cpu"
+        assert {parameter.device.type for parameter in module.reference.parameters()} == {place}
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)

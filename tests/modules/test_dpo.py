@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
 from smollit.data.collate import collate_pairs, one_per_row
+from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
 from smollit.modules.dpo import PairScores
 from smollit.training import SmollitTrainer
@@ -43,6 +44,16 @@ def ready(folder: Path, **options: Any) -> DPOModule:
     module = DPOModule(str(folder), **options)
     module.configure_model()
     return module
+
+
+def copies(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """To the bit."""
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 class Watched(DPOModule):
@@ -94,19 +105,19 @@ def test_dropout_in_the_policy_must_be_asked_for(with_dropout: Path) -> None:
 
 # case: dpo-loss-07
 def test_the_reference_is_neither_optimized_nor_changed(tiny_model: Path, tmp_path: Path) -> None:
-    """AdamW with weight decay 0.1, 2 epochs: 20 parameters in the optimizer, not 40; the reference's hash stays, the
-    policy's does not; they share no storage; calling train() on the module leaves the reference in eval mode."""
+    """AdamW with weight decay 0.1, 2 epochs: 20 parameters in the optimizer, not 40; the reference's weights stay, the
+    policy's do not; they share no storage; calling train() on the module leaves the reference in eval mode."""
     module = DPOModule(str(tiny_model), optimizer=lambda params: AdamW(params, weight_decay=0.1), learning_rate=0.01)
     module.configure_model()
-    before = module.reference.fingerprint()
-    assert before == module.policy.fingerprint() == module.reference_identity["fingerprint"]
+    before = copies(module.reference)
+    assert_equal(copies(module.policy), before)
     runner = trainer(tmp_path, max_epochs=2)
     runner.fit(module, loader())
     held = [parameter for group in runner.optimizers[0].param_groups for parameter in group["params"]]
     assert {id(parameter) for parameter in held} == {id(parameter) for parameter in module.policy.parameters()}
     assert len(held) == 20
-    assert module.reference.fingerprint() == before
-    assert module.policy.fingerprint() != before
+    assert_equal(copies(module.reference), before)
+    assert not torch.equal(copies(module.policy)["model.model.norm.weight"], before["model.model.norm.weight"])
     policy, reference = ({p.data_ptr() for p in model.parameters()} for model in (module.policy, module.reference))
     assert not policy & reference
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in module.reference.parameters())
@@ -126,12 +137,13 @@ def test_checkpoints_hold_the_policy_alone_and_resume_beside_the_original(tiny_m
     path = runner.checkpoint_folder / "last.ckpt"
     kept = torch.load(path, weights_only=True)
     assert len(kept["state_dict"]) == 21
-    assert not any("reference" in name or "_frozen" in name for name in kept["state_dict"])
+    assert not any("reference" in name or "scorer" in name for name in kept["state_dict"])
     assert len(json.dumps(dict(kept["hyper_parameters"]))) < 100_000
     second = Watched(str(tiny_model), learning_rate=0.01, schedule="constant")
     trainer(tmp_path / "b", max_epochs=3).fit(second, loader(), ckpt_path=str(path))
     assert second.losses_seen == unbroken.losses_seen[4:]
-    assert second.reference.fingerprint() == kept["reference"]["fingerprint"] == first.reference.fingerprint()
+    assert kept["reference"] == {"source": str(tiny_model), "fingerprint": weights_fingerprint(str(tiny_model))}
+    assert_equal(copies(second.reference), copies(ready(tiny_model).policy))
     del kept["state_dict"]["policy.model.model.norm.weight"]
     torch.save(kept, tmp_path / "b" / "less.ckpt")
     with pytest.raises(RuntimeError, match=r"Missing key.*norm.weight"):
@@ -157,8 +169,10 @@ def test_a_new_run_can_start_from_a_checkpoints_weights(tiny_model: Path, tmp_pa
     runner = trainer(tmp_path, enable_checkpointing=True)
     runner.fit(module, loader())
     start = ready(tiny_model, init_from=str(runner.checkpoint_folder / "last.ckpt"))
-    assert start.policy.fingerprint() == module.policy.fingerprint()
-    assert start.reference.fingerprint() == module.reference.fingerprint() != start.policy.fingerprint()
+    assert_equal(copies(start.policy), copies(module.policy))
+    assert_equal(copies(start.reference), copies(module.reference))
+    trained, original = (copies(model)["model.model.norm.weight"] for model in (start.policy, start.reference))
+    assert not torch.equal(trained, original)
 
 
 def test_a_new_run_does_not_start_from_another_models_weights(tiny_model: Path, tmp_path: Path) -> None:
@@ -175,7 +189,7 @@ def test_policy_and_reference_may_be_two_models(tiny_model: Path, tmp_path: Path
         model.model.norm.weight.mul_(2)
     model.save_pretrained(tmp_path)
     module = ready(tiny_model, reference_name=str(tmp_path))
-    assert module.reference_identity["source"] == str(tmp_path)
+    assert module.scorer.identity["source"] == str(tmp_path)
     assert abs(module.step(collate_pairs(one_per_row(PAIRS)), "train")[0].item() / 4 - LOG_TWO) > 1e-4
 
 
@@ -310,7 +324,7 @@ def test_an_empty_batch_costs_nothing_with_a_graph(tiny_model: Path, tmp_path: P
     module = ready(tiny_model)
     loss_sum, count = module.step(collate_pairs([]), "val")
     loss_sum.backward()
-    assert (loss_sum.item(), count.item()) == (0.0, 0)
+    assert (loss_sum.item(), count) == (0.0, 0)
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in module.policy.parameters())
     assert all(metric.count == 0 for metric in module.stage_metrics("val").values())
 
@@ -341,3 +355,65 @@ def test_the_default_learning_rate_is_small() -> None:
     assert module.learning_rate <= 5e-6
     assert module.beta == 0.1
     assert isinstance(module.policy, nn.Module | None)
+
+
+# ---- scores
+
+
+def scored(gaps: list[float]) -> list[dict[str, Any]]:
+    return [pair | {"score_gap": gap} for pair, gap in zip(PAIRS, gaps, strict=True)]
+
+
+def test_an_offset_asks_for_a_margin_of_the_scores(tiny_model: Path) -> None:
+    """Gaps 0, 0.5, 1 and 3 at scale 0.2: -log sigmoid(0.1 margin - 0.2 gap), value and gradient."""
+    gaps = [0.0, 0.5, 1.0, 3.0]
+    module = moved(tiny_model, scores="offset", score_scale=0.2)
+    chosen, rejected, _ = plain_log_ratios(module)
+    expected = -F.logsigmoid(0.1 * (chosen - rejected) - 0.2 * torch.tensor(gaps)).sum()
+    expected.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in module.policy.named_parameters()}
+    module.policy.zero_grad()
+    loss_sum, count = module.step(collate_pairs([scored(gaps)]), "train")
+    loss_sum.backward()
+    assert count == 4
+    torch.testing.assert_close(loss_sum, expected, rtol=1e-5, atol=1e-6)
+    for name, parameter in module.policy.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[4], [1, 1, 1, 1], [1, 3], [3, 1]])
+def test_weights_make_a_weighted_mean_over_the_window(tiny_model: Path, tmp_path: Path, sizes: list[int]) -> None:
+    """Gaps 1, 0, 2 and 5, in any split of 4 pairs into micro-batches: one SGD step down the gradient of
+    sum(gap x loss) / 8. A gap of 0 counts nothing, also when it is alone in its micro-batch; the scale cancels out."""
+    gaps = [1.0, 0.0, 2.0, 5.0]
+    module = moved(tiny_model)
+    chosen, rejected, _ = plain_log_ratios(module)
+    (-(torch.tensor(gaps) * F.logsigmoid(0.1 * (chosen - rejected))).sum() / 8).backward()
+    expected = {
+        name: (parameter - 0.1 * parameter.grad).detach() for name, parameter in module.policy.named_parameters()
+    }
+    pairs, starts = scored(gaps), [sum(sizes[:index]) for index in range(len(sizes))]
+    batches = [collate_pairs([pairs[start : start + size]]) for start, size in zip(starts, sizes, strict=True)]
+    for scale in (1.0, 3.0):
+        options = {"learning_rate": 0.1, "schedule": "constant", "scores": "weight", "score_scale": scale}
+        module = moved(tiny_model, optimizer=lambda params: SGD(params), **options)
+        loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        trainer(tmp_path, accumulate_grad_batches=len(sizes)).fit(module, loader)
+        for name, parameter in module.policy.named_parameters():
+            torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scores", ["weight", "offset"])
+def test_scores_must_be_there_to_be_used(tiny_model: Path, scores: str) -> None:
+    """One pair of four without: refused, with what to do; ignored, it is a pair like any other."""
+    pairs = [*scored([1.0] * 4)[:3], PAIRS[3]]
+    with pytest.raises(ValueError, match=r"`model.scores` uses scores, and some pairs have none"):
+        ready(tiny_model, scores=scores).step(collate_pairs([pairs]), "train")
+    ready(tiny_model).step(collate_pairs([pairs]), "train")
+
+
+@pytest.mark.parametrize("options", [{"scores": "offset", "loss": "ipo"}, {"scores": "weight", "score_scale": 0.0}])
+def test_uses_of_scores_without_effect_or_meaning_are_refused(options: dict[str, Any]) -> None:
+    """An offset has no place in the other losses; a scale of 0 would train nothing."""
+    with pytest.raises(ValueError, match=r"`model.score"):
+        DPOModule("anything", **options)

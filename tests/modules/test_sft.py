@@ -1,12 +1,14 @@
 """SFTModule: loss, metrics, precision and refusals."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from smollit.batch import Batch
 from smollit.data.collate import collate_chats, one_per_row
 from smollit.modules import SFTModule
-from smollit.modules.base import set_learning_rate
+from smollit.modules.optimizer import set_learning_rate
 from smollit.training import SmollitTrainer
 
 CHATS = [{"input_ids": list(range(30, 32 + 2 * i)), "spans": [1, 2 + 2 * i], "row": i} for i in range(5)]
@@ -188,3 +190,57 @@ def test_options_without_a_meaning_are_refused(option: str, value: float) -> Non
     """Neither no learning rate nor a negative warm-up."""
     with pytest.raises(ValueError, match=option):
         SFTModule("anything", **{option: value})
+
+
+# ---- named validation sets
+
+
+class NamedSets(LightningDataModule):
+    """A training loader, and a validation loader for each named set."""
+
+    def __init__(self, **sets: DataLoader[Batch]) -> None:
+        super().__init__()
+        self.sets, self.val_names = list(sets.values()), tuple(sets)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return loader(5)
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        return self.sets
+
+
+def test_named_sets_have_figures_of_their_own_and_one_of_all_their_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    """Set a: 3 chats with 1 + 3 + 5 targets in batches of 2 and 1; set b: 1 chat with 9. Means of 9, 9 and all 18
+    targets of plain transformers; perplexities are exp of these, not means of perplexities."""
+    counts = [1, 3, 5, 9]
+    losses = [plain_nll(tiny_model, chat).item() for chat in (*CHATS[:3], CHATS[4])]
+    sums = [loss * count for loss, count in zip(losses, counts, strict=True)]
+    sets = NamedSets(a=loader(2, CHATS[:3]), b=loader(1, CHATS[4:]))
+    found: dict[str, float] = {}
+    for result in trainer(tmp_path).validate(SFTModule(str(tiny_model)), datamodule=sets, verbose=False):
+        found |= result
+    expected = {"val/a/loss": sum(sums[:3]) / 9, "val/b/loss": sums[3] / 9, "val/loss": sum(sums) / 18}
+    for name, loss in expected.items():
+        assert found[name] == pytest.approx(loss, rel=1e-6), name
+        assert found[name.replace("loss", "perplexity")] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert set(found) == {f"val/{s}{m}" for s in ("", "a/", "b/") for m in ("loss", "perplexity", "token_accuracy")}
+
+
+def test_sets_of_unequal_size_weigh_by_their_tokens_in_every_validation(tiny_model: Path, tmp_path: Path) -> None:
+    """Sets of 1 and 9 + 7 targets, over 2 epochs: each validation counts afresh, and `val/loss` is
+    (1 a + 16 b) / 17."""
+    logged: list[dict[str, float]] = []
+
+    class Watched(SFTModule):
+        def report(self, named: dict[str, Any]) -> None:
+            logged.append({name: float(value) for name, value in named.items()})
+
+    sets = NamedSets(small=loader(1, CHATS[:1]), large=loader(1, CHATS[3:]))
+    trainer(tmp_path, max_epochs=2).fit(Watched(str(tiny_model), learning_rate=0.01), datamodule=sets)
+    figures = [named for named in logged if "val/loss" in named]
+    assert len(figures) == 2
+    for named in figures:
+        mean = (named["val/small/loss"] + 16 * named["val/large/loss"]) / 17
+        assert named["val/loss"] == pytest.approx(mean, rel=1e-6)
+    assert figures[1]["val/large/loss"] < figures[0]["val/large/loss"]
+    assert figures[0]["val/small/loss"] != pytest.approx(figures[0]["val/large/loss"], rel=1e-3)

@@ -233,7 +233,13 @@ def test_the_logged_loss_is_the_mean_over_the_tokens_of_the_window(tiny_model: P
             logged.update(named)
 
     module = Watched(str(tiny_model))
-    fit(module, [batches("sft", [1])[0], collate_chats(one_per_row([CHATS[7]]))], tmp_path, accumulate=2, log_every_n_steps=1)
+    fit(
+        module,
+        [batches("sft", [1])[0], collate_chats(one_per_row([CHATS[7]]))],
+        tmp_path,
+        accumulate=2,
+        log_every_n_steps=1,
+    )
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     expected = plain_loss("sft", model, model, [CHATS[0], CHATS[7]])
     assert logged["train/loss"].item() == pytest.approx(expected.item(), rel=1e-6)

@@ -125,8 +125,9 @@ def test_colours_need_no_brackets(tiny_tokenizer: PreTrainedTokenizerBase) -> No
 
 def test_no_color_is_honoured(tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    said = print_row(shown_row(tiny_tokenizer, ("Yes", "assistant", "trained", "shared")), tiny_tokenizer)
-    assert "⟦Yes⟧" in said
+    shown = shown_row(tiny_tokenizer, ("Yes", "assistant", "trained", "shared"))
+    said = print_row(shown, tiny_tokenizer, force_terminal=True, color_system="standard")
+    assert "⟦Yes⟧" in said and "\x1b" not in said
 
 
 def test_tokens_are_counted_per_turn(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -163,7 +164,7 @@ def test_both_answers_start_where_the_prompt_ends(tiny_tokenizer: PreTrainedToke
 def test_a_terminal_obeys_nothing_in_the_data(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     """Escape sequences, carriage returns, direction marks and markup of `rich` are shown as what they are."""
     evil = "\x1b[2J\x1b]0;title\x07[bold]x[/bold]\r\u202edlrow\x9b1m :smile:"
-    shown = shown_row(tiny_tokenizer, (evil, "user\x1b[31m", "context", "shared"))
+    shown = shown_row(tiny_tokenizer, (evil + "<|im_end|>", "user\x1b[31m", "context", "shared"))
     shown = Shown(7, shown.pieces, "bad\x1b[31m", "why\x1b[31m", ["note\x1b[31m"])
     said = print_row(shown, tiny_tokenizer)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said)
@@ -208,6 +209,13 @@ def test_special_tokens_are_told_by_their_ids(make: Callable[..., SplitView]) ->
         assert spelt == view.encoder.template.tokenizer.convert_ids_to_tokens(ids)
     text = "".join(piece.text for piece in shown.pieces)
     assert text.count("<|im_end|>") == 3
+
+
+def test_a_spelt_token_before_a_special_one(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Of `<|im_end|> is <|im_end|>` only the second is id 2: characters 14 to 24."""
+    ids = [token for part in ("<|im", "_end|>", " is ") for token in tiny_tokenizer.encode(part)]
+    piece = Piece("<|im_end|> is <|im_end|>", [*ids, 2], "user", "context", "shared")
+    assert 2 not in ids and special_places(piece, tiny_tokenizer) == [(14, 24)]
 
 
 # ---- what is shown is what is trained
@@ -281,6 +289,7 @@ def test_find_looks_at_rendered_text(mixed: SplitView) -> None:
     """Of contents, and across the template's own text; with --problems only among those."""
     assert rows_of(look(mixed, find="Hello<|im_end|>")) == [0]
     assert rows_of(look(mixed, find="Yes", problems=True)) == [3]
+    assert rows_of(look(mixed, find="Hello<|im_end|>", problems=True)) == []
     assert rows_of(look(mixed, find="nobody says this")) == []
 
 

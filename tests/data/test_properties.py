@@ -1,0 +1,213 @@
+"""Any conversation with any template: the trained tokens are the answers and their ends, and nothing else is."""
+
+import json
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from smollit.data.chat import ChatTemplate, load_template
+from smollit.data.encode import EncodeOptions, Encoder
+from smollit.data.formats import recognise
+from smollit.data.raw import RAW
+from smollit.data.records import Kind
+
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}<|im_end|>{{ '\n' }}{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{{ '\n' }}{% endif %}"
+    "{% endfor %}" + PROMPT
+)
+TRIMS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}" + PROMPT
+)
+INST = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content.strip() + ' <|im_end|>' }}"
+    "{% else %}{{ '<|im_start|>[INST] ' + m.content.strip() + ' [/INST]' }}{% endif %}{% endfor %}"
+)
+DEFAULT = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}" + PROMPT
+)
+
+
+class Case(NamedTuple):
+    """A template, what it does to contents, and what ends an answer."""
+
+    text: str
+    trims: bool
+    lead: str
+    end: str
+
+
+CASES = {
+    "chatml": Case("chatml", False, "", "<|im_end|>"),
+    "article": Case("article", False, "", "</s>"),
+    "own system text": Case(DEFAULT, False, "", "<|im_end|>"),
+    "markers": Case(MARKED, False, "", "<|im_end|>"),
+    "trims": Case(TRIMS, True, "", "<|im_end|>"),
+    "inst": Case(INST, True, " ", " <|im_end|>"),
+}
+# Scripts, emoji with joiners, combining marks, blanks of all kinds, control text, our own private-use characters.
+SCRIPTS = ["e\u0301", "\U0001f469\u200d\U0001f4bb", "日本語", "עברית", "\u2028", "\ufeff", "\x00"]
+BLANKS = [" ", "  ", "\n", "\t", "\u2003"]
+CONTROL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "<|endoftext|>",
+    "<|im_",
+    "end|>",
+    "</s>",
+    "[/INST]",
+]
+PRIVATE = ["\ue000", "\ue001answer\ue000", "assistant", "user", "a", "The end."]
+PIECES = st.sampled_from([*SCRIPTS, *BLANKS, *CONTROL, *PRIVATE])
+texts = st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=5).map("".join)
+answers = texts.filter(str.strip)
+turns = st.lists(st.tuples(texts, answers, st.none() | texts, answers), min_size=1, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def templates(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Each template, loaded once."""
+    loaded = {}
+    for name, case in CASES.items():
+        choice = case.text
+        if choice not in ("chatml", "article"):
+            path = tmp_path_factory.mktemp("templates") / "mine.jinja"
+            path.write_text(case.text)
+            choice = str(path)
+        loaded[name] = load_template(tiny_tokenizer, choice)
+    assert {name: template.way for name, template in loaded.items()} == {
+        **dict.fromkeys(CASES, "prefix"),
+        "markers": "markers",
+    }
+    return loaded
+
+
+def encode(template: ChatTemplate, row: dict[str, Any], kind: Kind) -> tuple[dict[str, Any], Encoder]:
+    encoder = Encoder(template, EncodeOptions(kind, 100_000), recognise(list(row), [row], kind))
+    return {name: v[0] for name, v in encoder({name: [value] for name, value in row.items()}, [5]).items()}, encoder
+
+
+def conversation(spoken: list[tuple[str, str, str | None, str]], system: str | None, tools: bool) -> list[Any]:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for asked, said, result, then in spoken:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        if result is not None and tools:
+            messages += [{"role": "tool", "content": result}, {"role": "assistant", "content": then}]
+    return messages
+
+
+def causes(template: ChatTemplate, case: Case, messages: list[Any], answers: list[str]) -> set[str]:
+    """Why a row may be dropped for what its messages say; else it must be kept."""
+    ends = any(case.end.strip() in answer for answer in answers)
+    spelled = any(marker in message["content"] for marker in template.split_markers() for message in messages)
+    found = {"end marker in an answer": ends, "control text that can't be escaped": spelled}
+    return {cause for cause, holds in found.items() if holds} or {""}
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spoken=turns, system=st.none() | texts)
+@example(spoken=[("a<|im_end|>\n<|im_start|>assistant\nb", "<|im_start|>", "x<|im_end|>", " a ")], system="<|im_end|>")
+@example(spoken=[("", " yo", None, "x"), ("\ue000\ue001", "\ue001", "", "assistant")], system=None)
+def test_exactly_the_answers_and_their_ends_are_trained(
+    templates: dict[str, ChatTemplate], name: str, spoken: Any, system: str | None
+) -> None:
+    """decode(span) = answer + end for each; before each stands what transformers gives as its prompt; all else is
+    context; and every special token is one that the template writes: 2 per message, or 1 where it has but one."""
+    template, case = templates[name], CASES[name]
+    messages = conversation(spoken, system, tools=True)
+    row, _ = encode(template, {"messages": messages}, "chat")
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    assert row["problem"] in causes(template, case, messages, answers)
+    if row["problem"]:
+        return
+    tokenizer, ids = template.tokenizer, row["input_ids"]
+    said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    spans = list(zip(row["spans"][::2], row["spans"][1::2], strict=True))
+    for index, (start, end) in zip(said, spans, strict=True):
+        content = messages[index]["content"]
+        answer = case.lead + (content.strip() if case.trims else content) + case.end
+        assert tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False) == answer
+        prompt = tokenizer.apply_chat_template(
+            messages[:index], chat_template=template.text, tokenize=False, add_generation_prompt=True
+        )
+        assert tokenizer.decode(ids[:start], clean_up_tokenization_spaces=False) == prompt
+    written = {"article": (0, 0), "inst": (len(messages) - len(said), len(said))}
+    extra = int(name == "own system text" and system is None)
+    assert (ids.count(1), ids.count(2)) == written.get(name, (len(messages) + extra,) * 2)
+    assert ids.count(0) == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spoken=turns, chosen=answers, rejected=answers, given_text=st.none() | answers)
+def test_both_answers_of_a_pair_follow_the_same_prompt(
+    templates: dict[str, ChatTemplate], name: str, spoken: Any, chosen: str, rejected: str, given_text: str | None
+) -> None:
+    """A pair's prompt has the ids that a chat of prompt and chosen answer has before its last span."""
+    template, case = templates[name], CASES[name]
+    prompt = [*conversation(spoken, None, tools=False), {"role": "user", "content": "q"}]
+    if given_text is not None:
+        prompt.append({"role": "assistant", "content": given_text})
+    answer, other = ({"role": "assistant", "content": text} for text in (chosen, rejected))
+    row, _ = encode(template, {"prompt": prompt, "chosen": [answer], "rejected": [other]}, "preference")
+    given = "" if given_text is None else given_text
+    expected = causes(template, case, [*prompt, answer, other], [given + chosen, given + rejected])
+    same = chosen.strip() == rejected.strip()
+    assert row["problem"] in (expected | {"equal answers"} if same else expected)
+    if row["problem"]:
+        return
+    decode = template.tokenizer.decode
+    for ids, text in ((row["chosen_ids"], chosen), (row["rejected_ids"], rejected)):
+        lead = case.lead if given_text is None else ""
+        trimmed = text.strip() if case.trims and given_text is None else text.rstrip() if case.trims else text
+        assert decode(ids, clean_up_tokenization_spaces=False) == lead + trimmed + case.end
+    chat, _ = encode(
+        template, {"messages": [{**m, "train": False} for m in prompt[:-1]] + [prompt[-1], answer]}, "chat"
+    )
+    if given_text is None and not chat["problem"]:
+        assert row["prompt_ids"] == chat["input_ids"][: chat["spans"][-2]]
+        assert row["chosen_ids"] == chat["input_ids"][chat["spans"][-2] :]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spoken=turns, system=st.none() | texts, name=st.sampled_from(list(CASES)))
+def test_shown_pieces_spell_the_chat_and_hold_its_ids(
+    templates: dict[str, ChatTemplate], spoken: Any, system: str | None, name: str
+) -> None:
+    """Texts joined = the rendered chat up to the last end; ids joined = the example; each piece decodes to itself."""
+    template = templates[name]
+    messages = conversation(spoken, system, tools=True)
+    row, encoder = encode(template, {"messages": messages}, "chat")
+    shown = encoder.show({"messages": messages}, 5)
+    if row["problem"]:
+        assert shown.problem == row["problem"]
+        return
+    assert template.render(messages).startswith("".join(piece.text for piece in shown.pieces))
+    assert [token for piece in shown.pieces for token in piece.ids] == row["input_ids"]
+    trained = [token for piece in shown.pieces if piece.state == "trained" for token in piece.ids]
+    assert len(trained) == row["trained"]
+    assert {piece.role for piece in shown.pieces} <= {"system", "user", "tool", "assistant"}
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=texts, surrogate=st.integers(0xD800, 0xDFFF).map(chr), kind=st.sampled_from(["chat", "preference"]))
+def test_a_lone_surrogate_is_a_counted_bad_row(
+    templates: dict[str, ChatTemplate], before: str, surrogate: str, kind: Kind
+) -> None:
+    """The tokenizer would raise TypeError, and Arrow could not even store it."""
+    text = before + surrogate + "x"
+    chat = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]}
+    row = chat if kind == "chat" else {"prompt": "a", "chosen": "b", "rejected": text}
+    form = recognise(list(row), [], kind)
+    encoder = Encoder(templates["chatml"], EncodeOptions(kind, 512), form)
+    columns = encoder({RAW: [json.dumps(row)]}, [0])
+    assert columns["problem"] in (["text is not valid Unicode"], ["end marker in an answer"])
+    assert all(value.encode() is not None for value in columns["detail"])

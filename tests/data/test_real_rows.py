@@ -1,0 +1,149 @@
+"""All rows of ultrachat_200k and ultrafeedback_binarized in ../shared, with SmolLM2-Instruct's own tokenizer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from datasets import concatenate_datasets, load_dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from smollit.data.chat import ChatTemplate, load_template
+from smollit.data.encode import EncodeOptions, Encoder
+from smollit.data.formats import recognise
+from smollit.data.records import Kind
+
+pytestmark = pytest.mark.shared
+Row = dict[str, Any]
+END, ASSISTANT = "<|im_end|>", "<|im_start|>assistant\n"
+# SmolLM2's template with {% generation %} round each answer and its end: it must print the same text.
+TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+MARKED_TURN = (
+    "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
+    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}" + TURN + "{% endif %}"
+)
+
+
+class Encoded(NamedTuple):
+    """Rows of a data set and their examples, side by side."""
+
+    rows: list[Row]
+    examples: list[Row]
+
+
+@pytest.fixture(scope="module")
+def template(shared: Path) -> ChatTemplate:
+    return load_template(AutoTokenizer.from_pretrained(shared / "models/smollm2-tokenizer/instruct-135M"), "auto")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
+    return template.tokenizer
+
+
+def encode(shared: Path, name: str, kind: Kind, template: ChatTemplate) -> Encoded:
+    """All rows of all splits, at a length that cuts none."""
+    rows = concatenate_datasets([*load_dataset(str(shared / "data" / name)).values()])
+    encoder = Encoder(template, EncodeOptions(kind, 100_000), recognise(rows.column_names, rows[:5] and rows.to_list()[:5], kind))
+    columns = encoder(rows[:], list(range(len(rows))))
+    return Encoded(rows.to_list(), [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)])
+
+
+@pytest.fixture(scope="module")
+def chats(shared: Path, template: ChatTemplate) -> Encoded:
+    return encode(shared, "ultrachat_200k", "chat", template)
+
+
+@pytest.fixture(scope="module")
+def pairs(shared: Path, template: ChatTemplate) -> Encoded:
+    return encode(shared, "ultrafeedback_binarized", "preference", template)
+
+
+def messages_of(turns: list[Row]) -> list[Row]:
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def marked(tokenizer: PreTrainedTokenizerBase, messages: list[Row]) -> tuple[list[int], list[int]]:
+    """Ids and assistant mask as transformers makes them, once the marked template prints what the own one prints."""
+    text = tokenizer.get_chat_template()
+    assert TURN in text
+    source = text.replace(TURN, MARKED_TURN)
+    render = tokenizer.apply_chat_template
+    assert render(messages, chat_template=source, tokenize=False) == render(messages, tokenize=False)
+    said = render(messages, chat_template=source, return_dict=True, return_assistant_tokens_mask=True)
+    return said["input_ids"], said["assistant_masks"]
+
+
+def borders(example: Row) -> Iterator[tuple[int, int]]:
+    return zip(example["spans"][::2], example["spans"][1::2], strict=True)
+
+
+# case: mask-03
+# case: mask-05
+# case: mask-08
+# case: mask-10
+def test_every_answer_of_every_chat_is_trained_with_its_end(chats: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
+    """1,390 chats: trained ids decode to each answer + <|im_end|>; all ids to the rendered chat up to the last one."""
+    assert len(chats.rows) == 1390
+    assert {example["problem"] for example in chats.examples} == {""}
+    for row, example in zip(chats.rows, chats.examples, strict=True):
+        messages, ids = messages_of(row["messages"]), example["input_ids"]
+        answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+        assert [tokenizer.decode(ids[start:end]) for start, end in borders(example)] == [text + END for text in answers]
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert tokenizer.decode(ids) == rendered[: rendered.rindex(answers[-1]) + len(answers[-1]) + len(END)]
+
+
+# case: mask-05
+def test_nothing_that_a_user_or_the_template_wrote_is_trained(chats: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What stands between the trained spans: the system text and the users' turns, each up to the next header."""
+    for row, example in zip(chats.rows, chats.examples, strict=True):
+        turns = [turn["content"] for turn in row["messages"]]
+        edges = [0, *example["spans"]][: len(example["spans"])]
+        found = [tokenizer.decode(example["input_ids"][a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        assert len(found) == len(turns[::2])
+        for text, question in zip(found, turns[::2], strict=True):
+            assert text.endswith(f"<|im_start|>user\n{question}{END}\n{ASSISTANT}")
+
+
+# case: mask-03
+def test_chats_train_as_many_tokens_as_transformers_masks(chats: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Chat by chat: the same ids too, so no answer of these chats meets the border rule."""
+    for row, example in zip(chats.rows, chats.examples, strict=True):
+        ids, mask = marked(tokenizer, messages_of(row["messages"]))
+        assert ids[: len(example["input_ids"])] == example["input_ids"]
+        assert {place for place, trained in enumerate(mask) if trained} == {
+            place for start, end in borders(example) for place in range(start, end)
+        }
+
+
+# case: template-01
+# case: data-03
+def test_pairs_decode_to_the_rendered_chats(pairs: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
+    """1,200 pairs: prompt + answer is the rendered chat without its last newline; the prompt is inference's."""
+    assert len(pairs.rows) == 1200
+    for row, example in zip(pairs.rows, pairs.examples, strict=True):
+        if example["problem"]:
+            continue
+        prompt = messages_of(row["chosen"][:-1])
+        assert example["prompt_ids"] == tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        for name in ("chosen", "rejected"):
+            messages = messages_of(row[name])
+            rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+            assert tokenizer.decode(example["prompt_ids"] + example[f"{name}_ids"]) + "\n" == rendered
+            assert tokenizer.decode(example[f"{name}_ids"]) == messages[-1]["content"] + END
+
+
+def test_pairs_train_as_many_tokens_as_transformers_masks(pairs: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Of 2,400 answers, the ones that differ begin with a blank, which the header's newline would swallow."""
+    different = []
+    for row, example in zip(pairs.rows, pairs.examples, strict=True):
+        for name in ("chosen", "rejected"):
+            if not example["problem"]:
+                ids, mask = marked(tokenizer, messages_of(row[name]))
+                prompt = len(example["prompt_ids"])
+                own = example["prompt_ids"] + example[f"{name}_ids"]
+                if ids[: len(own)] != own or sum(mask[prompt:]) != len(example[f"{name}_ids"]):
+                    different.append(row[name][-1]["content"])
+    print(len(different), [t[:20] for t in different])
+    assert all(text[:1].isspace() for text in different)

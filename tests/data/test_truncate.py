@@ -1,0 +1,178 @@
+"""Rows that are too long: cut on the right, by whole turns from the start, dropped or refused; by counting tokens."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from smollit.data.chat import load_template
+from smollit.data.encode import EncodeOptions, Encoder
+from smollit.data.formats import recognise
+from smollit.data.records import Conversation, Kind, Preference
+from smollit.data.truncate import candidates
+
+BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+Encode = Callable[..., dict[str, Any]]
+
+
+def turn(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+@pytest.fixture
+def encode(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Encode:
+    """Example of a row, rendered as bare contents, so that lengths are those of the contents."""
+    (tmp_path / "bare.jinja").write_text(BARE)
+    template = load_template(tiny_tokenizer, str(tmp_path / "bare.jinja"))
+
+    def run(row: dict[str, Any], kind: Kind, max_length: int, truncate: Any) -> dict[str, Any]:
+        form = recognise(list(row), [row], kind)
+        encoder = Encoder(template, EncodeOptions(kind, max_length, truncate), form)
+        return {name: v[0] for name, v in encoder({name: [value] for name, value in row.items()}, [0]).items()}
+
+    return run
+
+
+@pytest.fixture
+def words(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
+    """A text of exactly n tokens; each number has a word of its own, so that turns can be told apart."""
+
+    def text(count: int, word: str = " the") -> str:
+        made = word * count
+        assert len(tiny_tokenizer.encode(made, add_special_tokens=False)) == count
+        return made
+
+    return text
+
+
+# ---- chats
+
+
+@pytest.mark.parametrize(
+    ("max_length", "length", "spans"),
+    [
+        (23, 23, [5, 8, 12, 16, 20, 23]),  # all of 2 + 3 + 3 + 4 + 4 + 4 + 3
+        (22, 17, [6, 10, 14, 17]),  # without the first turns, 3 + 3
+        (17, 17, [6, 10, 14, 17]),
+        (16, 9, [6, 9]),  # without 4 + 4 too: 2 + 4 + 3
+        (8, 8, [6, 8]),  # the last exchange alone is too long: cut on the right
+        (7, 7, [6, 7]),
+    ],
+)
+def test_whole_turns_are_cut_from_the_start_and_the_system_text_stays(
+    encode: Encode, words: Any, max_length: int, length: int, spans: list[int]
+) -> None:
+    """System 2; turns 3 + 3, 4 + 4, 4 + 3."""
+    sizes = [("user", 3), ("assistant", 3), ("user", 4), ("assistant", 4), ("user", 4), ("assistant", 3)]
+    chat = {"messages": [turn("system", words(2)), *(turn(role, words(size)) for role, size in sizes)]}
+    example = encode(chat, "chat", max_length, "left-turns")
+    assert (example["length"], example["spans"]) == (length, spans)
+    assert (example["cut"], example["full_length"]) == (max_length < 23, 23)
+
+
+def test_a_chat_whose_last_exchange_leaves_no_answer_is_dropped(encode: Encode, words: Any) -> None:
+    chat = {"messages": [turn("user", "a"), turn("assistant", "b"), turn("user", words(6)), turn("assistant", "c")]}
+    assert encode(chat, "chat", 6, "left-turns")["problem"] == "no trainable token"
+
+
+# case: mask-06
+@pytest.mark.parametrize(
+    ("truncate", "cause"),
+    [("drop", "longer than max_length"), ("error", "longer than max_length, which `data.truncate` refuses")],
+)
+@pytest.mark.parametrize("kind", ["chat", "preference"])
+def test_rows_may_be_dropped_or_refused_instead_of_cut(
+    encode: Encode, words: Any, kind: Kind, truncate: str, cause: str
+) -> None:
+    """6 + 8 = 14 tokens fit into 14, not into 13; of pairs, the longer answer counts."""
+    chat = {"messages": [turn("user", words(6)), turn("assistant", words(8))]}
+    row = chat if kind == "chat" else {"prompt": words(6), "chosen": words(2), "rejected": words(8)}
+    assert encode(row, kind, 14, truncate)["problem"] == ""
+    example = encode(row, kind, 13, truncate)
+    assert (example["problem"], example["full_length"]) == (cause, 14)
+    assert example["detail"] == "14 tokens, and max_length is 13"
+
+
+# ---- pairs
+
+
+# case: data-06
+def test_a_long_prompt_loses_its_first_tokens(encode: Encode, words: Any, tiny_tokenizer: Any) -> None:
+    """Prompt 10, answer 3, max 8: the prompt's last 5 and the answer's 3; the shorter answer keeps its 2."""
+    prompt = words(5) + words(5, " and")
+    row = {"prompt": prompt, "chosen": words(3), "rejected": words(2)}
+    example = encode(row, "preference", 8, "left-turns")
+    assert example["prompt_ids"] == tiny_tokenizer.encode(prompt, add_special_tokens=False)[-5:]
+    assert [len(example[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")] == [5, 3, 2]
+    assert (example["cut"], example["full_length"], example["length"]) == (True, 13, 10)
+    assert encode(row, "preference", 8, "right")["problem"] == "prompt too long"
+
+
+@pytest.mark.parametrize(
+    ("answer", "prompt", "kept"),
+    [
+        (20, 10, (4, 12)),  # a quarter of 16 stays of the prompt, and 12 of the answer
+        (20, 3, (3, 13)),  # all of a shorter prompt
+        (10, 10, (6, 10)),
+        (4, 10, (10, 4)),
+    ],
+)
+def test_a_quarter_is_kept_for_the_prompt(
+    encode: Encode, words: Any, answer: int, prompt: int, kept: tuple[int, int]
+) -> None:
+    row = {"prompt": words(prompt), "chosen": words(answer), "rejected": words(answer - 1, " and") + words(1)}
+    example = encode(row, "preference", 16, "left-turns")
+    assert (len(example["prompt_ids"]), len(example["chosen_ids"]), len(example["rejected_ids"])) == (*kept, kept[1])
+
+
+@pytest.mark.parametrize(
+    ("max_length", "kept"),
+    [(14, 11), (13, 8), (11, 8), (10, 6), (9, 6), (8, 5), (5, 2)],
+)
+def test_prompts_lose_whole_turns_first_then_the_system_text_then_tokens(
+    encode: Encode, words: Any, max_length: int, kept: int
+) -> None:
+    """System 2, turns 1 + 2, 6; answer 3: 11, without the first turns 8, without system 6, then single tokens."""
+    prompt = [turn("system", words(2)), turn("user", words(1)), turn("assistant", words(2)), turn("user", words(6))]
+    row = {"prompt": prompt, "chosen": words(3), "rejected": words(3, " and")}
+    assert len(encode(row, "preference", max_length, "left-turns")["prompt_ids"]) == kept
+
+
+@pytest.mark.parametrize("truncate", ["right", "left-turns"])
+def test_pairs_that_become_equal_are_dropped(encode: Encode, words: Any, truncate: str) -> None:
+    row = {"prompt": words(2), "chosen": words(9), "rejected": words(8) + words(1, " and")}
+    assert encode(row, "preference", 9, truncate)["problem"] == "equal answers after the cut"
+    assert encode(row, "preference", 11, truncate)["problem"] == ""
+    assert encode(row, "preference", 1, truncate)["problem"] == "prompt too long"
+
+
+# ---- what may be cut
+
+
+def test_candidates_start_with_user_turns_and_keep_what_is_trained() -> None:
+    user, said = turn("user", "u"), turn("assistant", "a")
+    chat = [turn("system", "s"), user, said, turn("tool", "t"), said, user, said, user]
+    (only,) = candidates(Conversation(chat), "assistant")
+    assert isinstance(only, Conversation)
+    assert only.messages == [chat[0], user, said, user]
+    assert candidates(Conversation([said, user, said]), "assistant") == [Conversation([user, said])]
+    assert candidates(Conversation([user, said]), "last") == []
+    pair = Preference(chat[:2], said, said)
+    assert candidates(pair, "assistant") == [Preference([user], said, said)]
+    assert candidates(Preference([user], said, said), "assistant") == []
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=6), room=st.integers(2, 40))
+def test_as_few_turns_as_possible_are_cut(encode: Encode, words: Any, sizes: list[tuple[int, int]], room: int) -> None:
+    """Tried one after the other: the longest tail of exchanges that fits, else the last one, cut."""
+    chat = [t for asked, said in sizes for t in (turn("user", words(asked)), turn("assistant", words(said)))]
+    totals = [sum(map(sum, sizes[first:])) for first in range(len(sizes))]
+    kept = next((total for total in totals if total <= room), min(totals[-1], room))
+    example = encode({"messages": chat}, "chat", room, "left-turns")
+    expected = kept if kept > sizes[-1][0] else 0  # nothing is left where the last question alone fills the room
+    assert example["length"] == expected

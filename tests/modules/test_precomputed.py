@@ -1,0 +1,266 @@
+"""A reference whose values are scored beforehand: those of the frozen one, kept on disk, and never mixed up."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from smollit.batch import Batch
+from smollit.data import UltraFeedbackDataModule
+from smollit.data.mixture import Part
+from smollit.modules import DPOModule, precomputed
+from smollit.modules.precomputed import Store
+from smollit.training import SmollitTrainer
+
+NUM_TRAIN, NUM_VAL = 6, 3
+Data = Callable[..., UltraFeedbackDataModule]
+
+
+class Watched(DPOModule):
+    """Notes each micro-batch's loss, all that is logged, and the models that are loaded."""
+
+    def load(self, model_name: str, *args: Any, **options: Any) -> Any:
+        self.loads = [*getattr(self, "loads", []), model_name]
+        return super().load(model_name, *args, **options)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.losses_seen = [*getattr(self, "losses_seen", []), loss.item()]
+        return loss
+
+    def report(self, named: dict[str, Any]) -> None:
+        self.logged = [*getattr(self, "logged", []), {name: float(value) for name, value in named.items()}]
+        super().report(named)
+
+
+@pytest.fixture
+def data(tiny_model: Path, tmp_path: Path) -> Data:
+    """Preference rows of different lengths; their tokens and the reference's values in a cache of the test's own."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split, count in (("train_prefs", NUM_TRAIN), ("test_prefs", NUM_VAL), ("other", 2)):
+        rows = []
+        for index in range(count):
+            prompt = {"role": "user", "content": f"{split} " * (index + 1)}
+            answers = {
+                name: [prompt, {"role": "assistant", "content": f"{name} {index}" * (1 + index % length)}]
+                for name, length in (("chosen", 3), ("rejected", 2))
+            }
+            rows.append({"prompt": prompt["content"], **answers, "score_chosen": 3.0 + index, "score_rejected": 2.0})
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def make(**options: Any) -> UltraFeedbackDataModule:
+        common = {"max_length": 96, "train_batch_size": 2, "val_batch_size": 2, "seed": 3}
+        return UltraFeedbackDataModule(
+            str(folder), tokenizer_name=str(tiny_model), cache_dir=str(tmp_path / "cache"), **(common | options)
+        )
+
+    return make
+
+
+def trainer(folder: Path, **options: Any) -> SmollitTrainer:
+    options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1} | options
+    return SmollitTrainer(str(folder), accelerator="cpu", devices=1, enable_progress_bar=False, **options)
+
+
+def fit(model: Path, data: UltraFeedbackDataModule, folder: Path, run: dict[str, Any] | None = None, **options: Any):
+    options = {"learning_rate": 0.01, "schedule": "constant", "reference": "precomputed"} | options
+    module = Watched(str(model), **options)
+    trainer(folder, **(run or {})).fit(module, datamodule=data)
+    return module
+
+
+def files(folder: Path) -> dict[Path, int]:
+    """Files of values, with the time at which they were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("cache/reference-*/*.npy")}
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Files of 2 pairs; the numbers of pairs that are scored from now on."""
+    scored: list[list[int]] = []
+    score = precomputed.score
+    monkeypatch.setattr(precomputed, "PART", 2)
+    monkeypatch.setattr(precomputed, "score", lambda *args: scored.append(args[3]) or score(*args))
+    return scored
+
+
+# case: dpo-loss-02, dpo-loss-03
+@pytest.mark.parametrize("mode", ["precomputed", "offloaded"])
+@pytest.mark.parametrize("packing", ["off", "on"])
+def test_training_and_validation_are_those_of_the_frozen_reference(
+    tiny_model: Path, data: Data, tmp_path: Path, mode: str, packing: str
+) -> None:
+    """6 shuffled pairs, 2 a row or packed, with validation before and after, 2 epochs: per-batch losses, every logged
+    figure and the weights to 1e-6; margins in validation are 0 at first, and not after."""
+    found = []
+    for reference in ("frozen", mode):
+        run = {"max_epochs": 2, "num_sanity_val_steps": -1}
+        module = fit(tiny_model, data(packing=packing, pack_length=128), tmp_path, run, reference=reference)
+        found.append((module.losses_seen, module.logged, module.policy.state_dict()))
+    (losses, logged, weights), (expected_losses, expected_logged, expected_weights) = found[1], found[0]
+    assert losses == pytest.approx(expected_losses, rel=1e-6, abs=1e-6)
+    assert len(losses) >= 3
+    margins = [figures["val/rewards/margins"] for figures in logged if "val/rewards/margins" in figures]
+    assert margins[0] == pytest.approx(0.0, abs=1e-6)
+    assert abs(margins[-1]) > 1e-3
+    for figures, expected in zip(logged, expected_logged, strict=True):
+        assert figures == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for name, weight in expected_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-6, atol=1e-6)
+
+
+# case: dpo-loss-03
+def test_each_row_has_the_value_of_plain_transformers(tiny_model: Path, data: Data, tmp_path: Path) -> None:
+    """log p of each answer, from all logits of its own row, against the value that the loader gives with it."""
+    pairs = data()
+    fit(tiny_model, pairs, tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for split in ("train", "val"):
+        for example in pairs.examples[split].__getitems__([list(range(len(pairs.examples[split])))])[0]:
+            for name in ("chosen", "rejected"):
+                prompt, answer = example["prompt_ids"], example[f"{name}_ids"]
+                with torch.no_grad():
+                    logits = plain(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+                logps = torch.log_softmax(logits, 1).gather(1, torch.tensor(answer)[:, None])
+                assert example[f"reference_{name}"] == pytest.approx(logps.sum().item(), rel=1e-5)
+
+
+def test_a_second_run_reads_the_values_and_loads_no_reference(tiny_model: Path, data: Data, tmp_path: Path) -> None:
+    """First: the reference and the policy are loaded; then, with other settings of the loss, the policy alone."""
+    first = fit(tiny_model, data(), tmp_path)
+    assert first.loads == [str(tiny_model)] * 2
+    assert not first.scorer.has_model
+    before = files(tmp_path)
+    again = fit(tiny_model, data(train_batch_size=3, seed=9), tmp_path, beta=0.5, learning_rate=1e-3, loss="ipo")
+    assert again.loads == [str(tiny_model)]
+    assert files(tmp_path) == before
+    assert len(before) == 2  # train and val, one part each
+
+
+# case: dpo-loss-03
+@pytest.mark.parametrize("change", ["weights", "max_length", "precision", "attention", "rows"])
+def test_what_changes_a_value_gives_new_ones(tiny_model: Path, data: Data, tmp_path: Path, change: str) -> None:
+    """Other weights, shorter rows, bf16, another backend, or other rows: nothing old is read, and nothing is lost."""
+    fit(tiny_model, data(), tmp_path)
+    before = files(tmp_path)
+    options: dict[str, Any] = {}
+    changed, run = data(), {}
+    if change == "weights":
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        with torch.no_grad():
+            model.model.norm.weight.mul_(2)
+        shutil.copytree(tiny_model, tmp_path / "other")
+        model.save_pretrained(tmp_path / "other")
+        options = {"reference_name": str(tmp_path / "other")}
+    elif change == "max_length":
+        changed = data(max_length=40, max_dropped_share=1.0)
+    elif change == "precision":
+        run = {"precision": "bf16-true"}
+    elif change == "attention":
+        options = {"attention": "sdpa"}
+    else:
+        changed = data(train_split="train_prefs[:5]", val_split="test_prefs[:2]")
+    module = fit(tiny_model, changed, tmp_path, run, **options)
+    assert len(module.loads) == 2
+    after = files(tmp_path)
+    assert len(after) == 2 * len(before)
+    assert before.items() <= after.items()
+
+
+def test_a_run_that_was_broken_off_scores_only_what_is_missing(
+    tiny_model: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: list[list[int]]
+) -> None:
+    """Parts of 2 of the 6 + 3 pairs; the power fails at the third part: the next run scores that and the last two; a
+    half-written file counts as nothing."""
+    write = Store.write
+
+    def failing(store: Store, part: range, values: np.ndarray) -> None:
+        if len(small_parts) == 3:
+            raise KeyboardInterrupt
+        write(store, part, values)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "write", failing)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fit(tiny_model, data(), tmp_path)
+    assert small_parts == [[0, 1], [2, 3], [4, 5]]
+    kept = files(tmp_path)
+    assert len(kept) == 2
+    (next(iter(kept)).parent / ".half.npy").write_bytes(b"half")
+    small_parts.clear()
+    module = fit(tiny_model, data(), tmp_path)
+    assert small_parts == [[4, 5], [0, 1], [2]]
+    assert kept.items() <= files(tmp_path).items()
+    assert module.losses_seen == fit(tiny_model, data(), tmp_path, reference="frozen").losses_seen
+
+
+def test_all_ranks_share_the_parts_whatever_others_have_written(tmp_path: Path) -> None:
+    """7 parts on 3 ranks: together each once, also for a rank that looks after another has begun."""
+    store = Store(tmp_path, 6 * precomputed.PART + 1)
+    first = store.missing(0, 3)
+    store.write(first[0], np.zeros((precomputed.PART, 2)))
+    parts = [*first, *store.missing(1, 3), *store.missing(2, 3)]
+    assert sorted(part.start for part in parts) == [precomputed.PART * number for number in range(7)]
+    assert store.parts()[-1] == range(6 * precomputed.PART, 6 * precomputed.PART + 1)
+
+
+# case: dpo-loss-02
+def test_named_validation_sets_have_values_too(tiny_model: Path, data: Data, tmp_path: Path) -> None:
+    """Two sets of 3 and 2 pairs: figures of each as with the frozen reference, after an epoch of training."""
+    rows = str(tmp_path / "rows")
+    sets = {"one": Part(rows, "test_prefs"), "two": Part(rows, "other")}
+    found = []
+    for reference in ("frozen", "precomputed"):
+        module = fit(tiny_model, data(val_sets=sets), tmp_path, reference=reference)
+        found.append(next(figures for figures in module.logged[::-1] if "val/one/loss" in figures))
+    assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-6)
+    assert abs(found[1]["val/two/rewards/margins"]) > 1e-4
+    assert found[1]["val/loss"] == pytest.approx((3 * found[1]["val/one/loss"] + 2 * found[1]["val/two/loss"]) / 5)
+
+
+# case: dpo-loss-02
+def test_other_rows_after_training_get_values_of_the_reference_and_not_of_the_policy(
+    tiny_model: Path, data: Data, tmp_path: Path
+) -> None:
+    """Validation of a split that was not scored: of the data module, it is scored now, by the weights that the run
+    began with; loaders without values are refused."""
+    module = fit(tiny_model, data(), tmp_path, run={"max_epochs": 2})
+    new = data(val_split="other")
+    (found,) = trainer(tmp_path).validate(module, datamodule=new, verbose=False)
+    frozen = fit(tiny_model, data(), tmp_path, run={"max_epochs": 2}, reference="frozen")
+    (expected,) = trainer(tmp_path).validate(frozen, datamodule=new, verbose=False)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert abs(found["val/rewards/margins"]) > 1e-4
+    bare = data(val_split="other")
+    bare.prepare_data()
+    bare.setup("validate")
+    with pytest.raises(ValueError, match=r"`model.reference: precomputed` has no values for these pairs"):
+        trainer(tmp_path).validate(module, bare.val_dataloader(), verbose=False)
+
+
+def test_loaders_of_ones_own_can_not_be_scored_beforehand(tiny_model: Path, data: Data, tmp_path: Path) -> None:
+    """No tokenised pairs to score: refused before training, with what to take instead."""
+    pairs = data()
+    pairs.prepare_data()
+    pairs.setup("fit")
+    with pytest.raises(ValueError, match=r"needs the data module's tokenised pairs before training.*take `frozen`"):
+        trainer(tmp_path).fit(Watched(str(tiny_model), reference="precomputed"), pairs.train_dataloader())
+
+
+def test_values_that_are_not_finite_are_refused(
+    tiny_model: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NaN log-probability: the rows are named, and nothing is kept."""
+    plain = precomputed.sum_per_sequence
+    monkeypatch.setattr(precomputed, "sum_per_sequence", lambda *args: plain(*args) * torch.nan)
+    with pytest.raises(ValueError, match=r"log-probabilities of rows \[.*\] are not finite"):
+        fit(tiny_model, data(), tmp_path)
+    assert not files(tmp_path)
