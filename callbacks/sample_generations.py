@@ -20,8 +20,8 @@ from smollit.data.chat import ChatTemplate
 from smollit.data.collate import collate_prompts, one_per_row
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule
-from smollit.training.predictions import answer_text, to_line
 from smollit.training.position import at_step_end
+from smollit.training.predictions import answer_text, to_line
 from smollit.training.random_state import get_random_state, set_random_state
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,8 @@ class SampleGenerations(Callback):
         """One object per prompt: step, prompt, and the answers of policy and reference."""
         template = trainer.datamodule.template  # type: ignore[attr-defined]
         policy = self.answers(trainer, module.policy, template)
-        if isinstance(module, DPOModule) and self.reference_answers is None:
+        # A reference that was scored beforehand is not in memory, and so gives no answers.
+        if isinstance(module, DPOModule) and module.scorer.has_model and self.reference_answers is None:
             self.reference_answers = self.answers(trainer, module.reference, template)
         reference: Sequence[str | None] = self.reference_answers or [None] * len(self.prompts)
         return [
@@ -142,7 +143,9 @@ class SampleGenerations(Callback):
 def prompts_batch(prompts: list[str], template: ChatTemplate) -> Batch:
     """Each prompt as the only turn of a chat, up to where the answer starts."""
     texts = [template.prompt_text([{"role": "user", "content": prompt}]) for prompt in prompts]
-    return collate_prompts(one_per_row([{"prompt_ids": ids, "row": row} for row, ids in enumerate(template.encode(texts))]))
+    return collate_prompts(
+        one_per_row([{"prompt_ids": ids, "row": row} for row, ids in enumerate(template.encode(texts))])
+    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from smollit.training.config import RunConfigCallback, SmollitParser, check_null
 
 
 class SmollitCLI(LightningCLI):
-    """fit, validate, test, predict, inspect and export, all from one config."""
+    """fit, validate, test, predict, inspect, estimate and export, all from one config."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         given = options.get("args")
@@ -49,6 +49,7 @@ class SmollitCLI(LightningCLI):
             "test": fed_by_us | {"dataloaders"},
             "predict": fed_by_us | {"dataloaders"},
             "inspect": fed_by_us,
+            "estimate": fed_by_us,
             "export": fed_by_us,
         }
 

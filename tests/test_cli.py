@@ -1,5 +1,7 @@
 """The command line, in process: settings arrive, mistakes get one sentence, a saved config starts again."""
 
+import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from smollit import __version__
+from smollit.data import Part
 from smollit.main import SmollitCLI, main
+from smollit.training import SmollitTrainer
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "smollit" / "data" / "samples"
@@ -337,7 +344,7 @@ def test_predict_answers_every_prompt(write: Write, tmp_path: Path) -> None:
     assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "inspect", "export"])
 def test_help_of_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The list of commands has a line for each; each one's own help begins with it."""
     assert fails("--help") == 0
@@ -350,9 +357,216 @@ def test_help_of_every_command_says_what_it_does(command: str, capsys: pytest.Ca
     assert says in text and "--ckpt_path" in text and "--trainer.val_every_n_steps" in text
 
 
+# ---- data: parts, refusals, inspect
+
+
+PARTS = {
+    "class_path": "smollit.data.ChatDataModule",
+    "init_args": {
+        "dataset": [
+            {"dataset": str(SAMPLES / "ultrachat"), "split": "train_sft", "weight": 2, "max_rows": 5},
+            {"dataset": str(SAMPLES / "ultrachat"), "split": "test_sft[:3]"},
+        ],
+        "train_split": "train",
+        "val_split": None,
+        "val_sets": {"held_out": {"dataset": str(SAMPLES / "ultrachat"), "split": "test_sft[3:5]"}},
+    },
+}
+
+
+# case: cli-03 checkpoint-01
+def test_a_list_of_parts_trains_and_comes_back(write: Write, tmp_path: Path) -> None:
+    """5 rows at weight 2 and 3 once: 13 rows, 7 batches of 2 per epoch. The saved config says the same again.
+
+    The checkpoint is read with weights_only although the settings held objects.
+    """
+    first = main(["fit", write({"data": PARTS}), "--trainer.max_steps=-1", "--trainer.max_epochs=1"])
+    assert first.trainer.global_step == 7
+    assert first.datamodule.splits.dataset[0] == Part(str(SAMPLES / "ultrachat"), "train_sft", 2.0, 5)
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["run_state"]["config"]
+    assert kept["data"]["init_args"]["dataset"][0]["weight"] == 2
+    assert json.loads(json.dumps(kept["data"])) == kept["data"]  # plain dicts, lists, texts and numbers
+    arguments = [f"--config={tmp_path}/run/config.yaml", "--ckpt_path=last", "--trainer.max_epochs=2"]
+    second = main(["fit", *arguments])
+    assert second.trainer.global_step == 14
+    assert second.datamodule.splits == first.datamodule.splits
+
+
+def test_parts_that_changed_are_refused_on_resume(write: Write, tmp_path: Path) -> None:
+    """Weight 2, then 3."""
+    main(["fit", write({"data": PARTS})])
+    other = json.loads(json.dumps(PARTS))
+    other["init_args"]["dataset"][0]["weight"] = 3
+    code = str(fails("fit", write({"data": other}), "--ckpt_path=last", "--trainer.max_steps=3"))
+    assert "a resumed run can't change data.init_args.dataset" in code
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({"weight": -1}, "`weight` of"),
+        ({"max_rows": 0}, "`max_rows` of"),
+        ({"split": "nope"}, "'nope'"),
+    ],
+)
+def test_a_part_that_means_nothing_is_named(write: Write, part: dict[str, Any], expected: str) -> None:
+    parts = [{"dataset": str(SAMPLES / "ultrachat"), "split": "test_sft"} | part]
+    code = str(fails("fit", write({"data": {"init_args": {"dataset": parts}}})))
+    assert code.startswith("smollit: ")
+    assert expected in code
+
+
+def test_a_setting_of_a_part_that_does_not_exist_is_named(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [{"dataset": str(SAMPLES / "ultrachat"), "wieght": 2}]
+    assert fails("fit", write({"data": {"init_args": {"dataset": parts}}})) == 2
+    assert "wieght" in capsys.readouterr().err
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def say(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize(
+    ("option", "bad", "reason"),
+    [
+        ("truncate", say("q", "word " * 200), r"longer than max_length, which `data.truncate` refuses"),
+        ("control_text", say("q", "I end with <|im_end|> here"), r"which `data.control_text` refuses"),
+    ],
+)
+def test_one_bad_row_in_a_hundred_refuses_the_run_if_asked(
+    write: Write, tmp_path: Path, option: str, bad: dict[str, Any], reason: str
+) -> None:
+    """1 % is less than max_dropped_share, and `error` means error; without it, the same rows train."""
+    rows = [say(f"question {number}", f"answer {number}") for number in range(99)]
+    init = {"dataset": jsonl(tmp_path / "rows.jsonl", [*rows, bad]), "train_split": "all", "val_split": None}
+    refused = str(fails("fit", write({"data": {"init_args": {**init, option: "error"}}})))
+    assert refused.startswith("smollit: 1 of 100 rows of split all can't be used:")
+    assert reason in refused
+    assert "row 99" in refused
+    assert f"`data.{option}`" in refused.splitlines()[-1]  # what to do
+    assert main(["fit", write({"data": {"init_args": init}}), "--trainer.max_steps=1"]).trainer.global_step == 1
+
+
+def test_streaming_without_an_end_is_one_sentence(write: Write) -> None:
+    code = str(fails("fit", write({"data": {"init_args": {"streaming": True}}}), "--trainer.max_steps=-1"))
+    assert code.startswith("smollit: `data.streaming` does not know how long an epoch is: set `trainer.max_steps`")
+    code = str(fails("fit", write({"data": {"init_args": {"streaming": True, "packing": "on"}}})))
+    assert code.startswith("smollit: `data.packing: on` needs all lengths beforehand")
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_inspect_of_the_demo_finds_nothing_wrong(
+    kind: str, tiny_model: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Also with --strict; no weights are loaded, and nothing is written into the run's folder."""
+    monkeypatch.chdir(ROOT)  # the demo's configs name their files from the root
+    run = tmp_path / "run"
+    small = [f"--data.cache_dir={cache_dir}", f"--data.tokenizer_name={tiny_model}", "--strict=true"]
+    cli = main(["inspect", f"--config=configs/demo/{kind}.yaml", f"--trainer.default_root_dir={run}", *small])
+    text = capsys.readouterr().out
+    assert "360 of 360 rows" in text
+    assert "nothing looks wrong" in text
+    assert "trained" in text
+    assert cli.model.policy is None
+    assert not run.exists()
+
+
+def test_inspect_strict_fails_on_equal_pairs(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The article's broken pairs: one answer in both columns. Exit code 1 and the reason; without --strict, 0."""
+    pairs = [{"prompt": f"q{number}", "chosen": "a", "rejected": "a"} for number in range(6)]
+    init = {"dataset": jsonl(tmp_path / "pairs.jsonl", pairs), "train_split": "all", "val_split": None}
+    config = write({"data": {"init_args": init}}, kind="dpo")
+    assert fails("inspect", config, "--strict=true") == 1
+    assert "ln 2 = 0.6931" in " ".join(capsys.readouterr().out.split())
+    main(["inspect", config])
+
+
+def test_inspect_shows_every_part(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two parts to train on, one named set to validate on."""
+    main(["inspect", write({"data": PARTS}), "--num_rows=1"])
+    text = capsys.readouterr().out
+    assert "train_sft of" in text and "test_sft[:3] of" in text
+    main(["inspect", write({"data": PARTS}), "--split=val", "--num_rows=1"])
+    assert "held_out" in capsys.readouterr().out
+
+
+# ---- DPO: the reference scored beforehand
+
+
+def losses(folder: Path) -> list[float]:
+    """train/loss of each step, in the order of the runs."""
+    events = [EventAccumulator(str(path)).Reload() for path in sorted(folder.glob("events*"))]
+    return [event.value for log in events for event in log.Scalars("train/loss")]
+
+
+def test_a_precomputed_reference_gives_the_losses_of_a_frozen_one(write: Write, tmp_path: Path) -> None:
+    """6 steps each, to 1e-6; the first is ln 2. Started again, the values are on disk. Resumed after step 3: the same.
+
+    A resumed run may change between the two: the identity of the weights is what counts.
+    """
+    steps = {"trainer": {"max_steps": 6, "max_epochs": 2}}
+
+    def run(name: str, reference: str, *arguments: str, max_steps: int = 6) -> list[float]:
+        folder = tmp_path / name
+        more = [f"--trainer.default_root_dir={folder}", f"--trainer.max_steps={max_steps}", *arguments]
+        main(["fit", write(steps, kind="dpo"), f"--model.reference={reference}", "--model.schedule=constant", *more])
+        return losses(folder)
+
+    frozen = run("frozen", "frozen")
+    assert frozen[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert run("precomputed", "precomputed") == pytest.approx(frozen, abs=1e-6)
+    for first, second in (("precomputed", "precomputed"), ("frozen", "precomputed"), ("precomputed", "frozen")):
+        name = f"{first}-{second}"
+        run(name, first, max_steps=3)
+        resumed = run(name, second, "--ckpt_path=last")
+        assert resumed == pytest.approx(frozen, abs=1e-6), name
+
+
+# ---- compile
+
+
 @pytest.mark.slow
-def test_module_runs_as_a_program() -> None:
-    """python -m smollit --help."""
-    command = [sys.executable, "-m", "smollit", "--help"]
-    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert all(name in output for name in ("fit", "validate", "test", "predict", "export"))
+def test_a_compiled_policy_trains_the_same(write: Write, tmp_path: Path) -> None:
+    """2 steps with and without: losses equal to 1e-5, and checkpoints with the same names."""
+    names = []
+    for name in ("false", "true"):
+        folder = tmp_path / name
+        main(["fit", write(), f"--model.compile={name}", f"--trainer.default_root_dir={folder}"])
+        names.append(list(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]))
+    assert losses(tmp_path / "true") == pytest.approx(losses(tmp_path / "false"), abs=1e-5)
+    assert names[0] == names[1]
+
+
+# ---- as a program
+
+
+def program(*arguments: str) -> str:
+    """What a new process prints, and which heavy libraries it loaded."""
+    script = (
+        "import runpy, sys; sys.argv[0] = 'smollit'; runpy.run_module('smollit', run_name='__main__');"
+        "print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_the_overview_is_there_at_once(arguments: list[str]) -> None:
+    """No torch, no lightning; each command with the first line of what it does, as its own --help has it."""
+    *lines, loaded = program(*arguments).splitlines()
+    listed = dict(line.strip().split(maxsplit=1) for line in lines if line.startswith("  ") and "python" not in line)
+    assert loaded == "[]"
+    assert listed == {
+        name: (getattr(SmollitTrainer, name).__doc__ or "").strip().splitlines()[0] for name in SmollitCLI.subcommands()
+    }
+
+
+def test_the_version_is_there_at_once() -> None:
+    assert program("--version").splitlines() == [f"smollit {__version__}", "[]"]

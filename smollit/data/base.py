@@ -26,6 +26,7 @@ from smollit.data.report import Report, write_reports
 from smollit.data.sampler import BatchSampler, Order, Position
 from smollit.data.splits import Splits, label
 from smollit.data.streaming import Stream, StreamingExamples
+from smollit.data.template_notes import describe_template
 from smollit.data.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ class ChatDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         _check_at_least(1, max_length=max_length, train_batch_size=train_batch_size, val_batch_size=val_batch_size)
-        _check_at_least(1, pad_to_multiple_of=pad_to_multiple_of, num_proc=1 if num_proc is None else num_proc)
+        _check_at_least(1, pad_to_multiple_of=pad_to_multiple_of, num_proc=num_proc)
+        _check_at_least(1, max_batch_tokens=max_batch_tokens, pack_length=pack_length)
         _check_at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
         if not 0 <= max_dropped_share <= 1:
             raise ValueError(f"`data.max_dropped_share` must be between 0 and 1, got {max_dropped_share}")
@@ -219,8 +221,9 @@ class ChatDataModule(LightningDataModule):
     # ---- Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Tokenise every split that is not in the cache; Lightning calls it once per node."""
-        for name in ("train", "val", "test", "predict"):
+        """Tokenise what the command needs and the cache does not have; Lightning calls it once per node."""
+        command = self.trainer.state.fn if self.trainer is not None else None
+        for name in STAGES[command.value] if command else ("train", "val", "test", "predict"):
             if name != "train" or not self.streaming:
                 for parts in self.prepared(name).values():
                     for part in parts:
@@ -349,29 +352,7 @@ class ChatDataModule(LightningDataModule):
                 )
 
 
-@rank_zero_only
-def describe_template(template: ChatTemplate, is_default: bool) -> None:
-    """Say, once per run, what is not as a user may think."""
-    if is_default:
-        log.info("the tokenizer has no chat template: ChatML is used")
-    if template.default_system_text():
-        log.info(
-            "the chat template adds a system text by itself: %r. `data.default_system` can drop or replace it",
-            template.default_system_text(),
-        )
-    eos = template.tokenizer.eos_token
-    if eos and template.turn_end() and eos not in template.turn_end():
-        log.info("answers end with %s, not with the tokenizer's eos %s: both stop generation", template.turn_end(), eos)
-    split = template.split_markers()
-    if split:
-        log.warning(
-            "the chat template's markers %s are several tokens each for this tokenizer: a model of this size"
-            " learns them badly. `chat_template: chatml` has single tokens",
-            ", ".join(split),
-        )
-
-
-def _check_at_least(least: int, **values: int) -> None:
+def _check_at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"`data.{name}` must be at least {least}, got {value}")

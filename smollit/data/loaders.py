@@ -35,7 +35,7 @@ def batch_loader(
 def stream_loader(examples: StreamingExamples, collate: Collate, num_workers: int, seed: int) -> DataLoader[Batch]:
     """Batches as the stream makes them. Workers end with the epoch: they keep the position they began with."""
     return DataLoader(
-        examples,
+        examples,  # type: ignore[arg-type]  # its lists of examples become batches
         batch_size=None,
         collate_fn=partial(_collate_one_each, collate),
         num_workers=num_workers,

@@ -50,8 +50,7 @@ class Roles:
             return known
         expected = ", ".join((*ROLES, *self.extra))
         advice = "`data.format: sharegpt` reads it" if known else "`data.extra_roles` can list more"
-        came = "null or missing" if role is None else shown(role)
-        raise BadRow("unknown role", f"{place} is {came}, expected one of {expected} ({advice})")
+        raise BadRow("unknown role", f"{place} is {shown(role)}, expected one of {expected} ({advice})")
 
 
 def parse_messages(value: Any, place: str, roles: Roles) -> list[Message]:
@@ -96,7 +95,10 @@ def parse_message(message: Any, place: str, roles: Roles) -> Message:
     if "from" in kept and "role" not in kept and not roles.sharegpt:
         raise BadRow("unknown role", f"{place} has no `role` but `from`: `data.format: sharegpt` reads it")
     role_key, content_key = roles.keys(kept)
-    role = roles.read(kept.get(role_key), f"{place}.{role_key}")
+    if role_key not in kept:
+        have = ", ".join(sorted(map(shown, kept))[:8]) or "none"
+        raise BadRow("unknown role", f"{place}.{role_key} is null or missing (keys: {have})")
+    role = roles.read(kept[role_key], f"{place}.{role_key}")
     content = parse_content(kept.get(content_key), f"{place}.{content_key}", kept)
     other = {key: value for key, value in kept.items() if key not in ("train", "weight", role_key, content_key)}
     return {"role": role, "content": content, **other, **parse_train(kept, place)}
@@ -121,7 +123,10 @@ def parse_text(value: Any, place: str) -> str:
 
 
 def parse_train(message: Message, place: str) -> dict[str, bool]:
-    """{"train": whether the row wants the message trained}, from `train` or OpenAI's `weight`; empty if it has none."""
+    """{"train": whether the row wants the message trained}, from `train` or OpenAI's `weight`; empty if it has none.
+
+    A weight of 0 takes a message out; a weight of 1 is what every message has, and asks for nothing.
+    """
     said = {key: message[key] for key in ("train", "weight") if key in message}
     for key, value in said.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
@@ -129,7 +134,7 @@ def parse_train(message: Message, place: str) -> dict[str, bool]:
     wanted = {bool(value) for value in said.values()}
     if len(wanted) > 1:
         raise BadRow("malformed weight", f"{place}.train and {place}.weight disagree")
-    return {"train": wanted.pop()} if wanted else {}
+    return {"train": wanted.pop()} if "train" in said or wanted == {False} else {}
 
 
 def find_messages(value: Any) -> list[Message]:

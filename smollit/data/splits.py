@@ -1,5 +1,6 @@
 """Which parts of which data sets stand behind train, val, test and predict."""
 
+import re
 from dataclasses import dataclass, field, replace
 
 from smollit.data.formats import FormatName
@@ -29,6 +30,11 @@ class Splits:
     val_sets: dict[str, Part] = field(default_factory=dict)
     format: FormatName = "auto"
     columns: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.val_sets:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"`data.val_sets` has the name {name!r}: take letters, digits, _ and - only")
 
     def parts(self, name: str) -> dict[str, list[Part]]:
         """The parts behind `train`, `val`, `test` or `predict`, by the key of their examples: `train`, `val/<set>`."""

@@ -60,6 +60,8 @@ def values(collection: MetricCollection) -> dict[str, Tensor]:
 def add_counts(total: MetricCollection, part: MetricCollection) -> None:
     """Add what `part` has counted to `total`, which holds the same metrics under another prefix."""
     for mine, theirs in zip(total.values(copy_state=False), part.values(copy_state=False), strict=True):
+        assert isinstance(mine, RunningMean)
+        assert isinstance(theirs, RunningMean)
         mine.total += theirs.total
         mine.count += theirs.count
 

@@ -286,6 +286,8 @@ class FineTuningModule(LightningModule):
         """Refuse what would fail at the first step; see that dropout and checkpointing are on."""
         self.policy.train()
         self.window.clear()
+        if self.attention == "flex_attention" and self.device.type == "cpu":
+            raise ValueError("`model.attention: flex_attention` can't be trained on a CPU: take `documents`")
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         fused = any(group.get("fused") for optimizer in self.trainer.optimizers for group in optimizer.param_groups)
         if scaler is not None and fused:

@@ -42,15 +42,15 @@ class DPOModule(FineTuningModule):
         model_name: Hub id or local folder of the policy: the model that an SFT run exported.
         reference_name: Hub id or local folder of the frozen reference; null takes `model_name`.
         reference: `frozen` keeps the reference beside the policy; `offloaded` keeps it in the CPU's memory between
-            uses; `precomputed` scores all pairs once, before training, keeps the values on disk for runs to come, and
-            needs no memory afterwards.
+            uses; `precomputed` scores all pairs once, before training, keeps the values in `data.cache_dir` (which
+            all nodes must share) for runs to come, and needs no memory afterwards.
         init_from: A checkpoint whose weights the policy starts from, at step 0; null takes those of `model_name`.
         beta: How closely the policy keeps to the reference; higher is closer.
         loss: `sigmoid` (DPO), `ipo` (bounded margins), or `hinge` (SLiC).
         label_smoothing: Share of pairs assumed to be labelled the wrong way round, 0 to below 0.5; `sigmoid` only.
         nll_weight: Weight of the chosen answer's mean negative log-likelihood per token, added to the loss (RPO).
         scores: What the gap score_chosen - score_rejected does: `ignore`; `weight` counts each pair `score_scale` x
-            gap times; `offset` asks for a margin of `score_scale` x gap (ODPO), `sigmoid` only.
+            gap times, and not at all where the gap is below 0; `offset` asks for a margin of `score_scale` x gap (ODPO), `sigmoid` only.
         score_scale: Of the gaps.
         learning_rate: Peak learning rate, reached after the warm-up.
         optimizer: Any torch optimizer; its learning rate is `learning_rate`.
@@ -136,7 +136,7 @@ class DPOModule(FineTuningModule):
         self.update_metrics(stage, losses.detach(), policy, reference_logps)
         if self.scores != "weight":
             return losses.sum(), batch.num_examples
-        weights = self.score_scale * score_gaps(batch)
+        weights = (self.score_scale * score_gaps(batch)).clamp(min=0)  # below 0 it would unlearn the chosen answer
         return (weights * losses).sum(), weights.sum()
 
     def losses(self, policy: PairScores, reference_logps: Tensor, offset: Tensor | float = 0.0) -> Tensor:

@@ -58,7 +58,13 @@ class Store:
         os.replace(temporary, self.path(part))
 
     def read(self) -> np.ndarray:
-        """All values, [N, 2]."""
+        """All values, [N, 2].
+
+        Raises:
+            ValueError: If other nodes have written theirs into a folder that this one does not see.
+        """
+        if not all(self.path(part).exists() for part in self.parts()):
+            raise ValueError(f"{self.folder} lacks values that other nodes scored: `data.cache_dir` must be shared")
         parts = [np.load(self.path(part)) for part in self.parts()]
         return np.concatenate(parts) if parts else np.zeros((0, 2), np.float32)
 

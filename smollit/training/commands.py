@@ -1,4 +1,4 @@
-"""The commands that Lightning does not have: export and inspect."""
+"""The commands that Lightning does not have: inspect, estimate and export."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
+from smollit.tools.estimate import estimate
 from smollit.tools.export import ExportDtype, export, load_policy
 from smollit.tools.inspect import inspect
 from smollit.tools.inspect_run import views
@@ -72,3 +73,24 @@ class ExtraCommands(Trainer):
             code |= inspect(view, row, num_rows, find, problems, ids, histogram, strict, console)
         if code:
             raise SystemExit(code)
+
+    def estimate(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        time_probe: bool = True,
+        json: Path | None = None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Say what a run will need: memory by part and whether it fits, tokens, steps, time.
+
+        Args:
+            model: Whose memory is estimated; nothing of it is kept.
+            datamodule: Whose rows are counted, tokenised if need be.
+            time_probe: Run a few real passes, to say how long a step lasts.
+            json: Write the figures into this file.
+            ckpt_path: Not used: here so that one config serves all commands.
+        """
+        self.strategy.connect(model)
+        model.trainer = self
+        estimate(self, model, datamodule, time_probe, json, Console())  # type: ignore[arg-type]  # ours, from the CLI

@@ -65,9 +65,9 @@ def follow_length(trainer: Trainer) -> None:
 
 def begin_again(trainer: Trainer) -> None:
     """Start a loader anew that stands already: sharded strategies read the checkpoint after its workers have begun."""
-    if trainer.fit_loop._combined_loader is not None:
+    if trainer.fit_loop._data_fetcher is not None:
         follow_length(trainer)
-        iter(trainer.fit_loop._data_fetcher)  # type: ignore[call-overload]  # it stands beside the loader
+        iter(trainer.fit_loop._data_fetcher)
 
 
 def num_steps(trainer: Trainer) -> int | None:

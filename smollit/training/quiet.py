@@ -9,6 +9,7 @@ NOTES = (
     ".*using a custom batch sampler .* for prediction.*",  # ours gives every row once
     ".*but have no logger configured.*",  # then the figures are only shown
     ".*your dataloader is not resumable.*",  # ours is: `data.sampler` and `training.state`
+    ".*Total length of `list` across ranks is zero.*",  # `val_split: null` means it
     ".*when logging on epoch level in distributed setting.*",  # `metrics.values` has summed over the ranks already
 )
 

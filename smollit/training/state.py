@@ -179,7 +179,7 @@ class RunState(Callback):
         self.optimizers_before = state["optimizers"]
         if trainer.global_rank < len(state["random_states"]):
             self.random_state = state["random_states"][trainer.global_rank]
-        log.info("resumed at epoch %s, row %s of %s", state["epoch"], rows, num_rows)
+        log.info("resumed in epoch %s, with %s of its rows done", state["epoch"], f"{rows:,}")
 
     def _check_config(self, saved: State) -> None:
         before, now = flatten(saved), flatten(self.config)

@@ -7,7 +7,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from smollit.models.sharding import unwrap
 
-
 CHECKPOINTING = {False: "off", True: "on", "selective": "selective"}
 
 

@@ -17,6 +17,7 @@ from smollit.training.checkpoint_io import (
     latest_checkpoint,
 )
 from smollit.training.commands import ExtraCommands
+from smollit.training.out_of_memory import OutOfMemory
 from smollit.training.position import num_steps
 from smollit.training.predictions import WritePredictions
 from smollit.training.progress import ProgressBar
@@ -72,7 +73,7 @@ class SmollitTrainer(ExtraCommands, Trainer):
         self.run_state.force = force_resume
         self.checkpoint_folder = root / "checkpoints"
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        built_in: list[Callback] = [self.run_state, StartSummary(), WritePredictions()]
+        built_in: list[Callback] = [self.run_state, StartSummary(), WritePredictions(), OutOfMemory()]
         if val_every_n_steps is not None:
             built_in.append(ValidateEverySteps(val_every_n_steps))
         if enable_checkpointing and checkpoint_every_n_steps is not None:

@@ -60,6 +60,14 @@ def test_policy_and_reference_begin_with_what_transformers_says(make_run: Any) -
     assert [sample["policy"] for sample in found[2:]] != expected
 
 
+@pytest.mark.parametrize(("reference", "is_there"), [("precomputed", False), ("offloaded", True)])
+def test_a_reference_that_is_not_in_memory_gives_no_answers(make_run: Any, reference: str, is_there: bool) -> None:
+    """Scored beforehand, it is gone; offloaded, it answers on the CPU."""
+    callback = SampleGenerations(["Hi"], max_new_tokens=2)
+    run = make_run([callback], kind="dpo", model={"reference": reference}, max_steps=1).fit()
+    assert [sample["reference"] is not None for sample in samples(run.folder)] == [is_there] * 2
+
+
 def test_tensorboard_shows_the_texts(make_run: Any) -> None:
     """One text per prompt, on the axis of optimizer steps."""
     run = make_run([SampleGenerations(PROMPTS, max_new_tokens=4)], max_steps=2).fit()

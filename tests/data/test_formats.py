@@ -66,14 +66,14 @@ CHATS: dict[str, tuple[list[Row], list[list[Row]]]] = {
                     human("hi"),
                     {"from": "function_call", "value": "f(1)"},
                     {"from": "observation", "value": "2"},
-                    {"from": "bard", "value": "yo", "weight": 1},
+                    {"from": "bard", "value": "yo", "weight": 0},
                 ]
             },
         ],
         [
             [system("s"), *HI],
             HI,
-            [HI[0], assistant("f(1)"), {"role": "tool", "content": "2"}, HI[1] | {"train": True}],
+            [HI[0], assistant("f(1)"), {"role": "tool", "content": "2"}, HI[1] | {"train": False}],
         ],
     ),
     "sharegpt under messages": ([{"messages": [human("hi"), gpt("yo")]}], [HI]),

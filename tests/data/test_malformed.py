@@ -331,7 +331,7 @@ PLAIN: dict[str, tuple[Row, str, str]] = {
     "huge": ({"messages": [user(10**400), assistant("a")]}, "content is not text", r"messages\[0\].content .* got int"),
     "image": ({"messages": [user([{"type": "image"}]), assistant("a")]}, "content is not text", "type 'image'"),
     "role": ({"messages": [{"role": "root", "content": "q"}, assistant("a")]}, "unknown role", "'root'"),
-    "no role": ({"messages": [{"content": "q"}, assistant("a")]}, "unknown role", r"\[0\].role is null or mis"),
+    "no role": ({"messages": [{"content": "q"}, assistant("a")]}, "unknown role", r"\[0\].role is null or missing"),
     "late system": ({"messages": [user("q"), {"role": "system", "content": "s"}]}, "odd role order", r"messages\[1\]"),
     "two users": ({"messages": [user("q"), user("r"), assistant("a")]}, "odd role order", "both user turns"),
     "two answers": ({"messages": [user("q"), assistant("a"), assistant("b")]}, "odd role order", "both assistant"),

@@ -12,7 +12,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from smollit.batch import Batch
-from smollit.data import ChatDataModule, UltraChatDataModule, UltraFeedbackDataModule, cache
+from smollit.data import (
+    ChatDataModule,
+    Part,
+    PreferenceDataModule,
+    UltraChatDataModule,
+    UltraFeedbackDataModule,
+    cache,
+)
 
 TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
 SAMPLES = Path(__file__).resolve().parents[2] / "smollit" / "data" / "samples"
@@ -36,7 +43,7 @@ def chats(count: int) -> list[dict[str, Any]]:
 
 
 def make(
-    tmp_path: Path, dataset: str, kind: type[ChatDataModule] = UltraChatDataModule, **options: Any
+    tmp_path: Path, dataset: str | list[Part], kind: type[ChatDataModule] = UltraChatDataModule, **options: Any
 ) -> ChatDataModule:
     options = {
         "train_split": "all[:75%]",
@@ -51,7 +58,7 @@ def make(
     return kind(dataset, **options)
 
 
-def ready(tmp_path: Path, dataset: str, **options: Any) -> ChatDataModule:
+def ready(tmp_path: Path, dataset: str | list[Part], **options: Any) -> ChatDataModule:
     module = make(tmp_path, dataset, **options)
     module.prepare_data()
     module.setup("fit")
@@ -117,6 +124,165 @@ def test_prompts_for_prediction_end_with_the_header(tmp_path: Path) -> None:
     (batch,) = module.predict_dataloader()
     assert module.template.tokenizer.decode(batch.input_ids[0]).endswith("q3<|im_end|>\n<|im_start|>assistant\n")
     assert batch.num_targets == 0
+
+
+# ---- every format, from a file to a batch
+
+
+ASKED, ANSWERED = "What is it?", "A cat."
+CHAT_FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "messages": ({"messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]}, {},
+                 "Messages: `messages` (role/content)"),
+    "ShareGPT": ({"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": ANSWERED}]}, {},
+                 "ShareGPT: `conversations` (from/value or role/content); roles human -> user, gpt -> assistant"),
+    "Alpaca": ({"instruction": ASKED, "input": "", "output": ANSWERED}, {},
+               "Alpaca: `instruction` and `input` ask, `output` answers"),
+    "prompt and completion": ({"prompt": ASKED, "completion": ANSWERED}, {},
+                              "Prompt and completion: `prompt` is context, `completion` is trained"),
+    "dialogue": ({"text": f"\n\nHuman: {ASKED}\n\nAssistant: {ANSWERED}"}, {}, "Human/Assistant dialogues: `text`"),
+    "renamed": ({"dialog": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]},
+                {"columns": {"messages": "dialog"}}, "Messages: `dialog` (role/content)"),
+    "named": ({"messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}],
+               "text": "something else"}, {"format": "messages"}, "Messages: `messages` (role/content)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHAT_FORMATS)
+def test_each_format_of_chats_gives_the_same_batch(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One question and answer, written in seven ways: one rendered chat, and the answer with its end is trained.
+
+    How the rows are read is said once per split.
+    """
+    row, options, said = CHAT_FORMATS[name]
+    with caplog.at_level(logging.INFO):
+        module = ready(tmp_path, write(tmp_path / "mine.jsonl", [row] * 4), **options)
+    batch = next(iter(module.train_dataloader()))
+    decode = module.template.tokenizer.decode
+    assert decode(batch.input_ids[0]) == f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n{ANSWERED}"
+    assert decode(batch.targets[0][batch.targets[0] >= 0]) == f"{ANSWERED}<|im_end|>"
+    for split in ("all[:75%]", "all[75%:]"):
+        assert caplog.text.count(f"{split}: {said}") == 1
+
+
+def test_plain_text_is_trained_without_a_template(tmp_path: Path) -> None:
+    """All tokens but the first have one before them, and the end of the text is trained too."""
+    module = ready(tmp_path, write(tmp_path / "mine.jsonl", [{"text": "Cats sleep."}] * 4))
+    batch = next(iter(module.train_dataloader()))
+    decode = module.template.tokenizer.decode
+    assert decode(batch.input_ids[0]) == "Cats sleep."
+    first = decode(batch.input_ids[0, :1])
+    assert first + decode(batch.targets[0]) == "Cats sleep.<|endoftext|>"
+
+
+ASKING = {"role": "user", "content": ASKED}
+PAIR_FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "texts": ({"prompt": ASKED, "chosen": ANSWERED, "rejected": "A dog."}, {}, "prompt from `prompt`"),
+    "messages": ({"chosen": [ASKING, {"role": "assistant", "content": ANSWERED}],
+                  "rejected": [ASKING, {"role": "assistant", "content": "A dog."}]}, {},
+                 "prompt from the turns they share"),
+    "dialogues": ({"chosen": f"\n\nHuman: {ASKED}\n\nAssistant: {ANSWERED}",
+                   "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: A dog."}, {}, "Human/Assistant dialogues in pairs"),
+    "renamed": ({"question": ASKED, "better": ANSWERED, "worse": "A dog."},
+                {"columns": {"prompt": "question", "chosen": "better", "rejected": "worse"}},
+                "Preference pairs: `better` over `worse`, prompt from `question`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIR_FORMATS)
+def test_each_format_of_pairs_gives_the_same_batch(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The prompt up to where an answer starts once, and both answers with their ends as targets."""
+    row, options, said = PAIR_FORMATS[name]
+    with caplog.at_level(logging.INFO):
+        module = ready(tmp_path, write(tmp_path / "mine.jsonl", [row] * 4), kind=PreferenceDataModule, **options)
+    batch = next(iter(module.train_dataloader()))
+    decode = module.template.tokenizer.decode
+    chosen, rejected = (decode(batch.targets[0][batch.branch[0] == branch]) for branch in (1, 2))
+    assert (chosen, rejected) == (f"{ANSWERED}<|im_end|>", "A dog.<|im_end|>")
+    prompt = batch.input_ids[0][batch.branch[0] != 2][: batch.layout[0][0].shared + 1]
+    assert decode(prompt) == f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
+    assert caplog.text.count(said) == 2  # once per split
+
+
+def test_scores_arrive_and_can_drop_pairs(tmp_path: Path) -> None:
+    """Gaps 2, 1, 0 and -1: a least gap of 1 keeps two; `score_ties: drop` keeps all but the third."""
+    rows = [
+        {"prompt": f"q{gap}", "chosen": "a", "rejected": "b", "score_chosen": 5.0, "score_rejected": 5.0 - gap}
+        for gap in (2, 1, 0, -1)
+    ]
+    dataset = write(tmp_path / "mine.jsonl", rows)
+    for options, gaps in (
+        ({}, [-1, 0, 1, 2]),
+        ({"min_score_gap": 1.0}, [1, 2]),
+        ({"score_ties": "drop"}, [-1, 1, 2]),
+    ):
+        module = ready(tmp_path, dataset, kind=PreferenceDataModule, train_split="all", val_split=None, **options)
+        assert sorted(chain(*(batch.score_gap.tolist() for batch in module.train_dataloader()))) == gaps
+
+
+# ---- several data sets
+
+
+def test_parts_of_different_formats_are_one_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """3 chats, then 2 of ShareGPT: rows 0 to 4, each with the answer of its own file, and a format said for each."""
+    others = [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": f"other {n}"}]}
+              for n in range(2)]  # fmt: skip
+    parts = [Part(write(tmp_path / "one.jsonl", chats(3))), Part(write(tmp_path / "two.jsonl", others))]
+    with caplog.at_level(logging.INFO):
+        module = ready(tmp_path, parts, train_split="all", val_split=None)
+    decode = module.template.tokenizer.decode
+    answers = {
+        number: decode(targets[targets >= 0]).removesuffix("<|im_end|>")
+        for batch in module.train_dataloader()
+        for number, targets in zip(batch.example_ids.tolist(), batch.targets, strict=True)
+    }
+    assert answers == {0: "answer 0", 1: "answer 1", 2: "answer 2", 3: "other 0", 4: "other 1"}
+    assert [name.rpartition("/")[2] for name in module.reports] == ["one.jsonl", "two.jsonl"]
+    assert "all of " in caplog.text and "ShareGPT: `conversations`" in caplog.text
+
+
+def test_row_numbers_run_on_behind_bad_rows(tmp_path: Path) -> None:
+    """Row 1 of the first part's 3 is bad: the second part begins with row 3, not 2."""
+    rows = [chats(3)[0], {"messages": []}, chats(3)[2]]
+    parts = [Part(write(tmp_path / "one.jsonl", rows)), Part(write(tmp_path / "two.jsonl", chats(2)))]
+    module = ready(tmp_path, parts, train_split="all", val_split=None, max_dropped_share=0.5)
+    assert sorted(chain(*seen(module.train_dataloader()))) == [0, 2, 3, 4]
+
+
+def test_each_named_set_has_a_loader(tmp_path: Path) -> None:
+    """In the order of their names in the config, not shuffled."""
+    dataset = write(tmp_path / "mine.jsonl", chats(8))
+    sets = {"last": Part(dataset, "all[7:]"), "first": Part(dataset, "all[:3]")}
+    module = ready(tmp_path, dataset, train_split="all[3:7]", val_sets=sets)
+    assert [seen(loader) for loader in module.val_dataloader()] == [[[0]], [[0, 1], [2]]]
+    assert module.val_names == ("last", "first")
+
+
+def test_one_named_set_is_still_named(tmp_path: Path) -> None:
+    """One loader, as without names; what it counts goes to `val/only`."""
+    dataset = write(tmp_path / "mine.jsonl", chats(8))
+    module = ready(tmp_path, dataset, train_split="all[3:]", val_sets={"only": Part(dataset, "all[:3]")})
+    assert seen(module.val_dataloader()) == [[0, 1], [2]]
+    assert module.val_names == ("only",)
+
+
+def test_a_named_set_of_the_training_rows_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = write(tmp_path / "mine.jsonl", chats(8))
+    ready(tmp_path, dataset, train_split="all", val_sets={"same": Part(dataset, "all")})
+    assert "validation uses the rows of training" in caplog.text
+
+
+# ---- streams
+
+
+# case: data-13
+def test_a_stream_gives_the_batches_of_its_files(tmp_path: Path) -> None:
+    """8 rows, none shuffled: nothing of them is put into the cache, and validation is."""
+    dataset = write(tmp_path / "mine.jsonl", chats(8))
+    options = {"streaming": True, "shuffle": False, "train_split": "all[:6]", "val_split": "all[6:]"}
+    module = ready(tmp_path, dataset, **options)
+    assert seen(module.train_dataloader()) == [[0, 1], [2, 3], [4, 5]]
+    assert "train" not in module.examples
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
 
 
 # ---- tokenised once

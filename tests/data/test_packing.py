@@ -1,12 +1,16 @@
 """Packing: whole examples, each once, in rows that are not too long and not too many."""
 
+import logging
 import math
 import random
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smollit.data import UltraChatDataModule
 from smollit.data.packing import fill_rate, pack
 
 CAPACITY = 12
@@ -107,3 +111,31 @@ def test_an_example_longer_than_a_row_is_refused() -> None:
     """It is the user who says whether it is cut or dropped, not the packer."""
     with pytest.raises(ValueError, match=r"`data.pack_length` is 4, and example 1 has 5 positions"):
         pack([4, 5], range(2), 4)
+
+
+# ---- said out loud
+
+
+# case: packing-05
+@pytest.mark.parametrize(("packing", "says"), [("on", "on"), ("auto", "auto: off, since this machine has no GPU")])
+def test_the_log_says_whether_rows_are_packed_and_how_full_they_are(
+    tiny_model: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture, packing: str, says: str
+) -> None:
+    """Of 12 sample chats in rows of 128: number of chats and rows, and tokens / positions, counted from the batches."""
+    if torch.cuda.is_available() and packing == "auto":
+        pytest.skip("auto packs on a GPU")
+    samples = Path(__file__).parents[2] / "smollit" / "data" / "samples" / "ultrachat"
+    data = UltraChatDataModule(
+        str(samples), "train_sft[:12]", "test_sft[:2]", tokenizer_name=str(tiny_model), max_length=96, pack_length=128,
+        packing=packing, cache_dir=str(cache_dir),
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup("fit")
+    with caplog.at_level(logging.INFO):
+        batches = list(data.train_dataloader())
+    rows = [row for batch in batches for row in batch.layout]
+    if packing == "on":
+        tokens, chats = sum(batch.num_tokens for batch in batches), sum(batch.num_examples for batch in batches)
+        assert chats > len(rows)
+        says = f"on, {chats} examples in {len(rows)} rows of 128 positions, fill rate {tokens / 128 / len(rows):.1%}"
+    assert [record.getMessage() for record in caplog.records if says in record.getMessage()] != []

@@ -15,6 +15,7 @@ from smollit.data.records import Kind
 
 pytestmark = pytest.mark.shared
 Row = dict[str, Any]
+EMPTY, EQUAL = "empty answer", "equal answers"
 END, ASSISTANT = "<|im_end|>", "<|im_start|>assistant\n"
 # SmolLM2's template with {% generation %} round each answer and its end: it must print the same text.
 TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -44,9 +45,11 @@ def tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
 def encode(shared: Path, name: str, kind: Kind, template: ChatTemplate) -> Encoded:
     """All rows of all splits, at a length that cuts none."""
     rows = concatenate_datasets([*load_dataset(str(shared / "data" / name)).values()])
-    encoder = Encoder(template, EncodeOptions(kind, 100_000), recognise(rows.column_names, rows[:5] and rows.to_list()[:5], kind))
+    encoder = Encoder(template, EncodeOptions(kind, 100_000), recognise(rows.column_names, rows.to_list()[:5], kind))
     columns = encoder(rows[:], list(range(len(rows))))
-    return Encoded(rows.to_list(), [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)])
+    return Encoded(
+        rows.to_list(), [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,9 @@ def test_every_answer_of_every_chat_is_trained_with_its_end(chats: Encoded, toke
 
 
 # case: mask-05
-def test_nothing_that_a_user_or_the_template_wrote_is_trained(chats: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_nothing_that_a_user_or_the_template_wrote_is_trained(
+    chats: Encoded, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """What stands between the trained spans: the system text and the users' turns, each up to the next header."""
     for row, example in zip(chats.rows, chats.examples, strict=True):
         turns = [turn["content"] for turn in row["messages"]]
@@ -135,15 +140,38 @@ def test_pairs_decode_to_the_rendered_chats(pairs: Encoded, tokenizer: PreTraine
 
 
 def test_pairs_train_as_many_tokens_as_transformers_masks(pairs: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Of 2,400 answers, the ones that differ begin with a blank, which the header's newline would swallow."""
-    different = []
+    """Answer by answer: the ids of the whole chat, and the number of trained ones. None meets the border rule."""
+    assert sorted(filter(None, (example["problem"] for example in pairs.examples))) == [EMPTY] * 2 + [EQUAL] * 5
     for row, example in zip(pairs.rows, pairs.examples, strict=True):
-        for name in ("chosen", "rejected"):
-            if not example["problem"]:
-                ids, mask = marked(tokenizer, messages_of(row[name]))
-                prompt = len(example["prompt_ids"])
-                own = example["prompt_ids"] + example[f"{name}_ids"]
-                if ids[: len(own)] != own or sum(mask[prompt:]) != len(example[f"{name}_ids"]):
-                    different.append(row[name][-1]["content"])
-    print(len(different), [t[:20] for t in different])
-    assert all(text[:1].isspace() for text in different)
+        for name in ("chosen", "rejected") if not example["problem"] else ():
+            ids, mask = marked(tokenizer, messages_of(row[name]))
+            assert ids[:-1] == example["prompt_ids"] + example[f"{name}_ids"]
+            assert sum(mask[len(example["prompt_ids"]) :]) == len(example[f"{name}_ids"])
+
+
+# case: data-02
+def test_the_border_rule_where_it_matters(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Two blanks behind the header's newline: jointly one token `ĊĠ`, 3805, which no prompt ends with at inference.
+
+    docs/trained.md shows these ids.
+    """
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "  yes"}]
+    encoder = Encoder(template, EncodeOptions("chat", 100), recognise(["messages"], [], "chat"))
+    (ids,), ((start, end),) = (encoder({"messages": [messages]}, [0])[name] for name in ("input_ids", "spans"))
+    assert ids[:start] == tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
+    assert (ids[start - 4 : start], ids[start:end]) == ([1, 520, 9531, 198], [216, 9805, 2])
+    assert marked(tokenizer, messages)[0][-7:] == [1, 520, 9531, 3805, 9805, 2, 198]
+
+
+# case: template-08
+def test_the_articles_markers_are_pieces_for_smollm(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Ids of docs/trained.md: 5 + 6 + 3 pieces, and ChatML's two markers are one token each."""
+    pieces = {marker: tokenizer.encode(marker) for marker in ("<|user|>", "<|assistant|>", "</s>")}
+    assert pieces == {
+        "<|user|>": [44, 108, 4093, 108, 46],
+        "<|assistant|>": [44, 108, 520, 9531, 108, 46],
+        "</s>": [9617, 99, 46],
+    }
+    assert [tokenizer.encode(marker) for marker in ("<|im_start|>", END)] == [[1], [2]]
+    assert load_template(tokenizer, "article").split_markers() == ["</s>", "<|assistant|>", "<|user|>"]
+    assert load_template(tokenizer, "chatml").split_markers() == []

@@ -99,6 +99,13 @@ def test_a_template_for_which_neither_way_is_sound_is_refused_with_both_reasons(
     assert "another way once more turns follow" in str(caught.value)
 
 
+@pytest.mark.parametrize("prompt", [PROMPT.replace("<assistant>", "<assistant><think>"), ""])
+def test_markers_are_not_sound_where_another_prompt_stands_before_them(load: Any, prompt: str) -> None:
+    """The blocks are right, but at inference the answer would follow other text."""
+    with pytest.raises(ValueError, match=r"puts something else before messages\[1\].*, and "):
+        load(MARKED.replace(PROMPT, prompt))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -195,6 +202,12 @@ def test_tool_calls_that_the_template_prints_are_trained(load: Any) -> None:
         template = load(text.replace("{{ m.content }}<end>", "{{ m.content }}{{ m.tool_calls }}<end>"))
         call = turn("assistant", "I add.", tool_calls="add(1)")
         assert trained(template, [turn("user", "a"), call, *CHAT]) == ["I add.add(1)<end>", "b.<end>", "d.<end>"]
+
+
+def test_tool_calls_are_trained_also_where_no_end_marker_shows_where_they_end(load: Any) -> None:
+    template = load("{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}")
+    call = turn("assistant", "I add.", tool_calls=" add(1)")
+    assert trained(template, [turn("user", "a"), call, turn("user", "c"), CHAT[1]]) == ["I add. add(1)", "b."]
 
 
 # ---- where contents stand

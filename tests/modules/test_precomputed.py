@@ -57,9 +57,9 @@ def data(tiny_model: Path, tmp_path: Path) -> Data:
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     def make(**options: Any) -> UltraFeedbackDataModule:
-        common = {"max_length": 96, "train_batch_size": 2, "val_batch_size": 2, "seed": 3}
+        common = {"dataset": str(folder), "max_length": 96, "train_batch_size": 2, "val_batch_size": 2, "seed": 3}
         return UltraFeedbackDataModule(
-            str(folder), tokenizer_name=str(tiny_model), cache_dir=str(tmp_path / "cache"), **(common | options)
+            tokenizer_name=str(tiny_model), cache_dir=str(tmp_path / "cache"), **(common | options)
         )
 
     return make
@@ -119,10 +119,13 @@ def test_training_and_validation_are_those_of_the_frozen_reference(
 
 # case: dpo-loss-03
 def test_each_row_has_the_value_of_plain_transformers(tiny_model: Path, data: Data, tmp_path: Path) -> None:
-    """log p of each answer, from all logits of its own row, against the value that the loader gives with it."""
-    pairs = data()
+    """log p of each answer, from all logits of its own row, against the value that the loader gives with it; the
+    training pairs are those of two parts, 6 and 2."""
+    rows = str(tmp_path / "rows")
+    pairs = data(dataset=[Part(rows), Part(rows, "other")])
     fit(tiny_model, pairs, tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert len(pairs.examples["train"]) == 8
     for split in ("train", "val"):
         for example in pairs.examples[split].__getitems__([list(range(len(pairs.examples[split])))])[0]:
             for name in ("chosen", "rejected"):
@@ -148,24 +151,24 @@ def test_a_second_run_reads_the_values_and_loads_no_reference(tiny_model: Path, 
 # case: dpo-loss-03
 @pytest.mark.parametrize("change", ["weights", "max_length", "precision", "attention", "rows"])
 def test_what_changes_a_value_gives_new_ones(tiny_model: Path, data: Data, tmp_path: Path, change: str) -> None:
-    """Other weights, shorter rows, bf16, another backend, or other rows: nothing old is read, and nothing is lost."""
-    fit(tiny_model, data(), tmp_path)
+    """Other weights in the same folder, shorter rows, bf16, another backend, or other rows: nothing old is read, and
+    nothing is lost."""
+    reference = shutil.copytree(tiny_model, tmp_path / "reference")
+    options: dict[str, Any] = {"reference_name": str(reference)}
+    fit(tiny_model, data(), tmp_path, **options)
     before = files(tmp_path)
-    options: dict[str, Any] = {}
     changed, run = data(), {}
     if change == "weights":
-        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        model = AutoModelForCausalLM.from_pretrained(reference)
         with torch.no_grad():
             model.model.norm.weight.mul_(2)
-        shutil.copytree(tiny_model, tmp_path / "other")
-        model.save_pretrained(tmp_path / "other")
-        options = {"reference_name": str(tmp_path / "other")}
+        model.save_pretrained(reference)
     elif change == "max_length":
         changed = data(max_length=40, max_dropped_share=1.0)
     elif change == "precision":
         run = {"precision": "bf16-true"}
     elif change == "attention":
-        options = {"attention": "sdpa"}
+        options["attention"] = "sdpa"
     else:
         changed = data(train_split="train_prefs[:5]", val_split="test_prefs[:2]")
     module = fit(tiny_model, changed, tmp_path, run, **options)

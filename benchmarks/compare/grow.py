@@ -1,0 +1,107 @@
+"""One measurement for growth.py, in this process: python -m compare.grow JOB."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compare.child import answer, job_of_this_process
+from compare.record import peak_bytes, resident_bytes
+
+DOCUMENT = 384  # tokens of a document, about
+
+
+def document_lengths(tokens: int) -> list[int]:
+    """Lengths of documents that make up `tokens`, as equal as can be: 256 to 512 each, from 256 tokens on."""
+    count = max(1, round(tokens / DOCUMENT))
+    return [tokens // count + (number < tokens % count) for number in range(count)]
+
+
+def make_batch(lengths: list[int], num_words: int) -> Any:
+    """A batch with a row for each document of random tokens, all of them trained."""
+    from smollit.data.collate import collate_chats
+
+    random = torch.Generator().manual_seed(0)
+    # n positions predict n tokens: n + 1 ids.
+    ids = [torch.randint(num_words, (length + 1,), generator=random).tolist() for length in lengths]
+    return collate_chats([[{"input_ids": row, "spans": [1, len(row)], "row": n}] for n, row in enumerate(ids)])
+
+
+def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of forward and backward of SFTModule at each number of tokens: {"seconds": {tokens: [...]}}."""
+    from smollit.modules import SFTModule
+
+    module = SFTModule(model_name=job["model"], attention="documents")
+    module.configure_model()
+    num_words = module.policy.config.vocab_size
+
+    def step(tokens: int) -> float:
+        batch = make_batch(document_lengths(tokens), num_words)
+        start = time.perf_counter()
+        loss_sum, count = module.step(batch, "train")
+        (loss_sum / count).backward()
+        seconds = time.perf_counter() - start
+        module.zero_grad(set_to_none=True)
+        return seconds
+
+    step(min(job["tokens"]))  # to warm up
+    # Small ones more often: they are noisier, and cheap.
+    return {"seconds": {n: [step(n) for _ in range(repeats(n, max(job["tokens"])))] for n in job["tokens"]}}
+
+
+def repeats(tokens: int, most: int) -> int:
+    """How often a number of tokens is measured: three times, the largest once."""
+    return max(1, min(3, most // tokens))
+
+
+def measure_head(job: dict[str, Any]) -> dict[str, Any]:
+    """Memory of forward and backward of the head, beyond its inputs, and the seconds of `repeats` more of them."""
+    from smollit.functional.logps import token_logps
+
+    tokens, hidden, vocabulary = job["tokens"], job["hidden"], job["vocabulary"]
+    random = torch.Generator().manual_seed(0)
+
+    def inputs(tokens: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
+        states, weight = torch.randn(tokens, hidden, generator=random), torch.randn(vocabulary, hidden, generator=random)
+        targets = torch.randint(vocabulary, (tokens,), generator=random)
+        return states.requires_grad_(), weight.requires_grad_(), targets
+
+    def step(states: Tensor, weight: Tensor, targets: Tensor) -> float:
+        states.grad = weight.grad = None
+        start = time.perf_counter()
+        token_logps(states, weight, targets, job["chunk_size"] or tokens).logps.sum().backward()
+        return time.perf_counter() - start
+
+    step(*inputs(16, 64))  # libraries load their kernels and buffers
+    given = inputs(tokens, vocabulary)
+    before = resident_bytes("cpu")
+    step(*given)
+    peak = peak_bytes("cpu")
+    return {"memory": peak - before, "seconds": [step(*given) for _ in range(job["repeats"])]}
+
+
+def measure_rows(job: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory of preparing and loading a file's rows, and of one epoch's batches of row numbers."""
+    from compare.prepare import Watch
+    from compare.rows import make_data
+
+    with Watch() as watch:
+        data = make_data("sft", Path(job["file"]), job["tokenizer"], 1024, Path(job["cache"]), shuffle=True)
+        data.prepare_data()
+        data.setup("fit")
+        rows = sum(len(batch) for batch in data.sampler())
+    return {"rows": rows, "peak_memory": peak_bytes("cpu"), "peak_own_memory": watch.peak}
+
+
+MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "tokens": time_tokens,
+    "head": measure_head,
+    "rows": measure_rows,
+}
+
+if __name__ == "__main__":
+    job = job_of_this_process()
+    answer(MEASURES[job["measure"]](job))

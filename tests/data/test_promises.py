@@ -1,0 +1,572 @@
+"""What docs/data.md promises, sentence by sentence: small files through the data module."""
+
+import csv
+import gzip
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+from lightning.pytorch import Trainer
+
+from smollit.data import ChatDataModule, PreferenceDataModule, UltraChatDataModule, cache
+from smollit.data.mixture import Part
+
+TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
+Row = dict[str, Any]
+END = "<|im_end|>"
+
+
+def user(content: Any, **keys: Any) -> Row:
+    return {"role": "user", "content": content, **keys}
+
+
+def assistant(content: Any, **keys: Any) -> Row:
+    return {"role": "assistant", "content": content, **keys}
+
+
+def chats(count: int, name: str = "") -> list[Row]:
+    return [{"messages": [user(f"q{name}{n}"), assistant(f"a{name}{n}")]} for n in range(count)]
+
+
+def lines(rows: list[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write(path: Path, rows: list[Row]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(lines(rows))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+
+
+def make(tmp_path: Path, dataset: Any, kind: type[ChatDataModule] = ChatDataModule, **options: Any) -> ChatDataModule:
+    defaults = {"val_split": None, "tokenizer_name": str(TINY), "chat_template": "chatml", "max_length": 128}
+    return kind(dataset, **defaults | {"cache_dir": str(tmp_path / "cache")} | options)
+
+
+def ready(tmp_path: Path, dataset: Any, kind: type[ChatDataModule] = ChatDataModule, **options: Any) -> ChatDataModule:
+    module = make(tmp_path, dataset, kind, **options)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def spans(module: ChatDataModule, key: str = "train") -> list[list[str]]:
+    """The trained texts of each chat."""
+    tokenizer = module.template.tokenizer
+    return [
+        [tokenizer.decode(row["input_ids"][a:b]) for a, b in zip(row["spans"][::2], row["spans"][1::2], strict=True)]
+        for row in module.examples[key].rows
+    ]
+
+
+def answers(module: ChatDataModule, key: str = "train") -> list[str]:
+    """The only trained text of each chat, without its end."""
+    return [text.removesuffix(END) for (text,) in spans(module, key)]
+
+
+def whole(module: ChatDataModule) -> list[str]:
+    return [module.template.tokenizer.decode(row["input_ids"]) for row in module.examples["train"].rows]
+
+
+def pair_texts(module: ChatDataModule) -> list[tuple[str, str, str]]:
+    """Prompt, chosen and rejected of each pair, decoded."""
+    decode = module.template.tokenizer.decode
+    return [
+        (decode(row["prompt_ids"]), decode(row["chosen_ids"]), decode(row["rejected_ids"]))
+        for row in module.examples["train"].rows
+    ]
+
+
+def one_chat(tmp_path: Path, messages: list[Row], **options: Any) -> ChatDataModule:
+    return ready(tmp_path, write(tmp_path / "one.jsonl", [{"messages": messages}]), **options)
+
+
+def pairs(tmp_path: Path, rows: list[Row], **options: Any) -> ChatDataModule:
+    return ready(tmp_path, write(tmp_path / "pairs.jsonl", rows), PreferenceDataModule, **options)
+
+
+# ---- where rows come from
+
+
+@pytest.mark.parametrize(
+    "ending", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "json.gz", "csv", "csv.zst", "parquet", "arrow"]
+)
+def test_every_ending_gives_the_same_examples(tmp_path: Path, ending: str) -> None:
+    """4 rows of prompt and completion; the last answer has a comma, quotes and a line end."""
+    rows: list[Row] = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(3)]
+    rows.append({"prompt": "q3", "completion": 'a, "b"\nc'})
+    path = tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif ending == "arrow":
+        Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+        next((tmp_path / "saved").glob("*.arrow")).rename(path)
+    else:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(rows)
+        kind = ending.split(".")[0]
+        content = {"jsonl": lines(rows), "json": json.dumps(rows), "csv": text.getvalue()}[kind].encode()
+        packed = ending.split(".")[-1]
+        pack = {"gz": gzip.compress, "zst": lambda data: pa.compress(data, codec="zstd", asbytes=True)}
+        path.write_bytes(pack.get(packed, bytes)(content))
+    assert answers(ready(tmp_path, str(path))) == ["a0", "a1", "a2", 'a, "b"\nc']
+
+
+def test_a_glob_is_all_its_rows_in_the_order_of_its_files(tmp_path: Path) -> None:
+    """Files at two depths, one packed, whatever the split's name; slices take parts of them all."""
+    write(tmp_path / "chats" / "a.jsonl", chats(2, "a"))
+    write(tmp_path / "chats" / "deep" / "b.jsonl", chats(2, "b"))
+    pattern = str(tmp_path / "chats" / "**" / "*.jsonl")
+    assert answers(ready(tmp_path, pattern, train_split="whatever")) == ["aa0", "aa1", "ab0", "ab1"]
+    module = ready(tmp_path, pattern, train_split="x[:75%]", val_split="x[75%:]")
+    assert (answers(module), answers(module, "val")) == (["aa0", "aa1", "ab0"], ["ab1"])
+
+
+def test_folders_give_the_split_that_is_asked_for(tmp_path: Path) -> None:
+    """Laid out as on the hub, in shards under data/, and as `save_to_disk` writes it."""
+    for shard in range(2):
+        rows = Dataset.from_list([{"prompt": f"q{shard}", "completion": f"a{shard}"}])
+        (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(tmp_path / "hub" / "data" / f"train_sft-0000{shard}-of-00002.parquet")
+    Dataset.from_list([{"prompt": "q", "completion": "saved"}]).save_to_disk(tmp_path / "disk")
+    assert answers(ready(tmp_path, str(tmp_path / "hub"), train_split="train_sft")) == ["a0", "a1"]
+    assert answers(ready(tmp_path, str(tmp_path / "disk"))) == ["saved"]
+    with pytest.raises(ValueError, match="has no split 'train': its files are of the splits train_sft"):
+        ready(tmp_path, str(tmp_path / "hub"))
+
+
+def test_weights_and_caps_of_a_mixture(tmp_path: Path) -> None:
+    """8 rows at 0.5, 3 at 2, and at most 2 of 5: 4 + 6 + 2 per epoch; the halves of two epochs are all 8."""
+    parts = [
+        Part(write(tmp_path / "half.jsonl", chats(8, "h")), weight=0.5),
+        Part(write(tmp_path / "twice.jsonl", chats(3, "t")), weight=2),
+        Part(write(tmp_path / "few.jsonl", chats(5, "f")), max_rows=2),
+    ]
+    module = ready(tmp_path, parts, longest_first=False)
+    halves: list[int] = []
+    for epoch in range(2):
+        module.position.epoch = epoch
+        seen = [row for batch in module.train_dataloader() for row in batch.example_ids.tolist()]
+        assert len(seen) == 12
+        assert [sorted(row for row in seen if 8 <= row < 11)] == [[8, 8, 9, 9, 10, 10]]
+        assert len({row for row in seen if row >= 11}) == 2
+        halves += [row for row in seen if row < 8]
+    assert sorted(halves) == list(range(8))
+
+
+def test_named_validation_sets_have_a_loader_each(tmp_path: Path) -> None:
+    """Their own splits and columns; the parts' weights and caps are for training."""
+    one = write(tmp_path / "one.jsonl", chats(4))
+    other = write(tmp_path / "other.jsonl", [{"dialog": chats(1)[0]["messages"]}] * 2)
+    module = ready(
+        tmp_path, one, train_split="x[:3]",
+        val_sets={"mine": Part(one, split="x[3:]"), "theirs": Part(other, columns={"messages": "dialog"})},
+    )  # fmt: skip
+    assert (answers(module, "val/mine"), answers(module, "val/theirs")) == (["a3"], ["a0", "a0"])
+    assert module.val_names == ("mine", "theirs")
+    assert [sum(batch.num_examples for batch in loader) for loader in module.val_dataloader()] == [1, 2]
+
+
+# case: data-13
+def test_streamed_rows_come_once_per_epoch(tmp_path: Path) -> None:
+    """10 rows of which one is bad: 9 over 2 workers, each once, in another order in the second epoch."""
+    rows = chats(10)
+    rows[4] = {"messages": [user("q")]}
+    dataset = write(tmp_path / "rows.jsonl", rows)
+    module = ready(tmp_path, dataset, streaming=True, num_workers=2, train_batch_size=2, shuffle_buffer=4)
+    epochs = []
+    for epoch in range(2):
+        module.position.epoch = epoch
+        epochs.append([row for batch in module.train_dataloader() for row in batch.example_ids.tolist()])
+    assert [sorted(rows) for rows in epochs] == [[0, 1, 2, 3, 5, 6, 7, 8, 9]] * 2
+    assert epochs[0] != epochs[1]
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").glob("*/examples"))
+
+
+def test_what_streaming_can_not_do_is_refused(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "rows.jsonl", chats(4))
+    with pytest.raises(ValueError, match="`data.packing: on` needs all lengths beforehand"):
+        make(tmp_path, dataset, streaming=True, packing="on")
+    with pytest.raises(ValueError, match=r"give row numbers from the start, as \[1000:\]"):
+        list(ready(tmp_path, dataset, streaming=True, train_split="x[50%:]").train_dataloader())
+    module = ready(tmp_path, dataset, streaming=True)
+    module.trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu")
+    with pytest.raises(ValueError, match="set `trainer.max_steps`"):
+        module.train_dataloader()
+
+
+def test_a_streams_cap_takes_the_first_rows(tmp_path: Path) -> None:
+    part = Part(write(tmp_path / "rows.jsonl", chats(9)), split="x[2:]", max_rows=3)
+    batches = ready(tmp_path, [part], streaming=True, shuffle=False).train_dataloader()
+    decode = make(tmp_path, "x").template.tokenizer.decode
+    assert [decode(batch.targets[batch.targets >= 0]) for batch in batches] == [f"a2{END}a3{END}a4{END}"]
+
+
+# ---- what rows may look like
+
+
+Q, A = [user("q")], [assistant("a")]
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"messages": Q + A}, "Messages"),
+        ({"conversations": Q + A}, "Messages"),
+        ({"conversation": Q + A}, "Messages"),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "ShareGPT"),
+        ({"prompt": "q", "completion": "a"}, "Prompt and completion"),
+        ({"prompt": Q, "completion": A}, "Prompt and completion"),
+        ({"instruction": "q", "output": "a"}, "Alpaca"),
+        ({"instruction": "q", "input": "", "output": "a"}, "Alpaca"),
+        ({"text": "\n\nHuman: q\n\nAssistant: a"}, "Human/Assistant dialogues"),
+        # the first of messages, prompt + completion, instruction + output, text that is there
+        ({"text": "t", "output": "o", "instruction": "i", "completion": "c", "prompt": "p", "messages": Q + A}, "Messages"),
+        ({"text": "t", "output": "o", "instruction": "i", "completion": "a", "prompt": "q"}, "Prompt and completion"),
+        ({"text": "t", "output": "a", "instruction": "q"}, "Alpaca"),
+    ],
+)  # fmt: skip
+def test_formats_of_chats(tmp_path: Path, row: Row, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Each becomes the same chat, and is said once."""
+    with caplog.at_level(logging.INFO):
+        module = ready(tmp_path, write(tmp_path / "one.jsonl", [row]))
+    assert whole(module) == [f"<|im_start|>user\nq{END}\n<|im_start|>assistant\na{END}"]
+    assert caplog.text.count(f"train: {name}") == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": A, "rejected": [assistant("b")]},
+        {"prompt": Q, "chosen": Q + A, "rejected": [*Q, assistant("b")]},
+        {"chosen": Q + A, "rejected": [*Q, assistant("b")]},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    ],
+)
+def test_formats_of_pairs(tmp_path: Path, row: Row) -> None:
+    (texts,) = pair_texts(pairs(tmp_path, [row]))
+    assert texts == (f"<|im_start|>user\nq{END}\n<|im_start|>assistant\n", f"a{END}", f"b{END}")
+
+
+def test_plain_text_is_trained_whole_and_without_a_template(tmp_path: Path) -> None:
+    module = ready(tmp_path, write(tmp_path / "one.jsonl", [{"text": "one two three"}]))
+    assert whole(module) == ["one two three<|endoftext|>"]
+    assert module.examples["train"].rows[0]["trained"] == module.examples["train"].rows[0]["length"] - 1
+
+
+def test_columns_formats_and_a_system_column(tmp_path: Path) -> None:
+    """`columns` names columns that are called otherwise; `format` insists; `system` goes first."""
+    row = {"dialog": Q + A, "text": "t", "system": "s"}
+    dataset = write(tmp_path / "one.jsonl", [row])
+    assert whole(ready(tmp_path, dataset, format="text")) == ["t<|endoftext|>"]
+    module = ready(tmp_path, dataset, columns={"messages": "dialog"})
+    assert whole(module) == [f"<|im_start|>system\ns{END}\n<|im_start|>user\nq{END}\n<|im_start|>assistant\na{END}"]
+    with pytest.raises(ValueError, match="the columns dialog, system, text"):
+        ready(tmp_path, dataset, format="alpaca")
+
+
+def test_a_list_of_messages_in_a_csv_cell_is_its_json_text(tmp_path: Path) -> None:
+    with (tmp_path / "rows.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerows([["messages"], [json.dumps(Q + A)]])
+    assert answers(ready(tmp_path, str(tmp_path / "rows.csv"))) == ["a"]
+
+
+def test_other_roles_must_be_listed(tmp_path: Path) -> None:
+    """As context; or trained, if `train_on` lists them."""
+    chat = [user("q"), {"role": "critic", "content": "hm"}, assistant("a")]
+    with pytest.raises(ValueError, match="`data.extra_roles` can list more"):
+        one_chat(tmp_path, chat)
+    assert spans(one_chat(tmp_path, chat, extra_roles=["critic"])) == [["a" + END]]
+    module = one_chat(tmp_path, chat, extra_roles=["critic"], train_on=["critic", "assistant"])
+    assert spans(module) == [["hm" + END, "a" + END]]
+
+
+# case: template-10
+def test_a_prompt_may_end_with_the_start_of_the_answer(tmp_path: Path) -> None:
+    given = [*Q, assistant("It is ")]
+    module = ready(tmp_path, write(tmp_path / "one.jsonl", [{"prompt": given, "completion": "a"}]))
+    assert spans(module) == [["a" + END]]
+    assert whole(module)[0].endswith(f"assistant\nIt is a{END}")
+    (texts,) = pair_texts(pairs(tmp_path, [{"prompt": given, "chosen": "a", "rejected": "b"}]))
+    assert texts == (f"<|im_start|>user\nq{END}\n<|im_start|>assistant\nIt is ", "a" + END, "b" + END)
+
+
+def test_scores_drop_pairs(tmp_path: Path) -> None:
+    """Gaps 3, 0, -2: all stay; ties go; below 1 goes; batches carry the gaps."""
+    scores = [(8, 5), (4, 4), (1, 3)]
+    rows = [
+        {"prompt": f"q{n}", "chosen": "a", "rejected": "b", "score_chosen": one, "score_rejected": other}
+        for n, (one, other) in enumerate(scores)
+    ]
+    gaps = [
+        list(pairs(tmp_path, rows, **options).examples["train"].column("score_gap"))
+        for options in ({}, {"score_ties": "drop"}, {"min_score_gap": 1.0})
+    ]
+    assert gaps == [[3, 0, -2], [3, -2], [3]]
+    (batch,) = pairs(tmp_path, rows, shuffle=False).train_dataloader()
+    assert batch.score_gap.tolist() == [3, 0, -2]
+
+
+# ---- what is trained
+
+
+FOUR = [user("a"), assistant("b"), user("c"), assistant("d")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "train_on", "trained"),
+    [
+        (FOUR, "assistant", ["b", "d"]),
+        (FOUR, "last", ["d"]),
+        (FOUR, ["user"], ["a", "c"]),
+        (FOUR, ["user", "assistant"], ["a", "b", "c", "d"]),
+        ([FOUR[0], assistant("b", train=False), *FOUR[2:]], "assistant", ["d"]),
+        ([FOUR[0], assistant("b", weight=0), *FOUR[2:]], "assistant", ["d"]),
+        ([FOUR[0], assistant("b", weight=1), *FOUR[2:]], "last", ["b", "d"]),
+        ([user("a", train=True), *FOUR[1:]], "assistant", ["a", "b", "d"]),
+    ],
+)
+def test_what_is_trained(tmp_path: Path, messages: list[Row], train_on: Any, trained: list[str]) -> None:
+    """Each the turn's text and the token that ends it, never its header."""
+    assert spans(one_chat(tmp_path, messages, train_on=train_on)) == [[text + END for text in trained]]
+
+
+# case: mask-03
+def test_a_template_for_which_neither_way_is_sound_is_refused(tmp_path: Path) -> None:
+    """It prints contents in capitals."""
+    (tmp_path / "loud.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}")
+    with pytest.raises(ValueError, match=r"`data\.chat_template`: .*loud\.jinja does not print the text of an answer"):
+        one_chat(tmp_path, FOUR, chat_template=str(tmp_path / "loud.jinja"))
+
+
+# case: template-11
+# case: mask-05
+@pytest.mark.parametrize(("choice", "kept"), [("escape", 2), ("drop", 1), ("error", None)])
+def test_control_text(tmp_path: Path, choice: str, kept: int | None) -> None:
+    """A user spells a whole turn: two ends in the row, of two messages, or no row, or no run."""
+    odd = f"x{END}\n<|im_start|>assistant\nhi"
+    dataset = write(tmp_path / "two.jsonl", [{"messages": [user(odd), assistant("a")]}, *chats(1)])
+    options = {"control_text": choice, "max_dropped_share": 0.0}
+    if kept is None:
+        with pytest.raises(
+            ValueError, match=r"control text .*refuses.*\n(.*\n)*.*set `data\.control_text` to escape or drop"
+        ):
+            ready(tmp_path, dataset, **options)
+        return
+    module = ready(tmp_path, dataset, **options)
+    assert len(module.examples["train"]) == kept
+    assert answers(module) == ["a", "a0"][-kept:]
+    for row in module.examples["train"].rows:
+        assert (row["input_ids"].count(1), row["input_ids"].count(2)) == (2, 2)
+    assert whole(module)[0].count(END) == kept + 1 if kept == 2 else True
+
+
+# case: template-01
+@pytest.mark.shared
+@pytest.mark.parametrize(("choice", "system"), [("keep", None), ("drop", ""), ("Be brief.", "Be brief.")])
+def test_the_default_system_text(
+    tmp_path: Path, shared: Path, choice: str, system: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SmolLM2's own template: its text, none, or another; a row's own system text always wins."""
+    instruct = str(shared / "models" / "smollm2-tokenizer" / "instruct-135M")
+    rows = [*chats(1), {"messages": [{"role": "system", "content": "Mine."}, *Q, *A]}]
+    dataset, options = write(tmp_path / "two.jsonl", rows), {"tokenizer_name": instruct, "chat_template": "auto"}
+    with caplog.at_level(logging.INFO):
+        module = ready(tmp_path, dataset, default_system=choice, **options)
+    own = "You are a helpful AI assistant named SmolLM, trained by Hugging Face" if system is None else system
+    block = f"<|im_start|>system\n{own}{END}\n" if own else ""
+    rest = f"{END}\n<|im_start|>assistant\n"
+    assert whole(module) == [
+        f"{block}<|im_start|>user\nq0{rest}a0{END}",
+        f"<|im_start|>system\nMine.{END}\n<|im_start|>user\nq{rest}a{END}",
+    ]
+    assert caplog.text.count("`data.default_system` can drop or replace it") == (1 if own else 0)
+
+
+# ---- length
+
+
+def words(count: int, word: str = " the") -> str:
+    """A text of so many tokens."""
+    return word * count
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, Any]:
+    """A template that prints contents alone: lengths are those of the texts."""
+    (tmp_path / "bare.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    return {"chat_template": str(tmp_path / "bare.jinja"), "max_dropped_share": 1.0}
+
+
+# case: mask-06
+# case: data-09
+@pytest.mark.parametrize(
+    ("truncate", "length", "trained"),
+    [("right", 10, [4, 2]), ("left-turns", 8, [3]), ("drop", None, []), ("error", None, [])],
+)
+def test_long_chats(tmp_path: Path, bare: Any, truncate: str, length: int | None, trained: list[int]) -> None:
+    """Turns of 2, 4, 2 and 5 (13) beside a short chat, with room for 10: 2 + 4 + 2 + 2, or without the first two."""
+    long = [user(words(2)), assistant(words(4)), user(words(2)), assistant(words(5))]
+    long[3]["content"] = words(5)
+    rows = [{"messages": long}, {"messages": [user(words(1)), assistant(words(1))]}]
+    dataset = write(tmp_path / "two.jsonl", rows)
+    if truncate == "error":
+        with pytest.raises(ValueError, match="13 tokens, and max_length is 10"):
+            ready(tmp_path, dataset, max_length=10, truncate=truncate, **bare)
+        return
+    module = ready(tmp_path, dataset, max_length=10, truncate=truncate, **bare)
+    report, rows = module.reports["train"], module.examples["train"].rows.to_list()
+    if length is None:
+        assert (report.kept, report.dropped) == (1, {"longer than max_length": 1})
+        return
+    borders = rows[0]["spans"]
+    assert (
+        [end - start for start, end in zip(borders[::2], borders[1::2], strict=True)] == [4, 2]
+        if truncate == "right"
+        else [5]
+    )
+    assert (report.kept, report.cut) == (2, 1)
+    assert rows[0]["length"] == (10 if truncate == "right" else 7)
+
+
+# case: data-06
+@pytest.mark.parametrize(
+    ("truncate", "sizes"),
+    [("right", []), ("left-turns", [5, 3, 2]), ("drop", [])],
+)
+def test_pairs_with_a_long_prompt(tmp_path: Path, bare: Any, truncate: str, sizes: list[int]) -> None:
+    """Prompt 10, answers 3 and 2, max 8: the last 5 of the prompt and both answers; or dropped and counted."""
+    long = {"prompt": words(10), "chosen": words(3), "rejected": words(2)}
+    rows = [long, {"prompt": words(2), "chosen": words(3), "rejected": words(2)}]
+    module = pairs(tmp_path, rows, max_length=8, truncate=truncate, **bare)
+    report = module.reports["train"]
+    assert report.kept + sum(report.dropped.values()) == 2
+    found = [
+        [len(row[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")] for row in module.examples["train"].rows
+    ]
+    assert found == [*([sizes] if sizes else []), [2, 3, 2]]
+
+
+# case: data-06
+def test_pairs_with_long_answers(tmp_path: Path, bare: Any) -> None:
+    """Prompt 6, answers 9 and 4, max 8. Right: 2 tokens for each answer, which are then equal. Left-turns: the prompt
+    keeps a quarter, 2, and both answers have 6."""
+    row = {"prompt": words(6), "chosen": words(9), "rejected": words(4)}
+    other = {"prompt": words(1), "chosen": words(1), "rejected": words(2)}
+    module = pairs(tmp_path, [row, other], max_length=8, **bare)
+    assert module.reports["train"].dropped == {"equal answers after the cut": 1}
+    module = pairs(tmp_path, [row, other], max_length=8, truncate="left-turns", **bare)
+    first = module.examples["train"].rows[0]
+    assert [len(first[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")] == [2, 6, 4]
+
+
+# ---- bad rows and reports
+
+
+def test_a_tenth_of_bad_rows_is_the_limit(tmp_path: Path) -> None:
+    """1 of 10 passes; 2 of 19 do not."""
+    bad = {"messages": [user("q"), assistant(None)]}
+    module = ready(tmp_path, write(tmp_path / "ten.jsonl", [*chats(9), bad]))
+    assert module.reports["train"].dropped == {"null content": 1}
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)2 of 19 rows of split train can't be used, and `data.max_dropped_share` is 0.1.*messages\[1\]",
+    ):
+        ready(tmp_path, write(tmp_path / "more.jsonl", [*chats(17), bad, bad]))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_line_that_is_not_json_stops_the_run_with_file_and_line(tmp_path: Path, streaming: bool) -> None:
+    """But not a stream, which can't be read twice: there it is counted."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines(chats(2)) + "{oops}\n" + lines(chats(2)))
+    if streaming:
+        batches = ready(tmp_path, str(path), streaming=True, shuffle=False).train_dataloader()
+        assert sum(batch.num_examples for batch in batches) == 4
+        return
+    with pytest.raises(ValueError, match=r"rows\.jsonl:3: not JSON"):
+        ready(tmp_path, str(path), max_dropped_share=1.0)
+
+
+def test_all_figures_are_in_data_report_json(tmp_path: Path) -> None:
+    """A report for each split, in the run's folder."""
+    dataset = write(tmp_path / "rows.jsonl", [*chats(9), {"messages": []}])
+    module = make(tmp_path, dataset, val_split="x[:4]")
+    module.trainer = Trainer(
+        default_root_dir=tmp_path / "run", logger=False, enable_checkpointing=False, accelerator="cpu"
+    )
+    module.prepare_data()
+    module.setup("fit")
+    said = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    assert [(name, said[name]["rows"], said[name]["kept"]) for name in said] == [("train", 10, 9), ("val", 4, 4)]
+    assert said["train"]["dropped"] == {"empty conversation": 1}
+    assert said["train"]["examples"] == {"empty conversation": ["row 9: messages is an empty list"]}
+
+
+# ---- the cache
+
+
+# case: data-01
+def test_a_second_start_reads_no_row_and_a_changed_setting_meets_no_old_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds, build = [], cache.build
+    monkeypatch.setattr(cache, "build", lambda *given: builds.append(given) or build(*given))
+    dataset = write(tmp_path / "rows.jsonl", chats(4))
+    ready(tmp_path, dataset)
+    monkeypatch.setattr("smollit.data.source.read_files", None)  # whoever reads the rows now fails
+    ready(tmp_path, dataset)
+    assert len(builds) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    changes = [{"max_length": 9}, {"train_on": "last"}, {"control_text": "drop"}, {"truncate": "drop"}]
+    folders = {ready(tmp_path, dataset, **change).examples["train"].keys[0] for change in [{}, *changes]}
+    assert len(folders) == 5
+
+
+# ---- batches
+
+
+# case: packing-02
+# case: packing-05
+def test_packing_keeps_every_example_whole_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`on` packs; `auto` on a CPU says that it does not; the rows have at most `pack_length` positions."""
+    dataset = write(tmp_path / "rows.jsonl", chats(20))
+    with caplog.at_level(logging.INFO):
+        module = ready(tmp_path, dataset, packing="on", pack_length=40, train_batch_size=2)
+        batches = list(module.train_dataloader())
+    assert "packing on: on, 20 examples in" in caplog.text and "fill rate" in caplog.text
+    assert sorted(row for batch in batches for row in batch.example_ids.tolist()) == list(range(20))
+    assert all(batch.input_ids.shape[0] <= 2 and batch.input_ids.shape[1] <= 40 for batch in batches)
+    assert len(batches) < 10
+
+
+def test_longest_first_and_the_limit_of_tokens(tmp_path: Path) -> None:
+    """The first batch has the longest row; no batch has more than 100 positions, with padding."""
+    rows = [{"messages": [user("q"), assistant(words(2 + 3 * n))]} for n in range(16)]
+    module = ready(tmp_path, write(tmp_path / "rows.jsonl", rows), train_batch_size=4, max_batch_tokens=100)
+    batches = list(module.train_dataloader())
+    assert 15 in batches[0].example_ids.tolist()
+    assert all(batch.input_ids.numel() <= 100 for batch in batches)
+    assert sorted(row for batch in batches for row in batch.example_ids.tolist()) == list(range(16))
+
+
+def test_val_split_null_validates_on_nothing_and_the_published_defaults_stand() -> None:
+    module = UltraChatDataModule()
+    assert module.splits.train == "train_sft" and module.splits.val == "test_sft"
+    assert [part.dataset for part in module.splits.dataset] == ["HuggingFaceH4/ultrachat_200k"]
