@@ -100,8 +100,8 @@ def chunk_sizes(options: argparse.Namespace, folder: Path) -> Found:
     config = AutoConfig.from_pretrained(options.model)
     job = {"measure": "head", "tokens": tokens, "hidden": config.hidden_size, "vocabulary": config.vocab_size}
     for chunk_size in [size for size in options.chunk_sizes if size < tokens] + [0]:
-        found = child.start("compare.grow", job | {"chunk_size": chunk_size, "repeats": 2})
-        cells.append({"chunk_size": chunk_size, "seconds": min(found["seconds"]), "memory": found["memory"]})
+        found = child.start("compare.grow", job | {"chunk_size": chunk_size, "repeats": 1})
+        cells.append({"chunk_size": chunk_size, "seconds": found["seconds"][0], "memory": found["memory"]})
     return {"tokens": tokens, "vocabulary": config.vocab_size, "cells": cells}
 
 
@@ -222,7 +222,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--tokens", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096], help="tokens of a micro-batch")
     add("--vocabularies", nargs="+", type=int, default=[8192, 16384, 32768, 65536])
     add("--chunk_sizes", nargs="+", type=int, default=[128, 256, 512, 1024, 2048], help="and all tokens at once")
-    add("--head_tokens", type=int, default=3072, help="trained tokens that the head scores")
+    add("--head_tokens", type=int, default=2560, help="trained tokens that the head scores")
     add("--rows", type=int, default=1000, help="rows of data; ten times as many are measured too")
     add("--json", type=Path, help="file to write all figures to")
     return parser.parse_args(args)

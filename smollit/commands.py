@@ -5,7 +5,7 @@ COMMANDS = {
     "validate": "Measure the validation split.",
     "test": "Measure the test split.",
     "predict": "Answer the prompts of a split.",
-    "inspect": "Show what is trained: rows with their trained tokens marked, lengths, what was cut or dropped, warnings.",
+    "inspect": "Show what is trained: rows with trained tokens marked, lengths, what was cut or dropped, warnings.",
     "estimate": "Say what a run will need: memory by part and whether it fits, tokens, steps, time.",
     "export": "Write a checkpoint as a Hugging Face folder, read it back and compare.",
 }

@@ -48,13 +48,13 @@ def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
         return seconds
 
     step(min(job["tokens"]))  # to warm up
-    # Small ones more often: they are noisier, and cheap.
+    # Small ones twice: they are noisier, and cheap.
     return {"seconds": {n: [step(n) for _ in range(repeats(n, max(job["tokens"])))] for n in job["tokens"]}}
 
 
 def repeats(tokens: int, most: int) -> int:
-    """How often a number of tokens is measured: three times, the largest once."""
-    return max(1, min(3, most // tokens))
+    """How often a number of tokens is measured: twice, the largest once."""
+    return max(1, min(2, most // tokens))
 
 
 def measure_head(job: dict[str, Any]) -> dict[str, Any]:

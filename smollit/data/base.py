@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from smollit.batch import Batch
@@ -19,14 +18,13 @@ from smollit.data.examples import Examples
 from smollit.data.formats import FormatName
 from smollit.data.loaders import Collate, batch_loader, stream_loader
 from smollit.data.mixture import Part
-from smollit.data.packing import fill_rate
-from smollit.data.prepared import Prepared, prepare, say
+from smollit.data.prepared import Prepared, prepare
 from smollit.data.records import Kind
 from smollit.data.report import Report, write_reports
 from smollit.data.sampler import BatchSampler, Order, Position
 from smollit.data.splits import Splits, label
 from smollit.data.streaming import Stream, StreamingExamples
-from smollit.data.template_notes import describe_template
+from smollit.data.telling import describe_template, tell_packing, tell_same_rows
 from smollit.data.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -178,9 +176,7 @@ class ChatDataModule(LightningDataModule):
             if self.tokenizer_name is None:
                 raise ValueError("`data.tokenizer_name` must be set when the data module is used without the CLI")
             tokenizer = load_tokenizer(self.tokenizer_name)
-            self._template = load_template(
-                tokenizer, self.chat_template, self.kind == "chat", self.default_system
-            )
+            self._template = load_template(tokenizer, self.chat_template, self.kind == "chat", self.default_system)
             describe_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
         return self._template
 
@@ -258,7 +254,7 @@ class ChatDataModule(LightningDataModule):
         if self.streaming:
             return self._stream()
         sampler = self.sampler()
-        self._tell_packing(sampler)
+        tell_packing(sampler, self.packing)
         return batch_loader(self._examples("train"), sampler, self.collate, self.num_workers, self.seed)
 
     def sampler(self) -> BatchSampler:
@@ -298,19 +294,6 @@ class ChatDataModule(LightningDataModule):
         """Whether training rows are packed."""
         return self.packing == "on" or (self.packing == "auto" and torch.cuda.is_available() and not self.streaming)
 
-    def _tell_packing(self, sampler: BatchSampler) -> None:
-        if self.packing == "off":
-            return
-        if not self.packs:
-            say("packing auto: off, since this machine has no GPU")
-            return
-        rows = sampler.rows()
-        examples, filled = sum(map(len, rows)), fill_rate(sampler.lengths, rows, self.pack_length)
-        say(
-            f"packing {self.packing}: on, {examples:,} examples in {len(rows):,} rows of {self.pack_length:,} positions,"
-            f" fill rate {filled:.1%}"
-        )
-
     def _examples(self, key: str) -> Examples:
         if key not in self.examples:
             raise ValueError(f"there is no split to {key}: set `data.{key}_split`")
@@ -318,9 +301,7 @@ class ChatDataModule(LightningDataModule):
 
     def _evaluation_loader(self, key: str, collate: Collate) -> DataLoader[Batch]:
         examples = self._examples(key)
-        sampler = BatchSampler(
-            examples.lengths, self.val_batch_size, None, self.max_batch_tokens or 0, *self._rank()
-        )
+        sampler = BatchSampler(examples.lengths, self.val_batch_size, None, self.max_batch_tokens or 0, *self._rank())
         return batch_loader(examples, sampler, collate, self.num_workers, self.seed)
 
     def _stream(self) -> DataLoader[Batch]:
@@ -340,16 +321,11 @@ class ChatDataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    @rank_zero_only
     def _compare_train_and_val(self) -> None:
         """Warn if validation says nothing about new rows."""
         train = set(self.examples["train"].keys) if "train" in self.examples else set()
-        for key, examples in self.examples.items():
-            if key.startswith("val") and train & set(examples.keys):
-                log.warning(
-                    "validation uses the rows of training: of one data set, set e.g. `data.train_split` to"
-                    " train[:95%] and `data.val_split` to train[95%:], or `data.val_split` to null"
-                )
+        if any(train & set(rows.keys) for key, rows in self.examples.items() if key.startswith("val")):
+            tell_same_rows()
 
 
 def _check_at_least(least: int, **values: int | None) -> None:

@@ -1,23 +1,21 @@
 """One part of a split on its way from rows to examples: its format, its encoder, and its place in the cache."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from datasets import Dataset
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smollit.data import cache
 from smollit.data.chat import ChatTemplate
-from smollit.data.encode import Encoder, EncodeOptions
+from smollit.data.encode import EncodeOptions, Encoder
 from smollit.data.formats import recognise
 from smollit.data.mixture import Part, load_part
 from smollit.data.report import Report, check_report
 from smollit.data.source import Source
+from smollit.data.telling import say, tell
 
-log = logging.getLogger(__name__)
 FIRST_ROWS = 20  # rows that tell formats apart
 
 
@@ -83,17 +81,3 @@ def prepare(
     form = recognise(columns, head, options.kind, part.format, part.columns or {}, extra_roles, where)
     say(f"{label}: {form.describe()}")
     return Prepared(label, part, source, Encoder(template, options, form), cache_dir)
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Log a line, once over all ranks."""
-    log.info("%s", line)
-
-
-@rank_zero_only
-def tell(report: Report, label: str) -> None:
-    """Log what became of a split's rows."""
-    log.info(report.summary(label))
-    for line in report.warnings(label):
-        log.warning(line)

@@ -47,9 +47,7 @@ def load_model(
     return model.train()
 
 
-def load_pretrained(
-    model_name: str, config: PretrainedConfig, dtype: torch.dtype, attention: str
-) -> PreTrainedModel:
+def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The model with its weights, all of them.
 
     Raises:

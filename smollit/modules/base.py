@@ -5,33 +5,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torchmetrics import MetricCollection
 from transformers import get_scheduler
 
 from smollit.batch import Batch
 from smollit.functional.attention import AttentionBackend
-from smollit.metrics import add_counts, values
+from smollit.metrics import values
 from smollit.models.causal_lm import CausalLM
 from smollit.models.checkpoint import load_weights
 from smollit.models.compile import compile_layers
 from smollit.models.recompute import GradientCheckpointing
 from smollit.models.sharding import gradient_norm, scale_gradients, shard, unwrap
+from smollit.modules.measured import MeasuredModule
 from smollit.modules.optimizer import Schedule, set_learning_rate
 from smollit.modules.window import Window
-
-STAGES = ("train", "val", "test")
 
 
 class NonFiniteError(ValueError):
     """The loss or the gradient norm became infinite or NaN; the weights are those of the last good step."""
 
 
-class FineTuningModule(LightningModule):
+class FineTuningModule(MeasuredModule):
     """A policy that is trained, and the exact bookkeeping around it.
 
     A loss is a sum and a count. `training_step` returns sum / nominal_count; before the optimizer step, gradients are
@@ -59,7 +56,6 @@ class FineTuningModule(LightningModule):
     """
 
     nominal_count = 1.0  # keeps fp16 gradients in range; cancels out
-    bar_names: tuple[str, ...] = ("loss",)
     policy: nn.Module  # a CausalLM, or its FSDP wrapper; None until configure_model()
 
     def __init__(
@@ -102,37 +98,17 @@ class FineTuningModule(LightningModule):
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.policy = None  # type: ignore[assignment]
-        self.metrics = nn.ModuleDict({f"{stage}/": self.make_metrics(f"{stage}/") for stage in STAGES})
         self.window = Window()
-        self.val_stages = ["val"]
         self.gradient_norm: Tensor | None = None
         self.num_skipped_steps = 0
 
     # ---- what a subclass says
 
     @abstractmethod
-    def make_metrics(self, prefix: str) -> MetricCollection:
-        """The metrics of one stage, all on sums and counts."""
-
-    @abstractmethod
     def step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor | float]:
         """Update the stage's metrics; return the loss's sum over the micro-batch and what it is a sum of."""
 
-    def stage_metrics(self, stage: str) -> MetricCollection:
-        """What a stage (`train`, `val`, `val/<set>`, `test`) has counted since its last log."""
-        collection = self.metrics[f"{stage}/"]
-        assert isinstance(collection, MetricCollection)
-        return collection
-
     # ---- Lightning's hooks: steps
-
-    def setup(self, stage: str) -> None:
-        """Metrics for each named validation set of the data module; their sums make up those of `val`."""
-        names = getattr(self.trainer.datamodule, "val_names", ())  # type: ignore[attr-defined]
-        self.val_stages = [f"val/{name}" for name in names] or ["val"]
-        for name in self.val_stages:
-            if f"{name}/" not in self.metrics:
-                self.metrics[f"{name}/"] = self.make_metrics(f"{name}/").to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the loss."""
@@ -180,8 +156,8 @@ class FineTuningModule(LightningModule):
             return
         raise NonFiniteError(
             f"step {self.trainer.global_step + 1}: loss {loss:g}, gradient norm {norm:g}, at learning rate"
-            f" {self.current_learning_rate():.3g}, on rows {self.window.rows()}. The weights are those of the step before."
-            " Lower `model.learning_rate`, look at these rows, or set `model.non_finite: skip`"
+            f" {self.current_learning_rate():.3g}, on rows {self.window.rows()}. The weights are those of the step"
+            " before. Lower `model.learning_rate`, look at these rows, or set `model.non_finite: skip`"
         )
 
     def configure_gradient_clipping(
@@ -214,36 +190,6 @@ class FineTuningModule(LightningModule):
             )
 
     # ---- Lightning's hooks: logs
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over each named set, and over all rows together."""
-        total, found = self.stage_metrics("val"), dict[str, Tensor]()
-        for name in self.val_stages:
-            if name != "val":
-                add_counts(total, self.stage_metrics(name))
-                found |= values(self.stage_metrics(name))
-        found |= values(total)
-        # `num_sanity_val_steps: -1` validates on everything before the first step: those figures are worth keeping.
-        if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
-            self.report(found)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the means over the whole split."""
-        self.report(values(self.stage_metrics("test")))
-
-    def report(self, named: dict[str, Any]) -> None:
-        """Send values, equal on all ranks, to the loggers, the progress bar and `callback_metrics`.
-
-        The x axis is the number of optimizer steps done, everywhere.
-        """
-        fitting = self.trainer.training or self.trainer.state.fn == "fit"
-        for name, value in named.items():
-            on_bar = name.partition("/")[2] in self.bar_names
-            # Lightning's own x axis is one behind while fitting, so only other commands use it.
-            self.log(name, value, prog_bar=on_bar, logger=not fitting, batch_size=1, rank_zero_only=False)
-        if fitting:
-            for logger in self.trainer.loggers:
-                logger.log_metrics({name: float(value) for name, value in named.items()}, self.trainer.global_step)
 
     # ---- Lightning's hooks: model and optimizer
 

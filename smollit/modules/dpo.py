@@ -50,7 +50,8 @@ class DPOModule(FineTuningModule):
         label_smoothing: Share of pairs assumed to be labelled the wrong way round, 0 to below 0.5; `sigmoid` only.
         nll_weight: Weight of the chosen answer's mean negative log-likelihood per token, added to the loss (RPO).
         scores: What the gap score_chosen - score_rejected does: `ignore`; `weight` counts each pair `score_scale` x
-            gap times, and not at all where the gap is below 0; `offset` asks for a margin of `score_scale` x gap (ODPO), `sigmoid` only.
+            gap times, and not at all where the gap is below 0; `offset` asks for a margin of `score_scale` x gap
+            (ODPO), `sigmoid` only.
         score_scale: Of the gaps.
         learning_rate: Peak learning rate, reached after the warm-up.
         optimizer: Any torch optimizer; its learning rate is `learning_rate`.

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from smollit.data import ChatDataModule
@@ -27,8 +26,6 @@ from smollit.tools.estimate_time import Speed, measure_speed, usual_rows
 from smollit.tools.estimate_view import show
 
 log = logging.getLogger(__name__)
-# glibc keeps part of what was freed below 32 MiB. Measured on SmolLM2-135M: a share of what one forward pass makes.
-ALLOCATOR_SHARE = {"cpu": 0.10, "cuda": 0.0}
 ONE_PASS_BACKENDS = ("flex_attention", "flash_attention_2")  # kernels that can't be run without a GPU and real numbers
 
 
@@ -170,8 +167,7 @@ def memory_parts(
     if attention in ONE_PASS_BACKENDS:
         model.set_attn_implementation(attention)  # type: ignore[operator,union-attr]
         module.policy.attention = attention
-    share = ALLOCATOR_SHARE.get(device.type, 0.0)
-    return {**parts, "allocator": int(share * sum(parts.values())), "process": held}
+    return {**parts, "process": held}
 
 
 def spread(parts: Parts, trainer: Any) -> Parts:
@@ -187,7 +183,7 @@ def spread(parts: Parts, trainer: Any) -> Parts:
 
 def most_positions(memory: Parts, size: int, free: int) -> int:
     """Positions of a micro-batch that would just fit, if activations grow with them and all else stays."""
-    grows = memory["activations"] * (1 + memory["allocator"] / max(sum(memory.values()) - memory["process"], 1))
+    grows = memory["activations"] + memory["allocator"]
     room = free - (sum(memory.values()) - memory["process"])
     return max(int(size * (1 + room / max(grows, 1))), 0)
 

@@ -1,6 +1,7 @@
 """What is alive in memory at each operation of an optimizer step: run on tensors that have a shape and no content."""
 
 import copy
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +19,12 @@ from smollit.batch import Batch
 from smollit.modules import DPOModule, FineTuningModule
 
 PARTS = ("weights", "reference", "gradients", "optimizer", "activations", "head chunk")
-Parts = dict[str, int]  # bytes of each of `PARTS`
+Parts = dict[str, int]  # bytes of each of `PARTS`, and of what is beside them
+# glibc maps larger blocks one by one and gives them back at once. Smaller ones lie on a heap with holes.
+HEAP_LIMIT = 32 * 1024**2
+# Measured with glibc 2.36 on SmolLM2-135M, 1,020 and 2,040 positions, with checkpointing and without: the heap holds
+# this share of all that one forward pass makes, beside what is alive.
+HEAP_HOLES = 0.2
 
 
 class LiveMemory(TorchDispatchMode):
@@ -39,6 +45,8 @@ class LiveMemory(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self.peak: Parts = dict.fromkeys(PARTS, 0)
         self.total = self.peak_total = 0
+        self.made = 0  # bytes of all tensors below HEAP_LIMIT, freed or not
+        self.made_forward = 0  # by the forward pass that made most
         self.entries: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()  # storage: [part, bytes]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,6 +66,7 @@ class LiveMemory(TorchDispatchMode):
         weakref.finalize(storage, self._release, entry).atexit = False
         self.live[entry[0]] += entry[1]
         self.total += entry[1]
+        self.made += entry[1] * (entry[1] < HEAP_LIMIT)
         if self.total > self.peak_total:
             self.peak_total = self.total
             self.peak = {part: self.live[part] for part in PARTS}
@@ -113,7 +122,9 @@ def peak_parts(
             _step(twin, optimizer, [fake_batch(batch, device) for batch in first], live, context, True)
             if later:
                 _step(twin, optimizer, [fake_batch(batch, device) for batch in later], live, context, not accumulates)
-        return live.peak
+        print("MADE", live.made_forward/1024**2)
+        holes = HEAP_HOLES * live.made_forward if device.type == "cpu" and sys.platform == "linux" else 0
+        return {**live.peak, "allocator": int(holes)}
 
 
 def _step(
@@ -126,8 +137,10 @@ def _step(
 ) -> None:
     """Forward and backward of each micro-batch, and the optimizer's step."""
     for place, batch in enumerate(batches):
+        made = live.made
         with context():
             loss = twin.step(batch, "train")[0] / twin.nominal_count
+        live.made_forward = max(live.made_forward, live.made - made)
         if clears and not place:
             optimizer.zero_grad()  # as Lightning does: old gradients outlast the forward pass
         loss.backward()

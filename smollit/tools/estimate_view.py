@@ -41,7 +41,10 @@ def _show_fit(console: Console, found: "Estimate") -> None:
         needed = found.peak - found.memory["process"]
         said = "fits" if found.fits else "DOES NOT FIT"
         style = "bold green" if found.fits else "bold red"
-        say(console, Text(f"{said}: {gib(needed)} are needed beside what is held now, {gib(found.free)} are free", style))
+        say(
+            console,
+            Text(f"{said}: {gib(needed)} are needed beside what is held now, {gib(found.free)} are free", style),
+        )
     if found.most_positions:
         per_row = found.heaviest[1] / found.heaviest[0]
         most = f"about {found.most_positions:,} positions: {int(found.most_positions / per_row):,} rows of this length"
@@ -56,7 +59,9 @@ def _show_epoch(console: Console, found: "Estimate") -> None:
     epoch = found.epoch
     _section(console, "one epoch")
     _line(console, "examples", f"{epoch.examples:,} in {epoch.rows:,} rows")
-    _line(console, "tokens", f"{epoch.tokens:,}, {epoch.trained:,} trained ({epoch.trained / max(epoch.tokens, 1):.0%})")
+    _line(
+        console, "tokens", f"{epoch.tokens:,}, {epoch.trained:,} trained ({epoch.trained / max(epoch.tokens, 1):.0%})"
+    )
     if epoch.packed_share is not None:
         _line(console, "packed", f"{epoch.packed_share:.1%} of the rows' positions hold tokens")
     _line(console, "padding", f"{epoch.padding_share:.1%} of the computed positions")

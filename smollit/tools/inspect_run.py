@@ -1,12 +1,10 @@
 """From a data module to what `inspect` looks at."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
 from smollit.data import ChatDataModule, cache
 from smollit.data.prepared import Prepared
-from smollit.data.raw import RAW
 from smollit.tools.inspect_view import SplitView
 
 SPLITS = ("train", "val", "test")
@@ -17,9 +15,7 @@ def views(data: ChatDataModule) -> dict[str, list[SplitView]]:
 
     Each knows the others, whose rows it should not share.
     """
-    alone = {
-        name: [_view(part, data) for parts in data.prepared(name).values() for part in parts] for name in SPLITS
-    }
+    alone = {name: [_view(part, data) for parts in data.prepared(name).values() for part in parts] for name in SPLITS}
     everything = [(name, view) for name, found in alone.items() for view in found]
     return {
         name: [

@@ -53,7 +53,7 @@ class ExtraCommands(Trainer):
         strict: bool = False,
         ckpt_path: str | None = None,
     ) -> None:
-        """Show what is trained: rows with their trained tokens marked, lengths, what was cut or dropped, warnings.
+        """Show what is trained: rows with trained tokens marked, lengths, what was cut or dropped, warnings.
 
         Args:
             model: Not used: no weights are loaded.

@@ -46,7 +46,9 @@ class OutOfMemory(Callback):
         """What was going on, and what to change."""
         advise = training_advice if self.stage == "training" else evaluation_advice
         device = trainer.strategy.root_device
-        where = f"in {self.stage}, at a batch of {self.batch}" if self.batch else f"before the first batch of {self.stage}"
+        where = (
+            f"in {self.stage}, at a batch of {self.batch}" if self.batch else f"before the first batch of {self.stage}"
+        )
         advice = advise(trainer, module, trainer.datamodule)
         lines = [f"  {number}. {entry}" for number, entry in enumerate(advice, 1)]
         return "\n".join(

@@ -198,13 +198,13 @@ def test_streamed_rows_come_once_per_epoch(tmp_path: Path) -> None:
 
 def test_what_streaming_can_not_do_is_refused(tmp_path: Path) -> None:
     dataset = write(tmp_path / "rows.jsonl", chats(4))
-    with pytest.raises(ValueError, match="`data.packing: on` needs all lengths beforehand"):
+    with pytest.raises(ValueError, match=r"`data\.packing: on` needs all lengths beforehand"):
         make(tmp_path, dataset, streaming=True, packing="on")
     with pytest.raises(ValueError, match=r"give row numbers from the start, as \[1000:\]"):
         list(ready(tmp_path, dataset, streaming=True, train_split="x[50%:]").train_dataloader())
     module = ready(tmp_path, dataset, streaming=True)
     module.trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu")
-    with pytest.raises(ValueError, match="set `trainer.max_steps`"):
+    with pytest.raises(ValueError, match=r"set `trainer\.max_steps`"):
         module.train_dataloader()
 
 
@@ -234,7 +234,7 @@ Q, A = [user("q")], [assistant("a")]
         ({"instruction": "q", "input": "", "output": "a"}, "Alpaca"),
         ({"text": "\n\nHuman: q\n\nAssistant: a"}, "Human/Assistant dialogues"),
         # the first of messages, prompt + completion, instruction + output, text that is there
-        ({"text": "t", "output": "o", "instruction": "i", "completion": "c", "prompt": "p", "messages": Q + A}, "Messages"),
+        ({"text": "t", "output": "o", "instruction": "i", "prompt": "p", "completion": "c", "messages": Q + A}, "Mess"),
         ({"text": "t", "output": "o", "instruction": "i", "completion": "a", "prompt": "q"}, "Prompt and completion"),
         ({"text": "t", "output": "a", "instruction": "q"}, "Alpaca"),
     ],
@@ -289,7 +289,7 @@ def test_a_list_of_messages_in_a_csv_cell_is_its_json_text(tmp_path: Path) -> No
 def test_other_roles_must_be_listed(tmp_path: Path) -> None:
     """As context; or trained, if `train_on` lists them."""
     chat = [user("q"), {"role": "critic", "content": "hm"}, assistant("a")]
-    with pytest.raises(ValueError, match="`data.extra_roles` can list more"):
+    with pytest.raises(ValueError, match=r"`data\.extra_roles` can list more"):
         one_chat(tmp_path, chat)
     assert spans(one_chat(tmp_path, chat, extra_roles=["critic"])) == [["a" + END]]
     module = one_chat(tmp_path, chat, extra_roles=["critic"], train_on=["critic", "assistant"])
@@ -337,7 +337,8 @@ FOUR = [user("a"), assistant("b"), user("c"), assistant("d")]
         (FOUR, ["user", "assistant"], ["a", "b", "c", "d"]),
         ([FOUR[0], assistant("b", train=False), *FOUR[2:]], "assistant", ["d"]),
         ([FOUR[0], assistant("b", weight=0), *FOUR[2:]], "assistant", ["d"]),
-        ([FOUR[0], assistant("b", weight=1), *FOUR[2:]], "last", ["b", "d"]),
+        ([FOUR[0], assistant("b", train=True), *FOUR[2:]], "last", ["b", "d"]),
+        ([FOUR[0], assistant("b", weight=1), *FOUR[2:]], "last", ["d"]),
         ([user("a", train=True), *FOUR[1:]], "assistant", ["a", "b", "d"]),
     ],
 )
@@ -373,7 +374,7 @@ def test_control_text(tmp_path: Path, choice: str, kept: int | None) -> None:
     assert answers(module) == ["a", "a0"][-kept:]
     for row in module.examples["train"].rows:
         assert (row["input_ids"].count(1), row["input_ids"].count(2)) == (2, 2)
-    assert whole(module)[0].count(END) == kept + 1 if kept == 2 else True
+    assert [text.count(END) for text in whole(module)] == [3, 2][-kept:]  # the user's own stays as text
 
 
 # case: template-01
@@ -417,12 +418,11 @@ def bare(tmp_path: Path) -> dict[str, Any]:
 # case: data-09
 @pytest.mark.parametrize(
     ("truncate", "length", "trained"),
-    [("right", 10, [4, 2]), ("left-turns", 8, [3]), ("drop", None, []), ("error", None, [])],
+    [("right", 10, [4, 2]), ("left-turns", 7, [5]), ("drop", None, []), ("error", None, [])],
 )
 def test_long_chats(tmp_path: Path, bare: Any, truncate: str, length: int | None, trained: list[int]) -> None:
     """Turns of 2, 4, 2 and 5 (13) beside a short chat, with room for 10: 2 + 4 + 2 + 2, or without the first two."""
     long = [user(words(2)), assistant(words(4)), user(words(2)), assistant(words(5))]
-    long[3]["content"] = words(5)
     rows = [{"messages": long}, {"messages": [user(words(1)), assistant(words(1))]}]
     dataset = write(tmp_path / "two.jsonl", rows)
     if truncate == "error":
@@ -430,18 +430,13 @@ def test_long_chats(tmp_path: Path, bare: Any, truncate: str, length: int | None
             ready(tmp_path, dataset, max_length=10, truncate=truncate, **bare)
         return
     module = ready(tmp_path, dataset, max_length=10, truncate=truncate, **bare)
-    report, rows = module.reports["train"], module.examples["train"].rows.to_list()
+    report, (first, *others) = module.reports["train"], module.examples["train"].rows.to_list()
     if length is None:
-        assert (report.kept, report.dropped) == (1, {"longer than max_length": 1})
+        assert (report.kept, report.dropped, others) == (1, {"longer than max_length": 1}, [])
         return
-    borders = rows[0]["spans"]
-    assert (
-        [end - start for start, end in zip(borders[::2], borders[1::2], strict=True)] == [4, 2]
-        if truncate == "right"
-        else [5]
-    )
-    assert (report.kept, report.cut) == (2, 1)
-    assert rows[0]["length"] == (10 if truncate == "right" else 7)
+    borders = first["spans"]
+    assert [end - start for start, end in zip(borders[::2], borders[1::2], strict=True)] == trained
+    assert (first["length"], report.kept, report.cut) == (length, 2, 1)
 
 
 # case: data-06
@@ -534,7 +529,7 @@ def test_a_second_start_reads_no_row_and_a_changed_setting_meets_no_old_tokens(
     assert len(builds) == 1
     monkeypatch.undo()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    changes = [{"max_length": 9}, {"train_on": "last"}, {"control_text": "drop"}, {"truncate": "drop"}]
+    changes = [{"max_length": 64}, {"train_on": "last"}, {"control_text": "drop"}, {"truncate": "drop"}]
     folders = {ready(tmp_path, dataset, **change).examples["train"].keys[0] for change in [{}, *changes]}
     assert len(folders) == 5
 
