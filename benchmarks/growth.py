@@ -1,7 +1,7 @@
 """What grows with what: time with tokens, memory with the vocabulary and with rows of data; start-up; chunk sizes.
 
     python benchmarks/growth.py                                        # tiny random model: shows that it runs
-    python benchmarks/growth.py --model FOLDER --json growth.json      # a real model, on a machine that does nothing else
+    python benchmarks/growth.py --model FOLDER --json growth.json      # a real model, on a quiet machine
     python benchmarks/growth.py --model FOLDER --parts tokens start
 
 On the CPU, in fp32; each measurement in a process of its own. What the numbers mean: benchmarks/README.md. Exits with 1

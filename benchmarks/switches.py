@@ -40,9 +40,9 @@ Found = dict[str, Any]
 class Switch(NamedTuple):
     """What is set otherwise than in the plain path: init_args of the model, of the data module, of the trainer."""
 
-    model: Found = {}  # noqa: RUF012  # never changed
-    data: Found = {}  # noqa: RUF012
-    trainer: Found = {}  # noqa: RUF012
+    model: Found = {}
+    data: Found = {}
+    trainer: Found = {}
 
 
 # Padded rows, one mask, one example per row, one micro-batch, all logits at once, one loop over the weights.
@@ -133,9 +133,9 @@ def weights_difference(path: Path, plain: Path) -> float:
 
 def judge(found: Found, plain: Found, tolerance: float) -> Found:
     """A switch's figures with its differences from the plain path, and whether they are within the tolerance."""
-    differences = {
-        f"{name}_difference": relative(found[name], plain[name]) for name in ("loss", "gradient_norm")
-    } | {name: found[name] for name in ("weights_difference",) if name in found}
+    differences = {f"{name}_difference": relative(found[name], plain[name]) for name in ("loss", "gradient_norm")} | {
+        name: found[name] for name in ("weights_difference",) if name in found
+    }
     # Not `<=` of the largest: NaN must not agree.
     return found | differences | {"agrees": all(value <= tolerance for value in differences.values())}
 

@@ -570,3 +570,20 @@ def test_the_overview_is_there_at_once(arguments: list[str]) -> None:
 
 def test_the_version_is_there_at_once() -> None:
     assert program("--version").splitlines() == [f"smollit {__version__}", "[]"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "txt"])
+@pytest.mark.parametrize("in_yaml", [True, False])
+def test_a_dataset_that_is_a_file_stays_its_name(write: Write, tmp_path: Path, ending: str, in_yaml: bool) -> None:
+    """Where a text or a list is asked for, jsonargparse would put the file's content in place of its name."""
+    file = tmp_path / f"rows.{ending}"
+    file.write_text(
+        {"csv": "prompt,completion\nq,a\n", "jsonl": '{"prompt": "q", "completion": "a"}\n', "txt": "q"}[ending]
+    )
+    over = {"data": {"init_args": {"dataset": str(file), "val_split": None, "train_split": "train"}}}
+    words = [write(over)] if in_yaml else [write(), f"--data.dataset={file}", "--data.val_split=null"]
+    if ending == "txt":  # no format of ours: the error speaks of the file, not of its content
+        with pytest.raises(SystemExit, match=r"rows\.txt"):
+            main(["inspect", *words, "--data.train_split=train"])
+        return
+    main(["inspect", *words, "--data.train_split=train"])

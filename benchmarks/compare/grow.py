@@ -65,7 +65,10 @@ def measure_head(job: dict[str, Any]) -> dict[str, Any]:
     random = torch.Generator().manual_seed(0)
 
     def inputs(tokens: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
-        states, weight = torch.randn(tokens, hidden, generator=random), torch.randn(vocabulary, hidden, generator=random)
+        states, weight = (
+            torch.randn(tokens, hidden, generator=random),
+            torch.randn(vocabulary, hidden, generator=random),
+        )
         targets = torch.randint(vocabulary, (tokens,), generator=random)
         return states.requires_grad_(), weight.requires_grad_(), targets
 

@@ -8,9 +8,17 @@ MB = 1e6
 
 def table(found: Found) -> list[str]:
     """All parts that were measured, and those that failed."""
-    parts = {"tokens": token_lines, "vocabulary": head_lines, "rows": row_lines, "start": start_lines, "chunk": chunk_lines}
+    parts = {
+        "tokens": token_lines,
+        "vocabulary": head_lines,
+        "rows": row_lines,
+        "start": start_lines,
+        "chunk": chunk_lines,
+    }
     shown = [lines(found[name]) for name, lines in parts.items() if name in found]
-    return [line for lines in shown for line in lines] + [f"FAILED: {part}: {why}" for part, why in found["failed"].items()]
+    return [line for lines in shown for line in lines] + [
+        f"FAILED: {part}: {why}" for part, why in found["failed"].items()
+    ]
 
 
 def token_lines(found: Found) -> list[str]:

@@ -70,9 +70,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train, and say how it went."""
     seed_everything(0, verbose=False)
     watch, rows = Watch(job["weights"]), Path(job["rows"])
-    data = make_data(
-        job["task"], rows, job["model_name"], job["max_length"], rows.parent / job["cache"], **job["data"]
-    )
+    data = make_data(job["task"], rows, job["model_name"], job["max_length"], rows.parent / job["cache"], **job["data"])
     trainer = SmollitTrainer(
         default_root_dir=str(rows.parent / "run"),
         callbacks=[watch],

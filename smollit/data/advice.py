@@ -10,7 +10,7 @@ ESCAPE = "set `data.control_text` to escape"
 ADVICE = {
     EQUAL_AFTER_CUT: LENGTH,
     PROMPT_TOO_LONG: LENGTH,
-    UNTRAINED: LENGTH,
+    UNTRAINED: f"{LENGTH} where answers were cut away, or change `data.train_on` where no turn has its roles",
     TOO_LONG: LENGTH,
     TOO_LONG_ERROR: f"{LENGTH}, or set `data.truncate` to right, left-turns or drop",
     CONTROL: ESCAPE,

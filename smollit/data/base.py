@@ -50,6 +50,8 @@ class ChatDataModule(LightningDataModule):
         extra_roles: Roles that messages may have besides system, user, assistant and tool.
         tokenizer_name: Hub id or folder of the tokenizer; null takes the model's.
         chat_template: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
+        add_tokens: Make the template's markers single tokens where they are not, and give the model embeddings for
+            them: the mean of all others, to begin with.
         default_system: What becomes of a system text that the template adds by itself: `keep`, `drop`, or a text that
             replaces it.
         max_length: Longest sequence in tokens; for pairs, of the prompt and either answer.
@@ -95,6 +97,7 @@ class ChatDataModule(LightningDataModule):
         extra_roles: list[str] | None = None,
         tokenizer_name: str | None = None,
         chat_template: str = "auto",
+        add_tokens: bool = False,
         default_system: str = "keep",
         max_length: int = 2048,
         truncate: Truncate = "right",
@@ -139,6 +142,7 @@ class ChatDataModule(LightningDataModule):
         self.extra_roles = extra_roles or []
         self.tokenizer_name = tokenizer_name
         self.chat_template = chat_template
+        self.add_tokens = add_tokens
         self.default_system = default_system
         self.max_length = max_length
         self.truncate: Truncate = truncate
@@ -176,9 +180,17 @@ class ChatDataModule(LightningDataModule):
             if self.tokenizer_name is None:
                 raise ValueError("`data.tokenizer_name` must be set when the data module is used without the CLI")
             tokenizer = load_tokenizer(self.tokenizer_name)
-            self._template = load_template(tokenizer, self.chat_template, self.kind == "chat", self.default_system)
+            settings = (self.chat_template, self.kind == "chat", self.default_system)
+            self._template = load_template(tokenizer, *settings)
+            if self.add_tokens and tokenizer.add_tokens(self._template.split_markers(), special_tokens=True):
+                self._template = load_template(tokenizer, *settings)  # what it knew of the tokenizer has changed
             describe_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
         return self._template
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids that the tokenizer can give."""
+        return len(self.template.tokenizer)
 
     def encode_options(self) -> EncodeOptions:
         """What changes tokens, besides rows, tokenizer and template."""
@@ -242,8 +254,8 @@ class ChatDataModule(LightningDataModule):
         """Load the examples of all parts of a split."""
         loaded = [part.load(self.max_dropped_share) for part in parts]
         self.reports |= {
-            (key if len(parts) == 1 else f"{key}: {part.label}"): report
-            for part, (_, report) in zip(parts, loaded, strict=True)
+            (key if len(parts) == 1 else f"{key}: {number}. {part.label}"): report
+            for number, (part, (_, report)) in enumerate(zip(parts, loaded, strict=True), 1)
         }
         self.examples[key] = Examples(
             [rows for rows, _ in loaded], [report.rows for _, report in loaded], [part.folder.name for part in parts]

@@ -32,7 +32,9 @@ class Splits:
     columns: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        for name in self.val_sets:
+        for name, part in self.val_sets.items():
+            if part.weight != 1:
+                raise ValueError(f"`data.val_sets.{name}` has a weight, which is for training: leave it out")
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"`data.val_sets` has the name {name!r}: take letters, digits, _ and - only")
 

@@ -51,11 +51,11 @@ def tell_packing(sampler: BatchSampler, packing: str) -> None:
         return
     capacity = sampler.order.pack_length
     if not capacity:
-        say(f"packing {packing}: off, since this machine has no GPU")
+        say("packing: off (auto), since this machine has no GPU")
         return
     rows = sampler.rows()
     say(
-        f"packing {packing}: on, {sum(map(len, rows)):,} examples in {len(rows):,} rows of {capacity:,} positions,"
+        f"packing: on, {sum(map(len, rows)):,} examples in {len(rows):,} rows of {capacity:,} positions,"
         f" fill rate {fill_rate(sampler.lengths, rows, capacity):.1%}"
     )
 

@@ -19,6 +19,7 @@ from smollit.models.checkpoint import load_weights
 from smollit.models.compile import compile_layers
 from smollit.models.recompute import GradientCheckpointing
 from smollit.models.sharding import gradient_norm, scale_gradients, shard, unwrap
+from smollit.models.vocabulary import fit_vocabulary
 from smollit.modules.measured import MeasuredModule
 from smollit.modules.optimizer import Schedule, set_learning_rate
 from smollit.modules.window import Window
@@ -210,9 +211,13 @@ class FineTuningModule(MeasuredModule):
         gradient_checkpointing: GradientCheckpointing = False,
         dropout: float | None = None,
     ) -> CausalLM:
-        """A whole model, in the dtype of the trainer's precision."""
+        """A whole model, in the dtype of the trainer's precision, with an embedding for each token of the data."""
         dtype = self.weights_dtype()
-        return CausalLM(model_name, weights, dtype, self.attention, self.chunk_size, gradient_checkpointing, dropout)
+        model = CausalLM(model_name, weights, dtype, self.attention, self.chunk_size, gradient_checkpointing, dropout)
+        data: Any = getattr(self._trainer, "datamodule", None)
+        if data is not None and hasattr(data, "vocabulary_size"):
+            fit_vocabulary(model.model, data.vocabulary_size, data.add_tokens)
+        return model
 
     def shard(self, model: CausalLM) -> nn.Module:
         """The model, sharded where the strategy asks for it."""

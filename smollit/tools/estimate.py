@@ -161,9 +161,9 @@ def memory_parts(
         model.set_attn_implementation("smollit_documents")  # type: ignore[operator,union-attr]
         module.policy.attention = "documents"  # type: ignore[assignment]
     bring = without_reference(module)
-    batches = [[fetch(data, rows, bring) for rows in some] for some in (first, later)]
+    one, other = ([fetch(data, rows, bring) for rows in some] for some in (first, later))
     device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-    parts = peak_parts(module, *batches, trainer.accumulate_grad_batches > 1, device, context)
+    parts = peak_parts(module, one, other, trainer.accumulate_grad_batches > 1, device, context)
     if attention in ONE_PASS_BACKENDS:
         model.set_attn_implementation(attention)  # type: ignore[operator,union-attr]
         module.policy.attention = attention

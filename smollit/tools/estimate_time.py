@@ -82,7 +82,8 @@ def measure_speed(
 
 def _median_seconds(run: Callable[[], Any], device: torch.device) -> float:
     """Of a few runs; the first one, which also sets things up, counts only if it took all the time there is."""
-    times, start = [], time.perf_counter()
+    times: list[float] = []
+    start = time.perf_counter()
     while len(times) <= PASSES and (not times or time.perf_counter() - start < SECONDS):
         began = time.perf_counter()
         run()

@@ -89,7 +89,7 @@ def _bar(number: int, found: "Estimate", plain: bool) -> str:
 
 def gib(number: int) -> str:
     """Bytes as a person reads them."""
-    return f"{number / GIB:.2f} GiB" if number >= GIB / 100 else f"{number / 1024**2:.1f} MiB"
+    return f"{number / GIB:.2f} GiB" if number >= GIB else f"{number / 1024**2:.1f} MiB"
 
 
 def hours(number: float) -> str:

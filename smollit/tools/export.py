@@ -24,7 +24,7 @@ import smollit
 from smollit.data.chat import ChatTemplate
 from smollit.models.checkpoint import load_weights
 from smollit.models.pretrained import load_config, no_progress_bar
-from smollit.models.sharding import is_sharded
+from smollit.models.sharding import is_sharded, unwrap
 
 log = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -52,6 +52,7 @@ def export(module: Any, template: ChatTemplate, output: Path, dtype: ExportDtype
     output = output.resolve()
     check_output(output)
     source = load_config(module.model_name)
+    source.vocab_size = unwrap(module.policy).config.vocab_size  # tokens may have been added
     wanted = pick_dtype(dtype, source)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from smollit.data.raw import RAW
 from smollit.data.shown import Shown
 from smollit.tools.inspect_advice import Finding, find_all
 from smollit.tools.inspect_rows import BRACKETS, STYLES, is_plain, say, show_row, visible
@@ -54,7 +55,8 @@ def inspect(
     for one in shown:
         show_row(console, view.name, one, view.encoder.template.tokenizer, row is not None or find is not None, ids)
         if not one.pieces:  # it never became a chat
-            say(console, f"    {view.row(one.index)!s:.{SOURCE_SHOWN}}\n")
+            source = view.row(one.index)
+            say(console, f"    {source.get(RAW, source)!s:.{SOURCE_SHOWN}}\n")
     if row is None:
         say(console, f"{len(shown):,} {'row' if len(shown) == 1 else 'rows'} shown. {_more(view, find, problems)}\n")
     findings: list[Finding] = []

@@ -35,6 +35,7 @@ class ExtraCommands(Trainer):
         path = Path(self.find_checkpoint(ckpt_path or "last") or "")  # type: ignore[attr-defined]  # a SmollitTrainer
         self.strategy.connect(model)
         model.trainer = self
+        self.datamodule = datamodule
         load_policy(model, path)
         template = datamodule.template  # type: ignore[union-attr]  # a ChatDataModule
         export(model, template, Path(output or Path(self.default_root_dir) / "export"), dtype)

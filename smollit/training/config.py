@@ -13,6 +13,7 @@ from typing import IO, Any, NoReturn, get_args, get_type_hints
 import yaml
 from jsonargparse import set_loader
 from jsonargparse._loaders_dumpers import get_yaml_default_loader, yaml_load
+from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
@@ -22,6 +23,16 @@ PARENT = re.compile(r'Parser key "([\w.]+)"')
 
 class SmollitParser(LightningArgumentParser):
     """LightningArgumentParser whose errors are short, and name an unknown key in full with the nearest valid one."""
+
+    def add_subclass_arguments(self, *args: Any, **options: Any) -> None:
+        """As jsonargparse, but a text that names a file stays a text.
+
+        Where a setting may be a text or a list of parts, `dataset: chats.csv` would become the file's content.
+        """
+        super().add_subclass_arguments(*args, **options)
+        for action in self._actions:
+            if isinstance(action, ActionTypeHint) and "sub_configs" in (getattr(action, "sub_add_kwargs", None) or {}):
+                action.sub_add_kwargs["sub_configs"] = False
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with a suggestion, and exit with 2."""

@@ -43,6 +43,7 @@ FIXED = (
     "data.init_args.train_on",
     "data.init_args.control_text",
     "data.init_args.default_system",
+    "data.init_args.add_tokens",
     "data.init_args.shuffle",
     "data.init_args.packing",
     "data.init_args.pack_length",

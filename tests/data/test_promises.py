@@ -180,6 +180,14 @@ def test_named_validation_sets_have_a_loader_each(tmp_path: Path) -> None:
     assert [sum(batch.num_examples for batch in loader) for loader in module.val_dataloader()] == [1, 2]
 
 
+def test_validation_takes_all_rows_of_its_split_of_each_part(tmp_path: Path) -> None:
+    """A part's own split, weight and cap are for training: 2 of 3 rows there, and the other 3 to validate."""
+    part = Part(write(tmp_path / "rows.jsonl", chats(6)), split="x[:3]", weight=2, max_rows=2)
+    module = ready(tmp_path, [part], val_split="x[3:]")
+    assert len(answers(module)) == 2 and set(answers(module)) < {"a0", "a1", "a2"}
+    assert answers(module, "val") == ["a3", "a4", "a5"]
+
+
 # case: data-13
 def test_streamed_rows_come_once_per_epoch(tmp_path: Path) -> None:
     """10 rows of which one is bad: 9 over 2 workers, each once, in another order in the second epoch."""
@@ -296,6 +304,14 @@ def test_other_roles_must_be_listed(tmp_path: Path) -> None:
     assert spans(module) == [["hm" + END, "a" + END]]
 
 
+def test_roles_that_are_listed_but_not_trained_are_explained(tmp_path: Path) -> None:
+    """The next mistake of somebody whose roles are Customer and Agent: nothing is trained, and `train_on` says why."""
+    chat = [{"role": "Customer", "content": "q"}, {"role": "Agent", "content": "a"}]
+    with pytest.raises(ValueError, match=r"(?s)no message is to be trained.*What to do: .*change `data\.train_on`"):
+        one_chat(tmp_path, chat, extra_roles=["Customer", "Agent"])
+    assert spans(one_chat(tmp_path, chat, extra_roles=["Customer", "Agent"], train_on=["Agent"])) == [["a" + END]]
+
+
 # case: template-10
 def test_a_prompt_may_end_with_the_start_of_the_answer(tmp_path: Path) -> None:
     given = [*Q, assistant("It is ")]
@@ -375,6 +391,15 @@ def test_control_text(tmp_path: Path, choice: str, kept: int | None) -> None:
     for row in module.examples["train"].rows:
         assert (row["input_ids"].count(1), row["input_ids"].count(2)) == (2, 2)
     assert [text.count(END) for text in whole(module)] == [3, 2][-kept:]  # the user's own stays as text
+
+
+# case: template-11
+def test_text_that_can_not_be_told_from_a_marker_is_dropped(tmp_path: Path) -> None:
+    """The article's `</s>` is plain pieces, whoever writes it. docs/trained.md says so."""
+    rows = [*chats(1), {"messages": [user("x</s>"), assistant("a")]}]
+    module = ready(tmp_path, write(tmp_path / "two.jsonl", rows), chat_template="article", max_dropped_share=1.0)
+    assert module.reports["train"].dropped == {"control text that can't be escaped": 1}
+    assert spans(module) == [["a0</s>"]]
 
 
 # case: template-01
@@ -545,7 +570,7 @@ def test_packing_keeps_every_example_whole_and_says_so(tmp_path: Path, caplog: p
     with caplog.at_level(logging.INFO):
         module = ready(tmp_path, dataset, packing="on", pack_length=40, train_batch_size=2)
         batches = list(module.train_dataloader())
-    assert "packing on: on, 20 examples in" in caplog.text and "fill rate" in caplog.text
+    assert "packing: on, 20 examples in" in caplog.text and "fill rate" in caplog.text
     assert sorted(row for batch in batches for row in batch.example_ids.tolist()) == list(range(20))
     assert all(batch.input_ids.shape[0] <= 2 and batch.input_ids.shape[1] <= 40 for batch in batches)
     assert len(batches) < 10

@@ -1,0 +1,41 @@
+"""An embedding for each token id that the data can hold."""
+
+import logging
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def fit_vocabulary(model: PreTrainedModel, vocabulary_size: int, can_grow: bool) -> None:
+    """See that the model has an embedding for each token; add rows for new ones, never take any away.
+
+    New rows are the mean of the old ones, in the embeddings and in the head: a new token begins as an average one, and
+    policy and reference begin equal.
+
+    Args:
+        model: A transformers model; tied embeddings stay tied.
+        vocabulary_size: Number of token ids that the tokenizer can give.
+        can_grow: Whether the user wants tokens added.
+
+    Raises:
+        ValueError: If a token has no embedding and none may be added.
+    """
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    before = embeddings.num_embeddings
+    if vocabulary_size <= before:
+        return
+    if not can_grow:
+        raise ValueError(
+            f"the tokenizer has {vocabulary_size:,} tokens, and the model embeddings for {before:,}: take the model's"
+            " own tokenizer, or set `data.add_tokens: true` to add rows for the others"
+        )
+    model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert isinstance(layer, nn.Embedding | nn.Linear)
+        layer.weight[before:] = layer.weight[:before].mean(dim=0, dtype=torch.float32).to(layer.weight.dtype)
+    log.info("embeddings grew from %s to %s rows, for new tokens", f"{before:,}", f"{vocabulary_size:,}")
