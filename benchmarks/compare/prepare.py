@@ -39,7 +39,7 @@ class Watch:
     """Peak of the process's own (anonymous) memory while it is open: mapped files are the page cache's, not ours."""
 
     def __enter__(self) -> "Watch":
-        self.peak, self.done = 0, threading.Event()
+        self.peak, self.done = status_bytes("RssAnon"), threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
         return self
@@ -47,6 +47,7 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         self.done.set()
         self.thread.join()
+        self.peak = max(self.peak, status_bytes("RssAnon"))
 
     def _look(self) -> None:
         while not self.done.wait(0.05):

@@ -3,11 +3,11 @@
 Suffixes: M trained tokens, H hidden size, V words.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 
 class HeadOutput(NamedTuple):
@@ -27,7 +27,7 @@ def token_logps(
 ) -> HeadOutput:
     """Log-probabilities of the targets, `chunk_size` tokens at a time: memory does not grow with M x V.
 
-    Each chunk is recomputed in the backward pass. Logits are cast to fp32 before the log-sum-exp, so that log p has
+    Each chunk's logits are computed again in the backward pass. They are cast to fp32 before the log-sum-exp, so that log p has
     fp32's precision whatever the model computes in.
 
     Args:
@@ -45,26 +45,55 @@ def token_logps(
         raise ValueError(f"`hidden` must be {expected} to fit targets and weight, got {tuple(hidden_MH.shape)}")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
-    # split() of zero tokens gives one empty chunk: an empty batch keeps its graph, with gradients of zero.
-    chunks = [
-        _chunk_logps(hidden, weight_VH, targets, correct)
-        for hidden, targets in zip(hidden_MH.split(chunk_size), targets_M.split(chunk_size), strict=True)
-    ]
-    hits = torch.cat([chunk.correct for chunk in chunks if chunk.correct is not None]) if correct else None
-    return HeadOutput(torch.cat([chunk.logps for chunk in chunks]), hits)
+    device = hidden_MH.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
+    return HeadOutput(*_ChunkedHead.apply(hidden_MH, weight_VH, targets_M, chunk_size, dtype, correct))
 
 
-def _chunk_logps(hidden: Tensor, weight: Tensor, targets: Tensor, correct: bool) -> HeadOutput:
-    if torch.is_grad_enabled():
-        return HeadOutput(*checkpoint(_score_chunk, hidden, weight, targets, correct, use_reentrant=False))
-    return HeadOutput(*_score_chunk(hidden, weight, targets, correct))
+class _ChunkedHead(torch.autograd.Function):
+    """log softmax(h W^T)[target], with dlogit = g (onehot - softmax) made anew, chunk by chunk, in the backward pass.
 
+    As plain autograd over checkpointed chunks, in fewer passes over the logits: these are what costs beside the
+    products. The gradient of the weight is summed over the chunks in one fp32 buffer.
+    """
 
-def _score_chunk(hidden: Tensor, weight: Tensor, targets: Tensor, correct: bool) -> tuple[Tensor, Tensor | None]:
-    logits = (hidden @ weight.T).float()
-    target_logits = logits.gather(1, targets[:, None])[:, 0]
-    hits = target_logits.detach() >= logits.detach().amax(dim=1) if correct else None
-    return target_logits - logits.logsumexp(dim=1), hits
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, dtype: torch.dtype, correct: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.chunk_size, ctx.dtype = chunk_size, dtype
+        logps, hits = [], []
+        # split() of zero tokens gives one empty chunk: an empty batch keeps its graph, with gradients of zero.
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight = weight.to(dtype)
+            for part, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
+                logps_CV = F.log_softmax((part.to(dtype) @ weight.T).float(), dim=1)
+                logps.append(logps_CV.gather(1, target[:, None])[:, 0])
+                if correct:
+                    hits.append(logps[-1] >= logps_CV.amax(dim=1))
+        return torch.cat(logps), torch.cat(hits) if correct else None
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, targets = ctx.saved_tensors
+        dtype = ctx.dtype
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        with torch.autocast(hidden.device.type, enabled=False):
+            cast_weight = weight.to(dtype)
+            pieces = (tensor.split(ctx.chunk_size) for tensor in (hidden, targets, grad, grad_hidden))
+            for part, target, g, out in zip(*pieces, strict=True):
+                part = part.to(dtype)
+                grad_logits = torch.softmax((part @ cast_weight.T).float(), dim=1)
+                grad_logits.mul_(-g[:, None]).scatter_add_(1, target[:, None], g[:, None])
+                grad_logits = grad_logits.to(dtype)
+                out.copy_(grad_logits @ cast_weight)
+                if dtype == grad_weight.dtype:
+                    grad_weight.addmm_(grad_logits.T, part)
+                else:
+                    grad_weight += grad_logits.T @ part
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 
 def sum_per_sequence(values_M: Tensor, sequence_M: Tensor, num_sequences: int) -> Tensor:

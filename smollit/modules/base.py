@@ -69,7 +69,7 @@ class FineTuningModule(MeasuredModule):
         schedule: Schedule = "linear",
         num_warmup_steps: int = 0,
         attention: AttentionBackend = "documents",
-        chunk_size: int = 1024,
+        chunk_size: int = 256,
         gradient_checkpointing: GradientCheckpointing = False,
         compile: bool = False,
         dropout: float | None = None,
@@ -139,12 +139,22 @@ class FineTuningModule(MeasuredModule):
         """Divide by the window's count over all ranks; stop or skip if what comes out is not finite."""
         totals = self.window.totals(self.trainer.strategy)
         factor = self.nominal_count * self.trainer.accumulate_grad_batches * self.trainer.world_size
-        scale_gradients(self.policy.parameters(), factor / torch.where(totals[1] > 0, totals[1], 1.0))
-        self.gradient_norm = gradient_norm(self.policy)
+        factor = factor / torch.where(totals[1] > 0, totals[1], 1.0)
+        self.gradient_norm = gradient_norm(self.policy) * factor
         finite = torch.stack([totals[0], self.gradient_norm.to(totals)]).isfinite().tolist()
+        # Division and clipping in one go: each look at all gradients takes time.
+        scale_gradients(self.policy.parameters(), factor * self._clip_factor(self.gradient_norm))
         if not all(finite):
             self._on_non_finite(float(totals[0] / totals[1]), float(self.gradient_norm), loss_is_finite=finite[0])
         self.window.clear()
+
+    def _clip_factor(self, norm: Tensor) -> Tensor | float:
+        """What brings the gradients' norm down to `trainer.gradient_clip_val`, with every strategy: Lightning's own
+        refuses FSDP."""
+        limit = self.trainer.gradient_clip_val
+        if not limit or self.trainer.gradient_clip_algorithm == "value":
+            return 1.0
+        return (limit / (norm + 1e-6)).clamp(max=1.0)
 
     def _on_non_finite(self, loss: float, norm: float, loss_is_finite: bool) -> None:
         # fp16's GradScaler meets infinite gradients while it looks for its scale, and skips those steps itself.
@@ -167,14 +177,9 @@ class FineTuningModule(MeasuredModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm, with every strategy: Lightning's own refuses FSDP."""
-        if not gradient_clip_val:
-            return
-        if gradient_clip_algorithm == "value":
+        """Clip by value, if asked; clipping by norm is done in `on_before_optimizer_step`."""
+        if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.policy.parameters(), gradient_clip_val)
-        elif self.gradient_norm is not None:
-            factor = (gradient_clip_val / (self.gradient_norm + 1e-6)).clamp(max=1.0)
-            scale_gradients(self.policy.parameters(), factor)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the mean over all that was seen since the last log, every `log_every_n_steps` optimizer steps."""

@@ -89,7 +89,7 @@ class DPOModule(FineTuningModule):
         schedule: Schedule = "linear",
         num_warmup_steps: int = 0,
         attention: AttentionBackend = "documents",
-        chunk_size: int = 1024,
+        chunk_size: int = 256,
         gradient_checkpointing: GradientCheckpointing = False,
         compile: bool = False,
         dropout: float | None = 0.0,
