@@ -64,8 +64,8 @@ def plain_tokenizer(backend: Tokenizer, control: frozenset[str]) -> Tokenizer:
 
 def _texts(value: Any) -> Iterator[str]:
     """All texts of a value, at any depth, but for keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, (dict, list, tuple)):
             yield from _texts(item)

@@ -2,7 +2,9 @@
 
 import hashlib
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from smollit.data.chat import UNTRAINED, ChatTemplate, TrainOn
@@ -41,6 +43,8 @@ ControlText = Literal["escape", "drop", "error"]
 FORMAT_VERSION = 3  # part of the cache's key: raise it when examples change
 # Causes of dropped rows.
 SMALL_GAP, TIED, NO_SCORES = "score gap too small", "tied scores", "no scores"
+
+AT_ONCE = 100  # rows that are tokenised while the next are rendered
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,16 @@ class Encoder:
         return drafts
 
     def redraft(self, records: list[Any]) -> list[Draft]:
-        """Records rendered and tokenised, all texts in one call."""
-        drafts = [self.draft(record) for record in records]
-        ids = iter(self.template.encode_segments([segment for draft in drafts for segment in draft.segments]))
+        """Records rendered and tokenised: some are tokenised, outside Python, while the next are rendered."""
+        drafts: list[Draft] = []
+        waiting: list[Future[list[list[int]]]] = []
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            for start in range(0, len(records), AT_ONCE):
+                new = [self.draft(record) for record in records[start : start + AT_ONCE]]
+                segments = [segment for draft in new for segment in draft.segments]
+                waiting.append(pool.submit(self.template.encode_segments, segments))
+                drafts += new
+        ids = iter(chain.from_iterable(future.result() for future in waiting))
         for draft in drafts:
             draft.ids = [next(ids) for _ in draft.segments]
             draft.full_length = draft.longest()

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from smollit.data.records import BadRow, Message
 
@@ -127,20 +127,35 @@ class Renderer:
         return Shape(fits[blanks], behind.rstrip() if place == len(chat) - 1 else None)
 
     def _render(self, messages: list[Message], generation_prompt: bool, blocks: bool) -> tuple[str, list[Span]]:
-        tokens: dict[str, Any] = self.tokenizer.special_tokens_map
-        chats = [[_without_train(message) for message in messages]]
+        chat = [_without_train(message) for message in messages]
         try:
+            if not blocks and not any(len(message) > 2 for message in chat):
+                return self._render_plain(chat, generation_prompt), []
             rendered: Any = render_jinja_template(
-                chats,
+                [chat],
                 chat_template=self.text,
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=blocks,
-                **tokens,
+                **self._special,
             )
         except Exception as error:  # a template may fail in any way that Jinja and Python know
             raise BadRow(REFUSED, f"{self.name} fails with {type(error).__name__}: {error}") from error
         texts, spans = rendered
         return texts[0], spans[0] if blocks else []
+
+    def _render_plain(self, chat: list[Message], generation_prompt: bool) -> str:
+        """As transformers renders messages of a role and a text, without its care for all that others may hold."""
+        return self._compiled.render(
+            messages=chat, tools=None, documents=None, add_generation_prompt=generation_prompt, **self._special
+        )
+
+    @cached_property
+    def _special(self) -> dict[str, Any]:
+        return self.tokenizer.special_tokens_map
+
+    @property
+    def _compiled(self) -> Any:
+        return _compile_jinja_template(self.text)  # transformers keeps it: a template can't be pickled
 
 
 def _without_train(message: Message) -> Message:
