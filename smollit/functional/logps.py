@@ -27,8 +27,8 @@ def token_logps(
 ) -> HeadOutput:
     """Log-probabilities of the targets, `chunk_size` tokens at a time: memory does not grow with M x V.
 
-    Each chunk's logits are computed again in the backward pass. They are cast to fp32 before the log-sum-exp, so that log p has
-    fp32's precision whatever the model computes in.
+    Each chunk's logits are computed again in the backward pass. They are cast to fp32 before the log-sum-exp, so that
+    log p has fp32's precision whatever the model computes in.
 
     Args:
         hidden_MH: [M, H] last hidden states at the positions that have a target.

@@ -138,8 +138,8 @@ class FineTuningModule(MeasuredModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide by the window's count over all ranks; stop or skip if what comes out is not finite."""
         totals = self.window.totals(self.trainer.strategy)
-        factor = self.nominal_count * self.trainer.accumulate_grad_batches * self.trainer.world_size
-        factor = factor / torch.where(totals[1] > 0, totals[1], 1.0)
+        parts = self.nominal_count * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        factor = parts / torch.where(totals[1] > 0, totals[1], 1.0)
         self.gradient_norm = gradient_norm(self.policy) * factor
         finite = torch.stack([totals[0], self.gradient_norm.to(totals)]).isfinite().tolist()
         # Division and clipping in one go: each look at all gradients takes time.

@@ -117,7 +117,7 @@ def test_an_example_longer_than_a_row_is_refused() -> None:
 
 
 # case: packing-05
-@pytest.mark.parametrize(("packing", "says"), [("on", "on"), ("auto", "auto: off, since this machine has no GPU")])
+@pytest.mark.parametrize(("packing", "says"), [("on", "on"), ("auto", "off (auto), since this machine has no GPU")])
 def test_the_log_says_whether_rows_are_packed_and_how_full_they_are(
     tiny_model: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture, packing: str, says: str
 ) -> None:

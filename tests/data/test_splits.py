@@ -1,5 +1,7 @@
 """Which parts stand behind which split, and what they are called."""
 
+from dataclasses import replace
+
 import pytest
 
 from smollit.data.mixture import Part
@@ -33,9 +35,18 @@ def test_test_and_predict_take_the_validation_split_unless_they_have_their_own(n
 
 def test_named_sets_stand_instead_of_the_validation_split() -> None:
     """Each has a key of its own; the data set's own `val_split` is not read."""
-    splits = Splits([ONE], "train", "held", val_sets={"a": Part("two"), "b": OTHER})
+    splits = Splits([ONE], "train", "held", val_sets={"a": Part("two"), "b": replace(OTHER, weight=1.0)})
     assert names(splits, "val") == {"val/a": [("two", "held")], "val/b": [("other", "own[:5]")]}
     assert names(splits, "test") == {"test": [("one", "held")]}
+
+
+@pytest.mark.parametrize(
+    ("sets", "error"),
+    [({"b": OTHER}, r"val_sets\.b` has a weight"), ({"v1.5": ONE}, r"the name 'v1\.5': take letters")],
+)
+def test_sets_with_a_weight_or_an_odd_name_are_refused(sets: dict[str, Part], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        Splits([ONE], "train", "held", val_sets=sets)
 
 
 def test_parts_inherit_format_and_columns_that_they_do_not_say() -> None:

@@ -123,10 +123,10 @@ def test_colours_need_no_brackets(tiny_tokenizer: PreTrainedTokenizerBase) -> No
     assert "⟦" not in said
 
 
-def test_no_color_is_honoured(tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
+def test_no_color_is_honoured(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    """rich reads NO_COLOR, and says so in `no_color`: then brackets stand in for colours, also in a terminal."""
     shown = shown_row(tiny_tokenizer, ("Yes", "assistant", "trained", "shared"))
-    said = print_row(shown, tiny_tokenizer, force_terminal=True, color_system="standard")
+    said = print_row(shown, tiny_tokenizer, force_terminal=True, color_system="standard", no_color=True)
     assert "⟦Yes⟧" in said and "\x1b" not in said
 
 
