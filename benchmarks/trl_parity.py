@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
+from compare.chatml import TRL_CHATML
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
@@ -47,15 +48,6 @@ SFT = ("trained_tokens", "loss", "token_accuracy", "gradient_norm")
 LOGS = ("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected")
 DPO = ("trained_tokens", "loss", *LOGS, *REWARDS, "gradient_norm")
 TRL_NAMES = {"token_accuracy": "mean_token_accuracy", "gradient_norm": "grad_norm"}  # where they differ from ours
-# smollit's ChatML with the markers that TRL's `assistant_only_loss` asks for, and nothing behind the last answer: TRL's
-# DPO would train the newline there, which smollit never trains.
-TRL_CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
-    "{% if not (loop.last and message['role'] == 'assistant') %}{{ '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 class Setting(NamedTuple):

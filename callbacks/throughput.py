@@ -1,7 +1,5 @@
 """Throughput: how many tokens the run has seen and trained on, how fast, and the peak of memory."""
 
-import resource
-import sys
 import time
 from typing import Any
 
@@ -9,9 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.batch import Batch
+from smollit.tools.estimate_device import GIB, peak_bytes
 from smollit.training.position import at_step_end
-
-GIB = 1024**3
 
 
 class Throughput(Callback):
@@ -79,7 +76,7 @@ class Throughput(Callback):
         """Totals, speeds since the last log, and the peak of memory; the same on all ranks."""
         totals = self.totals.tolist()
         self.pause(device)
-        own = torch.tensor([self.seconds, peak_gib(device)], dtype=torch.float32, device=device)
+        own = torch.tensor([self.seconds, peak_bytes(device) / GIB], dtype=torch.float32, device=device)
         seconds, peak = trainer.strategy.reduce(own, reduce_op="max").tolist()  # type: ignore[arg-type,union-attr]
         seen, trained = (now - before for now, before in zip(totals, self.logged, strict=True))
         self.logged, self.seconds, self.running_since = totals, 0.0, time.monotonic()
@@ -90,11 +87,3 @@ class Throughput(Callback):
             "throughput/trained_tokens": totals[1],
             "memory/peak_gib": peak,
         }
-
-
-def peak_gib(device: torch.device) -> float:
-    """The most memory that was held at one time: by tensors on a GPU, or else by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # Linux counts in KiB

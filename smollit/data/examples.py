@@ -10,6 +10,13 @@ from torch.utils.data import Dataset as TorchDataset
 Example = dict[str, Any]
 
 
+def column(rows: Dataset, name: str) -> np.ndarray:
+    """A column of numbers, without a look at the others."""
+    if not len(rows):
+        return np.zeros(0, dtype=np.int64)
+    return rows.select_columns(name).with_format("arrow")[:][name].to_numpy()
+
+
 class Examples(TorchDataset[Example]):
     """The examples of all parts of a split, in the order of the parts.
 
@@ -27,7 +34,7 @@ class Examples(TorchDataset[Example]):
         self.first_examples = np.cumsum([0, *self.sizes[:-1]])
         self.first_rows = np.cumsum([0, *num_rows[:-1]])
         # A sequence of n tokens has n - 1 positions with a next token; for pairs, both answers count.
-        self.lengths: list[int] = (self.column("length") - 1).tolist() if len(self.rows) else []
+        self.lengths: list[int] = (self.column("length") - 1).tolist()
         self.reference_logps: np.ndarray | None = None
 
     def parts_sizes(self) -> list[tuple[str, int]]:
@@ -36,7 +43,7 @@ class Examples(TorchDataset[Example]):
 
     def column(self, name: str) -> np.ndarray:
         """A column of numbers."""
-        return self.rows.data.column(name).to_numpy() if self.rows._indices is None else np.array(self.rows[name])
+        return column(self.rows, name)
 
     def __len__(self) -> int:
         return len(self.rows)

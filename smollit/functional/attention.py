@@ -14,6 +14,8 @@ from smollit.batch import Document
 # `flash_attention_2`: flash-attn's kernels for rows of several chats; has no branches.
 AttentionBackend = Literal["documents", "sdpa", "eager", "flex_attention", "flash_attention_2"]
 
+WITHOUT_PADDING: tuple[AttentionBackend, ...] = ("documents", "flash_attention_2")  # rows are joined for these
+
 
 def visibility(document_RT: Tensor, branch_RT: Tensor) -> Tensor:
     """Position q sees position k if both are of one document, k is not after q, and k is shared or of q's branch.

@@ -12,7 +12,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 from smollit.batch import Batch, Document
-from smollit.functional.attention import AttentionBackend, document_attention, render_mask, visibility
+from smollit.functional.attention import (
+    WITHOUT_PADDING,
+    AttentionBackend,
+    document_attention,
+    render_mask,
+    visibility,
+)
 
 DOCUMENTS = "smollit_documents"  # what transformers calls our backend
 
@@ -98,7 +104,7 @@ def render(batch: Batch, backend: AttentionBackend, dtype: torch.dtype) -> Input
     Raises:
         ValueError: If the backend has no branches and the batch has.
     """
-    if backend in ("documents", "flash_attention_2"):
+    if backend in WITHOUT_PADDING:
         return without_padding(batch, backend)
     if batch.causal:
         # Plain causal attention: padding is on the right, where no token looks. Position ids that start again at the

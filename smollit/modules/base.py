@@ -220,8 +220,9 @@ class FineTuningModule(MeasuredModule):
         dtype = self.weights_dtype()
         model = CausalLM(model_name, weights, dtype, self.attention, self.chunk_size, gradient_checkpointing, dropout)
         data: Any = getattr(self._trainer, "datamodule", None)
-        if data is not None and hasattr(data, "vocabulary_size"):
-            fit_vocabulary(model.model, data.vocabulary_size, data.add_tokens)
+        vocabulary_size = getattr(data, "vocabulary_size", None)  # another data module has none
+        if vocabulary_size is not None:
+            fit_vocabulary(model.model, vocabulary_size, data.add_tokens)
         return model
 
     def shard(self, model: CausalLM) -> nn.Module:

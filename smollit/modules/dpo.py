@@ -14,9 +14,10 @@ from smollit.functional.preference import PreferenceLoss, implicit_rewards, pref
 from smollit.metrics import preference_metrics
 from smollit.models.causal_lm import TokenScores
 from smollit.models.recompute import GradientCheckpointing
+from smollit.modules.answers import per_answer
 from smollit.modules.base import FineTuningModule
 from smollit.modules.optimizer import Schedule
-from smollit.modules.reference import ReferenceMode, ReferenceScorer, per_answer
+from smollit.modules.reference import ReferenceMode, ReferenceScorer
 
 ScoreUse = Literal["ignore", "weight", "offset"]
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from smollit.batch import CHOSEN, Batch
-from smollit.functional.logps import sum_per_sequence
+from smollit.batch import Batch
 from smollit.models.causal_lm import CausalLM
 from smollit.models.pretrained import weights_fingerprint
+from smollit.modules.answers import per_answer
 
 if TYPE_CHECKING:
     from smollit.modules.base import FineTuningModule
@@ -124,8 +124,7 @@ def score(module: "FineTuningModule", model: CausalLM, examples: Any, indices: l
         batch = move_data_to_device(batch, module.trainer.strategy.root_device)
         with module.trainer.precision_plugin.forward_context():
             scores = model(batch)
-        sequence_M = 2 * scores.document + (scores.branch - CHOSEN)
-        values[places] = sum_per_sequence(scores.logps, sequence_M, 2 * len(places)).view(-1, 2).cpu().numpy()
+        values[places] = per_answer(scores.logps, scores, len(places)).cpu().numpy()
         if not np.isfinite(values[places]).all():
             raise ValueError(f"the reference's log-probabilities of rows {batch.example_ids.tolist()} are not finite")
     return values

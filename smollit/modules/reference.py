@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from smollit.batch import CHOSEN, Batch
-from smollit.functional.logps import sum_per_sequence
+from smollit.batch import Batch
 from smollit.models.causal_lm import TokenScores
 from smollit.models.pretrained import weights_fingerprint
+from smollit.modules.answers import per_answer
 from smollit.modules.precomputed import precompute
 
 if TYPE_CHECKING:
@@ -96,9 +96,3 @@ class ReferenceScorer:
                 f"this run began beside the reference {kept['source']}, and {self.name} now holds other weights:"
                 " rewards would change their meaning. Give the original reference, or start a new run"
             )
-
-
-def per_answer(values_M: Tensor, scores: TokenScores, num_pairs: int) -> Tensor:
-    """Sums over each answer's tokens, chosen then rejected: [M] -> [N, 2]."""
-    sequence_M = 2 * scores.document + (scores.branch - CHOSEN)
-    return sum_per_sequence(values_M, sequence_M, 2 * num_pairs).view(num_pairs, 2)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from smollit.data import ChatDataModule
+from smollit.models.attention import transformers_name
 from smollit.modules import DPOModule, FineTuningModule
 from smollit.tools.estimate_advice import sharded, training_advice
 from smollit.tools.estimate_device import free_bytes, held_bytes
@@ -140,7 +141,7 @@ def all_batches(data: ChatDataModule) -> list[Rows]:
 def load(module: FineTuningModule) -> None:
     """The policy, and the reference where training keeps one. Compiled or not, memory is about the same."""
     module.compile_policy = False
-    if isinstance(module, DPOModule) and module.scorer.mode == "precomputed":
+    if without_reference(module):
         FineTuningModule.configure_model(module)  # DPO's own would score all pairs now
     else:
         module.configure_model()
@@ -158,7 +159,7 @@ def memory_parts(
     model, attention = module.policy.model, module.policy.attention  # type: ignore[union-attr]
     if attention in ONE_PASS_BACKENDS:
         log.info("attention %s is estimated as documents: it keeps as much", attention)
-        model.set_attn_implementation("smollit_documents")  # type: ignore[operator,union-attr]
+        model.set_attn_implementation(transformers_name("documents"))  # type: ignore[operator,union-attr]
         module.policy.attention = "documents"  # type: ignore[assignment]
     bring = without_reference(module)
     one, other = ([fetch(data, rows, bring) for rows in some] for some in (first, later))

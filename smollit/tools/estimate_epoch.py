@@ -11,10 +11,9 @@ from smollit.batch import Batch
 from smollit.data import ChatDataModule
 from smollit.data.packing import fill_rate
 from smollit.data.sampler import row_length
-from smollit.functional.attention import AttentionBackend
+from smollit.functional.attention import WITHOUT_PADDING, AttentionBackend
 
 Rows = list[list[int]]  # a micro-batch: the examples of each row
-WITHOUT_PADDING = ("documents", "flash_attention_2")
 
 
 @dataclass(frozen=True)

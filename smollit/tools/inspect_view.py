@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from smollit.data.encode import Encoder
+from smollit.data.examples import column
 from smollit.data.report import Report
 
 
@@ -37,9 +38,7 @@ class SplitView:
 
     def column(self, name: str) -> Any:
         """A column of numbers of the examples, as an array."""
-        if not len(self.examples):
-            return np.zeros(0, dtype=np.int64)
-        return self.examples.select_columns(name).with_format("arrow")[:][name].to_numpy()
+        return column(self.examples, name)
 
     def problems(self) -> list[int]:
         """Numbers of the rows that were dropped, cut, or had control text escaped, in order."""

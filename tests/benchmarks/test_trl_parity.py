@@ -18,7 +18,8 @@ needs_trl = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def parity() -> Iterator[ModuleType]:
-    """The script as a module."""
+    """The script as a module, with its helpers beside it."""
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("trl_parity", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -27,6 +28,7 @@ def parity() -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     del sys.modules["trl_parity"]
+    sys.path.remove(str(SCRIPT.parent))
 
 
 @pytest.mark.parametrize(

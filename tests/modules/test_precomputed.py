@@ -262,8 +262,8 @@ def test_values_that_are_not_finite_are_refused(
     tiny_model: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A NaN log-probability: the rows are named, and nothing is kept."""
-    plain = precomputed.sum_per_sequence
-    monkeypatch.setattr(precomputed, "sum_per_sequence", lambda *args: plain(*args) * torch.nan)
+    plain = precomputed.per_answer
+    monkeypatch.setattr(precomputed, "per_answer", lambda *args: plain(*args) * torch.nan)
     with pytest.raises(ValueError, match=r"log-probabilities of rows \[.*\] are not finite"):
         fit(tiny_model, data(), tmp_path)
     assert not files(tmp_path)
