@@ -13,7 +13,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Sequence, Value, load_from_disk
 
 from smollit.data.encode import COLUMNS, FORMAT_VERSION, MALFORMED, Encoder
-from smollit.data.files import malformed_lines, quiet_datasets
+from smollit.data.files import malformed, quiet_datasets
 from smollit.data.raw import RAW
 from smollit.data.report import Report, make_report
 from smollit.data.source import Source
@@ -69,7 +69,7 @@ def write_examples(source: Source, encoder: Encoder, folder: Path, num_proc: int
     )
     report = make_report(examples)
     if MALFORMED in report.dropped and RAW in source.rows.column_names:
-        raise ValueError("malformed JSON Lines, mend these first:\n" + "\n".join(malformed_lines(source.files)))
+        raise malformed(source.files)
     with quiet_datasets():
         kept = examples.filter(_is_good, input_columns="problem", keep_in_memory=False)
         kept.remove_columns(["problem", "detail"]).save_to_disk(folder / "examples")

@@ -163,6 +163,11 @@ def not_utf8(file: Path) -> ValueError:
     return ValueError("text that is not UTF-8:\n" + "\n".join(malformed_lines((file,))))
 
 
+def malformed(files: tuple[Path, ...]) -> ValueError:
+    """The error that names the first lines that are not JSON."""
+    return ValueError("malformed JSON Lines, mend these first:\n" + "\n".join(malformed_lines(files)))
+
+
 def malformed_lines(files: tuple[Path, ...], most: int = 5) -> list[str]:
     """`file:line: what is wrong` of the first lines that are not JSON objects in UTF-8."""
     found: list[str] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, load_dataset
 
-from smollit.data.files import check_files, ending, find_files, names_of, quiet_datasets, root_cause
+from smollit.data.files import check_files, ending, find_files, malformed, names_of, quiet_datasets, root_cause
 from smollit.data.hashes import file_hashes
 from smollit.data.raw import RAW, decode_line
 from smollit.data.readers import TABLE_ROWS, Row, iter_rows, no_rows, read_files, rows_of, stream_part
@@ -67,11 +67,18 @@ class Source:
         return hashlib.sha256(f"{whole} {self.max_rows} {self.seed}".encode()).hexdigest()
 
     def columns(self) -> list[str]:
-        """Names of the columns; of JSON, the keys of the first rows."""
+        """Names of the columns; of JSON, the keys of the first rows.
+
+        Raises:
+            ValueError: If none of the first rows is JSON.
+        """
         first = self._first(FIRST_ROWS)
         if RAW not in first[0]:
             return list(first[0])
-        return sorted({name for row in _decoded(first) for name in row})
+        rows = _decoded(first)
+        if not rows:
+            raise malformed(self.files)
+        return sorted({name for row in rows for name in row})
 
     def head(self, num_rows: int) -> list[Row]:
         """The first rows of the split (of files, whatever the slice), decoded; malformed lines are left out."""

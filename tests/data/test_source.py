@@ -262,3 +262,11 @@ def test_progress_bars_are_off_inside_and_as_before_outside(on: bool) -> None:
 def test_reading_shows_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert len(load_source(write(tmp_path / "mine.jsonl", lines([chat("a"), chat("b")])), "train").rows) == 2
     assert capfd.readouterr().err == ""
+
+
+def test_a_file_without_any_json_is_named_with_its_lines(tmp_path: Path) -> None:
+    """No first row can be read, so there is no column to speak of: the lines are what is wrong."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"messages": [\nnot json\n')
+    with pytest.raises(ValueError, match=r"mend these first:\n.*mine\.jsonl:1: not JSON.*\n.*mine\.jsonl:2: not JSON"):
+        load_source(str(path), "train").columns()
