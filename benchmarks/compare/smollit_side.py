@@ -19,7 +19,7 @@ from smollit.training import SmollitTrainer
 from smollit.training.position import at_step_end
 
 Settings = dict[str, dict[str, Any]]
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
 ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention", "flex_attention")
 
 

@@ -79,19 +79,21 @@ def document_attention(
     if sum(document.length for document in layout) != query.shape[2]:
         total = sum(document.length for document in layout)
         raise ValueError(f"`layout` has {total} positions, and `query` {query.shape[2]}: they must be equal")
-    outputs, start = [], 0
+    # split(), not slices: its backward pass is one copy, not a tensor of all positions for each document.
+    causal = [(document.shared + document.chosen, document.rejected) for document in layout]
+    lengths = [length for pair in causal for length in pair]
+    pieces = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = []
     for shared, chosen, rejected in layout:
-        branch, end = start + shared + chosen, start + shared + chosen + rejected
-        if branch > start:
-            q, k, v = (tensor[:, :, start:branch] for tensor in (query, key, value))
+        (q, k, v), (own_q, own_k, own_v) = next(pieces), next(pieces)
+        if shared + chosen:
             outputs.append(_attend(q, k, v, None, scale, dropout))
         if rejected:
-            own, before = slice(branch, end), slice(start, start + shared)
-            k, v = (torch.cat([tensor[:, :, before], tensor[:, :, own]], dim=2) for tensor in (key, value))
+            k, v = (torch.cat([before[:, :, :shared], own], dim=2) for before, own in ((k, own_k), (v, own_v)))
             mask = torch.ones(rejected, shared + rejected, dtype=torch.bool, device=query.device).tril(shared)
-            outputs.append(_attend(query[:, :, own], k, v, mask, scale, dropout))
-        start = end
-    return torch.cat(outputs, dim=2)
+            outputs.append(_attend(own_q, k, v, mask, scale, dropout))
+    # Kernels write heads behind positions, so that way round it is one copy.
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1).transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float) -> Tensor:

@@ -40,14 +40,58 @@ def token_logps(
     Raises:
         ValueError: If the shapes do not fit or `chunk_size` is below 1.
     """
+    dtype = _check_head(hidden_MH, weight_VH, targets_M, chunk_size)
+    return HeadOutput(*_ChunkedHead.apply(hidden_MH, weight_VH, targets_M, chunk_size, dtype, correct))
+
+
+class SummedOutput(NamedTuple):
+    """What the head says of M trained tokens if only the sum of their log-probabilities is to be differentiated.
+
+    Args:
+        total: Sum of `logps`, a scalar in fp32, with gradient.
+        logps: [M] log p(target | prefix), fp32, no gradient.
+        correct: [M] bool, True where the target has the largest logit; None if it was not asked for.
+    """
+
+    total: Tensor
+    logps: Tensor
+    correct: Tensor | None
+
+
+def summed_logps(
+    hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_size: int, correct: bool = False
+) -> SummedOutput:
+    """The sum of `token_logps`, with one matrix product less: its gradient is made along with it.
+
+    In a plain sum each token's share is 1, so a chunk's gradients are known while its logits exist. `token_logps` makes
+    the logits again, when the shares are known. fp16 takes that way too: it needs the shares for its range.
+
+    Args:
+        hidden_MH: [M, H] last hidden states at the positions that have a target.
+        weight_VH: [V, H] weight of the head.
+        targets_M: [M] token ids.
+        chunk_size: Tokens per chunk, at least 1.
+        correct: Say too whether the target has the largest logit.
+
+    Raises:
+        ValueError: If the shapes do not fit or `chunk_size` is below 1.
+    """
+    dtype = _check_head(hidden_MH, weight_VH, targets_M, chunk_size)
+    if dtype == torch.float16:
+        output = token_logps(hidden_MH, weight_VH, targets_M, chunk_size, correct)
+        return SummedOutput(output.logps.sum(), output.logps.detach(), output.correct)
+    return SummedOutput(*_SummedHead.apply(hidden_MH, weight_VH, targets_M, chunk_size, dtype, correct))
+
+
+def _check_head(hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_size: int) -> torch.dtype:
+    """The dtype that the head computes in, if its inputs fit."""
     if hidden_MH.shape != (targets_M.numel(), weight_VH.shape[1]):
         expected = (targets_M.numel(), weight_VH.shape[1])
         raise ValueError(f"`hidden` must be {expected} to fit targets and weight, got {tuple(hidden_MH.shape)}")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
     device = hidden_MH.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
-    return HeadOutput(*_ChunkedHead.apply(hidden_MH, weight_VH, targets_M, chunk_size, dtype, correct))
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -89,11 +133,54 @@ class _ChunkedHead(torch.autograd.Function):
                 grad_logits.mul_(-g[:, None]).scatter_add_(1, target[:, None], g[:, None])
                 grad_logits = grad_logits.to(dtype)
                 out.copy_(grad_logits @ cast_weight)
-                if dtype == grad_weight.dtype:
-                    grad_weight.addmm_(grad_logits.T, part)
-                else:
-                    grad_weight += grad_logits.T @ part
+                _add_product(grad_weight, grad_logits.T, part)
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+
+
+class _SummedHead(torch.autograd.Function):
+    """sum log softmax(h W^T)[target], and with it dh and dW for a share of 1: dlogit = onehot - softmax."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, dtype: torch.dtype, correct: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        grad_hidden, grad_weight = torch.empty_like(hidden), None
+        if any(ctx.needs_input_grad):
+            grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        logps, hits = [], []
+        with torch.autocast(hidden.device.type, enabled=False):
+            cast_weight = weight.to(dtype)
+            pieces = (tensor.split(chunk_size) for tensor in (hidden, targets, grad_hidden))
+            for part, target, out in zip(*pieces, strict=True):
+                part = part.to(dtype)
+                logps_CV = F.log_softmax((part @ cast_weight.T).float(), dim=1)
+                logps.append(logps_CV.gather(1, target[:, None])[:, 0])
+                if correct:
+                    hits.append(logps[-1] >= logps_CV.amax(dim=1))
+                if grad_weight is None:
+                    continue
+                one = torch.ones_like(logps_CV[:, :1])
+                grad_logits = logps_CV.exp_().neg_().scatter_add_(1, target[:, None], one).to(dtype)
+                out.copy_(grad_logits @ cast_weight)
+                _add_product(grad_weight, grad_logits.T, part)
+        if grad_weight is not None:
+            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        found = torch.cat(logps), torch.cat(hits) if correct else None
+        ctx.mark_non_differentiable(*(tensor for tensor in found if tensor is not None))
+        return found[0].sum(), *found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad * grad_hidden, grad * grad_weight, None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in one go where the dtypes allow it."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def sum_per_sequence(values_M: Tensor, sequence_M: Tensor, num_sequences: int) -> Tensor:

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from smollit.batch import PADDING, Batch
 from smollit.functional.attention import AttentionBackend
-from smollit.functional.logps import token_logps
+from smollit.functional.logps import summed_logps, token_logps
 from smollit.models.attention import for_generation, render, transformers_name
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
@@ -19,11 +19,12 @@ class TokenScores(NamedTuple):
     """What the model says of the M positions that have a target, in row order.
 
     Args:
-        logps: [M] log p(target | prefix), fp32, with gradient.
+        logps: [M] log p(target | prefix), fp32, with gradient, unless only their sum was asked for.
         correct: [M] bool, the target has the largest logit; None if it was not asked for.
         mean_logits: [M] mean over the vocabulary of the logits, no gradient; None if it was not asked for.
         document: [M] example of the batch.
         branch: [M] 0 shared, 1 chosen, 2 rejected.
+        total: Sum of `logps`, with gradient; None if it was not asked for.
     """
 
     logps: Tensor
@@ -31,6 +32,7 @@ class TokenScores(NamedTuple):
     mean_logits: Tensor | None
     document: Tensor
     branch: Tensor
+    total: Tensor | None = None
 
 
 class CausalLM(nn.Module):
@@ -69,13 +71,16 @@ class CausalLM(nn.Module):
         """The transformers configuration."""
         return self.model.config
 
-    def forward(self, batch: Batch, correct: bool = False, mean_logits: bool = False) -> TokenScores:
+    def forward(
+        self, batch: Batch, correct: bool = False, mean_logits: bool = False, only_sum: bool = False
+    ) -> TokenScores:
         """Score every position that has a target.
 
         Args:
             batch: Rows of documents.
             correct: Say too whether the target has the largest logit.
             mean_logits: Say too what the mean logit is.
+            only_sum: Only the sum is differentiated, which saves a product: `total` has the gradient, `logps` none.
 
         Raises:
             ValueError: If a document is longer than the model's positions, or the backend can't run the batch.
@@ -83,12 +88,16 @@ class CausalLM(nn.Module):
         hidden_MH = self.hidden_states(batch)
         weight_VH = self.model.get_output_embeddings().weight
         targets_M = batch.targets.view(-1)[batch.trained]
-        logps, hits = token_logps(hidden_MH, weight_VH, targets_M, self.chunk_size, correct)
+        total = None
+        if only_sum:
+            total, logps, hits = summed_logps(hidden_MH, weight_VH, targets_M, self.chunk_size, correct)
+        else:
+            logps, hits = token_logps(hidden_MH, weight_VH, targets_M, self.chunk_size, correct)
         with torch.no_grad():
             # mean_v(h . W_v) = h . mean_v(W_v): the mean logit without the logits.
             means = hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32) if mean_logits else None
         document, branch = (field.view(-1)[batch.trained] for field in (batch.document, batch.branch))
-        return TokenScores(logps, hits, means, document, branch)
+        return TokenScores(logps, hits, means, document, branch, total)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Last hidden states at the positions with a target, [M, H]; documents and branches see only what

@@ -19,6 +19,6 @@ class SFTModule(FineTuningModule):
 
     def step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor | float]:
         """Sum of -log p over the trained tokens, and their number."""
-        scores = self.policy(batch, correct=True)
+        scores = self.policy(batch, correct=True, only_sum=True)
         self.stage_metrics(stage).update(scores.logps, scores.correct)
-        return -scores.logps.sum(), batch.num_targets
+        return -scores.total, batch.num_targets

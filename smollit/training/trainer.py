@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from smollit.training.allocator import keep_freed_memory
 from smollit.training.checkpoint_io import (
     AtomicCheckpointIO,
     PeriodicCheckpoint,
@@ -122,6 +124,8 @@ class SmollitTrainer(ExtraCommands, Trainer):
             log.warning("%s holds checkpoints of an earlier run: a new run replaces them", self.checkpoint_folder)
         # Lightning goes on by itself from what some callbacks and SLURM left behind: here only `ckpt_path` resumes.
         self._checkpoint_connector._user_managed = ckpt_path is None
+        if isinstance(self.accelerator, CPUAccelerator):
+            keep_freed_memory()
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, True)
         self._checkpoint_connector._user_managed = False
         if ckpt_path is not None and not self.run_state.has_trained:

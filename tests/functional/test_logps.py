@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smollit.functional.logps import sum_per_sequence, token_logps
+from smollit.functional.logps import sum_per_sequence, summed_logps, token_logps
 
 
 def plain_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -50,6 +50,64 @@ def test_no_tensor_with_all_tokens_and_all_words_is_kept_for_the_backward_pass()
     assert output.logps.shape == output.correct.shape == (64,)
     assert max(sizes.values(), default=0) <= weight.numel()
     assert sum(sizes.values()) < 64 * 500
+
+
+# case: perf-03
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
+def test_the_sum_has_the_gradients_of_all_logits_at_once(chunk_size: int) -> None:
+    """-0.5 x the sum, as a loss with a share would be: log p, dh and dW equal log_softmax's autograd to 1e-6."""
+    hidden, weight, targets = random_head()
+    ours = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    plain = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    found, expected = summed_logps(ours[0], ours[1], targets, chunk_size, correct=True), plain_logps(*plain, targets)
+    (-0.5 * found.total).backward()
+    (-0.5 * expected.sum()).backward()
+    torch.testing.assert_close(found.logps, expected.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.total, found.logps.sum())
+    assert torch.equal(found.correct, (hidden @ weight.T).argmax(dim=1) == targets)
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-5)
+
+
+def test_the_sum_of_no_targets_is_zero_with_zero_gradients() -> None:
+    """M = 0: 0.0 exactly, gradients 0, not None: ranks without targets take part in the reduction."""
+    hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(8, 4, requires_grad=True)
+    total = summed_logps(hidden, weight, torch.zeros(0, dtype=torch.long), chunk_size=3).total
+    assert total.item() == 0.0
+    total.backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() == 0
+
+
+def test_the_sum_without_gradients_keeps_nothing() -> None:
+    """In validation there is no backward pass: no graph, and the same values."""
+    hidden, weight, targets = random_head()
+    with torch.no_grad():
+        found = summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 3)
+    assert not found.total.requires_grad
+    torch.testing.assert_close(found.logps, plain_logps(hidden, weight, targets).detach())
+    assert not summed_logps(hidden, weight, targets, 3).logps.requires_grad
+
+
+def test_the_sum_keeps_the_gradients_of_hidden_and_weight_and_no_logits() -> None:
+    """64 tokens x 5, 500 words x 5: autograd saves two gradients, 320 + 2,500 numbers, not 32,000 logits."""
+    hidden, weight, targets = random_head(64, 5, 500)
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda tensor: tensor):
+        summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 8)
+    assert sorted(sizes) == [64 * 5, 500 * 5]
+
+
+def test_fp16_gradients_keep_their_range_in_the_sum() -> None:
+    """2 words, logits 0 and -12: p = 6e-6 each of 1,000 words of the same kind. Unscaled, fp16 rounds a gradient of
+    6e-6 by up to 1 %; with a share of 1,024, as the module's nominal count gives, by at most 2^-11."""
+    hidden = torch.ones(1, 1, dtype=torch.float16, requires_grad=True)
+    weight = torch.full((1001, 1), -12.0, dtype=torch.float16)
+    weight[0] = 0.0
+    weight.requires_grad_()
+    (1024 * summed_logps(hidden, weight, torch.tensor([0]), 1).total).backward()
+    exact = torch.softmax(weight.detach().double()[:, 0], dim=0)[1:]
+    torch.testing.assert_close(weight.grad[1:, 0].double(), -1024 * exact, rtol=2**-10, atol=0)
 
 
 def test_correct_marks_the_targets_with_the_largest_logit() -> None:
