@@ -64,8 +64,15 @@ class ChatTemplate(TokenRenderer):
         super().__init__(tokenizer, text, name)
         self.way = way
 
-    def segments(self, conversation: Conversation, train_on: TrainOn = "assistant") -> Rendered:
+    def segments(
+        self, conversation: Conversation, train_on: TrainOn = "assistant", has_control: bool = True
+    ) -> Rendered:
         """The rendered chat up to the end of its last trained message, cut at the borders of what is trained.
+
+        Args:
+            conversation: What to render.
+            train_on: What is trained.
+            has_control: Whether control text must be looked for in the messages: false if there is known to be none.
 
         Raises:
             BadRow: If the template can't render it, nothing is trained, or what is trained can't be proven.
@@ -74,10 +81,14 @@ class ChatTemplate(TokenRenderer):
         wanted = wanted_messages(messages, train_on)
         if not wanted:
             raise BadRow(UNTRAINED, f"no message is to be trained (`data.train_on` is {train_on!r})")
-        return self._cut(lay_out(self, messages, self.way), wanted, given, Proven({}))
+        return self._cut(lay_out(self, messages, self.way), wanted, given, Proven({}), has_control)
 
-    def pair_segments(self, pair: Preference) -> tuple[Rendered, Rendered]:
+    def pair_segments(self, pair: Preference, has_control: bool = True) -> tuple[Rendered, Rendered]:
         """The chats with the chosen and with the rejected answer, of which only the answers are trained.
+
+        Args:
+            pair: What to render.
+            has_control: As for `segments`.
 
         Raises:
             BadRow: As `segments`.
@@ -87,25 +98,34 @@ class ChatTemplate(TokenRenderer):
         wanted, proven = [len(chosen) - 1], Proven({})
         chat = lay_out(self, chosen, self.way)
         other = lay_out_like(self, chat, rejected[-1], self.way)
-        first, second = (self._cut(each, wanted, given, proven) for each in (chat, other))
+        first, second = (self._cut(each, wanted, given, proven, has_control) for each in (chat, other))
         if first.context() != second.context():
             self.refuse("renders another prompt before `rejected` than before `chosen`")
         return first, second
 
-    def _cut(self, chat: Chat, wanted: list[int], given: dict[int, int], proven: Proven) -> Rendered:
+    def _cut(self, chat: Chat, wanted: list[int], given: dict[int, int], proven: Proven, has_control: bool) -> Rendered:
         spans = trained_spans(self, chat, wanted, self.way, proven)
-        found = find_control(self.control, chat.messages)
-        places = None if chat.contents is None else control_spans(self.control, chat.text, chat.contents)
-        if found:
-            check_escapable(found, places, self.can_escape)
+        places = self._control_places(chat) if has_control or given else []  # joined turns may make control text
         segments, cursor = [], 0
         for index, (start, end) in zip(wanted, spans, strict=True):
             start = self._behind(chat, index, given[index]) if index in given else start
             assert cursor <= start <= end, (self.name, cursor, start, end)
-            segments += cut_at(chat.text, (cursor, start), CONTEXT, index, places or [])
-            segments += cut_at(chat.text, (start, end), TRAINED, index, places or [])
+            segments += cut_at(chat.text, (cursor, start), CONTEXT, index, places)
+            segments += cut_at(chat.text, (start, end), TRAINED, index, places)
             cursor = end
         return Rendered(chat, segments, self._special_expected(chat, cursor))
+
+    def _control_places(self, chat: Chat) -> list[Span]:
+        """Where control text stands in the rendered chat.
+
+        Raises:
+            BadRow: If it can't be told apart from the template's own.
+        """
+        found = find_control(self.control, chat.messages)
+        places = None if chat.contents is None else control_spans(self.control, chat.text, chat.contents)
+        if found:
+            check_escapable(found, places, self.can_escape)
+        return places or []
 
     def _special_expected(self, chat: Chat, end: int) -> int | None:
         """Number of special tokens that the template writes between the contents, up to character `end`."""

@@ -1,10 +1,14 @@
 """Rows -> examples: parsed, rendered, tokenised in batches, cut to length; each bad row with its cause."""
 
+import gc
 import hashlib
 import math
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import islice
 from typing import Any, Literal
 
 from smollit.data.chat import UNTRAINED, ChatTemplate, TrainOn
@@ -44,7 +48,8 @@ FORMAT_VERSION = 3  # part of the cache's key: raise it when examples change
 # Causes of dropped rows.
 SMALL_GAP, TIED, NO_SCORES = "score gap too small", "tied scores", "no scores"
 
-AT_ONCE = 100  # rows that are tokenised while the next are rendered
+AT_ONCE = 100
+AHEAD = 2  # times as many are rendered before the first of them are waited for
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,10 @@ class Encoder:
     def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         """Columns of examples, one per row; `problem` is empty where the row is good."""
         names = list(rows)
-        drafts = self.drafts([dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)])
-        examples = [self.example(draft, index) for draft, index in zip(drafts, indices, strict=True)]
-        return {name: [example[name] for example in examples] for name in examples[0]}
+        with collector_paused():
+            drafts = self.drafts(dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True))
+            examples = [self.example(draft, index) for draft, index in zip(drafts, indices, strict=True)]
+            return {name: [example[name] for example in examples] for name in examples[0]}
 
     def show(self, row: dict[str, Any], index: int) -> Shown:
         """A row as a person wants to see it, made as the examples are."""
@@ -112,28 +118,28 @@ class Encoder:
         except BadRow as bad:
             return bad
 
-    def drafts(self, rows: list[dict[str, Any]]) -> list[Draft]:
-        """Rows parsed, rendered, tokenised, and shortened by whole turns if asked."""
-        drafts = self.redraft([self.parse(row) for row in rows])
+    def drafts(self, rows: Iterable[dict[str, Any]]) -> Iterable[Draft]:
+        """Rows parsed, rendered, tokenised, and shortened by whole turns if asked; in order, as they are ready."""
+        drafts = self.redraft(map(self.parse, rows))
         if self.options.truncate == "left-turns":
-            drafts = shorten(drafts, self.options.max_length, self.options.train_on, self.redraft)
+            return shorten(list(drafts), self.options.max_length, self.options.train_on, self.redraft)
         return drafts
 
-    def redraft(self, records: list[Any]) -> list[Draft]:
-        """Records rendered and tokenised: some are tokenised, outside Python, while the next are rendered."""
-        drafts: list[Draft] = []
-        waiting: list[Future[list[list[int]]]] = []
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            for start in range(0, len(records), AT_ONCE):
-                new = [self.draft(record) for record in records[start : start + AT_ONCE]]
+    def redraft(self, records: Iterable[Record | BadRow]) -> Iterator[Draft]:
+        """Records rendered and tokenised, in order.
+
+        Some are tokenised, outside Python, while the next are parsed and rendered, and those before become examples.
+        """
+        records = iter(records)
+        waiting: deque[tuple[list[Draft], Future[list[list[int]]]]] = deque()
+        with ThreadPoolExecutor(max_workers=2) as pool:  # one tokenises while the other hands its ids to Python
+            while new := [self.draft(record) for record in islice(records, AT_ONCE)]:
                 segments = [segment for draft in new for segment in draft.segments]
-                waiting.append(pool.submit(self.template.encode_segments, segments))
-                drafts += new
-        ids = iter(chain.from_iterable(future.result() for future in waiting))
-        for draft in drafts:
-            draft.ids = [next(ids) for _ in draft.segments]
-            draft.full_length = draft.longest()
-        return drafts
+                waiting.append((new, pool.submit(self.template.encode_segments, segments)))
+                if len(waiting) > AHEAD:
+                    yield from tokenised(*waiting.popleft())
+            for drafts, ids in waiting:
+                yield from tokenised(drafts, ids)
 
     def draft(self, record: Record | BadRow) -> Draft:
         """A record rendered, or its problem."""
@@ -172,9 +178,9 @@ class Encoder:
         if isinstance(record, Text):
             return self.template.text_segments(record.text)
         if isinstance(record, Conversation):
-            draft.rendered = (self.template.segments(record, self.options.train_on),)
+            draft.rendered = (self.template.segments(record, self.options.train_on, draft.control > 0),)
             return draft.rendered[0].segments
-        draft.rendered = self.template.pair_segments(record)
+        draft.rendered = self.template.pair_segments(record, draft.control > 0)
         chosen, rejected = draft.rendered
         return [
             *chosen.context(),
@@ -229,6 +235,27 @@ class Encoder:
             return columns | build(draft, kept, self.options.max_length)
         except BadRow as bad:
             return columns | {"problem": bad.cause, "detail": bad.detail}
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Python's search for reference cycles waits: it would walk through all the token ids, an eighth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def tokenised(drafts: list[Draft], ids: Future[list[list[int]]]) -> Iterator[Draft]:
+    """Drafts with the token ids of their segments, once they are there."""
+    found = iter(ids.result())
+    for draft in drafts:
+        draft.ids = [next(found) for _ in draft.segments]
+        draft.full_length = draft.longest()
+        yield draft
 
 
 def check_scores(gap: float | None, options: EncodeOptions) -> None:

@@ -9,6 +9,8 @@ import torch
 from smollit.data.formats import FormatName
 from smollit.data.source import Source, load_source, seeded
 
+DEFAULT_SPLIT = "train"  # of a part for which nobody names one
+
 
 @dataclass
 class Part:
@@ -47,14 +49,11 @@ def check_part(part: Part) -> None:
         raise ValueError(f"`max_rows` of {part.dataset} must be at least 1, or null for all rows, got {part.max_rows}")
 
 
-def load_part(
-    part: Part, default_split: str, seed: int, cache_dir: Path | None = None, streaming: bool = False
-) -> Source:
+def load_part(part: Part, seed: int, cache_dir: Path | None = None, streaming: bool = False) -> Source:
     """The rows of a part; nothing is read yet.
 
     Args:
-        part: What to load.
-        default_split: Split of a part that names none.
+        part: What to load; without a split, `DEFAULT_SPLIT`.
         seed: Of the draw of `max_rows`.
         cache_dir: Folder where hashes of files are remembered.
         streaming: Whether only `stream` of it will be used.
@@ -63,15 +62,8 @@ def load_part(
         ValueError: As `check_part` and `load_source`.
     """
     check_part(part)
-    source = load_source(part.dataset, part.split or default_split, cache_dir, streaming)
+    source = load_source(part.dataset, part.split or DEFAULT_SPLIT, cache_dir, streaming)
     return source if part.max_rows is None else replace(source, max_rows=part.max_rows, seed=seed)
-
-
-def epoch_sizes(num_rows: list[int], weights: list[float]) -> list[int]:
-    """Rows per epoch of each part: weight * rows, rounded, and at least one of a part that has any."""
-    return [
-        math.floor(weight) * rows + _num_extra(rows, weight) for rows, weight in zip(num_rows, weights, strict=True)
-    ]
 
 
 def epoch_members(num_rows: list[int], weights: list[float], seed: int, epoch: int) -> list[int]:

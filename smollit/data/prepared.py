@@ -76,7 +76,7 @@ def prepare(
     Raises:
         ValueError: If there are no such rows, or no format fits them.
     """
-    source = load_part(part, part.split or "train", seed, cache_dir, streaming)
+    source = load_part(part, seed, cache_dir, streaming)
     columns, head, where = source.columns(), source.head(FIRST_ROWS), f"split {part.split} of {part.dataset}"
     form = recognise(columns, head, options.kind, part.format, part.columns or {}, extra_roles, where)
     say(f"{label}: {form.describe()}")

@@ -1,7 +1,7 @@
 """Renders messages with a chat template, and learns by probes how the template prints a message of each role."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from transformers import PreTrainedTokenizerBase
@@ -145,17 +145,25 @@ class Renderer:
 
     def _render_plain(self, chat: list[Message], generation_prompt: bool) -> str:
         """As transformers renders messages of a role and a text, without its care for all that others may hold."""
-        return self._compiled.render(
-            messages=chat, tools=None, documents=None, add_generation_prompt=generation_prompt, **self._special
+        template, known = _compiled(self.text)
+        given = {"messages": chat, "tools": None, "documents": None, "add_generation_prompt": generation_prompt}
+        # As Template.render does, but for its walks through all globals on each call.
+        environment = template.environment
+        context = environment.context_class(
+            environment, {**known, **given, **self._special}, template.name, template.blocks
         )
+        return environment.concat(template.root_render_func(context))
 
     @cached_property
     def _special(self) -> dict[str, Any]:
         return self.tokenizer.special_tokens_map
 
-    @property
-    def _compiled(self) -> Any:
-        return _compile_jinja_template(self.text)  # transformers keeps it: a template can't be pickled
+
+@lru_cache
+def _compiled(text: str) -> tuple[Any, dict[str, Any]]:
+    """A compiled template and its globals; not kept in a Renderer, which is pickled."""
+    template: Any = _compile_jinja_template(text)
+    return template, dict(template.globals)
 
 
 def _without_train(message: Message) -> Message:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from smollit.data.formats import FormatName
-from smollit.data.mixture import Part
+from smollit.data.mixture import DEFAULT_SPLIT, Part
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Splits:
     def _complete(self, part: Part, split: str | None) -> Part:
         return replace(
             part,
-            split=part.split or split or "train",
+            split=part.split or split or DEFAULT_SPLIT,
             format=self.format if part.format == "auto" else part.format,
             columns=self.columns if part.columns is None else part.columns,
         )

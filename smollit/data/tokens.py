@@ -1,7 +1,6 @@
 """Text -> token ids, with the template's own special tokens told apart from text that spells them."""
 
 import hashlib
-import json
 import re
 from functools import cached_property
 from itertools import accumulate
@@ -106,9 +105,9 @@ class TokenRenderer(Renderer):
     @cached_property
     def tokenizer_hash(self) -> str:
         """Hash of what the tokenizer does with text; its padding and truncation, which change with use, don't count."""
-        parts = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        parts |= {"padding": None, "truncation": None}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        backend = self.tokenizer.backend_tokenizer
+        _reset(backend, plain=False)
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
     @cached_property
     def markers(self) -> list[str]:

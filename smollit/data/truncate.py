@@ -1,6 +1,6 @@
 """What of a row is kept when it is longer than `max_length`: whole turns from the start, then tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -89,7 +89,7 @@ def prompt_room(draft: Draft, max_length: int) -> int:
 
 
 def shorten(
-    drafts: list[Draft], max_length: int, train_on: TrainOn, redraft: Callable[[list[Record]], list[Draft]]
+    drafts: list[Draft], max_length: int, train_on: TrainOn, redraft: Callable[[list[Record]], Iterable[Draft]]
 ) -> list[Draft]:
     """The drafts, with as few whole turns as possible cut from the start of those that are too long.
 

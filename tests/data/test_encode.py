@@ -1,5 +1,6 @@
 """Rows -> examples: cut to length, bad rows counted by cause, nothing dropped in silence."""
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -395,3 +396,34 @@ def test_real_rows_are_kept_but_for_named_causes(
     problems = [problem for problem in columns["problem"] if problem]
     assert set(problems) <= {"prompt too long", "equal answers", "equal answers after the cut", "empty answer"}
     assert len(problems) < 0.05 * len(rows)
+
+
+@pytest.mark.parametrize("truncate", ["right", "left-turns"])
+@pytest.mark.parametrize("at_once", [1, 2, 7])
+def test_rows_that_are_tokenised_together_do_not_change_each_other(
+    make: Callable[..., Encoder], monkeypatch: pytest.MonkeyPatch, at_once: int, truncate: str
+) -> None:
+    """23 rows of 1 to 5 turns, some without an answer, every fourth malformed, 1, 2 or 7 at once: in order, and each as
+    it is by itself."""
+    turns = [user("hi <|im_end|>"), assistant("yes"), user("why"), assistant("so"), user("oh")]
+    rows = [{"messages": turns[: 1 + number % 5] if number % 4 else [user(None)]} for number in range(23)]
+    encoder = make("chat", max_length=40, truncate=truncate)
+    alone = [encode(encoder, [row])[0] | {"row": number} for number, row in enumerate(rows)]
+    monkeypatch.setattr("smollit.data.encode.AT_ONCE", at_once)
+    assert encode(encoder, rows) == alone
+    assert {bool(example["problem"]) for example in alone} == {True, False}
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(make: Callable[..., Encoder], was_on: bool) -> None:
+    """It waits while rows are encoded; after them, and after a failure, it is on only if it was."""
+    encoder = make("chat")
+    (gc.enable if was_on else gc.disable)()
+    try:
+        encode(encoder, [chat("a", "b")])
+        assert gc.isenabled() == was_on
+        with pytest.raises(AttributeError):
+            encoder({RAW: [None]}, [0])
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smollit.data.mixture import Part, check_part, epoch_members, epoch_sizes, load_part
+from smollit.data.mixture import Part, check_part, epoch_members, load_part
 from smollit.data.raw import RAW
 
 
@@ -26,7 +26,7 @@ def numbers(path: Path, count: int = 20) -> str:
 
 
 def rows_of(part: Part, seed: int = 0) -> list[int]:
-    return [json.loads(line)["n"] for line in load_part(part, "train", seed).rows[RAW]]
+    return [json.loads(line)["n"] for line in load_part(part, seed).rows[RAW]]
 
 
 # ---- caps
@@ -48,7 +48,7 @@ def test_a_cap_is_taken_of_the_slice_and_may_be_larger_than_it(tmp_path: Path) -
 
 
 def test_a_streamed_cap_takes_the_first_rows(tmp_path: Path) -> None:
-    source = load_part(Part(numbers(tmp_path / "a.jsonl"), max_rows=3), "train", 0)
+    source = load_part(Part(numbers(tmp_path / "a.jsonl"), max_rows=3), 0)
     assert [json.loads(row[RAW])["n"] for row in source.stream()] == [0, 1, 2]
 
 
@@ -56,7 +56,7 @@ def test_a_streamed_cap_takes_the_first_rows(tmp_path: Path) -> None:
 def test_caps_and_their_seeds_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     path = numbers(tmp_path / "a.jsonl")
     variants = [(None, 0), (None, 1), (5, 0), (5, 1), (6, 0), (5, 0)]
-    keys = [load_part(Part(path, max_rows=most), "train", seed).fingerprint for most, seed in variants]
+    keys = [load_part(Part(path, max_rows=most), seed).fingerprint for most, seed in variants]
     assert keys[0] == keys[1] and keys[2] == keys[5]  # without a cap, the seed changes nothing
     assert len(set(keys)) == 4
 
@@ -83,7 +83,7 @@ def test_numbers_without_meaning_are_refused(part: Part, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_part(part)
     with pytest.raises(ValueError, match=message):
-        load_part(part, "train", 0)
+        load_part(part, 0)
 
 
 # ---- what an epoch has
@@ -97,7 +97,9 @@ def test_weights_of_one_are_all_rows_once() -> None:
 
 def test_sizes_are_weight_times_rows() -> None:
     """10 * 2.5 = 25; 8 * 0.25 = 2; 1 * 0.2 rounds to 0, and is 1; 0 rows stay none."""
-    assert epoch_sizes([10, 8, 1, 0], [2.5, 0.25, 0.2, 0.5]) == [25, 2, 1, 0]
+    members = epoch_members([10, 8, 1, 0], [2.5, 0.25, 0.2, 0.5], 0, 0)
+    assert [sum(start <= row < end for row in members) for start, end in ((0, 10), (10, 18), (18, 19))] == [25, 2, 1]
+    assert len(members) == 28
 
 
 def test_whole_weights_repeat_and_parts_are_one_behind_the_other() -> None:
@@ -132,17 +134,16 @@ def test_parts_of_one_size_are_not_drawn_alike() -> None:
     epoch=st.integers(0, 50),
 )
 def test_each_row_comes_as_often_as_its_weight_says(parts: list[tuple[int, float]], seed: int, epoch: int) -> None:
-    """floor(weight) times, or once more; sizes agree; a pure function that leaves the global random state alone."""
+    """floor(weight) times, or once more; in all weight x rows, rounded; pure, and global random state stays."""
     num_rows, weights = [rows for rows, _ in parts], [weight for _, weight in parts]
     before = torch.get_rng_state()
     members = epoch_members(num_rows, weights, seed, epoch)
     assert torch.equal(before, torch.get_rng_state())
     assert members == epoch_members(num_rows, weights, seed, epoch)
     seen, start = Counter(members), 0
-    for rows, weight, size in zip(num_rows, weights, epoch_sizes(num_rows, weights), strict=True):
+    for rows, weight in zip(num_rows, weights, strict=True):
         counts = [seen[row] for row in range(start, start + rows)]
         assert all(math.floor(weight) <= count <= math.floor(weight) + 1 for count in counts)
-        assert sum(counts) == size
-        assert abs(size - weight * rows) <= (0.5 if weight * rows >= 1 else 1)
+        assert abs(sum(counts) - weight * rows) <= (0.5 if weight * rows >= 1 else 1)
         start += rows
-    assert len(members) == sum(epoch_sizes(num_rows, weights))
+    assert set(members) <= set(range(start))

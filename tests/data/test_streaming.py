@@ -214,7 +214,7 @@ def test_slices_and_caps_are_of_row_numbers(tmp_path: Path) -> None:
     """Rows 3 to 7 of 10, and of these the first 2: what is before them is left for validation."""
     path = lines(tmp_path / "a.jsonl", 10)
     assert flat(batches(StreamingExamples([stream(path, "train[3:8]")], 2))) == [3, 4, 5, 6, 7]
-    capped = Stream(load_part(Part(str(path), "train[3:8]", max_rows=2), "train", 0), encode)
+    capped = Stream(load_part(Part(str(path), "train[3:8]", max_rows=2), 0), encode)
     assert flat(batches(StreamingExamples([capped], 2))) == [3, 4]
 
 

@@ -98,6 +98,15 @@ def test_the_sum_keeps_the_gradients_of_hidden_and_weight_and_no_logits() -> Non
     assert sorted(sizes) == [64 * 5, 500 * 5]
 
 
+def test_a_second_backward_pass_through_the_sum_is_refused() -> None:
+    """The kept gradients were scaled in place by the first pass: a second one would scale them twice."""
+    hidden, weight, targets = random_head()
+    total = summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 3).total
+    (2 * total).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (2 * total).backward()
+
+
 def test_fp16_gradients_keep_their_range_in_the_sum() -> None:
     """2 words, logits 0 and -12: p = 6e-6 each of 1,000 words of the same kind. Unscaled, fp16 rounds a gradient of
     6e-6 by up to 1 %; with a share of 1,024, as the module's nominal count gives, by at most 2^-11."""

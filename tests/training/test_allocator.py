@@ -21,7 +21,7 @@ print(int(kept), faults())
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is on Linux")
 def test_memory_of_a_freed_tensor_is_used_again_without_new_pages() -> None:
-    """64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB: by default each tensor needs them anew; kept, none after the first ones."""
+    """64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB: each tensor needs them anew by default, and none if kept."""
     found = {
         mode: [int(n) for n in subprocess.check_output([sys.executable, "-c", MEASURE, mode], text=True).split()]
         for mode in ("keep", "default")
