@@ -10,6 +10,7 @@ if a part fails.
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -83,15 +84,9 @@ def head_memory(tokens: int, hidden: int, vocabulary: int, chunk_size: int) -> F
 
 
 def expected_head_memory(tokens: int, hidden: int, vocabulary: int, chunk_size: int) -> int:
-    """Bytes of gradients and of one chunk at the peak of the backward pass.
-
-    Either a chunk's logits stand four times (themselves, log-sum-exp's gradient and its factor, the gather's gradient)
-    beside the weight's gradient so far; or the chunk's own gradient of the weight is there too, beside two of them.
-    """
-    chunk = min(chunk_size, tokens) * vocabulary * FLOAT
-    weight, states = vocabulary * hidden * FLOAT, tokens * hidden * FLOAT
-    so_far = weight if chunk_size < tokens else 0  # the first chunk finds no gradient
-    return states + max(so_far + 4 * chunk, so_far + weight + 2 * chunk)
+    """Bytes at the peak of the backward pass: both gradients, and a chunk's logits with their softmax."""
+    chunk = math.ceil(tokens / math.ceil(tokens / chunk_size)) * vocabulary * FLOAT  # pieces are of equal size
+    return tokens * hidden * FLOAT + vocabulary * hidden * FLOAT + 2 * chunk
 
 
 def chunk_sizes(options: argparse.Namespace, folder: Path) -> Found:

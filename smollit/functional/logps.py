@@ -3,6 +3,8 @@
 Suffixes: M trained tokens, H hidden size, V words.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -108,10 +110,9 @@ class _ChunkedHead(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, targets)
         ctx.chunk_size, ctx.dtype = chunk_size, dtype
         logps, hits = [], []
-        # split() of zero tokens gives one empty chunk: an empty batch keeps its graph, with gradients of zero.
         with torch.autocast(hidden.device.type, enabled=False):
             weight = weight.to(dtype)
-            for part, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
+            for part, target in _pieces(chunk_size, hidden, targets):
                 logps_CV = F.log_softmax((part.to(dtype) @ weight.T).float(), dim=1)
                 logps.append(logps_CV.gather(1, target[:, None])[:, 0])
                 if correct:
@@ -126,8 +127,7 @@ class _ChunkedHead(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
-            pieces = (tensor.split(ctx.chunk_size) for tensor in (hidden, targets, grad, grad_hidden))
-            for part, target, g, out in zip(*pieces, strict=True):
+            for part, target, g, out in _pieces(ctx.chunk_size, hidden, targets, grad, grad_hidden):
                 part = part.to(dtype)
                 grad_logits = torch.softmax((part @ cast_weight.T).float(), dim=1)
                 grad_logits.mul_(-g[:, None]).scatter_add_(1, target[:, None], g[:, None])
@@ -150,8 +150,7 @@ class _SummedHead(torch.autograd.Function):
         logps, hits = [], []
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
-            pieces = (tensor.split(chunk_size) for tensor in (hidden, targets, grad_hidden))
-            for part, target, out in zip(*pieces, strict=True):
+            for part, target, out in _pieces(chunk_size, hidden, targets, grad_hidden):
                 part = part.to(dtype)
                 logps_CV = F.log_softmax((part @ cast_weight.T).float(), dim=1)
                 logps.append(logps_CV.gather(1, target[:, None])[:, 0])
@@ -174,6 +173,15 @@ class _SummedHead(torch.autograd.Function):
         # In place: a second buffer as large as the head would be the peak of memory. autograd refuses a second pass.
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None, None
+
+
+def _pieces(chunk_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors in as few pieces of at most `chunk_size` tokens as can be, of equal size: small products are slow.
+
+    Zero tokens give one empty piece: an empty batch keeps its graph, with gradients of zero.
+    """
+    count = max(1, math.ceil(len(tensors[0]) / chunk_size))
+    return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -55,7 +55,7 @@ class CausalLM(nn.Module):
         weights: Literal["pretrained", "random"] = "pretrained",
         dtype: torch.dtype = torch.float32,
         attention: AttentionBackend = "documents",
-        chunk_size: int = 256,
+        chunk_size: int = 512,
         gradient_checkpointing: GradientCheckpointing = False,
         dropout: float | None = None,
     ) -> None:

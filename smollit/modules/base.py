@@ -69,7 +69,7 @@ class FineTuningModule(MeasuredModule):
         schedule: Schedule = "linear",
         num_warmup_steps: int = 0,
         attention: AttentionBackend = "documents",
-        chunk_size: int = 256,
+        chunk_size: int = 512,
         gradient_checkpointing: GradientCheckpointing = False,
         compile: bool = False,
         dropout: float | None = None,

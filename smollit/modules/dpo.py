@@ -90,7 +90,7 @@ class DPOModule(FineTuningModule):
         schedule: Schedule = "linear",
         num_warmup_steps: int = 0,
         attention: AttentionBackend = "documents",
-        chunk_size: int = 256,
+        chunk_size: int = 512,
         gradient_checkpointing: GradientCheckpointing = False,
         compile: bool = False,
         dropout: float | None = 0.0,

@@ -71,14 +71,12 @@ def test_the_line_leaves_nothing_of_a_straight_line(growth: ModuleType) -> None:
 
 
 def test_the_heads_memory_is_gradients_and_chunks(growth: ModuleType) -> None:
-    """8 tokens x 2 hidden x 10 words, chunks of 4: chunk 4 x 10 x 4 B = 160, weight 80, states 64.
-
-    64 + max(80 + 4 x 160, 80 + 80 + 2 x 160) = 784. One chunk of all 8: 64 + max(4 x 320, 80 + 2 x 320) = 1344, and
-    with a large weight (hidden 100: weight 4000, states 3200): 3200 + max(1280, 4000 + 640) = 7840.
+    """8 tokens, hidden 2, 10 words: gradients of 8 x 2 x 4 = 64 and 10 x 2 x 4 = 80 bytes; pieces of 4 tokens (of at
+    most 4, or of at most 7) have logits of 4 x 10 x 4 = 160, twice: 464. One piece of all 8: 144 + 2 x 320 = 784.
     """
-    assert growth.expected_head_memory(8, 2, 10, 4) == 784
-    assert growth.expected_head_memory(8, 2, 10, 99) == 1344
-    assert growth.expected_head_memory(8, 100, 10, 8) == 7840
+    assert growth.expected_head_memory(8, 2, 10, 4) == 464
+    assert growth.expected_head_memory(8, 2, 10, 7) == 464
+    assert growth.expected_head_memory(8, 2, 10, 99) == 784
 
 
 def test_a_part_lasts_from_the_end_of_the_one_before(growth: ModuleType) -> None:

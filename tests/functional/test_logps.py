@@ -1,10 +1,12 @@
 """Token log-probabilities against log_softmax of plain logits, and sums per sequence by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from smollit.functional.logps import sum_per_sequence, summed_logps, token_logps
 
@@ -144,6 +146,22 @@ def test_no_targets_give_no_log_probabilities_but_a_graph_with_zero_gradients() 
     total.backward()
     assert weight.grad is not None
     assert weight.grad.abs().sum() == 0
+
+
+def test_pieces_are_as_few_as_can_be_and_of_equal_size() -> None:
+    """10 tokens, at most 4 at once: 3 pieces of 4, 3, 3, not 4, 4, 2."""
+    sizes: list[int] = []
+    hidden, weight, targets = random_head(10)
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.nn.functional.log_softmax:
+                sizes.append(len(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        token_logps(hidden, weight, targets, 4)
+    assert sizes == [4, 3, 3]
 
 
 # case: dpo-loss-06
