@@ -11,11 +11,12 @@ from torch import Tensor
 from compare.child import answer, job_of_this_process
 from compare.record import peak_bytes, resident_bytes
 
-DOCUMENT = 384  # tokens of a document, about
+DOCUMENT = 256  # tokens of a document, about
+REPEATS = 3  # passes at each number of tokens, of which the fastest counts
 
 
 def document_lengths(tokens: int) -> list[int]:
-    """Lengths of documents that make up `tokens`, as equal as can be: 256 to 512 each, from 256 tokens on."""
+    """Lengths of documents that make up `tokens`, as equal as can be."""
     count = max(1, round(tokens / DOCUMENT))
     return [tokens // count + (number < tokens % count) for number in range(count)]
 
@@ -33,7 +34,9 @@ def make_batch(lengths: list[int], num_words: int) -> Any:
 def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of forward and backward of SFTModule at each number of tokens: {"seconds": {tokens: [...]}}."""
     from smollit.modules import SFTModule
+    from smollit.training.allocator import keep_freed_memory
 
+    keep_freed_memory()  # as `fit` does
     module = SFTModule(model_name=job["model"], attention="documents")
     module.configure_model()
     num_words = module.policy.config.vocab_size
@@ -48,13 +51,8 @@ def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
         return seconds
 
     step(min(job["tokens"]))  # to warm up
-    # Small ones twice: they are noisier, and cheap.
-    return {"seconds": {n: [step(n) for _ in range(repeats(n, max(job["tokens"])))] for n in job["tokens"]}}
-
-
-def repeats(tokens: int, most: int) -> int:
-    """How often a number of tokens is measured: twice, the largest once."""
-    return max(1, min(2, most // tokens))
+    # The first pass at a size makes the process grow.
+    return {"seconds": {tokens: [step(tokens) for _ in range(REPEATS)] for tokens in job["tokens"]}}
 
 
 def measure_head(job: dict[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,7 @@ class _ChunkedHead(torch.autograd.Function):
                 logps.append(logps_CV.gather(1, target[:, None])[:, 0])
                 if correct:
                     hits.append(logps[-1] >= logps_CV.amax(dim=1))
+                del logps_CV  # before the next piece's logits are made
         return torch.cat(logps), torch.cat(hits) if correct else None
 
     @staticmethod
@@ -134,6 +135,7 @@ class _ChunkedHead(torch.autograd.Function):
                 grad_logits = grad_logits.to(dtype)
                 out.copy_(grad_logits @ cast_weight)
                 _add_product(grad_weight, grad_logits.T, part)
+                del grad_logits
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 
@@ -156,12 +158,13 @@ class _SummedHead(torch.autograd.Function):
                 logps.append(logps_CV.gather(1, target[:, None])[:, 0])
                 if correct:
                     hits.append(logps[-1] >= logps_CV.amax(dim=1))
-                if grad_weight is None:
-                    continue
-                one = torch.ones_like(logps_CV[:, :1])
-                grad_logits = logps_CV.exp_().neg_().scatter_add_(1, target[:, None], one).to(dtype)
-                out.copy_(grad_logits @ cast_weight)
-                _add_product(grad_weight, grad_logits.T, part)
+                if grad_weight is not None:
+                    one = torch.ones_like(logps_CV[:, :1])
+                    grad_logits = logps_CV.exp_().neg_().scatter_add_(1, target[:, None], one).to(dtype)
+                    out.copy_(grad_logits @ cast_weight)
+                    _add_product(grad_weight, grad_logits.T, part)
+                    del grad_logits
+                del logps_CV
         if grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         found = torch.cat(logps), torch.cat(hits) if correct else None
