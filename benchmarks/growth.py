@@ -93,11 +93,13 @@ def chunk_sizes(options: argparse.Namespace, folder: Path) -> Found:
     """Seconds and memory of the head at each chunk size, for the model's own vocabulary; 0 is all tokens at once."""
     tokens, cells = options.head_tokens, []
     config = AutoConfig.from_pretrained(options.model)
-    job = {"measure": "head", "tokens": tokens, "hidden": config.hidden_size, "vocabulary": config.vocab_size}
+    hidden, vocabulary = config.hidden_size, config.vocab_size
     for chunk_size in [size for size in options.chunk_sizes if size < tokens] + [0]:
-        found = child.start("compare.grow", job | {"chunk_size": chunk_size, "repeats": 1})
-        cells.append({"chunk_size": chunk_size, "seconds": found["seconds"][0], "memory": found["memory"]})
-    return {"tokens": tokens, "vocabulary": config.vocab_size, "cells": cells}
+        memory = head_memory(tokens, hidden, vocabulary, chunk_size or tokens)["memory"]
+        job = {"measure": "head", "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary}
+        found = child.start("compare.grow", job | {"chunk_size": chunk_size, "repeats": 2})
+        cells.append({"chunk_size": chunk_size, "seconds": min(found["seconds"]), "memory": memory})
+    return {"tokens": tokens, "vocabulary": vocabulary, "cells": cells}
 
 
 def hidden_size(model: str) -> int:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from functools import cached_property
 from itertools import accumulate
+from threading import Lock
 from typing import Literal, NamedTuple
 
 from tokenizers import Tokenizer
@@ -16,6 +17,7 @@ from smollit.data.render import SENTINEL, Renderer
 MARKER = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]")
 MAX_COUNTS = 10_000  # texts between contents are few; those of tool calls may be many
 Branch = Literal["shared", "chosen", "rejected"]
+_CHANGES = Lock()
 
 
 class Segment(NamedTuple):
@@ -153,10 +155,14 @@ def _encode(backend: Tokenizer, texts: list[str], plain: bool) -> list[list[int]
 
 
 def _reset(backend: Tokenizer, plain: bool) -> None:
-    """Set the state that tokens depend on: others may have used the tokenizer with padding, say."""
-    if backend.encode_special_tokens != plain:
-        backend.encode_special_tokens = plain
-    if backend.padding is not None:
-        backend.no_padding()
-    if backend.truncation is not None:
-        backend.no_truncation()
+    """Set the state that tokens depend on: others may have used the tokenizer with padding, say.
+
+    A tokenizer can't be changed while another thread encodes with it: so only the first to come changes it.
+    """
+    with _CHANGES:
+        if backend.encode_special_tokens != plain:
+            backend.encode_special_tokens = plain
+        if backend.padding is not None:
+            backend.no_padding()
+        if backend.truncation is not None:
+            backend.no_truncation()

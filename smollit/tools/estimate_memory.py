@@ -20,11 +20,11 @@ from smollit.modules import DPOModule, FineTuningModule
 
 PARTS = ("weights", "reference", "gradients", "optimizer", "activations", "head chunk")
 Parts = dict[str, int]  # bytes of each of `PARTS`, and of what is beside them
-# glibc maps larger blocks one by one and gives them back at once. Smaller ones lie on a heap with holes.
+# On a CPU, glibc keeps what is freed (`training.allocator`), and its heap has holes. Measured with glibc 2.36 on
+# SmolLM2-135M, seven settings of estimate_check.py: they are this share (0.09 to 0.16) of all tensors below HEAP_LIMIT
+# that one forward pass makes. Larger ones are few, and take each other's places.
 HEAP_LIMIT = 32 * 1024**2
-# Measured with glibc 2.36 on SmolLM2-135M, 1,020 to 3,570 positions, with checkpointing and without: the heap holds
-# this share (0.24 to 0.38) of all that one forward pass makes, beside what is alive.
-HEAP_HOLES = 0.28
+HEAP_HOLES = 0.13
 
 
 class LiveMemory(TorchDispatchMode):

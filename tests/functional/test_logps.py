@@ -1,6 +1,7 @@
 """Token log-probabilities against log_softmax of plain logits, and sums per sequence by hand."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -69,6 +70,24 @@ def test_the_sum_has_the_gradients_of_all_logits_at_once(chunk_size: int) -> Non
     assert torch.equal(found.correct, (hidden @ weight.T).argmax(dim=1) == targets)
     for one, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-5)
+
+
+def test_the_sum_under_autocast_agrees_with_the_log_probabilities() -> None:
+    """bf16 products: both ways round alike but for the gradient's scale, so they are within bf16's 8 bits."""
+    hidden, weight, targets = random_head(32, 16, 50)
+    grads = []
+    ways: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda h, w: summed_logps(h, w, targets, 8).total,
+        lambda h, w: token_logps(h, w, targets, 8).logps.sum(),
+    ]
+    for total in ways:
+        inputs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        with torch.autocast("cpu", torch.bfloat16):
+            (-total(*inputs) / 32).backward()
+        assert all(tensor.grad.dtype == torch.float32 for tensor in inputs)
+        grads.append([tensor.grad for tensor in inputs])
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2**-6, atol=2e-3)
 
 
 def test_the_sum_of_no_targets_is_zero_with_zero_gradients() -> None:
