@@ -47,7 +47,8 @@ def test_training_runs_out(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFi
     assert lines == [
         "  1. model.gradient_checkpointing: false -> true",
         "  2. data.train_batch_size: 2 -> 1",
-        "  3. data.max_length: 96 -> 48",
+        "  3. model.chunk_size: 512 -> 256",
+        "  4. data.max_length: 96 -> 48",
     ]
     assert "trainer.accumulate_grad_batches: 4, each step" in told[0]  # 2 x 2 rows are 1 x 4
 
