@@ -22,12 +22,7 @@ def control_pattern(texts: list[str]) -> re.Pattern[str]:
 
 def find_control(pattern: re.Pattern[str], messages: list[Message]) -> list[str]:
     """Control texts in all that messages hold, each time that they stand there."""
-    found: list[str] = []
-    for message in messages:
-        for value in message.values():
-            for text in (value,) if isinstance(value, str) else _texts([value]):
-                found += pattern.findall(text)
-    return found
+    return [found for message in messages for text in _texts(message) for found in pattern.findall(text)]
 
 
 def control_spans(pattern: re.Pattern[str], text: str, contents: list[Span]) -> list[Span]:

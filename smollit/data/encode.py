@@ -48,7 +48,7 @@ FORMAT_VERSION = 3  # part of the cache's key: raise it when examples change
 # Causes of dropped rows.
 SMALL_GAP, TIED, NO_SCORES = "score gap too small", "tied scores", "no scores"
 
-AT_ONCE = 100
+AT_ONCE = 100  # rows that are tokenised together
 AHEAD = 2  # times as many are rendered before the first of them are waited for
 
 

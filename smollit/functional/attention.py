@@ -80,8 +80,7 @@ def document_attention(
         total = sum(document.length for document in layout)
         raise ValueError(f"`layout` has {total} positions, and `query` {query.shape[2]}: they must be equal")
     # split(), not slices: its backward pass is one copy, not a tensor of all positions for each document.
-    causal = [(document.shared + document.chosen, document.rejected) for document in layout]
-    lengths = [length for pair in causal for length in pair]
+    lengths = [length for document in layout for length in (document.shared + document.chosen, document.rejected)]
     pieces = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = []
     for shared, chosen, rejected in layout:

@@ -109,14 +109,13 @@ class _ChunkedHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, targets)
         ctx.chunk_size, ctx.dtype = chunk_size, dtype
-        logps, hits = [], []
+        logps: list[Tensor] = []
+        hits: list[Tensor] = []
         with torch.autocast(hidden.device.type, enabled=False):
             weight = weight.to(dtype)
             for part, target in _pieces(chunk_size, hidden, targets):
                 logps_CV = F.log_softmax((part.to(dtype) @ weight.T).float(), dim=1)
-                logps.append(logps_CV.gather(1, target[:, None])[:, 0])
-                if correct:
-                    hits.append(logps[-1] >= logps_CV.amax(dim=1))
+                _keep_targets(logps_CV, target, logps, hits if correct else None)
                 del logps_CV  # before the next piece's logits are made
         return torch.cat(logps), torch.cat(hits) if correct else None
 
@@ -132,9 +131,7 @@ class _ChunkedHead(torch.autograd.Function):
                 part = part.to(dtype)
                 grad_logits = torch.softmax((part @ cast_weight.T).float(), dim=1)
                 grad_logits.mul_(-g[:, None]).scatter_add_(1, target[:, None], g[:, None])
-                grad_logits = grad_logits.to(dtype)
-                out.copy_(grad_logits @ cast_weight)
-                _add_product(grad_weight, grad_logits.T, part)
+                _backpropagate(grad_logits.to(dtype), part, cast_weight, out, grad_weight)
                 del grad_logits
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
@@ -149,21 +146,18 @@ class _SummedHead(torch.autograd.Function):
         grad_hidden, grad_weight = torch.empty_like(hidden), None
         if any(ctx.needs_input_grad):
             grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        logps, hits = [], []
+        logps: list[Tensor] = []
+        hits: list[Tensor] = []
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
             for part, target, out in _pieces(chunk_size, hidden, targets, grad_hidden):
                 part = part.to(dtype)
                 logps_CV = F.log_softmax((part @ cast_weight.T).float(), dim=1)
-                logps.append(logps_CV.gather(1, target[:, None])[:, 0])
-                if correct:
-                    hits.append(logps[-1] >= logps_CV.amax(dim=1))
+                _keep_targets(logps_CV, target, logps, hits if correct else None)
                 if grad_weight is not None:
                     one = torch.ones_like(logps_CV[:, :1])
-                    grad_logits = logps_CV.exp_().neg_().scatter_add_(1, target[:, None], one).to(dtype)
-                    out.copy_(grad_logits @ cast_weight)
-                    _add_product(grad_weight, grad_logits.T, part)
-                    del grad_logits
+                    logps_CV.exp_().neg_().scatter_add_(1, target[:, None], one)
+                    _backpropagate(logps_CV.to(dtype), part, cast_weight, out, grad_weight)
                 del logps_CV
         if grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
@@ -187,12 +181,20 @@ def _pieces(chunk_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in one go where the dtypes allow it."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
+def _keep_targets(logps_CV: Tensor, target: Tensor, logps: list[Tensor], hits: list[Tensor] | None) -> None:
+    """Of a piece, keep log p of its targets, and whether they have the largest logit if that is asked for."""
+    logps.append(logps_CV.gather(1, target[:, None])[:, 0])
+    if hits is not None:
+        hits.append(logps[-1] >= logps_CV.amax(dim=1))
+
+
+def _backpropagate(grad_logits: Tensor, part: Tensor, weight: Tensor, grad_part: Tensor, grad_weight: Tensor) -> None:
+    """From the gradient of a piece's logits to that of its hidden states; add what it gives to that of the weight."""
+    grad_part.copy_(grad_logits @ weight)
+    if grad_weight.dtype == grad_logits.dtype:
+        grad_weight.addmm_(grad_logits.T, part)
     else:
-        total += left @ right
+        grad_weight += grad_logits.T @ part
 
 
 def sum_per_sequence(values_M: Tensor, sequence_M: Tensor, num_sequences: int) -> Tensor:

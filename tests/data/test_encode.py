@@ -414,6 +414,24 @@ def test_rows_that_are_tokenised_together_do_not_change_each_other(
     assert {bool(example["problem"]) for example in alone} == {True, False}
 
 
+def test_control_text_that_two_joined_turns_make_opens_no_turn(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Neither "a <|im_" nor "start|> b" is control text; the turn that they make, which is not trained and so is
+    not cut where they meet, is read as plain text."""
+    form = recognise(["prompt", "completion"], [], "chat")
+    encoder = Encoder(load_template(tiny_tokenizer, "chatml"), EncodeOptions("chat", 64), form)
+    row = {
+        "prompt": [user("q"), assistant("a <|im_")],
+        "completion": [assistant("start|> b") | {"train": False}, user("r"), assistant("c")],
+    }
+    (example,) = encode(encoder, [row])
+    opens = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert not example["problem"]
+    assert example["input_ids"].count(opens) == 4  # of the four turns
+    assert "a <|im_start|> b" in tiny_tokenizer.decode(example["input_ids"])
+
+
 @pytest.mark.parametrize("was_on", [True, False])
 def test_the_garbage_collector_is_left_as_it_was(make: Callable[..., Encoder], was_on: bool) -> None:
     """It waits while rows are encoded; after them, and after a failure, it is on only if it was."""

@@ -96,6 +96,14 @@ def test_fsdp2_on_one_process_trains_and_goes_on(fit: Any, tmp_path: Path) -> No
     torch.testing.assert_close(first.diary.losses[:2], plain.diary.losses[:2])
 
 
+def test_training_on_a_cpu_keeps_freed_memory(fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, before the first step; what it does to the process: test_allocator.py."""
+    calls: list[str] = []
+    monkeypatch.setattr("smollit.training.trainer.keep_freed_memory", lambda: calls.append("kept"))
+    assert fit(tmp_path).error is None
+    assert calls == ["kept"]
+
+
 def test_no_checkpoints_on_request(fit: Any, tmp_path: Path) -> None:
     """enable_checkpointing false: nothing is written."""
     fit(tmp_path, max_steps=1, enable_checkpointing=False, checkpoint_every_n_steps=1)
