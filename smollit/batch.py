@@ -77,3 +77,9 @@ class Batch(NamedTuple):
     def num_targets(self) -> int:
         """M, the number of trained positions."""
         return self.trained.numel()
+
+    @property
+    def answer_lengths(self) -> list[int]:
+        """Trained positions of each answer, chosen then rejected, pair by pair: 2 N numbers that sum to M."""
+        pairs = [document for row in self.layout for document in row]
+        return [length for pair in pairs for length in (pair.chosen, pair.rejected)]

@@ -4,12 +4,14 @@ Suffixes: M trained tokens, H hidden size, V words.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MOST_GRADIENTS = 2  # of the head at one time, each of its size: a chat, or a pair of answers
 
 
 class HeadOutput(NamedTuple):
@@ -47,31 +49,39 @@ def token_logps(
 
 
 class SummedOutput(NamedTuple):
-    """What the head says of M trained tokens if only the sum of their log-probabilities is to be differentiated.
+    """What the head says of M trained tokens if only sums of their log-probabilities are to be differentiated.
 
     Args:
-        total: Sum of `logps`, a scalar in fp32, with gradient.
+        sums: [S] sum of each sequence's `logps`, fp32, with gradient.
         logps: [M] log p(target | prefix), fp32, no gradient.
         correct: [M] bool, True where the target has the largest logit; None if it was not asked for.
     """
 
-    total: Tensor
+    sums: Tensor
     logps: Tensor
     correct: Tensor | None
 
 
 def summed_logps(
-    hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_size: int, correct: bool = False
+    hidden_MH: Tensor,
+    weight_VH: Tensor,
+    targets_M: Tensor,
+    lengths: Sequence[int],
+    chunk_size: int,
+    correct: bool = False,
 ) -> SummedOutput:
-    """The sum of `token_logps`, with one matrix product less: its gradient is made along with it.
+    """Sums of `token_logps` over sequences: of few, with one matrix product less.
 
-    In a plain sum each token's share is 1, so a chunk's gradients are known while its logits exist. `token_logps` makes
-    the logits again, when the shares are known. fp16 takes that way too: it needs the shares for its range.
+    In a sum each token's share is 1, so a chunk's gradients are known while its logits exist, but for one factor per
+    sequence. That takes a gradient of the head for each, so it is done for at most MOST_GRADIENTS. For more, and in
+    fp16, which needs the shares for its range, the logits are made again when the shares are known, as in
+    `token_logps`.
 
     Args:
         hidden_MH: [M, H] last hidden states at the positions that have a target.
         weight_VH: [V, H] weight of the head.
         targets_M: [M] token ids.
+        lengths: Trained tokens of each of the S sequences, which stand one after the other; M in all.
         chunk_size: Tokens per chunk, at least 1.
         correct: Say too whether the target has the largest logit.
 
@@ -79,10 +89,18 @@ def summed_logps(
         ValueError: If the shapes do not fit or `chunk_size` is below 1.
     """
     dtype = _check_head(hidden_MH, weight_VH, targets_M, chunk_size)
-    if dtype == torch.float16:
-        output = token_logps(hidden_MH, weight_VH, targets_M, chunk_size, correct)
-        return SummedOutput(output.logps.sum(), output.logps.detach(), output.correct)
-    return SummedOutput(*_SummedHead.apply(hidden_MH, weight_VH, targets_M, chunk_size, dtype, correct))
+    if sum(lengths) != len(targets_M):
+        raise ValueError(f"`lengths` must have as many tokens as `targets`, {len(targets_M)}, got {sum(lengths)}")
+    if 1 <= len(lengths) <= MOST_GRADIENTS and dtype != torch.float16:
+        return SummedOutput(
+            *_SummedHead.apply(hidden_MH, weight_VH, targets_M, tuple(lengths), chunk_size, dtype, correct)
+        )
+    logps_M, hits_M = token_logps(hidden_MH, weight_VH, targets_M, chunk_size, correct)
+    sequence_M = torch.tensor(
+        [number for number, length in enumerate(lengths) for _ in range(length)], dtype=torch.long
+    )
+    sequence_M = sequence_M.to(logps_M.device, non_blocking=True)
+    return SummedOutput(sum_per_sequence(logps_M, sequence_M, len(lengths)), logps_M.detach(), hits_M)
 
 
 def _check_head(hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_size: int) -> torch.dtype:
@@ -124,7 +142,7 @@ class _ChunkedHead(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         dtype = ctx.dtype
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        grad_weight = _zero_gradient(weight)
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
             for part, target, g, out in _pieces(ctx.chunk_size, hidden, targets, grad, grad_hidden):
@@ -137,39 +155,62 @@ class _ChunkedHead(torch.autograd.Function):
 
 
 class _SummedHead(torch.autograd.Function):
-    """sum log softmax(h W^T)[target], and with it dh and dW for a share of 1: dlogit = onehot - softmax."""
+    """Sums of log softmax(h W^T)[target] per sequence, with dh and dW for factors of 1: dlogit = onehot - softmax.
+
+    dW is kept for each sequence, in fp32, until the factors of the sums are known.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, dtype: torch.dtype, correct: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        lengths: tuple[int, ...],
+        chunk_size: int,
+        dtype: torch.dtype,
+        correct: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        grad_hidden, grad_weight = torch.empty_like(hidden), None
-        if any(ctx.needs_input_grad):
-            grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        grad_hidden, grad_weights = torch.empty_like(hidden), []
         logps: list[Tensor] = []
         hits: list[Tensor] = []
+        sequences = zip(*(tensor.split(lengths) for tensor in (hidden, targets, grad_hidden)), strict=True)
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
-            for part, target, out in _pieces(chunk_size, hidden, targets, grad_hidden):
-                part = part.to(dtype)
-                logps_CV = F.log_softmax((part @ cast_weight.T).float(), dim=1)
-                _keep_targets(logps_CV, target, logps, hits if correct else None)
-                if grad_weight is not None:
-                    one = torch.ones_like(logps_CV[:, :1])
-                    logps_CV.exp_().neg_().scatter_add_(1, target[:, None], one)
-                    _backpropagate(logps_CV.to(dtype), part, cast_weight, out, grad_weight)
-                del logps_CV
-        if grad_weight is not None:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            for sequence in sequences:
+                if any(ctx.needs_input_grad):
+                    grad_weights.append(_zero_gradient(weight))
+                for part, target, out in _pieces(chunk_size, *sequence):
+                    part = part.to(dtype)
+                    logps_CV = F.log_softmax((part @ cast_weight.T).float(), dim=1)
+                    _keep_targets(logps_CV, target, logps, hits if correct else None)
+                    if grad_weights:
+                        one = torch.ones_like(logps_CV[:, :1])
+                        logps_CV.exp_().neg_().scatter_add_(1, target[:, None], one)
+                        _backpropagate(logps_CV.to(dtype), part, cast_weight, out, grad_weights[-1])
+                    del logps_CV
+        ctx.lengths, ctx.weight_dtype = lengths, weight.dtype
+        if grad_weights:
+            ctx.save_for_backward(grad_hidden, *grad_weights)
         found = torch.cat(logps), torch.cat(hits) if correct else None
         ctx.mark_non_differentiable(*(tensor for tensor in found if tensor is not None))
-        return found[0].sum(), *found
+        return torch.stack([sequence.sum() for sequence in found[0].split(lengths)]), *found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        # In place: a second buffer as large as the head would be the peak of memory. autograd refuses a second pass.
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None, None
+        # In place: one buffer more, as large as the head, would be the peak of memory. autograd refuses a second pass.
+        grad_hidden, grad_weight, *others = ctx.saved_tensors
+        for part, factor in zip(grad_hidden.split(ctx.lengths), grad, strict=True):
+            part.mul_(factor)
+        grad_weight.mul_(grad[0])
+        for other, factor in zip(others, grad[1:], strict=True):
+            grad_weight.addcmul_(other, factor)
+        return grad_hidden, grad_weight.to(ctx.weight_dtype), None, None, None, None, None
+
+
+def _zero_gradient(weight: Tensor) -> Tensor:
+    """A buffer for the weight's gradient, at least in fp32: it is a sum over pieces."""
+    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def _pieces(chunk_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:

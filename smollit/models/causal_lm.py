@@ -1,6 +1,6 @@
 """CausalLM: a transformers model that scores targets. forward(batch) -> TokenScores, never [R, T, V] logits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,12 +19,12 @@ class TokenScores(NamedTuple):
     """What the model says of the M positions that have a target, in row order.
 
     Args:
-        logps: [M] log p(target | prefix), fp32, with gradient, unless only their sum was asked for.
+        logps: [M] log p(target | prefix), fp32, with gradient, unless only sums were asked for.
         correct: [M] bool, the target has the largest logit; None if it was not asked for.
         mean_logits: [M] mean over the vocabulary of the logits, no gradient; None if it was not asked for.
         document: [M] example of the batch.
         branch: [M] 0 shared, 1 chosen, 2 rejected.
-        total: Sum of `logps`, with gradient; None if it was not asked for.
+        sums: [S] sums of `logps`, with gradient; None if they were not asked for.
     """
 
     logps: Tensor
@@ -32,7 +32,13 @@ class TokenScores(NamedTuple):
     mean_logits: Tensor | None
     document: Tensor
     branch: Tensor
-    total: Tensor | None = None
+    sums: Tensor | None = None
+
+    @property
+    def answer_logps(self) -> Tensor:
+        """The sums of pairs' answers, chosen then rejected, [N, 2]."""
+        assert self.sums is not None, "they are asked for with only_sums_of=batch.answer_lengths"
+        return self.sums.view(-1, 2)
 
 
 class CausalLM(nn.Module):
@@ -72,7 +78,11 @@ class CausalLM(nn.Module):
         return self.model.config
 
     def forward(
-        self, batch: Batch, correct: bool = False, mean_logits: bool = False, only_sum: bool = False
+        self,
+        batch: Batch,
+        correct: bool = False,
+        mean_logits: bool = False,
+        only_sums_of: Sequence[int] | None = None,
     ) -> TokenScores:
         """Score every position that has a target.
 
@@ -80,7 +90,8 @@ class CausalLM(nn.Module):
             batch: Rows of documents.
             correct: Say too whether the target has the largest logit.
             mean_logits: Say too what the mean logit is.
-            only_sum: Only the sum is differentiated, which saves a product: `total` has the gradient, `logps` none.
+            only_sums_of: Targets of each sequence, in order: only their sums are differentiated, which saves a product
+                where they are few. Then `sums` has the gradient, and `logps` none.
 
         Raises:
             ValueError: If a document is longer than the model's positions, or the backend can't run the batch.
@@ -88,16 +99,16 @@ class CausalLM(nn.Module):
         hidden_MH = self.hidden_states(batch)
         weight_VH = self.model.get_output_embeddings().weight
         targets_M = batch.targets.view(-1)[batch.trained]
-        total = None
-        if only_sum:
-            total, logps, hits = summed_logps(hidden_MH, weight_VH, targets_M, self.chunk_size, correct)
+        sums = None
+        if only_sums_of is not None:
+            sums, logps, hits = summed_logps(hidden_MH, weight_VH, targets_M, only_sums_of, self.chunk_size, correct)
         else:
             logps, hits = token_logps(hidden_MH, weight_VH, targets_M, self.chunk_size, correct)
         with torch.no_grad():
             # mean_v(h . W_v) = h . mean_v(W_v): the mean logit without the logits.
             means = hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32) if mean_logits else None
         document, branch = (field.view(-1)[batch.trained] for field in (batch.document, batch.branch))
-        return TokenScores(logps, hits, means, document, branch, total)
+        return TokenScores(logps, hits, means, document, branch, sums)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Last hidden states at the positions with a target, [M, H]; documents and branches see only what

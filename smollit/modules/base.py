@@ -195,8 +195,6 @@ class FineTuningModule(MeasuredModule):
                 }
             )
 
-    # ---- Lightning's hooks: logs
-
     # ---- Lightning's hooks: model and optimizer
 
     def configure_model(self) -> None:

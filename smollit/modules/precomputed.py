@@ -19,7 +19,6 @@ from lightning.fabric.utilities import move_data_to_device
 from smollit.batch import Batch
 from smollit.models.causal_lm import CausalLM
 from smollit.models.pretrained import weights_fingerprint
-from smollit.modules.answers import per_answer
 
 if TYPE_CHECKING:
     from smollit.modules.base import FineTuningModule
@@ -123,8 +122,8 @@ def score(module: "FineTuningModule", model: CausalLM, examples: Any, indices: l
         batch: Batch = data.collate(examples.__getitems__([[indices[place]] for place in places]))
         batch = move_data_to_device(batch, module.trainer.strategy.root_device)
         with module.trainer.precision_plugin.forward_context():
-            scores = model(batch)
-        values[places] = per_answer(scores.logps, scores, len(places)).cpu().numpy()
+            scores = model(batch, only_sums_of=batch.answer_lengths)
+        values[places] = scores.answer_logps.cpu().numpy()
         if not np.isfinite(values[places]).all():
             raise ValueError(f"the reference's log-probabilities of rows {batch.example_ids.tolist()} are not finite")
     return values

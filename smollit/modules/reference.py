@@ -9,7 +9,6 @@ from torch.func import functional_call
 from smollit.batch import Batch
 from smollit.models.causal_lm import TokenScores
 from smollit.models.pretrained import weights_fingerprint
-from smollit.modules.answers import per_answer
 from smollit.modules.precomputed import precompute
 
 if TYPE_CHECKING:
@@ -69,8 +68,8 @@ class ReferenceScorer:
             ValueError: If values that should be precomputed are not in the batch.
         """
         if self.mode != "precomputed":
-            scores = self.model(batch) if self.mode == "frozen" else self._score_offloaded(batch)
-            return per_answer(scores.logps, scores, batch.num_examples)
+            score = self.model if self.mode == "frozen" else self._score_offloaded
+            return score(batch, only_sums_of=batch.answer_lengths).answer_logps
         if batch.reference_logps is None:
             raise ValueError(
                 "`model.reference: precomputed` has no values for these pairs: the data module must be smollit's, and"
@@ -78,12 +77,12 @@ class ReferenceScorer:
             )
         return batch.reference_logps
 
-    def _score_offloaded(self, batch: Batch) -> TokenScores:
+    def _score_offloaded(self, batch: Batch, **options: Any) -> TokenScores:
         """The weights go to the batch's device for this call only."""
         device = batch.input_ids.device
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        return functional_call(self.model, moved, (batch,))
+        return functional_call(self.model, moved, (batch,), options)
 
     def check_identity(self, kept: dict[str, Any] | None) -> None:
         """Refuse to go on beside another reference.

@@ -158,6 +158,8 @@ def test_the_layout_says_what_the_tensors_say(rows: list[list[dict]], multiple: 
         assert batch.branch[row].tolist() == branches + [SHARED] * padding
     assert batch.num_tokens == (batch.document != PADDING).sum()
     assert torch.equal(batch.trained, torch.nonzero(batch.targets.flatten() != IGNORE).flatten())
+    answers = (2 * batch.document + batch.branch - 1).flatten()[batch.trained]
+    assert batch.answer_lengths == torch.bincount(answers, minlength=2 * batch.num_examples).tolist()
     for number, pair in enumerate(pair for row in rows for pair in row):
         alone, there = collate_pairs([[pair]]), batch.document == number
         for field in ("input_ids", "targets", "position_ids", "branch"):

@@ -1,13 +1,17 @@
 """Who may see whom, against the rule written as three loops."""
 
 import math
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from smollit.batch import Document
+from smollit.functional import attention
 from smollit.functional.attention import document_attention, render_mask, visibility
 
 
@@ -86,12 +90,16 @@ pair_layouts = st.builds(Document, st.integers(0, 4), st.integers(1, 4), st.inte
 
 # case: packing-01
 @settings(max_examples=60, deadline=None)
-@given(st.lists(chat_layouts | pair_layouts, min_size=1, max_size=4), st.sampled_from([(2, 2), (4, 2), (3, 1)]))
+@given(
+    st.lists(chat_layouts | pair_layouts, min_size=1, max_size=4),
+    st.sampled_from([(2, 2), (4, 2), (3, 1)]),
+    st.sampled_from([1, 2, 256]),
+)
 def test_documents_by_themselves_are_the_rule_over_the_whole_row(
-    layout: list[Document], heads: tuple[int, int]
+    layout: list[Document], heads: tuple[int, int], block: int
 ) -> None:
-    """Random rows of chats and pairs, also pairs with a prompt of one token (nothing shared), and 1, 2 or 3 query
-    heads per key head: values and gradients in fp64 to 1e-10."""
+    """Random rows of chats and pairs, also pairs with a prompt of one token (nothing shared), 1, 2 or 3 query heads per
+    key head, and at most 1, 2 or 256 queries at once: values and gradients in fp64 to 1e-10."""
     length = sum(part.length for part in layout)
     torch.manual_seed(length)
     inputs = [torch.randn(1, count, length, 4, dtype=torch.float64, requires_grad=True) for count in (*heads, heads[1])]
@@ -101,10 +109,29 @@ def test_documents_by_themselves_are_the_rule_over_the_whole_row(
         lambda *args: document_attention(*args, layout, scale=None),
         lambda *args: by_softmax(*args, layout),
     ):
-        output = attend(*inputs)
+        with patch.object(attention, "CPU_BLOCK", block):
+            output = attend(*inputs)
         results.append([output, *torch.autograd.grad((output * weights).sum(), inputs)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_block_of_queries_meets_no_key_that_none_of_them_sees() -> None:
+    """A chat of 600: 3 blocks of 200 with 200, 400 and 600 keys. A pair, 10 shared, 256 chosen and 300 rejected: 266 as
+    2 blocks of 133, with 133 and 266 keys; 300 as 2 blocks of 150, with 160 and 310. A chat of 256: one block."""
+    calls = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                calls.append((args[0].shape[2], args[1].shape[2]))
+            return func(*args, **(kwargs or {}))
+
+    layout = [Document(600), Document(10, 256, 300), Document(256)]
+    tensor = torch.zeros(1, 1, 600 + 566 + 256, 2)
+    with Watch():
+        document_attention(tensor, tensor, tensor, layout, scale=None)
+    assert calls == [(200, 200), (200, 400), (200, 600), (133, 133), (133, 266), (150, 160), (150, 310), (256, 256)]
 
 
 def test_the_scale_and_the_dropout_arrive() -> None:

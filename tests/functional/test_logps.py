@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from smollit.functional.logps import sum_per_sequence, summed_logps, token_logps
 
@@ -56,20 +57,45 @@ def test_no_tensor_with_all_tokens_and_all_words_is_kept_for_the_backward_pass()
 
 
 # case: perf-03
+@pytest.mark.parametrize("lengths", [[7], [3, 4], [7, 0], [1, 2, 4]])
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
-def test_the_sum_has_the_gradients_of_all_logits_at_once(chunk_size: int) -> None:
-    """-0.5 x the sum, as a loss with a share would be: log p, dh and dW equal log_softmax's autograd to 1e-6."""
+def test_sums_have_the_gradients_of_all_logits_at_once(chunk_size: int, lengths: list[int]) -> None:
+    """-0.5, 2 and 3 x the sums of one, two (one pass) and three sequences (logits made again), as losses with shares
+    would be: log p, dh and dW equal log_softmax's autograd to 1e-6."""
     hidden, weight, targets = random_head()
     ours = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     plain = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
-    found, expected = summed_logps(ours[0], ours[1], targets, chunk_size, correct=True), plain_logps(*plain, targets)
-    (-0.5 * found.total).backward()
-    (-0.5 * expected.sum()).backward()
+    found = summed_logps(ours[0], ours[1], targets, lengths, chunk_size, correct=True)
+    expected = plain_logps(*plain, targets)
+    factors = [-0.5, 2.0, 3.0][: len(lengths)]
+    (found.sums * torch.tensor(factors)).sum().backward()
+    sum(factor * part.sum() for factor, part in zip(factors, expected.split(lengths), strict=True)).backward()
     torch.testing.assert_close(found.logps, expected.detach(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.total, found.logps.sum())
+    assert found.sums.tolist() == pytest.approx([part.sum().item() for part in expected.split(lengths)])
     assert torch.equal(found.correct, (hidden @ weight.T).argmax(dim=1) == targets)
     for one, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("lengths", "passes"), [([8], 1), ([3, 5], 1), ([2, 2, 4], 2), ([], 2)])
+def test_the_logits_of_few_sequences_are_made_once(lengths: list[int], passes: int) -> None:
+    """8 tokens, 11 words, one chunk: products with 11 columns, once for one or two sequences, and again in the
+    backward pass for more. Without any sequence there is one empty piece."""
+    hidden, weight, targets = random_head(sum(lengths))
+    rows = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal rows
+            output = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mm.default and output.shape[1] == 11:
+                rows += max(len(output), not lengths)
+            return output
+
+    with Count():
+        summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, lengths, 8).sums.sum().backward()
+    assert rows == passes * max(sum(lengths), 1)
+    assert weight.grad.shape == weight.shape
 
 
 def test_the_sum_under_autocast_agrees_with_the_log_probabilities() -> None:
@@ -77,7 +103,7 @@ def test_the_sum_under_autocast_agrees_with_the_log_probabilities() -> None:
     hidden, weight, targets = random_head(32, 16, 50)
     grads = []
     ways: list[Callable[[Tensor, Tensor], Tensor]] = [
-        lambda h, w: summed_logps(h, w, targets, 8).total,
+        lambda h, w: summed_logps(h, w, targets, [20, 12], 8).sums.sum(),
         lambda h, w: token_logps(h, w, targets, 8).logps.sum(),
     ]
     for total in ways:
@@ -93,7 +119,7 @@ def test_the_sum_under_autocast_agrees_with_the_log_probabilities() -> None:
 def test_the_sum_of_no_targets_is_zero_with_zero_gradients() -> None:
     """M = 0: 0.0 exactly, gradients 0, not None: ranks without targets take part in the reduction."""
     hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(8, 4, requires_grad=True)
-    total = summed_logps(hidden, weight, torch.zeros(0, dtype=torch.long), chunk_size=3).total
+    total = summed_logps(hidden, weight, torch.zeros(0, dtype=torch.long), [0], chunk_size=3).sums.sum()
     assert total.item() == 0.0
     total.backward()
     assert weight.grad is not None
@@ -104,25 +130,26 @@ def test_the_sum_without_gradients_keeps_nothing() -> None:
     """In validation there is no backward pass: no graph, and the same values."""
     hidden, weight, targets = random_head()
     with torch.no_grad():
-        found = summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 3)
-    assert not found.total.requires_grad
+        found = summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, [7], 3)
+    assert not found.sums.requires_grad
     torch.testing.assert_close(found.logps, plain_logps(hidden, weight, targets).detach())
-    assert not summed_logps(hidden, weight, targets, 3).logps.requires_grad
+    assert not summed_logps(hidden, weight, targets, [7], 3).logps.requires_grad
 
 
-def test_the_sum_keeps_the_gradients_of_hidden_and_weight_and_no_logits() -> None:
-    """64 tokens x 5, 500 words x 5: autograd saves two gradients, 320 + 2,500 numbers, not 32,000 logits."""
+@pytest.mark.parametrize("lengths", [[64], [60, 4]])
+def test_sums_keep_the_gradients_of_hidden_and_weight_and_no_logits(lengths: list[int]) -> None:
+    """64 tokens x 5, 500 words x 5: autograd saves 320 numbers, and 2,500 for each sequence, not 32,000 logits."""
     hidden, weight, targets = random_head(64, 5, 500)
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda tensor: tensor):
-        summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 8)
-    assert sorted(sizes) == [64 * 5, 500 * 5]
+        summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, lengths, 8)
+    assert sorted(sizes) == [64 * 5] + [500 * 5] * len(lengths)
 
 
 def test_a_second_backward_pass_through_the_sum_is_refused() -> None:
     """The kept gradients were scaled in place by the first pass: a second one would scale them twice."""
     hidden, weight, targets = random_head()
-    total = summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 3).total
+    total = summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, [7], 3).sums.sum()
     (2 * total).backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (2 * total).backward()
@@ -135,9 +162,15 @@ def test_fp16_gradients_keep_their_range_in_the_sum() -> None:
     weight = torch.full((1001, 1), -12.0, dtype=torch.float16)
     weight[0] = 0.0
     weight.requires_grad_()
-    (1024 * summed_logps(hidden, weight, torch.tensor([0]), 1).total).backward()
+    (1024 * summed_logps(hidden, weight, torch.tensor([0]), [1], 1).sums.sum()).backward()
     exact = torch.softmax(weight.detach().double()[:, 0], dim=0)[1:]
     torch.testing.assert_close(weight.grad[1:, 0].double(), -1024 * exact, rtol=2**-10, atol=0)
+
+
+def test_lengths_must_fit_the_targets() -> None:
+    """7 targets, lengths of 3 and 5."""
+    with pytest.raises(ValueError, match="as many tokens as `targets`, 7, got 8"):
+        summed_logps(*random_head(), [3, 5], 4)
 
 
 def test_correct_marks_the_targets_with_the_largest_logit() -> None:

@@ -38,7 +38,7 @@ def answer_logps(model: PreTrainedModel, prompt: list[int], answer: list[int]) -
     return torch.stack([logps[len(prompt) + index - 1, token] for index, token in enumerate(answer)])
 
 
-def score(model: CausalLM, batch: Batch, **options: bool) -> TokenScores:
+def score(model: CausalLM, batch: Batch, **options: Any) -> TokenScores:
     """The scores, with gradient where the backend has one on this machine."""
     with torch.set_grad_enabled(model.attention in TRAINED_ON_CPU):
         return model(batch, **options)
@@ -112,6 +112,25 @@ def test_a_pair_that_shares_its_prompt_has_the_gradients_of_separate_rows(
     ours = {name.removeprefix("model."): gradient for name, gradient in gradients(model).items()}
     for name, gradient in gradients(plain).items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [PAIRS[:1], PAIRS])
+def test_sums_of_answers_are_those_of_their_tokens(tiny_model: Path, pairs: list[dict[str, Any]]) -> None:
+    """One pair (the head in one pass) and two (logits made again): sums of log p and gradients of -1, 2, -3 and 4 times
+    the sums equal those of `logps`, which any loss may use, to 1e-6 relative. 2 N sums, chosen before rejected."""
+    model = CausalLM(str(tiny_model), chunk_size=3)
+    batch = collate_pairs(one_per_row(pairs))
+    weights = torch.tensor([-1.0, 2.0, -3.0, 4.0])[: 2 * len(pairs)]
+    expected = answer_sums(model(batch), len(pairs))
+    (expected * weights).sum().backward()
+    before = gradients(model)
+    model.zero_grad()
+    scores = model(batch, only_sums_of=batch.answer_lengths)
+    (scores.sums * weights).sum().backward()
+    torch.testing.assert_close(scores.sums, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(scores.answer_logps.flatten(), scores.sums)
+    assert not scores.logps.requires_grad
+    torch.testing.assert_close(gradients(model), before, rtol=1e-5, atol=1e-6)
 
 
 # case: mask-01, dpo-loss-12

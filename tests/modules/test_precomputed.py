@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from smollit.batch import Batch
 from smollit.data import UltraFeedbackDataModule
 from smollit.data.mixture import Part
+from smollit.models.causal_lm import CausalLM, TokenScores
 from smollit.modules import DPOModule, precomputed
 from smollit.modules.precomputed import Store
 from smollit.training import SmollitTrainer
@@ -262,8 +263,13 @@ def test_values_that_are_not_finite_are_refused(
     tiny_model: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A NaN log-probability: the rows are named, and nothing is kept."""
-    plain = precomputed.per_answer
-    monkeypatch.setattr(precomputed, "per_answer", lambda *args: plain(*args) * torch.nan)
+    plain = CausalLM.forward
+
+    def broken(model: CausalLM, batch: Batch, **options: Any) -> TokenScores:
+        scores = plain(model, batch, **options)
+        return scores._replace(sums=scores.sums * torch.nan)
+
+    monkeypatch.setattr(CausalLM, "forward", broken)
     with pytest.raises(ValueError, match=r"log-probabilities of rows \[.*\] are not finite"):
         fit(tiny_model, data(), tmp_path)
     assert not files(tmp_path)
