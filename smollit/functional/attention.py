@@ -111,7 +111,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float
     outputs, seen = [], total - count
     for block in q.tensor_split(num_blocks, dim=2):
         before, seen = seen, seen + block.shape[2]
-        mask = torch.full((block.shape[2], seen), -math.inf, dtype=q.dtype, device=q.device).triu(before + 1)
+        mask = torch.full((block.shape[2], seen), -math.inf, dtype=q.dtype, device=q.device).triu_(before + 1)
         outputs.append(
             F.scaled_dot_product_attention(
                 block, k[:, :, :seen], v[:, :, :seen], attn_mask=mask, dropout_p=dropout, scale=scale

@@ -1,6 +1,6 @@
 """Metrics as sums and counts: the same figure for any batch size, accumulation and number of devices."""
 
-from smollit.metrics.base import Mean, RunningMean, WeightedMean, add_counts, values
+from smollit.metrics.base import Mean, RunningMean, WeightedMean, add_counts, add_sums, sums, values
 from smollit.metrics.language import Perplexity, TokenAccuracy, TokenLoss, language_metrics
 from smollit.metrics.preference import RewardAccuracy, RewardMargin, preference_metrics
 
@@ -14,7 +14,9 @@ __all__ = [
     "TokenLoss",
     "WeightedMean",
     "add_counts",
+    "add_sums",
     "language_metrics",
     "preference_metrics",
+    "sums",
     "values",
 ]

@@ -57,6 +57,24 @@ def values(collection: MetricCollection) -> dict[str, Tensor]:
     return counted
 
 
+def sums(collection: MetricCollection) -> dict[str, Tensor]:
+    """What a collection has counted on this rank, [total, count] by name; nothing leaves the device."""
+    return {name: torch.stack([metric.total, metric.count]) for name, metric in _running_means(collection)}
+
+
+def add_sums(collection: MetricCollection, counted: dict[str, list[float]]) -> None:
+    """Add [total, count] by name, as `sums` had them; names that the collection lacks are left alone."""
+    for name, metric in _running_means(collection):
+        total, count = counted.get(name, (0.0, 0.0))
+        metric.total += total
+        metric.count += count
+
+
+def _running_means(collection: MetricCollection) -> list[tuple[str, RunningMean]]:
+    metrics = collection.items(keep_base=False, copy_state=False)
+    return [(name, metric) for name, metric in metrics if isinstance(metric, RunningMean)]
+
+
 def add_counts(total: MetricCollection, part: MetricCollection) -> None:
     """Add what `part` has counted to `total`, which holds the same metrics under another prefix."""
     for mine, theirs in zip(total.values(copy_state=False), part.values(copy_state=False), strict=True):

@@ -101,7 +101,6 @@ class FineTuningModule(MeasuredModule):
         self.policy = None  # type: ignore[assignment]
         self.window = Window()
         self.gradient_norm: Tensor | None = None
-        self.num_skipped_steps = 0
 
     # ---- what a subclass says
 
@@ -184,7 +183,7 @@ class FineTuningModule(MeasuredModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the mean over all that was seen since the last log, every `log_every_n_steps` optimizer steps."""
         stepped = not self.window
-        if stepped and self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if stepped and self.logs_this_step:
             self.report(
                 values(self.stage_metrics("train"))
                 | {

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from smollit.metrics import add_counts, values
+from smollit.metrics import add_counts, add_sums, sums, values
 
 STAGES = ("train", "val", "test")
 
@@ -21,6 +21,7 @@ class MeasuredModule(LightningModule):
         super().__init__()
         self.metrics = nn.ModuleDict({f"{stage}/": self.make_metrics(f"{stage}/") for stage in STAGES})
         self.val_stages = ["val"]
+        self.num_skipped_steps = 0
 
     @abstractmethod
     def make_metrics(self, prefix: str) -> MetricCollection:
@@ -31,6 +32,22 @@ class MeasuredModule(LightningModule):
         collection = self.metrics[f"{stage}/"]
         assert isinstance(collection, MetricCollection)
         return collection
+
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether the optimizer step that was just done ends an interval of logs."""
+        return self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def unlogged(self) -> dict[str, Tensor]:
+        """At the end of an optimizer step: [total, count] of each training metric that no log will have told."""
+        return {} if self.logs_this_step else sums(self.stage_metrics("train"))
+
+    def go_on_from(self, unlogged: dict[str, list[float]], num_skipped_steps: int) -> None:
+        """Count on from where a checkpoint stands: from what `unlogged` said there, and from its skipped steps."""
+        collection = self.stage_metrics("train")
+        collection.reset()
+        add_sums(collection, unlogged)
+        self.num_skipped_steps = num_skipped_steps
 
     def setup(self, stage: str) -> None:
         """Metrics for each named validation set of the data module; their sums make up those of `val`."""

@@ -4,7 +4,9 @@ import logging
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from smollit.modules import FineTuningModule
 from smollit.training.optimizers import Groups, apply_changes, configured
 from smollit.training.position import (
     at_step_end,
@@ -55,7 +57,8 @@ FIXED = (
 
 
 class RunState(Callback):
-    """Saves and restores the position in the data (in rows), every rank's random state, and the settings.
+    """Saves and restores the position in the data (in rows), every rank's random state, what is counted for the next
+    log, and the settings.
 
     A checkpoint always stands at the end of an optimizer step: micro-batches behind it are done again. A finished
     epoch is kept as the start of the next one.
@@ -72,6 +75,7 @@ class RunState(Callback):
         self.has_trained = False  # since this start of the run
         self.begins_step = True  # the next micro-batch is the first of an optimizer step
         self.random_state: State | None = None  # at the end of the last optimizer step
+        self.unlogged: dict[str, Tensor] = {}  # [total, count] of the training metrics, at the same time
         self.optimizers: list[Groups] = []  # their settings, as configured
         self.optimizers_before: list[Groups] = []  # the same when the run began
 
@@ -80,7 +84,7 @@ class RunState(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.epoch, self.rows, self.batches, self.total_batches = trainer.current_epoch, 0, 0, 0
         self.has_trained, self.begins_step, self.random_state = False, True, None
-        self.optimizers_before = []
+        self.unlogged, self.optimizers_before = {}, []
         self._set_position(trainer, self.epoch, 0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,6 +121,8 @@ class RunState(Callback):
             self.total_batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
             self.random_state = get_random_state()
             self.has_trained = self.begins_step = True
+            if isinstance(pl_module, FineTuningModule):
+                self.unlogged = pl_module.unlogged()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_epoch_done(trainer):  # else max_steps or a callback ended it early
@@ -144,6 +150,8 @@ class RunState(Callback):
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "world_size": trainer.world_size,
             "random_states": all_ranks(self.random_state or get_random_state()),
+            "unlogged": over_ranks(self.unlogged),
+            "num_skipped_steps": getattr(pl_module, "num_skipped_steps", 0),
             "optimizers": self.optimizers,
             "config": self.config,
         }
@@ -180,6 +188,8 @@ class RunState(Callback):
         self.optimizers_before = state["optimizers"]
         if trainer.global_rank < len(state["random_states"]):
             self.random_state = state["random_states"][trainer.global_rank]
+        if isinstance(pl_module, FineTuningModule):
+            pl_module.go_on_from(state["unlogged"] if trainer.is_global_zero else {}, state["num_skipped_steps"])
         log.info("resumed in epoch %s, with %s of its rows done", state["epoch"], f"{rows:,}")
 
     def _check_config(self, saved: State) -> None:
@@ -200,6 +210,12 @@ class RunState(Callback):
         position = getattr(trainer.datamodule, "position", None)  # type: ignore[attr-defined]
         if position is not None:
             position.epoch, position.rows, position.group = epoch, rows, group
+
+
+def over_ranks(sums: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Sums over all ranks, as plain numbers."""
+    ranks = all_ranks({name: pair.tolist() for name, pair in sums.items()})
+    return {name: [sum(rank[name][place] for rank in ranks) for place in (0, 1)] for name in sums}
 
 
 def flatten(config: State, prefix: str = "") -> State:

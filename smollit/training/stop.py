@@ -73,7 +73,7 @@ class GracefulStop(Callback):
                 os._exit(128 + number)
             return
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise RunStopped(128 + number)  # Lightning would answer a KeyboardInterrupt with exit code 1
         self.signal = number
         # os.write, since print() fails when the signal came in the middle of another print().
         text = f"\n{signal.Signals(number).name}: finishing the step and saving; Ctrl-C again stops at once\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from smollit.metrics import Mean, WeightedMean, language_metrics, preference_metrics, values
+from smollit.metrics import Mean, WeightedMean, add_sums, language_metrics, preference_metrics, sums, values
 
 
 # case: metrics-10
@@ -46,6 +46,19 @@ def test_values_start_afresh() -> None:
         collection.update(torch.tensor([logp]), torch.tensor([False]))
         assert values(collection)["train/loss"].item() == -logp
     assert values(collection) == {}
+
+
+def test_sums_of_one_collection_go_on_in_another() -> None:
+    """-log p of 2 and 1, kept as [3, 2]; then 6 more: (3 + 6) / 3 = 3. A name that is not kept starts at 0."""
+    before, after = language_metrics("train/"), language_metrics("train/")
+    before.update(torch.tensor([-2.0, -1.0]), torch.tensor([True, False]))
+    kept = {name: pair.tolist() for name, pair in sums(before).items()}
+    assert kept["train/loss"] == [3.0, 2.0]
+    assert kept.pop("train/token_accuracy") == [1.0, 2.0]
+    add_sums(after, kept)
+    after.update(torch.tensor([-6.0]), torch.tensor([True]))
+    found = values(after)
+    assert (found["train/loss"], found["train/token_accuracy"]) == (3.0, 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -27,6 +27,7 @@ class Diary(Callback):
         self.epochs: dict[int, list[int]] = {}
         self.losses: list[float] = []
         self.validated: list[int] = []
+        self.logged: list[tuple[int, dict[str, float]]] = []  # training's points: step, figures
         self.pending: list[int] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -36,6 +37,16 @@ class Diary(Callback):
             self.steps.append((trainer.global_step, self.pending, pl_module.used_learning_rate))
             self.epochs.setdefault(trainer.current_epoch, []).extend(self.pending)
             self.pending = []
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        report = pl_module.report
+
+        def noted(named: dict[str, Any]) -> None:
+            if "train/loss" in named:
+                self.logged.append((trainer.global_step, {name: float(value) for name, value in named.items()}))
+            report(named)
+
+        pl_module.report = noted
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
@@ -110,6 +121,7 @@ def fit(tiny_model: Path, tiny_data: dict[str, Path], cache_dir: Path) -> Fit:
             "accumulate_grad_batches": 2,
             "val_every_n_steps": 2,
             "gradient_clip_val": 1.0,
+            "log_every_n_steps": 5,
             "accelerator": "cpu",
             "logger": False,
             "enable_progress_bar": False,

@@ -89,7 +89,8 @@ def whole(fit: Any, unbroken: dict[str, Any], tmp_path_factory: pytest.TempPathF
 # case: resume-01 resume-02 resume-03 resume-05 checkpoint-03
 @pytest.mark.parametrize("name", BREAKS)
 def test_broken_run_goes_on_to_the_bit(name: str, fit: Any, whole: Any, tmp_path: Path) -> None:
-    """4 steps x 3 epochs, broken at step k: steps k+1..12 have the rows, rates and weights of the whole run."""
+    """4 steps x 3 epochs, broken at step k: steps k+1..12 have the rows, rates and weights of the whole run, and the
+    logs at steps 5 and 10, each over 5 steps, have its figures."""
     make, hook, when, act, code, saved = BREAKS[name]
     broken = fit(tmp_path, make(hook, when, act), checkpoint_every_n_steps=3)
     assert code is None or (isinstance(broken.error, SystemExit) and broken.error.code == code)
@@ -100,8 +101,23 @@ def test_broken_run_goes_on_to_the_bit(name: str, fit: Any, whole: Any, tmp_path
     assert [number for number, _, _ in resumed.steps] == list(range(saved + 1, 13))
     assert resumed.steps == whole.steps[saved:]
     assert resumed.trainer.global_step == 12
+    assert [number for number, _ in whole.diary.logged] == [5, 10]
+    assert resumed.diary.logged == [point for point in whole.diary.logged if point[0] > saved]
     assert resumed.weights.keys() == whole.weights.keys()
     assert all(torch.equal(resumed.weights[key], whole.weights[key]) for key in whole.weights)
+
+
+def test_skipped_steps_are_counted_on(fit: Any, tmp_path: Path) -> None:
+    """3 until step 2, one more at step 8: the run that stopped at step 4 logs 3 at step 5 and 4 at step 10."""
+
+    class Skips(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if (trainer.global_step, pl_module.num_skipped_steps) in ((2, 0), (8, 3)):
+                pl_module.num_skipped_steps += 3 if trainer.global_step == 2 else 1
+
+    fit(tmp_path, Skips(), Stop("on_train_batch_start", step(4), sigterm))
+    resumed = fit(tmp_path, Skips())
+    assert [point["train/skipped_steps"] for _, point in resumed.diary.logged] == [3, 4]
 
 
 # case: resume-03

@@ -85,12 +85,20 @@ def test_signals_are_given_back(fit: Any, tmp_path: Path, hook: str) -> None:
 
 
 def test_second_ctrl_c_stops_at_once() -> None:
-    """The first is noted, the second raises."""
+    """The first is noted, the second raises, with a shell's code for Ctrl-C, 128 + 2."""
     stop = GracefulStop(None)
     stop.pid = os.getpid()
     stop._receive(signal.SIGINT, None)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as raised:
         stop._receive(signal.SIGINT, None)
+    assert raised.value.code == 130
+
+
+def test_second_ctrl_c_in_mid_step_ends_the_run_with_130_and_saves_nothing(fit: Any, tmp_path: Path) -> None:
+    """Two in the first backward pass: no step was made, so there is no last.ckpt."""
+    run = fit(tmp_path, *(Signal("on_after_backward", signal.SIGINT) for _ in range(2)))
+    assert isinstance(run.error, SystemExit) and run.error.code == 130
+    assert not list(tmp_path.rglob("last.ckpt"))
 
 
 def test_loader_processes_obey_sigterm_and_leave_ctrl_c_to_their_parent() -> None:
