@@ -52,6 +52,12 @@ def forward_flops(size: ModelSize, row: RowSize) -> int:
     return 2 * size.body * tokens + 4 * size.attention * seen + 2 * size.head * row.trained
 
 
+def attention_share(size: ModelSize, rows: list[RowSize]) -> float:
+    """Products inside attention, over all other products."""
+    inside = sum(forward_flops(ModelSize(0, 0, size.attention), row) for row in rows)
+    return inside / sum(forward_flops(size._replace(attention=0), row) for row in rows)
+
+
 def triangle(length: int) -> int:
     """Pairs of a query and a key that is not later."""
     return length * (length + 1) // 2

@@ -11,6 +11,7 @@ from torch.autograd import DeviceType
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 
+from compare.floor import attention_share, model_size
 from compare.record import Plan, Recorder, Task
 from compare.rows import make_data
 from smollit.batch import Batch
@@ -103,15 +104,20 @@ class ProfileLastStep(Callback):
             self.profiler.stop()
 
     def shares(self) -> dict[str, float]:
-        """Of the device's time: in matrix products, in attention kernels, in all else."""
+        """Of the device's time: in matrix products, in attention kernels, in all else; see `shares`."""
         # A GPU's kernels stand there twice: as themselves, and in the time of the operation that launched them.
         events = [event for event in self.profiler.key_averages() if event.device_type == DeviceType.CPU]
         own = "self_device_time_total" if self.plan.device == "cuda" else "self_cpu_time_total"
-        return shares({event.key: getattr(event, own) for event in events})
+        inside = attention_share(model_size(self.plan.model), self.plan.sizes[-self.plan.examples_per_step :])
+        return shares({event.key: getattr(event, own) for event in events}, inside)
 
 
-def shares(own_times: dict[str, float]) -> dict[str, float]:
-    """Times by operation -> shares of matrix products, attention kernels, and all else."""
+def shares(own_times: dict[str, float], inside: float) -> dict[str, float]:
+    """Times by operation -> shares of matrix products, attention kernels, and all else.
+
+    A profiler does not see the products inside an attention kernel. `products_in_attention` is what the least of them,
+    `inside` times all other products, take at the speed of the others; `attention` counts them too.
+    """
     total = sum(own_times.values())
     products = sum(time for name, time in own_times.items() if name in PRODUCTS)
     attention = sum(time for name, time in own_times.items() if any(part in name for part in ATTENTION))
@@ -119,6 +125,7 @@ def shares(own_times: dict[str, float]) -> dict[str, float]:
         "matrix_products": products / total,
         "attention": attention / total,
         "other": 1 - (products + attention) / total,
+        "products_in_attention": min(inside * products, attention) / total,
     }
 
 

@@ -125,7 +125,13 @@ def profile_lines(answer: Result) -> list[str]:
     """Where smollit's step goes."""
     if not answer.get("profile"):
         return []
-    return ["profile of a smollit step: " + ", ".join(f"{k} {v:.1%}" for k, v in answer["profile"].items())]
+    profile = answer["profile"]
+    parts = ", ".join(f"{name} {profile[name]:.1%}" for name in ("matrix_products", "attention", "other"))
+    inside = profile["products_in_attention"]
+    return [
+        f"profile of a smollit step: {parts}; of attention, products are {inside:.1%} at the speed of the others:"
+        f" {profile['matrix_products'] + inside:.1%} in all"
+    ]
 
 
 def note_lines(answer: Result) -> list[str]:

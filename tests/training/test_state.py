@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
+from smollit.training import state
 from smollit.training.random_state import get_random_state, set_random_state
 from smollit.training.state import flatten
 
@@ -105,6 +106,12 @@ def test_broken_run_goes_on_to_the_bit(name: str, fit: Any, whole: Any, tmp_path
     assert resumed.diary.logged == [point for point in whole.diary.logged if point[0] > saved]
     assert resumed.weights.keys() == whole.weights.keys()
     assert all(torch.equal(resumed.weights[key], whole.weights[key]) for key in whole.weights)
+
+
+def test_what_all_ranks_have_counted_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[1, 2] here and [10, 20] on another rank: [11, 22]. A run that goes on may have other ranks."""
+    monkeypatch.setattr(state, "all_ranks", lambda mine: [mine, {"train/loss": [10.0, 20.0]}])
+    assert state.over_ranks({"train/loss": torch.tensor([1.0, 2.0])}) == {"train/loss": [11.0, 22.0]}
 
 
 def test_skipped_steps_are_counted_on(fit: Any, tmp_path: Path) -> None:
