@@ -106,8 +106,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=groups > 1
         )
-    # With a mask, grouped heads would leave the fast kernels.
-    k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
+    if groups > 1:
+        # With a mask, grouped heads would leave the fast kernels.
+        k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
     outputs, seen = [], total - count
     for block in q.tensor_split(num_blocks, dim=2):
         before, seen = seen, seen + block.shape[2]

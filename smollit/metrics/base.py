@@ -77,9 +77,7 @@ def _running_means(collection: MetricCollection) -> list[tuple[str, RunningMean]
 
 def add_counts(total: MetricCollection, part: MetricCollection) -> None:
     """Add what `part` has counted to `total`, which holds the same metrics under another prefix."""
-    for mine, theirs in zip(total.values(copy_state=False), part.values(copy_state=False), strict=True):
-        assert isinstance(mine, RunningMean)
-        assert isinstance(theirs, RunningMean)
+    for (_, mine), (_, theirs) in zip(_running_means(total), _running_means(part), strict=True):
         mine.total += theirs.total
         mine.count += theirs.count
 

@@ -101,6 +101,7 @@ class FineTuningModule(MeasuredModule):
         self.policy = None  # type: ignore[assignment]
         self.window = Window()
         self.gradient_norm: Tensor | None = None
+        self.num_skipped_steps = 0
 
     # ---- what a subclass says
 

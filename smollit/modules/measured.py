@@ -21,7 +21,6 @@ class MeasuredModule(LightningModule):
         super().__init__()
         self.metrics = nn.ModuleDict({f"{stage}/": self.make_metrics(f"{stage}/") for stage in STAGES})
         self.val_stages = ["val"]
-        self.num_skipped_steps = 0
 
     @abstractmethod
     def make_metrics(self, prefix: str) -> MetricCollection:
@@ -42,12 +41,11 @@ class MeasuredModule(LightningModule):
         """At the end of an optimizer step: [total, count] of each training metric that no log will have told."""
         return {} if self.logs_this_step else sums(self.stage_metrics("train"))
 
-    def go_on_from(self, unlogged: dict[str, list[float]], num_skipped_steps: int) -> None:
-        """Count on from where a checkpoint stands: from what `unlogged` said there, and from its skipped steps."""
+    def go_on_from(self, unlogged: dict[str, list[float]]) -> None:
+        """Count on from what `unlogged` said where a checkpoint stands."""
         collection = self.stage_metrics("train")
         collection.reset()
         add_sums(collection, unlogged)
-        self.num_skipped_steps = num_skipped_steps
 
     def setup(self, stage: str) -> None:
         """Metrics for each named validation set of the data module; their sums make up those of `val`."""

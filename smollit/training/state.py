@@ -189,7 +189,9 @@ class RunState(Callback):
         if trainer.global_rank < len(state["random_states"]):
             self.random_state = state["random_states"][trainer.global_rank]
         if isinstance(pl_module, FineTuningModule):
-            pl_module.go_on_from(state["unlogged"] if trainer.is_global_zero else {}, state["num_skipped_steps"])
+            # Checkpoints of earlier versions have neither.
+            pl_module.go_on_from(state.get("unlogged", {}) if trainer.is_global_zero else {})
+            pl_module.num_skipped_steps = state.get("num_skipped_steps", 0)
         log.info("resumed in epoch %s, with %s of its rows done", state["epoch"], f"{rows:,}")
 
     def _check_config(self, saved: State) -> None:

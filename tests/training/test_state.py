@@ -127,6 +127,19 @@ def test_skipped_steps_are_counted_on(fit: Any, tmp_path: Path) -> None:
     assert [point["train/skipped_steps"] for _, point in resumed.diary.logged] == [3, 4]
 
 
+def test_a_checkpoint_of_an_earlier_version_goes_on(fit: Any, whole: Any, tmp_path: Path) -> None:
+    """Without what was not logged, and without skipped steps: the same weights; the next log has the steps since."""
+    fit(tmp_path, Stop("on_train_batch_start", step(4), sigterm))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["run_state"]["unlogged"], checkpoint["run_state"]["num_skipped_steps"]
+    torch.save(checkpoint, path)
+    resumed = fit(tmp_path)
+    assert resumed.steps == whole.steps[4:]
+    assert all(torch.equal(resumed.weights[key], whole.weights[key]) for key in whole.weights)
+    assert resumed.diary.logged[1:] == whole.diary.logged[1:]
+
+
 # case: resume-03
 def test_each_epoch_of_the_whole_run_holds_all_rows_once(whole: Any) -> None:
     """13 rows in each of 3 epochs, in 3 different orders."""
