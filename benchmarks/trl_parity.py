@@ -28,13 +28,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Printe
 
 import smollit
 from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
-from smollit.data.base import ChatDataModule
-from smollit.data.chat import load_template
-from smollit.data.encode import EncodeOptions, Encoder
-from smollit.data.formats import recognise
-from smollit.data.raw import RAW, decode_line
-from smollit.data.records import Kind
-from smollit.data.source import load_source
+from smollit.data.datamodule import ChatDataModule
+from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.formats.detect import recognise
+from smollit.data.formats.types import Kind
+from smollit.data.sources.raw import RAW, decode_line
+from smollit.data.sources.source import load_source
+from smollit.data.template.template import load_template
 from smollit.functional.preference import PreferenceLoss
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer

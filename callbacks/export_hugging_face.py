@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from smollit.tools.export import ExportDtype, check_output, export
+from smollit.commands.export import ExportDtype, check_output, export
 
 log = logging.getLogger(__name__)
 

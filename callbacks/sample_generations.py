@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from smollit.batch import Batch
-from smollit.data.chat import ChatTemplate
-from smollit.data.collate import collate_prompts, one_per_row
+from smollit.data.batching.collate import collate_prompts, one_per_row
+from smollit.data.template.template import ChatTemplate
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule
 from smollit.training.position import at_step_end

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.batch import Batch
-from smollit.tools.estimate_device import GIB, peak_bytes
+from smollit.commands.estimate.device import GIB, peak_bytes
 from smollit.training.position import at_step_end
 
 

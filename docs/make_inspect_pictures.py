@@ -15,15 +15,15 @@ from typing import Any
 from datasets import Dataset
 from rich.console import Console
 
-from smollit.data.chat import load_template
-from smollit.data.encode import EncodeOptions, Encoder
-from smollit.data.formats import recognise
-from smollit.data.records import Kind
-from smollit.data.report import make_report
-from smollit.data.source import load_source
-from smollit.data.tokenizer import load_tokenizer
-from smollit.tools.inspect import inspect
-from smollit.tools.inspect_view import SplitView
+from smollit.commands.inspect.inspect import inspect
+from smollit.commands.inspect.view import SplitView
+from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.report import make_report
+from smollit.data.formats.detect import recognise
+from smollit.data.formats.types import Kind
+from smollit.data.sources.source import load_source
+from smollit.data.template.template import load_template
+from smollit.data.template.tokenizer import load_tokenizer
 
 HERE = Path(__file__).parent
 PACKAGE = Path(str(files("smollit")))

@@ -13,8 +13,7 @@ ROOT = Path(__file__).parent.parent
 ARROWS = {
     "": set(),  # smollit/__init__.py
     "__main__": {"main", "commands"},
-    "commands": set(),
-    "main": {"modules", "data", "tools", "training"},
+    "main": {"modules", "data", "commands", "training"},
     "batch": set(),
     "names": set(),
     "functional": {"batch"},
@@ -22,15 +21,14 @@ ARROWS = {
     "data": {"batch", "names"},
     "models": {"functional", "batch", "names"},
     "modules": {"models", "functional", "metrics", "batch"},
-    "tools": {"batch", "names", "functional", "metrics", "data", "models", "modules", "training"},
-    "training": {"batch", "functional", "metrics", "data", "models", "modules", "tools"},
+    "commands": {"batch", "names", "functional", "metrics", "data", "models", "modules", "training"},
+    "training": {"batch", "functional", "metrics", "data", "models", "modules", "commands"},
 }
 # Other packages that a room does without, however handy.
 FORBIDDEN = {
     "": {"torch", "transformers", "lightning", "datasets"},
     "batch": {"transformers", "lightning", "datasets"},
     "names": {"torch", "transformers", "lightning", "datasets"},
-    "commands": {"torch", "transformers", "lightning", "datasets"},
     "functional": {"transformers", "lightning", "datasets", "torchmetrics"},
     "metrics": {"transformers", "lightning", "datasets"},
     "data": {"torchmetrics"},

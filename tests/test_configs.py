@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from smollit.commands.learned import answers, changes, describe
 from smollit.main import main
-from smollit.tools.learned import answers, changes, describe
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "smollit" / "data" / "samples"

@@ -22,12 +22,12 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
 from smollit.batch import Batch
+from smollit.commands.export import whole_weights
 from smollit.data import UltraFeedbackDataModule
-from smollit.data.collate import collate_chats, collate_pairs, one_per_row
+from smollit.data.batching.collate import collate_chats, collate_pairs, one_per_row
 from smollit.metrics import preference_metrics, values
 from smollit.models.sharding import gradient_norm, scale_gradients
 from smollit.modules import DPOModule, FineTuningModule, SFTModule, precomputed
-from smollit.tools.export import whole_weights
 from smollit.training import SmollitTrainer
 
 ROOT = Path(__file__).parent.parent

@@ -23,7 +23,7 @@ def document_lengths(tokens: int) -> list[int]:
 
 def make_batch(lengths: list[int], num_words: int) -> Any:
     """A batch with a row for each document of random tokens, all of them trained."""
-    from smollit.data.collate import collate_chats
+    from smollit.data.batching.collate import collate_chats
 
     random = torch.Generator().manual_seed(0)
     # n positions predict n tokens: n + 1 ids.

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from compare.chatml import TRL_CHATML
 from compare.record import RowSize, Task
 from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
-from smollit.data.base import ChatDataModule
+from smollit.data.datamodule import ChatDataModule
 
 Row = dict[str, list[dict[str, str]]]
 COLUMNS: dict[Task, tuple[str, ...]] = {"sft": ("messages",), "dpo": ("chosen", "rejected")}

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from smollit.data.base import ChatDataModule
-from smollit.data.encode import EncodeOptions
-from smollit.data.mixture import Part
-from smollit.data.records import Kind
+from smollit.data.datamodule import ChatDataModule
+from smollit.data.encoding.encoder import EncodeOptions
+from smollit.data.formats.types import Kind
+from smollit.data.sources.mixture import Part
 
 
 class PreferenceDataModule(ChatDataModule):

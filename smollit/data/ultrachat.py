@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from smollit.data.base import ChatDataModule
-from smollit.data.mixture import Part
+from smollit.data.datamodule import ChatDataModule
+from smollit.data.sources.mixture import Part
 
 
 class UltraChatDataModule(ChatDataModule):

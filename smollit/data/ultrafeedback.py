@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from smollit.data.mixture import Part
 from smollit.data.preference import PreferenceDataModule
+from smollit.data.sources.mixture import Part
 
 
 class UltraFeedbackDataModule(PreferenceDataModule):

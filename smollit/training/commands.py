@@ -6,10 +6,10 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
-from smollit.tools.estimate import estimate
-from smollit.tools.export import ExportDtype, export, load_policy
-from smollit.tools.inspect import inspect
-from smollit.tools.inspect_run import views
+from smollit.commands.estimate.estimate import estimate
+from smollit.commands.export import ExportDtype, export, load_policy
+from smollit.commands.inspect.inspect import inspect
+from smollit.commands.inspect.run import views
 
 
 class ExtraCommands(Trainer):

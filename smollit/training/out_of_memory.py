@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.batch import Batch
-from smollit.tools.estimate_advice import evaluation_advice, training_advice
-from smollit.tools.estimate_device import GIB, peak_bytes
+from smollit.commands.estimate.advice import evaluation_advice, training_advice
+from smollit.commands.estimate.device import GIB, peak_bytes
 
 log = logging.getLogger(__name__)
 # The CPU's allocator has no exception of its own.

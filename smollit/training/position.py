@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from smollit.data.sampler import BatchSampler
+from smollit.data.batching.sampler import BatchSampler
 
 
 def at_step_end(trainer: Trainer) -> bool:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from smollit.batch import PADDING, Batch
-from smollit.data.chat import ChatTemplate
+from smollit.data.template.template import ChatTemplate
 from smollit.models.sharding import is_sharded
 
 log = logging.getLogger(__name__)

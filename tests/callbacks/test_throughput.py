@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import Throughput
-from smollit.data.collate import collate_chats
+from smollit.data.batching.collate import collate_chats
 
 
 def batch_of_7_seen_and_4_trained() -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from smollit.data.chat import load_template
+from smollit.data.template.template import load_template
 from smollit.training.predictions import WritePredictions, answer_text, merge
 
 

@@ -6,10 +6,10 @@ from typing import Any, get_args
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smollit.data.formats import Format, recognise, to_record
-from smollit.data.layouts import LAYOUTS, FormatName
-from smollit.data.messages import Roles
-from smollit.data.records import BadRow, Conversation, Kind, Preference, Text
+from smollit.data.formats.detect import Format, recognise, to_record
+from smollit.data.formats.layouts import LAYOUTS, FormatName
+from smollit.data.formats.messages import Roles
+from smollit.data.formats.types import BadRow, Conversation, Kind, Preference, Text
 
 Row = dict[str, Any]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)

@@ -13,12 +13,12 @@ import datasets
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data import cache
-from smollit.data.chat import load_template
-from smollit.data.encode import EncodeOptions, Encoder
-from smollit.data.formats import Format, recognise
-from smollit.data.records import Kind
-from smollit.data.source import Source, load_source
+from smollit.data.encoding import cache
+from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.formats.detect import Format, recognise
+from smollit.data.formats.types import Kind
+from smollit.data.sources.source import Source, load_source
+from smollit.data.template.template import load_template
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data.chat import ChatTemplate, load_template
-from smollit.data.records import BadRow, Conversation, Preference
-from smollit.data.render import REFUSED
+from smollit.data.formats.drop_reason import BadRow, DropReason
+from smollit.data.formats.types import Conversation, Preference
+from smollit.data.template.template import ChatTemplate, load_template
 
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 HEADER = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -184,16 +184,16 @@ def test_templates_that_do_not_fit_refuse_the_row_by_name(
     template = ChatTemplate(tiny_tokenizer, text, "the chat template mine.jinja")
     with pytest.raises(BadRow, match=r"mine\.jinja") as caught:
         template.segments(Conversation([user("a"), assistant("b"), user("c"), assistant("d")]))
-    assert caught.value.cause == REFUSED
+    assert caught.value.reason == DropReason.REFUSED_BY_TEMPLATE
     assert what in caught.value.detail
 
 
 def test_an_end_marker_inside_an_answer_is_refused(chatml: ChatTemplate) -> None:
     """Trained, it would teach to go on behind the end."""
     messages = [user("a"), assistant("b<|im_end|>\nmore")]
-    with pytest.raises(BadRow, match="end marker in an answer"):
+    with pytest.raises(BadRow, match="end marker in a response"):
         chatml.segments(Conversation(messages))
-    with pytest.raises(BadRow, match="end marker in an answer"):
+    with pytest.raises(BadRow, match="end marker in a response"):
         chatml.pair_segments(Preference(messages[:1], assistant("fine"), messages[1]))
 
 
@@ -390,7 +390,7 @@ def test_the_date_is_part_of_what_the_cache_depends_on(
     (tmp_path / "mine.jinja").write_text("{{ strftime_now('%Y') }}" + HEADER + PROMPT)
     dated = load_template(tiny_tokenizer, str(tmp_path / "mine.jinja"))
     before = dated.cache_text
-    monkeypatch.setattr("smollit.data.chat.date", Day)
+    monkeypatch.setattr("smollit.data.template.template.date", Day)
     assert dated.cache_text != before
     assert any("today's date" in note for note in dated.notes())
     chatml = load_template(tiny_tokenizer, "chatml")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smollit.batch import CHOSEN, IGNORE, PADDING, REJECTED, SHARED
-from smollit.data.collate import chat_row, collate_chats, collate_pairs, collate_prompts, one_per_row, pair_row
+from smollit.data.batching.collate import chat_row, collate_chats, collate_pairs, collate_prompts, one_per_row, pair_row
 
 ids = st.lists(st.integers(0, 99), min_size=1, max_size=6)
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data.chat import load_template
-from smollit.data.encode import COLUMNS, EncodeOptions, Encoder
-from smollit.data.formats import Format, FormatName, recognise
-from smollit.data.raw import RAW
-from smollit.data.records import Kind
-from smollit.data.report import Report, check_report, make_report
+from smollit.data.encoding.encoder import COLUMNS, EncodeOptions, Encoder
+from smollit.data.encoding.report import Report, check_report, make_report
+from smollit.data.formats.detect import Format, FormatName, recognise
+from smollit.data.formats.types import Kind
+from smollit.data.sources.raw import RAW
+from smollit.data.template.template import load_template
 
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
@@ -87,8 +87,8 @@ def words(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
 def test_a_chat_whose_answer_is_cut_away_is_dropped_and_counted(make: Any, words: Any) -> None:
     """max_length 4, prompt of 6 tokens, answer of 2: no target is left in 1 of 1 rows, and such a set is refused."""
     seen = report(make("chat", 4, bare=True), [chat(words(6), words(2))])
-    assert (seen.kept, seen.dropped) == (0, {"no trainable token": 1})
-    assert seen.drops()[0].startswith("1 of 1 rows dropped, no trainable token: row 0: ")
+    assert (seen.kept, seen.dropped) == (0, {"no loss tokens": 1})
+    assert seen.drops()[0].startswith("1 of 1 rows dropped, no loss tokens: row 0: ")
     with pytest.raises(ValueError, match=r"raise `data\.max_length`"):
         check_report(seen, "train", 1.0)
 
@@ -123,7 +123,7 @@ def test_the_first_token_of_a_row_is_never_trained(make: Any, words: Any) -> Non
     rows = [{"messages": [assistant(words(3)), user("x")]}, {"messages": [assistant(words(1)), user("x")]}]
     first, second = encode(make("chat", bare=True), rows)
     assert (first["spans"], first["trained"]) == ([1, 3], 2)
-    assert second["problem"] == "no trainable token"
+    assert second["problem"] == "no loss tokens"
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -180,7 +180,11 @@ def test_a_tokenizer_without_bos_gives_only_numbers(tiny_tokenizer: PreTrainedTo
 def test_equal_answers_are_counted_also_after_the_cut(make: Any, words: Any) -> None:
     rows = [pair("q", "a", "a"), pair(words(2), words(9), words(8)), pair(words(2), words(1), words(2))]
     examples = encode(make("preference", 5, bare=True), rows)
-    assert [example["problem"] for example in examples] == ["equal answers", "equal answers after the cut", ""]
+    assert [example["problem"] for example in examples] == [
+        "identical responses",
+        "identical responses after truncation",
+        "",
+    ]
 
 
 def test_an_empty_prompt_is_a_bad_row(make: Any) -> None:
@@ -272,7 +276,7 @@ def test_shown_pieces_have_roles_and_notes(make: Any) -> None:
 
 def test_a_dropped_row_shows_what_could_be_rendered(make: Any) -> None:
     shown = make("preference").show(pair("q", "a", "a"), 0)
-    assert shown.problem == "equal answers"
+    assert shown.problem == "identical responses"
     assert [piece.text for piece in shown.pieces if piece.branch != "shared"] == ["a<|im_end|>"] * 2
     assert make("chat").show(chat("a", None), 0).pieces == []
 
@@ -343,7 +347,7 @@ def test_the_message_on_too_many_drops_says_what_to_do(make: Any, words: Any) ->
     check_report(seen, "train", 0.5)
     with pytest.raises(ValueError, match="2 of 4 rows of split train can't be used") as caught:
         check_report(seen, "train", 0.49)
-    assert "What to do: raise `data.max_length`, or mend the rows, or raise `data.max_dropped_share` above 0.5" in str(
+    assert "What to do: raise `data.max_length`, or fix the rows, or raise `data.max_dropped_share` above 0.5" in str(
         caught.value
     )
 
@@ -394,7 +398,12 @@ def test_real_rows_are_kept_but_for_named_causes(
     encoder = Encoder(load_template(tokenizer, "auto"), EncodeOptions(kind, 2048), form)
     columns = encoder(rows[:], list(range(len(rows))))
     problems = [problem for problem in columns["problem"] if problem]
-    assert set(problems) <= {"prompt too long", "equal answers", "equal answers after the cut", "empty answer"}
+    assert set(problems) <= {
+        "prompt too long",
+        "identical responses",
+        "identical responses after truncation",
+        "empty response",
+    }
     assert len(problems) < 0.05 * len(rows)
 
 
@@ -409,7 +418,7 @@ def test_rows_that_are_tokenised_together_do_not_change_each_other(
     rows = [{"messages": turns[: 1 + number % 5] if number % 4 else [user(None)]} for number in range(23)]
     encoder = make("chat", max_length=40, truncate=truncate)
     alone = [encode(encoder, [row])[0] | {"row": number} for number, row in enumerate(rows)]
-    monkeypatch.setattr("smollit.data.encode.AT_ONCE", at_once)
+    monkeypatch.setattr("smollit.data.encoding.encoder.AT_ONCE", at_once)
     assert encode(encoder, rows) == alone
     assert {bool(example["problem"]) for example in alone} == {True, False}
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from smollit.data.collate import collate_chats
-from smollit.data.examples import Examples
-from smollit.data.sampler import BatchSampler, Order
+from smollit.data.batching.collate import collate_chats
+from smollit.data.batching.dataset import Examples
+from smollit.data.batching.sampler import BatchSampler, Order
 
 
 def part(*rows: int, start: int = 0) -> Dataset:

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
-from smollit.data import hashes
-from smollit.data.files import ENDINGS, find_files, malformed_lines
-from smollit.data.hashes import file_hashes
-from smollit.data.raw import RAW, decode_line
-from smollit.data.readers import iter_rows
-from smollit.data.source import Source, load_source
+from smollit.data.sources import hashes
+from smollit.data.sources.files import ENDINGS, find_files, malformed_lines
+from smollit.data.sources.hashes import file_hashes
+from smollit.data.sources.raw import RAW, decode_line
+from smollit.data.sources.readers import iter_rows
+from smollit.data.sources.source import Source, load_source
 
 ROWS = [{"prompt": f"p{number}", "chosen": "4", "rejected": "NA"} for number in range(6)]
 

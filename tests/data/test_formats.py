@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from smollit.data.formats import Format, recognise, to_record
-from smollit.data.records import BadRow, Conversation, Kind, Preference, Text, drop_nulls
+from smollit.data.formats.detect import Format, recognise, to_record
+from smollit.data.formats.types import BadRow, Conversation, Kind, Preference, Text, drop_nulls
 
 Row = dict[str, Any]
 
@@ -209,7 +209,7 @@ def test_plain_text() -> None:
     format = known([{"text": " Once.\n"}])
     assert to_record({"text": " Once.\n"}, format) == Text(" Once.\n")
     assert bad({"text": " \n"}, format).cause == "empty text"
-    assert bad({"text": None}, format).cause == "no `text`"
+    assert bad({"text": None}, format).cause == "missing value"
     assert bad({"text": ["a"]}, format).cause == "content is not text"
 
 
@@ -228,7 +228,7 @@ def test_a_completion_may_continue_the_prompt() -> None:
     [
         ({"conversations": [human("a"), gpt(None)]}, "null content", "conversations[1].value is null"),
         ({"conversations": [human("a"), {"from": "x", "value": "b"}]}, "unknown role", "conversations[1].from is 'x'"),
-        ({"conversations": [human("a"), gpt("")]}, "empty answer", "conversations[1]"),
+        ({"conversations": [human("a"), gpt("")]}, "empty response", "conversations[1]"),
         (
             {"conversations": [human("a"), human("b"), gpt("c")]},
             "odd role order",
@@ -237,14 +237,14 @@ def test_a_completion_may_continue_the_prompt() -> None:
         ({"messages": [system("s"), *HI], "system": "t"}, "two system texts", "`system`"),
         ({"messages": HI, "system": 5}, "content is not text", "system must be text, got 5"),
         ({"prompt": " ", "completion": "a"}, "no prompt", "`prompt`"),
-        ({"prompt": "q", "completion": ""}, "empty answer", "completion"),
-        ({"prompt": "q", "completion": [user("a")]}, "answer is not an assistant turn", "completion"),
+        ({"prompt": "q", "completion": ""}, "empty response", "completion"),
+        ({"prompt": "q", "completion": [user("a")]}, "response is not an assistant turn", "completion"),
         ({"prompt": [user("q")], "completion": HI}, "odd role order", "prompt[0] and completion[0]"),
         ({"prompt": 5, "completion": "a"}, "malformed messages", "prompt"),
         ({"instruction": "", "input": " ", "output": "a"}, "no prompt", "`instruction`"),
-        ({"instruction": "q", "input": None, "output": " "}, "empty answer", "output"),
+        ({"instruction": "q", "input": None, "output": " "}, "empty response", "output"),
         ({"instruction": "q", "output": 5}, "content is not text", "output must be text, got 5"),
-        ({"text": "Human: a\n\nAssistant: "}, "empty answer", "text[1]"),
+        ({"text": "Human: a\n\nAssistant: "}, "empty response", "text[1]"),
         ({"text": "Human: a\n\nHuman: b\n\nAssistant: c"}, "odd role order", "text[0] and text[1]"),
     ],
 )
@@ -291,8 +291,8 @@ def test_missing_columns_make_a_short_detail() -> None:
     ("chosen", "rejected", "cause"),
     [
         ("Human: q\n\nAssistant: a", "Human: r\n\nAssistant: b", "prompts differ"),
-        ("Human: q\n\nAssistant: a", "Human: q\n\nAssistant: a\n\nHuman: c", "answer is not an assistant turn"),
-        ("Human: q\n\nAssistant: a", "Human: q\n\nAssistant:", "empty answer"),
+        ("Human: q\n\nAssistant: a", "Human: q\n\nAssistant: a\n\nHuman: c", "response is not an assistant turn"),
+        ("Human: q\n\nAssistant: a", "Human: q\n\nAssistant:", "empty response"),
     ],
 )
 def test_bad_pairs_of_dialogues(chosen: str, rejected: str, cause: str) -> None:
@@ -340,5 +340,5 @@ def test_real_rows_keep_their_turns(shared: Any, name: str, kind: Kind) -> None:
         if isinstance(record, Preference):
             assert [*record.prompt, record.chosen] == row["chosen"]
             assert [*record.prompt, record.rejected] == row["rejected"]
-    assert causes == ([] if kind == "chat" else ["empty answer"] * 2)
+    assert causes == ([] if kind == "chat" else ["empty response"] * 2)
     assert sum(asdict(record).get("score_gap") == 0 for record in records) == (0 if kind == "chat" else 136)

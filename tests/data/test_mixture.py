@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smollit.data.mixture import Part, check_part, epoch_members, load_part
-from smollit.data.raw import RAW
+from smollit.data.sources.mixture import Part, check_part, epoch_members, load_part
+from smollit.data.sources.raw import RAW
 
 
 @pytest.fixture(autouse=True)

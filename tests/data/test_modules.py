@@ -18,8 +18,8 @@ from smollit.data import (
     PreferenceDataModule,
     UltraChatDataModule,
     UltraFeedbackDataModule,
-    cache,
 )
+from smollit.data.encoding import cache
 
 TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
 SAMPLES = Path(__file__).resolve().parents[2] / "smollit" / "data" / "samples"

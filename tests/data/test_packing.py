@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smollit.data import UltraChatDataModule
-from smollit.data.packing import fill_rate, pack
+from smollit.data.batching.packing import fill_rate, pack
 
 CAPACITY = 12
 some_lengths = st.lists(st.integers(1, CAPACITY), max_size=60)

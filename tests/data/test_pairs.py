@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from smollit.data.chat import load_template
-from smollit.data.collate import collate_pairs, one_per_row
-from smollit.data.encode import EncodeOptions, Encoder
-from smollit.data.formats import recognise
-from smollit.data.raw import RAW
+from smollit.data.batching.collate import collate_pairs, one_per_row
+from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.formats.detect import recognise
+from smollit.data.sources.raw import RAW
+from smollit.data.template.template import load_template
 from smollit.functional.attention import AttentionBackend
 from smollit.functional.logps import sum_per_sequence
 from smollit.models.causal_lm import CausalLM

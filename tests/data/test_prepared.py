@@ -11,11 +11,13 @@ import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data import ChatDataModule, hashes, prepared, readers, source
-from smollit.data.chat import load_template
-from smollit.data.encode import EncodeOptions
-from smollit.data.mixture import Part
-from smollit.data.prepared import Prepared, prepare
+from smollit.data import ChatDataModule
+from smollit.data.encoding import prepared
+from smollit.data.encoding.encoder import EncodeOptions
+from smollit.data.encoding.prepared import Prepared, prepare
+from smollit.data.sources import hashes, readers, source
+from smollit.data.sources.mixture import Part
+from smollit.data.template.template import load_template
 
 TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}

@@ -14,8 +14,9 @@ import pytest
 from datasets import Dataset
 from lightning.pytorch import Trainer
 
-from smollit.data import ChatDataModule, PreferenceDataModule, UltraChatDataModule, cache
-from smollit.data.mixture import Part
+from smollit.data import ChatDataModule, PreferenceDataModule, UltraChatDataModule
+from smollit.data.encoding import cache
+from smollit.data.sources.mixture import Part
 
 TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
 Row = dict[str, Any]
@@ -489,7 +490,7 @@ def test_pairs_with_long_answers(tmp_path: Path, bare: Any) -> None:
     row = {"prompt": words(6), "chosen": words(9), "rejected": words(4)}
     other = {"prompt": words(1), "chosen": words(1), "rejected": words(2)}
     module = pairs(tmp_path, [row, other], max_length=8, **bare)
-    assert module.reports["train"].dropped == {"equal answers after the cut": 1}
+    assert module.reports["train"].dropped == {"identical responses after truncation": 1}
     module = pairs(tmp_path, [row, other], max_length=8, truncate="left-turns", **bare)
     first = module.examples["train"].rows[0]
     assert [len(first[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")] == [2, 6, 4]
@@ -549,7 +550,7 @@ def test_a_second_start_reads_no_row_and_a_changed_setting_meets_no_old_tokens(
     monkeypatch.setattr(cache, "build", lambda *given: builds.append(given) or build(*given))
     dataset = write(tmp_path / "rows.jsonl", chats(4))
     ready(tmp_path, dataset)
-    monkeypatch.setattr("smollit.data.source.read_files", None)  # whoever reads the rows now fails
+    monkeypatch.setattr("smollit.data.sources.source.read_files", None)  # whoever reads the rows now fails
     ready(tmp_path, dataset)
     assert len(builds) == 1
     monkeypatch.undo()

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.chat import ChatTemplate, load_template
-from smollit.data.encode import EncodeOptions, Encoder
-from smollit.data.formats import recognise
-from smollit.data.raw import RAW
-from smollit.data.records import Kind
+from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.formats.detect import recognise
+from smollit.data.formats.types import Kind
+from smollit.data.sources.raw import RAW
+from smollit.data.template.template import ChatTemplate, load_template
 
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 MARKED = (
@@ -107,7 +107,7 @@ def causes(template: ChatTemplate, case: Case, messages: list[Any], answers: lis
     """Why a row may be dropped for what its messages say; else it must be kept."""
     ends = any(case.end.strip() in answer for answer in answers)
     spelled = any(marker in message["content"] for marker in template.split_markers() for message in messages)
-    found = {"end marker in an answer": ends, "control text that can't be escaped": spelled}
+    found = {"end marker in a response": ends, "control text that can't be escaped": spelled}
     return {cause for cause, holds in found.items() if holds} or {""}
 
 
@@ -161,7 +161,7 @@ def test_both_answers_of_a_pair_follow_the_same_prompt(
     given = "" if given_text is None else given_text
     expected = causes(template, case, [*prompt, answer, other], [given + chosen, given + rejected])
     same = chosen.strip() == rejected.strip()
-    assert row["problem"] in (expected | {"equal answers"} if same else expected)
+    assert row["problem"] in (expected | {"identical responses"} if same else expected)
     if row["problem"]:
         return
     decode = template.tokenizer.decode
@@ -209,5 +209,5 @@ def test_a_lone_surrogate_is_a_counted_bad_row(
     form = recognise(list(row), [], kind)
     encoder = Encoder(templates["chatml"], EncodeOptions(kind, 512), form)
     columns = encoder({RAW: [json.dumps(row)]}, [0])
-    assert columns["problem"] in (["text is not valid Unicode"], ["end marker in an answer"])
+    assert columns["problem"] in (["text is not valid Unicode"], ["end marker in a response"])
     assert all(value.encode() is not None for value in columns["detail"])

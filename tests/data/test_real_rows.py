@@ -8,14 +8,14 @@ import pytest
 from datasets import concatenate_datasets, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data.chat import ChatTemplate, load_template
-from smollit.data.encode import EncodeOptions, Encoder
-from smollit.data.formats import recognise
-from smollit.data.records import Kind
+from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.formats.detect import recognise
+from smollit.data.formats.types import Kind
+from smollit.data.template.template import ChatTemplate, load_template
 
 pytestmark = pytest.mark.shared
 Row = dict[str, Any]
-EMPTY, EQUAL = "empty answer", "equal answers"
+EMPTY, EQUAL = "empty response", "identical responses"
 END, ASSISTANT = "<|im_end|>", "<|im_start|>assistant\n"
 # SmolLM2's template with {% generation %} round each answer and its end: it must print the same text.
 TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from smollit.data.formats import Format, recognise, to_record
-from smollit.data.messages import Roles
-from smollit.data.records import BadRow, Conversation, Kind, Preference
+from smollit.data.formats.detect import Format, recognise, to_record
+from smollit.data.formats.messages import Roles
+from smollit.data.formats.types import BadRow, Conversation, Kind, Preference
 
 Row = dict[str, Any]
 
@@ -147,7 +147,7 @@ def test_columns_can_be_mapped() -> None:
     format = known(rows, "preference", mapping=mapping)
     assert to_record(rows[0], format) == Preference([user("q")], assistant("a"), assistant("b"), score_gap=2.0)
     assert format.left == ()
-    with pytest.raises(BadRow, match="empty answer: worse"):
+    with pytest.raises(BadRow, match="empty response: worse"):
         to_record(rows[0] | {"worse": ""}, format)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from smollit.data.formats import Format, to_record
-from smollit.data.messages import Roles
-from smollit.data.records import BadRow, Conversation, Preference, drop_nulls
+from smollit.data.formats.detect import Format, to_record
+from smollit.data.formats.messages import Roles
+from smollit.data.formats.types import BadRow, Conversation, Preference, drop_nulls
 
 CHAT = Format("messages", "chat", {"messages": "messages"})
 PAIR = Format("preference", "preference", {part: part for part in ("prompt", "chosen", "rejected")})
@@ -104,7 +104,7 @@ def test_an_empty_answer_anywhere_makes_the_chat_bad(content: Any, where: int) -
     messages = [user("a"), assistant("b"), user("c"), assistant("d")]
     messages[where] = assistant(content)
     bad = problem({"messages": messages})
-    assert bad.cause == "empty answer"
+    assert bad.cause == "empty response"
     assert f"messages[{where}]" in bad.detail
 
 
@@ -112,7 +112,7 @@ def test_an_empty_answer_anywhere_makes_the_chat_bad(content: Any, where: int) -
     ("messages", "cause"),
     [
         ([], "empty conversation"),
-        (None, "no `messages`"),
+        (None, "missing value"),
         ("hello", "malformed messages"),
         ("[{'role': 'user', 'content': 'as Python prints it'}]", "malformed messages"),
         ({"role": ["user"], "content": ["a"]}, "malformed messages"),
@@ -189,7 +189,7 @@ def test_messages_printed_by_python_are_not_trained_as_text() -> None:
 @pytest.mark.parametrize("answer", [[user("b")], [user("q"), user("b")], [{"role": "tool", "content": "b"}]])
 def test_an_answer_that_is_no_assistant_turn_is_refused(answer: Any) -> None:
     bad = problem({"prompt": "q", "chosen": "a", "rejected": answer})
-    assert bad.cause == "answer is not an assistant turn"
+    assert bad.cause == "response is not an assistant turn"
     assert "rejected" in bad.detail
 
 
@@ -198,10 +198,10 @@ def test_an_answer_that_is_no_assistant_turn_is_refused(answer: Any) -> None:
     [
         ({"chosen": "a", "rejected": "b"}, "no prompt"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "no prompt"),
-        ({"prompt": "q", "chosen": "a"}, "no `rejected`"),
-        ({"prompt": "q", "chosen": None, "rejected": "b"}, "no `chosen`"),
-        ({"prompt": "q", "chosen": "", "rejected": "b"}, "empty answer"),
-        ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty answer"),
+        ({"prompt": "q", "chosen": "a"}, "missing value"),
+        ({"prompt": "q", "chosen": None, "rejected": "b"}, "missing value"),
+        ({"prompt": "q", "chosen": "", "rejected": "b"}, "empty response"),
+        ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty response"),
         ({"prompt": "q", "chosen": [user("q"), user("r"), assistant("a")], "rejected": "b"}, "prompts differ"),
         ({"prompt": [user("q"), user("r")], "chosen": "a", "rejected": "b"}, "odd role order"),
         ({"prompt": [user("q"), assistant("x"), assistant("y")], "chosen": "a", "rejected": "b"}, "odd role order"),

@@ -12,11 +12,9 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smollit.data import tally
-from smollit.data.control import CONTROL_ERROR
-from smollit.data.encode import EQUAL, TIED
-from smollit.data.report import Report, check_report, make_report, to_json, write_reports
-from smollit.data.truncate import TOO_LONG, TOO_LONG_ERROR
+from smollit.data.encoding import tally
+from smollit.data.encoding.report import Report, check_report, make_report, to_json, write_reports
+from smollit.data.formats.drop_reason import DropReason
 
 
 def chat(length: int, trained: int = 1, full_length: int | None = None, **more: Any) -> dict[str, Any]:
@@ -153,8 +151,13 @@ CONCERNS = {
         5,
         "6 of 100 rows (6.0%) are longer than `data.max_length`, and",
     ),
-    "too long": (bad(TOO_LONG), chat(4), 5, "6 of 100 rows (6.0%) are longer than `data.max_length`"),
-    "equal": (pair(1, 1, 1, problem=EQUAL), SCORED, 1, "2 of 100 pairs (2.0%) have the same text in both columns"),
+    "too long": (bad(DropReason.TOO_LONG), chat(4), 5, "6 of 100 rows (6.0%) are longer than `data.max_length`"),
+    "equal": (
+        pair(1, 1, 1, problem=DropReason.IDENTICAL),
+        SCORED,
+        1,
+        "2 of 100 pairs (2.0%) have the same text in both columns",
+    ),
     "ties": (SCORED | {"score_gap": 0.0}, SCORED, 5, "6 of 100 scored pairs (6.0%) have equal scores"),
     "reversed": (SCORED | {"score_gap": -1.0}, SCORED, 1, "2 of 100 scored pairs (2.0%) have a rejected answer with"),
     "longer": (pair(5, 40, 39), pair(5, 39, 39), 60, "in 61 of 100 pairs (61.0%) the chosen answer is the longer one"),
@@ -184,7 +187,7 @@ def test_repeated_rows_are_a_concern() -> None:
 
 def test_all_pairs_equal_is_refused_with_the_reason() -> None:
     """The step that writes the chosen answer into both columns: the loss would stay at ln 2 = 0.6931."""
-    seen = report([pair(3, 2, 2, problem=EQUAL), pair(3, 2, 2, problem=EQUAL)])
+    seen = report([pair(3, 2, 2, problem=DropReason.IDENTICAL), pair(3, 2, 2, problem=DropReason.IDENTICAL)])
     with pytest.raises(ValueError, match=r"in all 2 pairs of split train.*0\.6931.*one answer into both columns"):
         check_report(seen, "train", 1.0)
 
@@ -198,20 +201,22 @@ def test_too_many_dropped_rows_are_refused() -> None:
 
 def test_rows_that_an_option_drops_are_no_reason_to_refuse() -> None:
     """8 of 10 are ties, dropped by `score_ties: drop`: fine. One more row that nobody asked to drop is a tenth."""
-    ties = [pair(1, 1, 1, problem=TIED, digest=number) for number in range(8)]
-    seen = report([*ties, SCORED, pair(1, 1, 1, problem="empty answer")])
+    ties = [pair(1, 1, 1, problem=DropReason.TIED, digest=number) for number in range(8)]
+    seen = report([*ties, SCORED, pair(1, 1, 1, problem="empty response")])
     assert seen.dropped_share() == pytest.approx(0.1)
     check_report(seen, "train", 0.1)
     with pytest.raises(ValueError, match="1 of 10 rows of split train can't be used") as error:
         check_report(seen, "train", 0.09)
     assert str(error.value).endswith(
-        "What to do: mend the rows, or raise `data.max_dropped_share` above 0.1 to go on without these rows"
+        "What to do: fix the rows, or raise `data.max_dropped_share` above 0.1 to continue without these rows"
     )
     with pytest.raises(ValueError, match=r"all 8 rows .*\n.*\nWhat to do: set `data.score_ties` to keep$"):
         check_report(report(ties), "train", 1.0)
 
 
-@pytest.mark.parametrize(("cause", "option"), [(CONTROL_ERROR, "control_text"), (TOO_LONG_ERROR, "truncate")])
+@pytest.mark.parametrize(
+    ("cause", "option"), [(DropReason.CONTROL_TEXT_ERROR, "control_text"), (DropReason.TOO_LONG_ERROR, "truncate")]
+)
 def test_one_row_is_enough_where_an_option_says_error(cause: str, option: str) -> None:
     seen = report([*(chat(3, digest=number) for number in range(99)), bad(cause, "here")])
     with pytest.raises(ValueError, match="1 of 100 rows of split train can't be used:") as error:
@@ -230,7 +235,7 @@ def test_a_split_without_rows_is_refused() -> None:
 
 def test_a_report_survives_json() -> None:
     """As the cache keeps it: plain numbers, no NaN."""
-    seen = report([pair(5, 4, 1), pair(6, 2, 2, 0.5), pair(1, 1, 1, problem=EQUAL, detail="é")])
+    seen = report([pair(5, 4, 1), pair(6, 2, 2, 0.5), pair(1, 1, 1, problem=DropReason.IDENTICAL, detail="é")])
     text = json.dumps(asdict(seen), allow_nan=False)
     assert Report(**json.loads(text)) == seen
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smollit.data.sampler import BatchSampler, Order, Position, epoch_rows
+from smollit.data.batching.sampler import BatchSampler, Order, Position, epoch_rows
 
 Rows = list[list[int]]
 some_lengths = st.lists(st.integers(1, 12), min_size=1, max_size=40)

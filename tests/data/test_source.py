@@ -10,9 +10,9 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from smollit.data.files import malformed_lines, quiet_datasets
-from smollit.data.raw import RAW, decode_line
-from smollit.data.source import load_source
+from smollit.data.sources.files import malformed_lines, quiet_datasets
+from smollit.data.sources.raw import RAW, decode_line
+from smollit.data.sources.source import load_source
 
 
 @pytest.fixture(autouse=True)

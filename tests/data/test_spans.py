@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.chat import ChatTemplate, load_template
-from smollit.data.records import BadRow, Conversation, Preference
-from smollit.data.render import REFUSED, Renderer
-from smollit.data.spans import lay_out, locate
+from smollit.data.formats.drop_reason import BadRow, DropReason
+from smollit.data.formats.types import Conversation, Preference
+from smollit.data.template.loss_spans import lay_out, locate
+from smollit.data.template.renderer import Renderer
+from smollit.data.template.template import ChatTemplate, load_template
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{{ '\\n' }}{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -166,7 +167,7 @@ def test_a_messages_own_word_on_training_wins(load: Any, text: str) -> None:
     first = [messages[0], messages[1], turn("user", "c"), turn("assistant", "d")]
     assert trained(template, first) == ["a<end>", "d<end>"]
     assert trained(template, [*first[:3], turn("assistant", "d", train=False)], "last") == ["a<end>"]
-    with pytest.raises(BadRow, match="no trainable token"):
+    with pytest.raises(BadRow, match="no loss tokens"):
         trained(template, [turn("user", "a"), turn("assistant", "b", train=False)])
 
 
@@ -245,7 +246,7 @@ def test_the_last_answers_prompt_is_proven_on_each_row(load: Any) -> None:
     assert trained(template, CHAT) == ["b.<end>", "d.<end>"]
     with pytest.raises(BadRow) as caught:
         trained(template, [turn("user", "a /think"), *CHAT[1:]])
-    assert caught.value.cause == REFUSED
+    assert caught.value.reason == DropReason.REFUSED_BY_TEMPLATE
 
 
 def test_a_chat_takes_three_renders_at_first_and_two_later(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:

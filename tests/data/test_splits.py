@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from smollit.data.mixture import Part
-from smollit.data.splits import Splits, label
+from smollit.data.sources.mixture import Part
+from smollit.data.sources.splits import Splits, label
 
 ONE, OTHER = Part("one"), Part("other", split="own[:5]", weight=2.0, max_rows=3, format="sharegpt")
 

@@ -14,11 +14,11 @@ import pytest
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from smollit.data.mixture import Part, load_part
-from smollit.data.raw import RAW
-from smollit.data.sampler import Position
-from smollit.data.source import Source, load_source
-from smollit.data.streaming import Stream, StreamingExamples, shares_of
+from smollit.data.batching.sampler import Position
+from smollit.data.batching.streaming import Stream, StreamingExamples, shares_of
+from smollit.data.sources.mixture import Part, load_part
+from smollit.data.sources.raw import RAW
+from smollit.data.sources.source import Source, load_source
 
 Columns = dict[str, list[Any]]
 

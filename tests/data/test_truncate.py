@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.chat import load_template
-from smollit.data.encode import EncodeOptions, Encoder
-from smollit.data.formats import recognise
-from smollit.data.records import Conversation, Kind, Preference
-from smollit.data.truncate import candidates
+from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.truncate import candidates
+from smollit.data.formats.detect import recognise
+from smollit.data.formats.types import Conversation, Kind, Preference
+from smollit.data.template.template import load_template
 
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 Encode = Callable[..., dict[str, Any]]
@@ -76,7 +76,7 @@ def test_whole_turns_are_cut_from_the_start_and_the_system_text_stays(
 
 def test_a_chat_whose_last_exchange_leaves_no_answer_is_dropped(encode: Encode, words: Any) -> None:
     chat = {"messages": [turn("user", "a"), turn("assistant", "b"), turn("user", words(6)), turn("assistant", "c")]}
-    assert encode(chat, "chat", 6, "left-turns")["problem"] == "no trainable token"
+    assert encode(chat, "chat", 6, "left-turns")["problem"] == "no loss tokens"
 
 
 # case: mask-06
@@ -145,7 +145,7 @@ def test_prompts_lose_whole_turns_first_then_the_system_text_then_tokens(
 @pytest.mark.parametrize("truncate", ["right", "left-turns"])
 def test_pairs_that_become_equal_are_dropped(encode: Encode, words: Any, truncate: str) -> None:
     row = {"prompt": words(2), "chosen": words(9), "rejected": words(8) + words(1, " and")}
-    assert encode(row, "preference", 9, truncate)["problem"] == "equal answers after the cut"
+    assert encode(row, "preference", 9, truncate)["problem"] == "identical responses after truncation"
     assert encode(row, "preference", 11, truncate)["problem"] == ""
     assert encode(row, "preference", 1, truncate)["problem"] == "prompt too long"
 

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 from transformers.utils import is_flash_attn_2_available
 
 from smollit.batch import Batch
-from smollit.data.collate import collate_chats, collate_pairs, one_per_row
+from smollit.commands.export import whole_weights
+from smollit.data.batching.collate import collate_chats, collate_pairs, one_per_row
 from smollit.models import CausalLM
 from smollit.models.sharding import decoder_layers, unwrap
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
-from smollit.tools.export import whole_weights
 from smollit.training import SmollitTrainer
 
 pytestmark = [

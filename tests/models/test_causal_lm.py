@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from smollit.batch import IGNORE, Batch
-from smollit.data.collate import collate_chats, collate_pairs, one_per_row
+from smollit.data.batching.collate import collate_chats, collate_pairs, one_per_row
 from smollit.functional.attention import AttentionBackend
 from smollit.functional.logps import sum_per_sequence
 from smollit.models.attention import render

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
-from smollit.data.collate import collate_pairs, one_per_row
+from smollit.data.batching.collate import collate_pairs, one_per_row
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
 from smollit.modules.dpo import PairScores

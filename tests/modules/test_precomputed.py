@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
 from smollit.data import UltraFeedbackDataModule
-from smollit.data.mixture import Part
+from smollit.data.sources.mixture import Part
 from smollit.models.causal_lm import CausalLM, TokenScores
 from smollit.modules import DPOModule, precomputed
 from smollit.modules.precomputed import Store

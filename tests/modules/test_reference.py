@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smollit.batch import Batch
-from smollit.data.collate import collate_pairs
+from smollit.data.batching.collate import collate_pairs
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
 from smollit.modules.reference import ReferenceScorer

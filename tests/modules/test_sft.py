@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
-from smollit.data.collate import collate_chats, one_per_row
+from smollit.data.batching.collate import collate_chats, one_per_row
 from smollit.modules import SFTModule
 from smollit.modules.optimizer import set_learning_rate
 from smollit.training import SmollitTrainer

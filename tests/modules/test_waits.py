@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smollit.batch import Batch
-from smollit.data.collate import collate_chats, collate_pairs
+from smollit.data.batching.collate import collate_chats, collate_pairs
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 
 CHATS = [{"input_ids": list(range(30, 35 + i)), "spans": [2, 5 + i], "row": i} for i in range(3)]

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
-from smollit.data.collate import collate_chats, collate_pairs, one_per_row
+from smollit.data.batching.collate import collate_chats, collate_pairs, one_per_row
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
 

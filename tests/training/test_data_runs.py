@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from smollit.data.mixture import Part
+from smollit.data.sources.mixture import Part
 
 ONE_EPOCH: dict[str, Any] = {"accumulate_grad_batches": 1, "max_epochs": 1}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from smollit.data.collate import collate_chats
+from smollit.data.batching.collate import collate_chats
 from smollit.training.out_of_memory import describe, is_out_of_memory
 
 

@@ -1,0 +1,228 @@
+"""A trained policy -> a Hugging Face folder that loads, stops and chats; compared before success is reported."""
+
+import copy
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+import smollit
+from smollit.data.template.template import ChatTemplate
+from smollit.models.checkpoint import load_weights
+from smollit.models.pretrained import load_config, no_progress_bar
+from smollit.models.sharding import is_sharded, unwrap
+
+log = logging.getLogger(__name__)
+ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
+PREFIX = "model."  # of CausalLM's keys before transformers' own
+MARKER = "smollit_export.json"  # says that a folder is an export, and which files are its own
+PROBE = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
+
+
+def export(module: Any, template: ChatTemplate, output: Path, dtype: ExportDtype = "auto") -> None:
+    """Write the module's policy as a Hugging Face folder. All ranks must call it; rank 0 writes.
+
+    Args:
+        module: A module whose policy is loaded.
+        template: Chat template and tokenizer that go with it.
+        output: Folder to write; an earlier export there is replaced when the new one is found right.
+        dtype: dtype of the weights; `auto` takes that of the checkpoint that training began with.
+
+    Raises:
+        ValueError: If `output` holds something that is not an export.
+        RuntimeError: If what was written does not read back the same.
+    """
+    weights = whole_weights(module.policy)
+    if not module.trainer.is_global_zero:
+        return
+    output = output.resolve()
+    check_output(output)
+    source = load_config(module.model_name)
+    source.vocab_size = unwrap(module.policy).config.vocab_size  # tokens may have been added
+    wanted = pick_dtype(dtype, source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        model = build_model(source, weights, wanted)
+        with no_progress_bar(True):
+            write_folder(temporary, model, template, source_stops(module.model_name, source))
+        write_marker(temporary, module.model_name)
+        replace_folder(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    log.info("exported %s (%s): read back and found the same", output, str(wanted).removeprefix("torch."))
+
+
+def write_folder(folder: Path, model: Any, template: ChatTemplate, source_stops: list[int]) -> None:
+    """Model and tokenizer in Hugging Face format, read back and compared."""
+    tokenizer = finish_tokenizer(template)
+    set_generation(model, tokenizer, template, source_stops)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    compare(folder, model, template)
+    folder.chmod(0o755)  # mkdtemp makes it private
+
+
+def load_policy(module: Any, path: Path) -> None:
+    """Build the policy alone, and give it the weights of a checkpoint, sharded or not, full or weights only.
+
+    Raises:
+        ValueError: If the file is no checkpoint of this module.
+    """
+    policy = module.load(module.model_name, module.weights)
+    load_weights(policy, path, module.model_name)
+    module.policy = policy
+
+
+def whole_weights(policy: nn.Module) -> dict[str, Tensor]:
+    """All weights under transformers' names, on the CPU, gathered from all ranks where they are sharded."""
+    if is_sharded(policy):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_model_state_dict(policy, options=options)
+    else:
+        state = policy.state_dict()
+    return {name.removeprefix(PREFIX): tensor.detach().cpu() for name, tensor in state.items()}
+
+
+def pick_dtype(choice: ExportDtype, source: PretrainedConfig) -> torch.dtype:
+    """The dtype that was asked for, or that of the source checkpoint, or fp32 if it does not say."""
+    if choice != "auto":
+        return getattr(torch, choice)
+    return getattr(source, "dtype", None) or torch.float32
+
+
+def build_model(config: PretrainedConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """A transformers model with these weights, ready to serve: tied, cached, in eval mode.
+
+    Args:
+        config: Of the model that training began with: the policy's own may have another dropout.
+        weights: Under transformers' names.
+        dtype: Of the result.
+    """
+    config = type(config).from_dict(config.to_dict())
+    config.dtype = dtype
+    config.use_cache = True
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.load_state_dict(weights)
+    model.tie_weights()
+    return model.eval()
+
+
+def finish_tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer with the template, and with the token that ends an answer as its eos."""
+    tokenizer = copy.deepcopy(template.tokenizer)  # the run goes on with its own
+    tokenizer.chat_template = template.text
+    if tokenizer.pad_token is None:
+        # The old eos: who trains on with a padding that is the end of turn, and masks it, unlearns to stop.
+        tokenizer.pad_token = tokenizer.eos_token
+    stops = template.stop_ids()
+    if stops:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stops[0])
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def source_stops(model_name: str, config: PretrainedConfig) -> list[int]:
+    """Tokens at which the model that training began with stops: of its generation settings, else of its config."""
+    try:
+        stops = GenerationConfig.from_pretrained(model_name).eos_token_id
+    except OSError:  # it has no generation_config.json
+        stops = config.eos_token_id
+    return [token for token in (stops if isinstance(stops, list) else [stops]) if token is not None]
+
+
+def set_generation(
+    model: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, source_stops: list[int]
+) -> None:
+    """Stop at the end of the turn as well as where the source did, and agree with the tokenizer everywhere."""
+    stops = list(dict.fromkeys([*template.stop_ids(), *source_stops]))
+    turn_end = template.turn_end()
+    is_one_token = bool(turn_end) and len(template.encode([turn_end])[0]) == 1
+    model.config.eos_token_id = stops[0] if stops else None
+    model.config.bos_token_id = tokenizer.bos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=stops or None,
+        pad_token_id=tokenizer.pad_token_id,
+        stop_strings=None if is_one_token or not turn_end else [turn_end],
+    )
+
+
+def compare(folder: Path, model: nn.Module, template: ChatTemplate) -> None:
+    """Read the folder back: same weights, same logits, same rendered text.
+
+    Raises:
+        RuntimeError: If anything differs.
+    """
+    reloaded = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected, found = model.state_dict(), reloaded.state_dict()
+    differing = [name for name in expected if name not in found or not torch.equal(expected[name], found[name])]
+    if differing or expected.keys() != found.keys():
+        raise RuntimeError(f"the export does not read back the same: {differing or sorted(expected.keys() ^ found)}")
+    text = template.render(PROBE)
+    if tokenizer.apply_chat_template(PROBE, tokenize=False) != text:
+        raise RuntimeError("the exported tokenizer renders a chat differently from the one that was trained with")
+    ids = torch.tensor([template.encode([text])[0]])
+    if tokenizer(text, add_special_tokens=False)["input_ids"] != ids[0].tolist():
+        raise RuntimeError("the exported tokenizer gives other tokens than the one that was trained with")
+    with torch.no_grad():
+        if not torch.equal(model(ids).logits, reloaded.eval()(ids).logits):
+            raise RuntimeError("the exported model gives other logits than the trained one")
+
+
+def write_marker(folder: Path, source: str) -> None:
+    """Say what the folder is, and which files are the export's own."""
+    files = sorted([MARKER, *(path.name for path in folder.iterdir())])
+    about = {"smollit": smollit.__version__, "source": source, "files": files}
+    (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def check_output(output: Path) -> None:
+    """Refuse to write over anything that is not an export.
+
+    Raises:
+        ValueError: If `output` is a file, or a folder with something in it that no export wrote.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    marker = output / MARKER
+    own = set(json.loads(marker.read_text(encoding="utf-8"))["files"]) if marker.is_file() else set()
+    foreign = sorted(path.name for path in output.iterdir() if path.name not in own) if output.is_dir() else ["a file"]
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise ValueError(
+            f"the export folder {output} holds what is not an earlier export's ({shown}), and would be replaced:"
+            " give a folder that is empty or new"
+        )
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put `new` in the place of `target`; the old folder goes only when the new one stands."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent)) / "folder"
+    os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    finally:
+        shutil.rmtree(old.parent)

@@ -1,0 +1,1 @@
+"""Examples to Batch; order and position."""

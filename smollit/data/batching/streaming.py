@@ -1,0 +1,212 @@
+"""Training rows that do not fit a disk: read, encoded and dealt out to ranks and workers while the run goes on.
+
+Every rank and worker walks the same order of raw rows, which costs little, and encodes its own rows only:
+
+- the global batch b is rows [b * G, (b + 1) * G) of the order, where G = batch_size * world_size;
+- of it, rank r takes rows r, r + world_size, ...;
+- worker w of W encodes the batches b with b % W = w, and the DataLoader takes turns among workers.
+
+So each row comes once, all ranks have the same number of batches, and the batches do not depend on the workers.
+"""
+
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from smollit.data.batching.sampler import Position
+from smollit.data.sources.readers import Row, rows_of
+from smollit.data.sources.source import Source
+
+log = logging.getLogger(__name__)
+
+Columns = dict[str, list[Any]]
+Example = dict[str, Any]
+PACKED = (".gz", ".zst", ".parquet")  # about a third of the size of their text
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One part of what is streamed.
+
+    Args:
+        source: Its rows; nothing of it is loaded or hashed.
+        encoder: Columns of rows and their numbers -> columns of examples, with `problem` empty where a row is good.
+        weight: How often each row is seen per epoch; a fraction is each row's chance to be seen once more.
+    """
+
+    source: Source
+    encoder: Callable[[Columns, list[int]], Columns]
+    weight: float = 1.0
+
+
+class Numbered(NamedTuple):
+    """A raw row: its part, its number in the part's stream from 0, and its columns."""
+
+    part: int
+    number: int
+    row: Row
+
+
+class StreamingExamples(IterableDataset[list[Example]]):
+    """One list of good examples per batch of this rank; a bad row makes its batch smaller, perhaps empty.
+
+    For `DataLoader(..., batch_size=None, collate_fn=...)`, without persistent workers: they would keep the position
+    that they were started with. Each pass is one epoch, from `position` on. Rows that are done are read again, and
+    not encoded. Dropped rows are counted and logged by the process that meets them.
+
+    Args:
+        streams: Parts, which are read at the same time, about so that they end together.
+        batch_size: Rows per batch and rank.
+        rank: This process.
+        world_size: Number of processes.
+        seed: Of the orders.
+        shuffle_buffer: Rows among which the next one is drawn; 0 keeps the order of the files.
+        position: Epoch and rows done; read when an epoch begins.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle_buffer: int = 0,
+        position: Position | None = None,
+    ) -> None:
+        super().__init__()
+        if shuffle_buffer < 0:
+            raise ValueError(f"`shuffle_buffer` must be at least 0, got {shuffle_buffer}")
+        self.streams = tuple(streams)
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+        self.position = position or Position()
+        self.dropped: Counter[str] = Counter()
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows per micro-batch over all ranks."""
+        return self.batch_size * self.world_size
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        worker = get_worker_info()
+        ours, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        order = self._order()
+        first = next(order, None)
+        if first is None:
+            raise ValueError(f"{', '.join(stream.source.dataset for stream in self.streams)}: the stream has no rows")
+        order = islice(chain([first], order), self.position.rows, None)
+        for number, rows in enumerate(batched(order, self.global_batch_size)):
+            if number % num_workers == ours:
+                yield self._encode(rows[self.rank :: self.world_size])
+
+    def _order(self) -> Iterator[Numbered]:
+        epoch = self.position.epoch
+        parts = [_part_rows(part, stream, self.seed, epoch) for part, stream in enumerate(self.streams)]
+        rows = interleave(parts, shares_of(self.streams), _random(self.seed, epoch, "turns"))
+        return shuffled(rows, self.shuffle_buffer, _random(self.seed, epoch, "buffer"))
+
+    def _encode(self, rows: list[Numbered]) -> list[Example]:
+        """Good examples, in the order of the rows; each part has an encoder of its own."""
+        examples: dict[int, Example] = {}
+        for part, stream in enumerate(self.streams):
+            places = [place for place, row in enumerate(rows) if row.part == part]
+            if places:
+                columns = stream.encoder(_columns([rows[p].row for p in places]), [rows[p].number for p in places])
+                examples |= zip(places, rows_of(columns), strict=True)
+        return [examples[place] for place, row in enumerate(rows) if self._is_good(examples[place], row)]
+
+    def _is_good(self, example: Example, row: Numbered) -> bool:
+        cause, detail = example.pop("problem"), example.pop("detail", "")
+        if cause:
+            self._count(cause, detail, row)
+        return not cause
+
+    def _count(self, cause: str, detail: str, row: Numbered) -> None:
+        self.dropped[cause] += 1
+        count = self.dropped[cause]
+        where = f"row {row.number} of {self.streams[row.part].source.dataset}"
+        if count == 1:
+            log.warning("%s is dropped: %s (%s). More are counted", where, cause, detail)
+        elif math.log10(count).is_integer():
+            log.warning("%d rows dropped by this process so far: %s, lately %s", count, cause, where)
+
+
+def interleave(parts: Sequence[Iterator[Numbered]], shares: Sequence[float], draw: random.Random) -> Iterator[Numbered]:
+    """Rows of several parts, each part in its own order; the next part is drawn by `shares` of those that go on."""
+    alive = list(range(len(parts)))
+    while alive:
+        part = draw.choices(alive, [shares[part] for part in alive])[0] if len(alive) > 1 else alive[0]
+        row = next(parts[part], None)
+        if row is None:
+            alive.remove(part)
+        else:
+            yield row
+
+
+def shuffled(rows: Iterator[Numbered], size: int, draw: random.Random) -> Iterator[Numbered]:
+    """Each row once, drawn from a buffer of `size` rows that is filled up again; 0 keeps the order."""
+    buffer = list(islice(rows, size))
+    for row in rows:
+        if not buffer:
+            yield row
+            continue
+        place = int(draw.random() * len(buffer))
+        yield buffer[place]
+        buffer[place] = row
+    draw.shuffle(buffer)
+    yield from buffer
+
+
+def batched(rows: Iterator[Numbered], size: int) -> Iterator[list[Numbered]]:
+    """Lists of `size` rows; the last may be shorter."""
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def _part_rows(part: int, stream: Stream, seed: int, epoch: int) -> Iterator[Numbered]:
+    """An epoch's rows of one part: whole copies one behind the other, then each row by chance."""
+    whole, fraction = math.floor(stream.weight), stream.weight - math.floor(stream.weight)
+    for _ in range(whole):
+        yield from _numbered(part, stream)
+    if fraction:
+        chance = _random(seed, epoch, f"part {part}")
+        yield from (row for row in _numbered(part, stream) if chance.random() < fraction)
+
+
+def _numbered(part: int, stream: Stream) -> Iterator[Numbered]:
+    return (Numbered(part, number, row) for number, row in enumerate(stream.source.stream()))
+
+
+def shares_of(streams: Sequence[Stream]) -> list[float]:
+    """About how much of an epoch each part is, by the sizes of files; a hub id counts as the mean of the others."""
+    sizes = [sum(_text_size(file) for file in stream.source.files) for stream in streams]
+    known = [size for size in sizes if size]
+    mean = sum(known) / len(known) if known else 1.0
+    return [(size or mean) * stream.weight for size, stream in zip(sizes, streams, strict=True)]
+
+
+def _text_size(file: Path) -> int:
+    return file.stat().st_size * (3 if file.suffix in PACKED else 1)
+
+
+def _random(seed: int, epoch: int, name: str) -> random.Random:
+    """Of (seed, epoch) alone, so that all ranks and workers draw the same."""
+    return random.Random(f"{seed} {epoch} {name}")
+
+
+def _columns(rows: list[Row]) -> Columns:
+    """Rows -> columns; what a row lacks is null."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}

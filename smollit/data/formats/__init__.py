@@ -1,0 +1,1 @@
+"""What a row means: Conversation, Preference or Text."""

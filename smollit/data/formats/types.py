@@ -1,0 +1,108 @@
+"""What a row becomes: Conversation, Preference or Text, or BadRow with the reason why not."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from smollit.data.formats.drop_reason import DropReason
+
+Kind = Literal["chat", "preference"]
+Message = dict[str, Any]  # role, content (a text), `train` if the row says it, and what else it gives that is not null
+SHORT = 40  # characters of a value that errors show
+
+
+class BadRow(ValueError):
+    """A row that can't be used.
+
+    Args:
+        cause: What rows are counted under, such as "empty answer".
+        detail: Where in the row and what came, such as "messages[1].content is null".
+    """
+
+    def __init__(self, cause: str, detail: str) -> None:
+        detail = detail.encode(errors="backslashreplace").decode()  # Arrow refuses a lone surrogate
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A chat with at least one turn of an assistant, or of a role that the user listed.
+
+    Two assistant turns follow each other only where the second continues the first: a prompt that ends with the start
+    of the answer, and its completion.
+    """
+
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt and two assistant turns, of which the first is preferred.
+
+    The answers continue the prompt's last turn if that is an assistant turn. `score_gap` is the chosen answer's score
+    minus the rejected one's; None without scores.
+    """
+
+    prompt: list[Message]
+    chosen: Message
+    rejected: Message
+    score_gap: float | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text: every token is trained, and no chat template is used."""
+
+    text: str
+
+
+def make_conversation(messages: list[Message], places: list[str], continued: int | None = None) -> Conversation:
+    """A chat, once its turns are in order and its answers hold text.
+
+    Args:
+        messages: Parsed messages.
+        places: Where in the row each of them stands, such as "messages[1]".
+        continued: Index of the turn that may continue the assistant turn before it.
+
+    Raises:
+        BadRow: If the order is odd, an answer is empty, or nobody answers.
+    """
+    check_order(messages, places, continued)
+    for message, place in zip(messages, places, strict=True):
+        check_answer(message, place)
+    if all(message["role"] in ("system", "user", "tool") for message in messages):
+        raise BadRow(DropReason.NO_ASSISTANT_TURN, f"no message with role 'assistant' from {places[0]} to {places[-1]}")
+    return Conversation(messages)
+
+
+def check_order(messages: list[Message], places: list[str], continued: int | None = None) -> None:
+    """System text stands first; user and assistant turns do not follow their own kind."""
+    for index, (message, place) in enumerate(zip(messages, places, strict=True)):
+        role = message["role"]
+        if role == "system" and index > 0:
+            raise BadRow(DropReason.ROLE_ORDER, f"{place} is a system message, but not the first")
+        same = index > 0 and role in ("user", "assistant") and role == messages[index - 1]["role"]
+        if same and not (role == "assistant" and index == continued):
+            raise BadRow(DropReason.ROLE_ORDER, f"{places[index - 1]} and {place} are both {role} turns")
+
+
+def check_answer(message: Message, place: str) -> None:
+    """An assistant turn has a text, or calls tools."""
+    if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
+        raise BadRow(DropReason.EMPTY_RESPONSE, f"{place} has no text, {message['content']!r:.20}")
+
+
+def drop_nulls(value: Any) -> Any:
+    """The value without keys that are null, at any depth."""
+    if isinstance(value, dict):
+        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
+    return [drop_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def shown(value: Any) -> str:
+    """A value in a few characters, whatever it is; of lists and objects (which may nest without end) only the type."""
+    if isinstance(value, str):
+        return repr(value[:SHORT]) + ("..." if len(value) > SHORT else "")
+    is_small = isinstance(value, int) and abs(value) < 10**SHORT  # Python refuses to print integers of 4,301 digits
+    return repr(value) if value is None or is_small or isinstance(value, float) else type(value).__name__

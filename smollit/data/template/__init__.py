@@ -1,0 +1,1 @@
+"""The chat template: render, loss spans, token ids."""

@@ -1,1 +1,0 @@
-"""What stands behind the subcommands that Lightning does not have."""

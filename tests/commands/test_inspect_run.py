@@ -1,0 +1,96 @@
+"""From a data module to what `inspect` looks at: every part of every split, as training has it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from smollit.commands.inspect.run import views
+from smollit.data import ChatDataModule, Part, PreferenceDataModule
+from smollit.data.encoding import cache
+
+TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
+
+
+@pytest.fixture(autouse=True)
+def _datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+
+
+def chats(*answers: str) -> list[dict[str, Any]]:
+    return [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]} for answer in answers
+    ]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def make(tmp_path: Path, dataset: str | list[Part], kind: type[ChatDataModule] = ChatDataModule, **options: Any) -> Any:
+    options = {"train_split": "all[:4]", "val_split": "all[4:]", "chat_template": "chatml", "max_length": 64} | options
+    return kind(dataset, tokenizer_name=str(TINY), cache_dir=str(tmp_path / "cache"), **options)
+
+
+def test_views_have_the_examples_and_rows_of_training(tmp_path: Path) -> None:
+    """6 rows: 4 to train, 2 to validate; test is what val is. The row behind an example is the row of the file."""
+    data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdef")))
+    found = views(data)
+    assert {name: [view.num_rows for view in parts] for name, parts in found.items()} == {
+        "train": [4], "val": [2], "test": [2],
+    }  # fmt: skip
+    data.prepare_data()
+    data.setup("fit")
+    (train,), (val,) = found["train"], found["val"]
+    assert train.examples["input_ids"][:] == data.examples["train"].rows["input_ids"][:]
+    shown = val.encoder.show(val.row(1), 1)
+    assert "f" in "".join(piece.text for piece in shown.pieces if piece.state == "trained")
+
+
+def test_what_training_would_refuse_can_be_looked_at(tmp_path: Path) -> None:
+    """4 pairs of identical responses: setup() raises, and the view has 0 examples and the reason."""
+    pairs = [{"prompt": f"q{number}", "chosen": "a", "rejected": "a"} for number in range(4)]
+    data = make(tmp_path, write(tmp_path / "mine.jsonl", pairs), PreferenceDataModule, val_split=None)
+    (view,) = views(data)["train"]
+    assert (len(view.examples), view.report.dropped) == (0, {"identical responses": 4})
+    assert view.problems() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"ln 2 = 0\.6931"):
+        data.setup("fit")
+
+
+def test_every_part_and_every_named_set_has_a_view(tmp_path: Path) -> None:
+    """Two parts to train on, two sets to validate on; each view knows those of the other splits, not of its own."""
+    one, two = (write(tmp_path / f"{name}.jsonl", chats(*"abcdef")) for name in ("one", "two"))
+    sets = {"small": Part(one, "all[4:5]"), "rest": Part(two, "all[5:]")}
+    data = make(tmp_path, [Part(one), Part(two, "all[:2]")], val_sets=sets)
+    found = views(data)
+    assert [view.name for view in found["train"]] == [f"all[:4] of {one}", f"all[:2] of {two}"]
+    assert [(view.name, view.num_rows) for view in found["val"]] == [("small", 1), ("rest", 1)]
+    others = [{other.name for other in view.others} for view in found["train"]]
+    assert others[0] == others[1]
+    assert {"small", "rest"} <= others[0]
+    assert not others[0] & {view.name for view in found["train"]}
+
+
+def test_views_are_not_tokenised_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training has tokenised the rows: `inspect` reads them from the cache, and the other way round."""
+    data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdef")))
+    views(data)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("it is in the cache")
+
+    monkeypatch.setattr(cache, "build", never)
+    views(data)
+    data.prepare_data()
+
+
+def test_a_stream_can_be_looked_at(tmp_path: Path) -> None:
+    """Streamed rows are not in a cache: `inspect` shows those that a run would read first."""
+    data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdef")), streaming=True)
+    (view,) = views(data)["train"]
+    assert view.num_rows == 4
+    assert "trained" in {piece.state for piece in view.encoder.show(view.row(0), 0).pieces}
