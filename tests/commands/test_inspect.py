@@ -280,7 +280,7 @@ def test_one_row_by_its_number(mixed: SplitView) -> None:
 def test_problems_are_the_rows_that_were_changed_or_dropped(mixed: SplitView) -> None:
     said = look(mixed, problems=True, num_rows=10)
     assert rows_of(said) == [1, 2, 3] and "3 of 5 were dropped, cut or escaped" in said
-    assert "dropped, empty answer" in said and "{-" in said
+    assert "dropped, empty response" in said and "{-" in said
     report = mixed.report
     assert len(mixed.problems()) == report.rows - report.kept + report.cut + report.control
 
@@ -296,7 +296,7 @@ def test_find_looks_at_rendered_text(mixed: SplitView) -> None:
 def test_a_split_without_a_good_row_shows_the_bad_ones(make: Callable[..., SplitView]) -> None:
     view = make([pair("q", "a", "a"), pair("r", "b", "b")])
     said = look(view)
-    assert rows_of(said) == [0, 1] and "dropped, equal answers" in said
+    assert rows_of(said) == [0, 1] and "dropped, identical responses" in said
 
 
 # ---- what is said about a split

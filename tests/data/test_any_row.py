@@ -7,9 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smollit.data.formats.detect import Format, recognise, to_record
+from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.layouts import LAYOUTS, FormatName
 from smollit.data.formats.messages import Roles
-from smollit.data.formats.types import BadRow, Conversation, Kind, Preference, Text
+from smollit.data.formats.types import Conversation, Kind, Preference, Text
 
 Row = dict[str, Any]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
@@ -52,7 +53,7 @@ def _recognised(row: Row, kind: Kind) -> Format | None:
 def _only_bad_rows(row: Row, format: Format) -> None:
     record = _record(row, format)
     if isinstance(record, BadRow):
-        assert record.cause and record.detail.encode() and len(record.detail) < 1000
+        assert record.reason and record.detail.encode() and len(record.detail) < 1000
         return
     texts = [record.text] if isinstance(record, Text) else [turn["content"] for turn in _turns(record)]
     assert texts and all(isinstance(text, str) for text in texts)

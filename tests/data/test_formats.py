@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 
 from smollit.data.formats.detect import Format, recognise, to_record
-from smollit.data.formats.types import BadRow, Conversation, Kind, Preference, Text, drop_nulls
+from smollit.data.formats.drop_reason import BadRow
+from smollit.data.formats.types import Conversation, Kind, Preference, Text, drop_nulls
 
 Row = dict[str, Any]
 
@@ -208,9 +209,9 @@ def test_plain_text() -> None:
     """The text as it is, with its blanks; nothing but blanks is a bad row."""
     format = known([{"text": " Once.\n"}])
     assert to_record({"text": " Once.\n"}, format) == Text(" Once.\n")
-    assert bad({"text": " \n"}, format).cause == "empty text"
-    assert bad({"text": None}, format).cause == "missing value"
-    assert bad({"text": ["a"]}, format).cause == "content is not text"
+    assert bad({"text": " \n"}, format).reason == "empty text"
+    assert bad({"text": None}, format).reason == "missing value"
+    assert bad({"text": ["a"]}, format).reason == "content is not text"
 
 
 # case: template-10
@@ -220,7 +221,7 @@ def test_a_completion_may_continue_the_prompt() -> None:
     record = to_record(row, known([row]))
     assert asdict(record)["messages"] == [user("q"), assistant("The sum") | {"train": False}, assistant(" is 4")]
     row = {"prompt": [user("q"), assistant("x"), assistant("y")], "completion": "z"}
-    assert bad(row, known([row])).cause == "odd role order"
+    assert bad(row, known([row])).reason == "odd role order"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_a_completion_may_continue_the_prompt() -> None:
 )
 def test_bad_rows_name_the_place(row: Row, cause: str, named: str) -> None:
     caught = bad(row, known([row]))
-    assert caught.cause == cause
+    assert caught.reason == cause
     assert named in caught.detail
 
 
@@ -258,7 +259,7 @@ def test_bad_rows_name_the_place(row: Row, cause: str, named: str) -> None:
 def test_a_text_among_dialogues_is_a_bad_row(text: str) -> None:
     """Two dialogues to one text: the text does not begin with a turn."""
     rows: list[Row] = [*CHATS["dialogue"][0], {"text": text}]
-    assert bad(rows[2], known(rows)).cause == "malformed dialogue"
+    assert bad(rows[2], known(rows)).reason == "malformed dialogue"
 
 
 def test_a_name_begins_a_turn_only_behind_an_empty_line() -> None:
@@ -297,7 +298,7 @@ def test_missing_columns_make_a_short_detail() -> None:
 )
 def test_bad_pairs_of_dialogues(chosen: str, rejected: str, cause: str) -> None:
     row = {"chosen": chosen, "rejected": rejected}
-    assert bad(row, known([row], "preference")).cause == cause
+    assert bad(row, known([row], "preference")).reason == cause
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_scores_may_be_texts_or_missing(chosen: Any, rejected: Any, gap: float |
 def test_scores_that_are_no_numbers_are_bad_rows(score: Any) -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": score}
     caught = bad(row, known([row], "preference"))
-    assert caught.cause == "malformed score"
+    assert caught.reason == "malformed score"
     assert "`score_rejected` must be a number" in caught.detail
 
 
@@ -332,7 +333,7 @@ def test_real_rows_keep_their_turns(shared: Any, name: str, kind: Kind) -> None:
         try:
             record = to_record(row, format)
         except BadRow as caught:
-            causes.append(caught.cause)
+            causes.append(caught.reason)
             continue
         records.append(record)
         if isinstance(record, Conversation):

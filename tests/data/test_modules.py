@@ -480,7 +480,7 @@ def test_preferences_need_a_template(tmp_path: Path) -> None:
 
 # case: mask-02
 def test_a_run_without_trainable_rows_never_starts(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"all 6 rows of split .*\n.*no trainable token"):
+    with pytest.raises(ValueError, match=r"all 6 rows of split .*\n.*no loss tokens"):
         ready(tmp_path, write(tmp_path / "mine.jsonl", chats(8)), max_length=4, max_dropped_share=1.0)
 
 

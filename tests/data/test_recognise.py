@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from smollit.data.formats.detect import Format, recognise, to_record
+from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.messages import Roles
-from smollit.data.formats.types import BadRow, Conversation, Kind, Preference
+from smollit.data.formats.types import Conversation, Kind, Preference
 
 Row = dict[str, Any]
 

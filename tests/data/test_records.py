@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from smollit.data.formats.detect import Format, to_record
+from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.messages import Roles
-from smollit.data.formats.types import BadRow, Conversation, Preference, drop_nulls
+from smollit.data.formats.types import Conversation, Preference, drop_nulls
 
 CHAT = Format("messages", "chat", {"messages": "messages"})
 PAIR = Format("preference", "preference", {part: part for part in ("prompt", "chosen", "rejected")})
@@ -55,7 +56,7 @@ def test_messages_pass_through() -> None:
 def test_null_or_missing_content_names_the_message(message: dict[str, Any]) -> None:
     """Message 1 of 0, 1 has no content."""
     bad = problem({"messages": [user("hi"), message]})
-    assert bad.cause == "null content"
+    assert bad.reason == "null content"
     assert "messages[1].content" in bad.detail
 
 
@@ -93,7 +94,7 @@ def test_text_parts_are_joined() -> None:
 )
 def test_contents_that_are_not_text_are_named(content: Any, named: str) -> None:
     bad = problem({"messages": [user(content), assistant("x")]})
-    assert bad.cause == "content is not text"
+    assert bad.reason == "content is not text"
     assert named in bad.detail
 
 
@@ -104,7 +105,7 @@ def test_an_empty_answer_anywhere_makes_the_chat_bad(content: Any, where: int) -
     messages = [user("a"), assistant("b"), user("c"), assistant("d")]
     messages[where] = assistant(content)
     bad = problem({"messages": messages})
-    assert bad.cause == "empty response"
+    assert bad.reason == "empty response"
     assert f"messages[{where}]" in bad.detail
 
 
@@ -127,7 +128,7 @@ def test_an_empty_answer_anywhere_makes_the_chat_bad(content: Any, where: int) -
     ],
 )
 def test_malformed_chats_are_counted_by_cause(messages: Any, cause: str) -> None:
-    assert problem({"messages": messages}).cause == cause
+    assert problem({"messages": messages}).reason == cause
 
 
 def test_messages_may_be_json_text_as_in_csv() -> None:
@@ -157,7 +158,7 @@ def test_repeated_prompt_is_cut_off_the_answers() -> None:
     ],
 )
 def test_prompts_that_differ_are_refused(row: dict[str, Any]) -> None:
-    assert problem(row).cause == "prompts differ"
+    assert problem(row).reason == "prompts differ"
 
 
 def test_system_text_of_the_conversations_is_kept() -> None:
@@ -182,14 +183,14 @@ def test_answers_that_only_look_like_json_stay_text(text: str) -> None:
 def test_messages_printed_by_python_are_not_trained_as_text() -> None:
     """str(list) in a CSV cell would else become the answer's text."""
     row = {"prompt": "q", "chosen": str([user("q"), assistant("a")]), "rejected": "b"}
-    assert problem(row).cause == "malformed messages"
+    assert problem(row).reason == "malformed messages"
 
 
 # case: data-11
 @pytest.mark.parametrize("answer", [[user("b")], [user("q"), user("b")], [{"role": "tool", "content": "b"}]])
 def test_an_answer_that_is_no_assistant_turn_is_refused(answer: Any) -> None:
     bad = problem({"prompt": "q", "chosen": "a", "rejected": answer})
-    assert bad.cause == "response is not an assistant turn"
+    assert bad.reason == "response is not an assistant turn"
     assert "rejected" in bad.detail
 
 
@@ -208,7 +209,7 @@ def test_an_answer_that_is_no_assistant_turn_is_refused(answer: Any) -> None:
     ],
 )
 def test_malformed_pairs_are_counted_by_cause(row: dict[str, Any], cause: str) -> None:
-    assert problem(row).cause == cause
+    assert problem(row).reason == cause
 
 
 # case: template-10
@@ -239,7 +240,7 @@ def test_roles_that_the_user_lists_are_kept() -> None:
     messages = [user("a"), {"role": "critic", "content": "b"}, assistant("c")]
     assert to_conversation({"messages": messages}, replace(CHAT, roles=Roles(("critic",)))).messages == messages
     bad = problem({"messages": messages})
-    assert bad.cause == "unknown role"
+    assert bad.reason == "unknown role"
     assert "messages[1].role is 'critic'" in bad.detail
     assert "data.extra_roles" in bad.detail
 
@@ -252,7 +253,7 @@ def test_a_listed_role_may_be_the_one_that_answers() -> None:
 @pytest.mark.parametrize("message", [{"from": "human", "value": "a"}, {"role": "Human", "content": "a"}])
 def test_sharegpt_among_messages_is_named(message: dict[str, Any]) -> None:
     bad = problem({"messages": [message, assistant("b")]})
-    assert bad.cause == "unknown role"
+    assert bad.reason == "unknown role"
     assert "`data.format: sharegpt` reads it" in bad.detail
 
 
@@ -289,7 +290,7 @@ def test_train_and_weight_become_one_key(said: dict[str, Any], trained: dict[str
 )
 def test_other_weights_are_refused(said: dict[str, Any], named: str) -> None:
     bad = problem({"messages": [user("a"), assistant("b") | said]})
-    assert bad.cause == "malformed weight"
+    assert bad.reason == "malformed weight"
     assert named in bad.detail
 
 
@@ -306,6 +307,6 @@ def test_details_are_short_and_valid_unicode() -> None:
 @pytest.mark.parametrize("depth", [500, 200_000])
 def test_what_nests_too_deeply_is_a_bad_row(depth: int) -> None:
     """JSON text of so many lists, and of an integer that Python refuses to read."""
-    assert problem({"messages": "[" * depth}).cause == "malformed messages"
-    assert problem({"messages": f"[{'9' * 5000}]"}).cause == "malformed messages"
-    assert problem({"messages": [10**5000]}).cause == "malformed messages"
+    assert problem({"messages": "[" * depth}).reason == "malformed messages"
+    assert problem({"messages": f"[{'9' * 5000}]"}).reason == "malformed messages"
+    assert problem({"messages": [10**5000]}).reason == "malformed messages"

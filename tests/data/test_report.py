@@ -78,11 +78,14 @@ def test_rows_that_are_dropped_for_their_length_count_among_the_lengths() -> Non
 
 
 def test_dropped_rows_by_cause_with_three_examples_each() -> None:
-    rows = [bad("a", f"detail {number}") for number in range(4)] + [chat(3), bad("b")]
+    rows = [bad("empty text", f"detail {number}") for number in range(4)] + [chat(3), bad("unknown role")]
     seen = report(rows)
-    assert seen.dropped == {"a": 4, "b": 1}
-    assert seen.examples == {"a": ["row 0: detail 0", "row 1: detail 1", "row 2: detail 2"], "b": ["row 5: why"]}
-    assert seen.drops()[0] == "4 of 6 rows dropped, a: row 0: detail 0; row 1: detail 1; row 2: detail 2"
+    assert seen.dropped == {"empty text": 4, "unknown role": 1}
+    assert seen.examples == {
+        "empty text": ["row 0: detail 0", "row 1: detail 1", "row 2: detail 2"],
+        "unknown role": ["row 5: why"],
+    }
+    assert seen.drops()[0] == "4 of 6 rows dropped, empty text: row 0: detail 0; row 1: detail 1; row 2: detail 2"
     assert seen.dropped_share() == pytest.approx(5 / 6)
 
 
@@ -188,7 +191,7 @@ def test_repeated_rows_are_a_concern() -> None:
 def test_all_pairs_equal_is_refused_with_the_reason() -> None:
     """The step that writes the chosen answer into both columns: the loss would stay at ln 2 = 0.6931."""
     seen = report([pair(3, 2, 2, problem=DropReason.IDENTICAL), pair(3, 2, 2, problem=DropReason.IDENTICAL)])
-    with pytest.raises(ValueError, match=r"in all 2 pairs of split train.*0\.6931.*one answer into both columns"):
+    with pytest.raises(ValueError, match=r"in all 2 pairs of split train.*0\.6931.*one response into both columns"):
         check_report(seen, "train", 1.0)
 
 

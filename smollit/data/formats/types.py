@@ -3,26 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from smollit.data.formats.drop_reason import DropReason
+from smollit.data.formats.drop_reason import BadRow, DropReason
 
 Kind = Literal["chat", "preference"]
 Message = dict[str, Any]  # role, content (a text), `train` if the row says it, and what else it gives that is not null
 SHORT = 40  # characters of a value that errors show
-
-
-class BadRow(ValueError):
-    """A row that can't be used.
-
-    Args:
-        cause: What rows are counted under, such as "empty answer".
-        detail: Where in the row and what came, such as "messages[1].content is null".
-    """
-
-    def __init__(self, cause: str, detail: str) -> None:
-        detail = detail.encode(errors="backslashreplace").decode()  # Arrow refuses a lone surrogate
-        super().__init__(f"{cause}: {detail}")
-        self.cause = cause
-        self.detail = detail
 
 
 @dataclass(frozen=True)
