@@ -1,13 +1,16 @@
-# make demo   set up .venv, train SFT then DPO on the embedded samples (CPU, no network but the package index)
-# make test   set up .venv, run the tests
-# make lint   ruff and mypy
+# make demo       set up .venv, train SFT then DPO on the embedded samples (CPU, no network but the package index)
+# make test       set up .venv, run the tests
+# make test-all   the same, and the slow ones
+# make lint       ruff and mypy
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
+# Two processes share the test files.
+PYTEST ?= -n 2 --dist loadfile
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test test-all lint
 
 demo: $(VENV)/ready
 	$(BIN)/python -m smollit fit --config configs/demo/sft.yaml
@@ -17,7 +20,10 @@ demo: $(VENV)/ready
 	@echo "Look at the runs:  $(BIN)/tensorboard --logdir runs"
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-all: $(VENV)/ready
+	$(BIN)/python -m pytest $(PYTEST) -m "not gpu"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

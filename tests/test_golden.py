@@ -1,0 +1,88 @@
+"""Golden losses: the demo's SFT and DPO runs, to the last digit.
+
+`tests/golden.json` holds every training and validation loss and a hash of the final weights, by torch version. They are
+made in a process of one thread with the instruction set fixed, so they hold on every x86 processor with AVX2. A change
+that moves them on purpose says so in CHANGELOG.md and writes the file anew: `python tests/test_golden.py`.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden.json"
+FIXED = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2",
+    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+TORCH = torch.__version__.partition("+")[0]
+FIRST_STEPS = 5  # on another processor or torch version, rounding differences grow with every step
+REWRITE = "If the change is intended, name it in CHANGELOG.md and run `python tests/test_golden.py`"
+
+
+def fit(name: str, run: Path, *settings: str) -> None:
+    """Run a demo config in a process of its own, with a log at every step."""
+    command = [sys.executable, "-m", "smollit", "fit", "--config", f"configs/demo/{name}.yaml"]
+    command += ["--trainer.default_root_dir", str(run), "--trainer.log_every_n_steps", "1"]
+    command += ["--trainer.enable_progress_bar", "false", *settings]
+    environment = {**os.environ, **FIXED, "PYTHONPATH": str(ROOT), "SMOLLIT_CACHE": str(run.parent / "cache")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run_demo(folder: Path) -> dict[str, Any]:
+    """SFT, then DPO from its export: losses of every step, and a hash of the final weights."""
+    export = str(folder / "sft" / "export")
+    fit("sft", folder / "sft")
+    fit("dpo", folder / "dpo", "--model.model_name", export, "--model.reference_name", export)
+    return {name: what_it_learned(folder / name) for name in ("sft", "dpo")}
+
+
+def what_it_learned(run: Path) -> dict[str, Any]:
+    """Losses of a run, and the SHA-256 of the policy's weights, sorted by name."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    digest = hashlib.sha256()
+    for name in sorted(name for name in state if name.startswith("policy.")):
+        digest.update(state[name].contiguous().numpy().tobytes())
+    losses = {name: [event.value for event in events.Scalars(name)] for name in ("train/loss", "val/loss")}
+    return {**losses, "weights": digest.hexdigest()}
+
+
+def is_exact_here(golden: dict[str, Any]) -> bool:
+    """Whether this torch version has golden losses, and this processor can repeat them to the last digit."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return TORCH in golden and platform.machine() == "x86_64" and "avx2" in flags
+
+
+def test_the_demo_learns_to_the_last_digit(tmp_path: Path) -> None:
+    """Losses and final weights equal the golden ones; on another processor or torch version the first losses, to 1e-6."""
+    golden = json.loads(GOLDEN.read_text())
+    seen = run_demo(tmp_path)
+    if is_exact_here(golden):
+        assert seen == golden[TORCH], REWRITE
+    for name, expected in next(iter(golden.values())).items():
+        first = expected["train/loss"][:FIRST_STEPS]
+        assert seen[name]["train/loss"][:FIRST_STEPS] == pytest.approx(first, rel=1e-6), REWRITE
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+        known[TORCH] = run_demo(Path(folder))
+    GOLDEN.write_text(json.dumps(known, indent=1) + "\n")
