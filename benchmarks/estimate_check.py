@@ -40,7 +40,7 @@ DATA = {"sft": ("ultrachat_200k", "ultrachat"), "dpo": ("ultrafeedback_binarized
 FIT = """
 import sys
 from smollit.main import main
-from smollit.commands.estimate.device import peak_bytes
+from smollit.training.memory import peak_bytes
 cli = main(sys.argv[1:])
 print("PEAK", peak_bytes(cli.trainer.strategy.root_device))
 """

@@ -1,4 +1,4 @@
-"""Pictures of what compare_trl.py and growth.py measured.
+"""Pictures of what compare_trl.py and growth.py measured. They need matplotlib: `pip install -e '.[plots]'`.
 
     python benchmarks/compare_trl.py --task sft --model FOLDER --data FOLDER --json | tail -n 1 > sft.json
     python benchmarks/growth.py --model FOLDER --json growth.json

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.batch import Batch
-from smollit.commands.estimate.device import GIB, peak_bytes
+from smollit.training.memory import GIB, peak_bytes
 from smollit.training.position import at_step_end
 
 

@@ -34,7 +34,7 @@ def make_batch(lengths: list[int], num_words: int) -> Any:
 def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of forward and backward of SFTModule at each number of tokens: {"seconds": {tokens: [...]}}."""
     from smollit.modules import SFTModule
-    from smollit.training.allocator import keep_freed_memory
+    from smollit.training.memory import keep_freed_memory
 
     keep_freed_memory()  # as `fit` does
     module = SFTModule(model_name=job["model"], attention="documents")
@@ -58,7 +58,7 @@ def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
 def measure_head(job: dict[str, Any]) -> dict[str, Any]:
     """Memory of forward and backward of the head, beyond its inputs, and the seconds of `repeats` more of them."""
     from smollit.functional.logps import token_logps
-    from smollit.training.allocator import keep_freed_memory
+    from smollit.training.memory import keep_freed_memory
 
     tokens, hidden, vocabulary = job["tokens"], job["hidden"], job["vocabulary"]
     random = torch.Generator().manual_seed(0)

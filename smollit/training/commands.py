@@ -6,7 +6,6 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
-from smollit.commands.estimate.estimate import estimate
 from smollit.commands.export import ExportDtype, export, load_policy
 from smollit.commands.inspect.inspect import inspect
 from smollit.commands.inspect.run import views
@@ -92,6 +91,8 @@ class ExtraCommands(Trainer):
             json: Write the figures into this file.
             ckpt_path: Not used: here so that one config serves all commands.
         """
+        from smollit.commands.estimate.estimate import estimate  # which imports this room
+
         self.strategy.connect(model)
         model.trainer = self
         estimate(self, model, datamodule, time_probe, json, Console())  # type: ignore[arg-type]  # ours, from the CLI

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from smollit.training.allocator import keep_freed_memory
 from smollit.training.checkpoint_io import (
     AtomicCheckpointIO,
     PeriodicCheckpoint,
@@ -19,6 +18,7 @@ from smollit.training.checkpoint_io import (
     latest_checkpoint,
 )
 from smollit.training.commands import ExtraCommands
+from smollit.training.memory import keep_freed_memory
 from smollit.training.out_of_memory import OutOfMemory
 from smollit.training.position import num_steps
 from smollit.training.predictions import WritePredictions

@@ -14,8 +14,6 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 
 from smollit.batch import Batch
-from smollit.commands.estimate.advice import evaluation_advice, training_advice
-from smollit.commands.estimate.device import _container_rest, held_bytes, peak_bytes
 from smollit.commands.estimate.epoch import heaviest, positions
 from smollit.commands.estimate.estimate import make_estimate, most_positions, spread
 from smollit.commands.estimate.memory import LiveMemory, peak_parts
@@ -273,43 +271,6 @@ def test_shares_of_several_devices(tmp_path: Path) -> None:
     memory = {"weights": 10, "reference": 0, "gradients": 10, "optimizer": 20, "activations": 5}
     assert spread(memory, trainer(tmp_path)) == memory
     assert spread(memory, trainer(tmp_path, devices=2))["gradients"] == 20
-
-
-def test_advice_names_present_values(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
-    """In order: what leaves the result as it is, and the length last. bf16 is for GPUs."""
-    module = DPOModule(str(tiny_model), gradient_checkpointing="selective", chunk_size=512)
-    advice = training_advice(trainer(tmp_path), module, data(tiny_model, cache_dir, train_batch_size=6))
-    assert [(entry.setting, entry.now, entry.better) for entry in advice] == [
-        ("model.gradient_checkpointing", "selective", "true"),
-        ("data.train_batch_size", "6", "3"),
-        ("model.reference", "frozen", "precomputed"),
-        ("model.chunk_size", "512", "256"),
-        ("data.max_length", "64", "32"),
-    ]
-    assert "accumulate_grad_batches: 2" in advice[1].why
-
-
-def test_advice_is_silent_on_what_is_done(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
-    """Checkpointing on, one row, a small chunk: only the length is left."""
-    module = SFTModule(str(tiny_model), gradient_checkpointing=True, chunk_size=256)
-    rows = data(tiny_model, cache_dir, train_batch_size=1, val_batch_size=4)
-    assert [entry.setting for entry in training_advice(trainer(tmp_path), module, rows)] == ["data.max_length"]
-    evaluation = [entry.setting for entry in evaluation_advice(trainer(tmp_path), module, rows)]
-    assert evaluation == ["data.val_batch_size", "data.max_length"]
-
-
-def test_container_limit(tmp_path: Path) -> None:
-    """100 allowed, 60 in use: 40. `max` and no file say nothing."""
-    assert _container_rest(tmp_path) is None
-    (tmp_path / "memory.max").write_text("100\n")
-    (tmp_path / "memory.current").write_text("60\n")
-    assert _container_rest(tmp_path) == 40
-    (tmp_path / "memory.max").write_text("max\n")
-    assert _container_rest(tmp_path) is None
-
-
-def test_peak_is_at_least_what_is_held() -> None:
-    assert peak_bytes(CPU) >= 0.9 * held_bytes(CPU) > 1024**2
 
 
 # ---- the command

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
@@ -402,6 +403,15 @@ def test_a_histogram_is_a_picture(make: Callable[..., SplitView], tmp_path: Path
     with Image.open(tmp_path / "new" / "lengths.png") as picture:
         assert picture.width >= 800 and len(np.unique(np.asarray(picture.convert("L")))) > 10
     assert "lengths drawn: " in said
+
+
+def test_a_histogram_without_matplotlib_names_the_extra(
+    make: Callable[..., SplitView], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`None` in sys.modules is Python's own mark of a module that can't be imported."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"pip install 'smollit\[plots\]'"):
+        look(make([chat("a", "b")]), histogram=tmp_path / "lengths.png")
 
 
 def test_no_rows_no_histogram(make: Callable[..., SplitView], tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from smollit.data import UltraChatDataModule
 from smollit.data.batching.collate import collate_chats
-from smollit.training.out_of_memory import describe, is_out_of_memory
+from smollit.modules import DPOModule, SFTModule
+from smollit.training import SmollitTrainer
+from smollit.training.out_of_memory import advice, describe, is_out_of_memory
 
 
 class RunsOut(Callback):
@@ -79,3 +82,34 @@ def test_description_of_a_batch() -> None:
 
     batch = collate_chats([[chat(2), chat(3)], [chat(4)]])
     assert describe(batch) == "2 rows x 5 positions (9 tokens, longest row 5)"
+
+
+def chats(tiny_model: Path, tmp_path: Path, **sizes: int) -> UltraChatDataModule:
+    return UltraChatDataModule(tokenizer_name=str(tiny_model), max_length=64, cache_dir=str(tmp_path), **sizes)
+
+
+def cpu_trainer(tmp_path: Path) -> SmollitTrainer:
+    return SmollitTrainer(default_root_dir=str(tmp_path), accelerator="cpu", logger=False)
+
+
+def test_advice_has_the_present_values(tiny_model: Path, tmp_path: Path) -> None:
+    """First what leaves the result as it is, the length last. bf16 is for GPUs."""
+    module = DPOModule(str(tiny_model), gradient_checkpointing="selective", chunk_size=512)
+    found = advice(cpu_trainer(tmp_path), module, chats(tiny_model, tmp_path, train_batch_size=6))
+    assert [(entry.setting, entry.now, entry.better) for entry in found] == [
+        ("model.gradient_checkpointing", "selective", "true"),
+        ("data.train_batch_size", "6", "3"),
+        ("model.reference", "frozen", "precomputed"),
+        ("model.chunk_size", "512", "256"),
+        ("data.max_length", "64", "32"),
+    ]
+    assert "accumulate_grad_batches: 2" in found[1].why
+
+
+def test_advice_leaves_out_what_is_already_set(tiny_model: Path, tmp_path: Path) -> None:
+    """Checkpointing on, one row, a small chunk: only the length is left."""
+    module = SFTModule(str(tiny_model), gradient_checkpointing=True, chunk_size=256)
+    data, trainer = chats(tiny_model, tmp_path, train_batch_size=1, val_batch_size=4), cpu_trainer(tmp_path)
+    assert [entry.setting for entry in advice(trainer, module, data)] == ["data.max_length"]
+    evaluation = [entry.setting for entry in advice(trainer, module, data, training=False)]
+    assert evaluation == ["data.val_batch_size", "data.max_length"]

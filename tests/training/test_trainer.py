@@ -97,7 +97,7 @@ def test_fsdp2_on_one_process_trains_and_goes_on(fit: Any, tmp_path: Path) -> No
 
 
 def test_training_on_a_cpu_keeps_freed_memory(fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once, before the first step; what it does to the process: test_allocator.py."""
+    """Once, before the first step; its effect on the process: test_memory.py."""
     calls: list[str] = []
     monkeypatch.setattr("smollit.training.trainer.keep_freed_memory", lambda: calls.append("kept"))
     assert fit(tmp_path).error is None

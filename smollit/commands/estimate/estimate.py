@@ -8,8 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-from smollit.commands.estimate.advice import sharded, training_advice
-from smollit.commands.estimate.device import free_bytes, held_bytes
 from smollit.commands.estimate.epoch import (
     Epoch,
     Rows,
@@ -25,6 +23,8 @@ from smollit.commands.estimate.view import show
 from smollit.data import ChatDataModule
 from smollit.models.attention import transformers_name
 from smollit.modules import DPOModule, FineTuningModule
+from smollit.training.memory import free_bytes, held_bytes
+from smollit.training.out_of_memory import advice, is_sharded
 
 log = logging.getLogger(__name__)
 ONE_PASS_BACKENDS = ("flex_attention", "flash_attention_2")  # kernels that can't be run without a GPU and real numbers
@@ -119,7 +119,7 @@ def make_estimate(trainer: Any, module: FineTuningModule, data: ChatDataModule, 
         epoch=epoch,
         seconds_per_step=per_step,
         hours=None if per_step is None else per_step * epoch.run_steps / 3600,
-        advice=[str(entry) for entry in training_advice(trainer, module, data)],
+        advice=[str(entry) for entry in advice(trainer, module, data)],
     )
 
 
@@ -176,7 +176,7 @@ def spread(parts: Parts, trainer: Any) -> Parts:
     devices = num_devices(trainer)
     if devices == 1:
         return parts
-    if not sharded(trainer):
+    if not is_sharded(trainer):
         return {**parts, "gradients": 2 * parts["gradients"]}
     shares = {name: parts[name] // devices for name in ("weights", "reference", "gradients", "optimizer")}
     return {**parts, **shares}

@@ -20,7 +20,7 @@ from smollit.modules import DPOModule, FineTuningModule
 
 PARTS = ("weights", "reference", "gradients", "optimizer", "activations", "head chunk")
 Parts = dict[str, int]  # bytes of each of `PARTS`, and of what is beside them
-# On a CPU, glibc keeps what is freed (`training.allocator`), and its heap has holes. Measured with glibc 2.36 on
+# On a CPU, glibc keeps what is freed (`training.memory`), and its heap has holes. Measured with glibc 2.36 on
 # SmolLM2-135M, seven settings of estimate_check.py: they are this share (0.09 to 0.16) of all tensors below HEAP_LIMIT
 # that one forward pass makes. Larger ones are few, and take each other's places.
 HEAP_LIMIT = 32 * 1024**2

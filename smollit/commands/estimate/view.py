@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from smollit.commands.estimate.device import GIB
 from smollit.commands.inspect.rows import is_plain, say
+from smollit.training.memory import GIB
 
 if TYPE_CHECKING:
     from smollit.commands.estimate.estimate import Estimate

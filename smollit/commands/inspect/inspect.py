@@ -1,6 +1,7 @@
 """What stands behind `python -m smollit inspect`: rows as training uses them, what was changed, what looks wrong."""
 
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -119,6 +120,8 @@ def _more(view: SplitView, find: str | None, problems: bool) -> str:
 
 
 def _draw(console: Console, view: SplitView, path: Path) -> None:
+    if find_spec("matplotlib") is None:
+        raise ValueError("`--histogram` draws with matplotlib, which is not installed: `pip install 'smollit[plots]'`")
     from smollit.commands.inspect.histogram import draw  # matplotlib takes a second to load
 
     draw(view, path)
