@@ -69,7 +69,7 @@ def is_exact_here(golden: dict[str, Any]) -> bool:
 
 
 def test_the_demo_learns_to_the_last_digit(tmp_path: Path) -> None:
-    """Losses and final weights equal the golden ones; on another processor or torch version the first losses, to 1e-6."""
+    """Losses and final weights equal the golden ones; elsewhere (processor, torch) the first losses, to 1e-6."""
     golden = json.loads(GOLDEN.read_text())
     seen = run_demo(tmp_path)
     if is_exact_here(golden):
