@@ -1,28 +1,55 @@
-"""Preference pairs in the columns of HuggingFaceH4/ultrafeedback_binarized: prompt, chosen, rejected."""
+"""Preference pairs: PreferenceDataModule, and its defaults for HuggingFaceH4/ultrafeedback_binarized."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
-from smollit.data.preference import PreferenceDataModule
+from smollit.data.datamodule import ChatDataModule
+from smollit.data.formats.types import Kind
 from smollit.data.sources.mixture import Part
 
 
-class UltraFeedbackDataModule(PreferenceDataModule):
-    """Preference pairs (DPO): the columns `prompt`, `chosen` and `rejected` of HuggingFaceH4/ultrafeedback_binarized,
-    and anything like it.
+class PreferenceDataModule(ChatDataModule):
+    """Preference pairs (DPO) in any known format: a prompt, a chosen and a rejected response.
 
     Args:
-        dataset: Hub id, a folder laid out as on the hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
+        dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
             .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
-        train_split: Split to train on; a slice such as `train_prefs[:5%]` takes a part.
-        val_split: Split to validate on, of each part; null validates on nothing.
+        min_score_gap: Drop and count pairs whose score_chosen - score_rejected is smaller; null keeps all.
+        score_ties: `keep` or `drop` pairs with equal scores.
+        **options: All other options of ChatDataModule.
+    """
+
+    kind: ClassVar[Kind] = "preference"
+
+    def __init__(
+        self,
+        dataset: str | list[Part],
+        *,
+        min_score_gap: float | None = None,
+        score_ties: Literal["keep", "drop"] = "keep",
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, **options)
+        self.encode_options = replace(self.encode_options, min_score_gap=min_score_gap, score_ties=score_ties)
+
+
+class UltraFeedbackDataModule(PreferenceDataModule):
+    """Preference pairs (DPO) in the columns of HuggingFaceH4/ultrafeedback_binarized, and anything like them.
+
+    Args:
+        dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
+            .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
+        train_split: Split to train on; a slice such as `train_prefs[:5%]` takes a part of it.
+        val_split: Split to validate on, of each part; null disables validation.
         **options: All other options of PreferenceDataModule.
     """
 
     def __init__(
         self,
         dataset: str | list[Part] = "HuggingFaceH4/ultrafeedback_binarized",
+        *,
         train_split: str = "train_prefs",
         val_split: str | None = "test_prefs",
-        **options: Any,  # jsonargparse reads them from the base class: one list of options, not three
+        **options: Any,
     ) -> None:
-        super().__init__(dataset, train_split, val_split, **options)
+        super().__init__(dataset, train_split=train_split, val_split=val_split, **options)

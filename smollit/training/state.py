@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
 from smollit.training.optimizers import Groups, apply_changes, configured
 from smollit.training.position import (
@@ -24,35 +25,14 @@ from smollit.training.random_state import all_ranks, get_random_state, set_rando
 log = logging.getLogger(__name__)
 KEY = "run_state"
 State = dict[str, Any]
-# Settings that give the saved state another meaning: a resumed run may not change them.
+# Settings that give the saved state another meaning: a resumed run may not change them, nor those that the data module
+# names in `token_settings` and `order_settings`.
 FIXED = (
     "model.class_path",
     "model.init_args.model_name",
     "model.init_args.reference_name",
     "model.init_args.optimizer.class_path",
     "data.class_path",
-    "data.init_args.dataset",
-    "data.init_args.train_split",
-    "data.init_args.format",
-    "data.init_args.columns",
-    "data.init_args.extra_roles",
-    "data.init_args.min_score_gap",
-    "data.init_args.score_ties",
-    "data.init_args.chat_template",
-    "data.init_args.tokenizer_name",
-    "data.init_args.max_length",
-    "data.init_args.truncate",
-    "data.init_args.train_on",
-    "data.init_args.control_text",
-    "data.init_args.default_system",
-    "data.init_args.add_tokens",
-    "data.init_args.shuffle",
-    "data.init_args.packing",
-    "data.init_args.pack_length",
-    "data.init_args.group_by_length",
-    "data.init_args.longest_first",
-    "data.init_args.streaming",
-    "data.init_args.seed",
 )
 
 
@@ -165,7 +145,7 @@ class RunState(Callback):
         state = checkpoint.get(KEY)
         if state is None:
             raise ValueError("this checkpoint was not written by a smollit run: its position in the data is unknown")
-        self._check_config(state["config"])
+        self._check_config(state["config"], fixed_settings(trainer))
         num_rows, rows = num_examples(trainer), state["rows"]
         if num_rows != state["num_rows"]:
             raise ValueError(
@@ -194,14 +174,14 @@ class RunState(Callback):
             pl_module.num_skipped_steps = state.get("num_skipped_steps", 0)
         log.info("resumed in epoch %s, with %s of its rows done", state["epoch"], f"{rows:,}")
 
-    def _check_config(self, saved: State) -> None:
+    def _check_config(self, saved: State, never: tuple[str, ...]) -> None:
         before, now = flatten(saved), flatten(self.config)
         changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
         if not before or not now or not changed:
             return
         lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in sorted(changed.items())]
         log.warning("settings that differ from those the run began with:\n%s", "\n".join(lines))
-        fixed = [key for key in changed if key.startswith(FIXED)]
+        fixed = [key for key in changed if f"{key}.".startswith(tuple(f"{name}." for name in never))]
         if fixed and not self.force:
             raise ValueError(
                 f"a resumed run can't change {', '.join(fixed)}:\n" + "\n".join(lines) + "\nStart a new run in another"
@@ -212,6 +192,13 @@ class RunState(Callback):
         position = getattr(trainer.datamodule, "position", None)  # type: ignore[attr-defined]
         if position is not None:
             position.epoch, position.rows, position.group = epoch, rows, group
+
+
+def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
+    """Settings that a resumed run may not change."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    names = (*data.token_settings, *data.order_settings) if isinstance(data, ChatDataModule) else ()
+    return (*FIXED, *(f"data.init_args.{name}" for name in names))
 
 
 def over_ranks(sums: dict[str, Tensor]) -> dict[str, list[float]]:

@@ -122,8 +122,14 @@ def test_a_second_start_reads_no_row_and_hashes_nothing(
     monkeypatch.setattr(source, "iter_rows", counted)
 
     def start() -> None:
-        module = ChatDataModule(dataset, "all[:200]", "all[200:]", tokenizer_name=str(TINY), chat_template="chatml",
-                                cache_dir=str(tmp_path / "cache"))  # fmt: skip
+        module = ChatDataModule(
+            dataset,
+            train_split="all[:200]",
+            val_split="all[200:]",
+            tokenizer_name=str(TINY),
+            chat_template="chatml",
+            cache_dir=str(tmp_path / "cache"),
+        )
         module.prepare_data()
         module.setup("fit")
         assert (len(module.examples["train"]), len(module.examples["val"])) == (200, 100)
@@ -144,8 +150,14 @@ def test_the_splits_that_a_command_does_not_need_are_left_alone(tmp_path: Path) 
     """`validate` does not tokenise the training split: here there is none."""
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "held.jsonl", [CHAT])
-    module = ChatDataModule(str(tmp_path / "data"), "train", "held", tokenizer_name=str(TINY), chat_template="chatml",
-                            cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    module = ChatDataModule(
+        str(tmp_path / "data"),
+        train_split="train",
+        val_split="held",
+        tokenizer_name=str(TINY),
+        chat_template="chatml",
+        cache_dir=str(tmp_path / "cache"),
+    )
     with pytest.raises(ValueError, match="train"):
         module.prepare_data()
     trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.VALIDATING))

@@ -16,7 +16,7 @@ def views(data: ChatDataModule) -> dict[str, list[SplitView]]:
 
     Each knows the others, whose rows it should not share.
     """
-    alone = {name: [_view(part, data) for parts in data.prepared(name).values() for part in parts] for name in SPLITS}
+    alone = {name: [_view(part, data) for parts in data.parts(name).values() for part in parts] for name in SPLITS}
     everything = [(name, view) for name, found in alone.items() for view in found]
     return {
         name: [

@@ -1,0 +1,242 @@
+"""TokenizedDataModule: the rows of every split, tokenized once into an Arrow cache. Batches: datamodule.py."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import ClassVar
+
+from lightning.pytorch import LightningDataModule
+
+from smollit.data.batching.dataset import Examples
+from smollit.data.encoding.encoder import ControlText, EncodeOptions, Truncate
+from smollit.data.encoding.prepared import Prepared, prepare
+from smollit.data.encoding.report import Report, write_reports
+from smollit.data.encoding.telling import describe_template, tell_same_rows
+from smollit.data.formats.detect import FormatName
+from smollit.data.formats.types import Kind
+from smollit.data.sources.mixture import Part
+from smollit.data.sources.splits import Splits, label
+from smollit.data.template.template import ChatTemplate, load_template
+from smollit.data.template.tokenizer import load_tokenizer
+
+STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+SOURCE_SETTINGS = ("dataset", "train_split", "format", "columns", "extra_roles")
+TEMPLATE_SETTINGS = ("tokenizer_name", "chat_template", "add_tokens", "default_system")
+ENCODE_SETTINGS = tuple(field.name for field in fields(EncodeOptions) if field.name != "kind")
+
+
+class TokenizedDataModule(LightningDataModule):
+    """Splits of data sets in any known format, tokenized once into an Arrow cache. ChatDataModule makes batches of it.
+
+    Args:
+        dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
+            .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
+        train_split: Split to train on; a slice such as `train_sft[:5%]` takes a part of it.
+        val_split: Split to validate on, of each part; null disables validation.
+        test_split: Split of `test`; null takes `val_split`.
+        predict_split: Split whose prompts `predict` continues; null takes `val_split`.
+        val_sets: Named sets to validate on instead of `val_split`: each logs its own `val/<name>/loss`, and `val/loss`
+            is over the tokens of all of them.
+        format: Format of the rows: `messages`, `prompt_completion`, `sharegpt`, `alpaca`, `text`, `dialogue` (texts
+            with turns that start with `Human:` and `Assistant:`) or `preference`; `auto` detects it from the columns.
+        columns: Columns that have another name than their part, such as {messages: dialog}.
+        extra_roles: Roles that messages may have besides system, user, assistant and tool.
+        tokenizer_name: Hub id or folder of the tokenizer; null takes the model's.
+        chat_template: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
+        add_tokens: Add the template's markers to the tokenizer as single tokens where they are not. The model gets
+            embeddings for them, initialized with the mean of all others.
+        default_system: System text that the template adds by itself: `keep`, `drop`, or a text that replaces it.
+        max_length: Longest sequence in tokens; for pairs, of the prompt and either response together.
+        truncate: How longer rows are shortened. `right` truncates on the right, of pairs both responses; `left-turns`
+            drops whole turns from the start, of pairs from the prompt's; `drop` drops the row; `error` refuses the run.
+        train_on: Turns with loss tokens: `assistant` (all assistant turns), `last` (the last assistant turn), or a list
+            of roles.
+        control_text: How text in a message that spells a control token is handled. `escape` tokenizes it as plain text,
+            `drop` drops the row, `error` refuses the run.
+        streaming: Read training rows during the run, for data that do not fit the disk; needs `trainer.max_steps`. No
+            packing, no grouping.
+        seed: Seed of the order of the training rows, and of the draw of `max_rows`.
+        num_proc: Number of processes that tokenize; null takes one.
+        max_dropped_share: Fraction of rows, 0 to 1, that may be dropped before the run is refused.
+        cache_dir: Folder of the tokenized data; null takes $SMOLLIT_CACHE, else ~/.cache/smollit.
+    """
+
+    kind: ClassVar[Kind] = "chat"
+    # What changes the tokens of the training rows: the cache key depends on each, and a resumed run may not change it.
+    token_settings: ClassVar[tuple[str, ...]] = (*SOURCE_SETTINGS, *TEMPLATE_SETTINGS, *ENCODE_SETTINGS)
+
+    def __init__(
+        self,
+        dataset: str | list[Part],
+        *,
+        train_split: str = "train",
+        val_split: str | None = "test",
+        test_split: str | None = None,
+        predict_split: str | None = None,
+        val_sets: dict[str, Part] | None = None,
+        format: FormatName = "auto",
+        columns: dict[str, str] | None = None,
+        extra_roles: list[str] | None = None,
+        tokenizer_name: str | None = None,
+        chat_template: str = "auto",
+        add_tokens: bool = False,
+        default_system: str = "keep",
+        max_length: int = 2048,
+        truncate: Truncate = "right",
+        train_on: str | list[str] = "assistant",
+        control_text: ControlText = "escape",
+        streaming: bool = False,
+        seed: int = 0,
+        num_proc: int | None = None,
+        max_dropped_share: float = 0.1,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, max_length=max_length, num_proc=num_proc)
+        if not 0 <= max_dropped_share <= 1:
+            raise ValueError(f"`data.max_dropped_share` must be between 0 and 1, got {max_dropped_share}")
+        self.splits = Splits(
+            dataset=[Part(dataset)] if isinstance(dataset, str) else dataset,
+            train=train_split,
+            val=val_split,
+            test=test_split,
+            predict=predict_split,
+            val_sets=val_sets or {},
+            format=format,
+            columns=columns,
+        )
+        self.extra_roles = extra_roles or []
+        self.tokenizer_name = tokenizer_name
+        self.chat_template = chat_template
+        self.add_tokens = add_tokens
+        self.default_system = default_system
+        self.encode_options = EncodeOptions(
+            kind=self.kind,
+            max_length=max_length,
+            truncate=truncate,
+            train_on=train_on if isinstance(train_on, str) else tuple(train_on),
+            control_text=control_text,
+        )
+        self.streaming = streaming
+        self.seed = seed
+        self.num_proc = num_proc
+        self.max_dropped_share = max_dropped_share
+        self.cache_dir = Path(cache_dir or os.environ.get("SMOLLIT_CACHE") or Path.home() / ".cache" / "smollit")
+        self.examples: dict[str, Examples] = {}  # by split: train, val or val/<name>, test, predict
+        self.reports: dict[str, Report] = {}  # by split; of several parts, one for each
+        self._template: ChatTemplate | None = None
+        self._parts: dict[str, Prepared] = {}
+
+    # ---- what modules read
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template with its tokenizer, loaded when first needed."""
+        if self._template is None:
+            if self.tokenizer_name is None:
+                raise ValueError("`data.tokenizer_name` must be set when the data module is used without the CLI")
+            tokenizer = load_tokenizer(self.tokenizer_name)
+            settings = (self.chat_template, self.kind == "chat", self.default_system)
+            self._template = load_template(tokenizer, *settings)
+            if self.add_tokens and tokenizer.add_tokens(self._template.split_markers(), special_tokens=True):
+                self._template = load_template(tokenizer, *settings)  # what it knew of the tokenizer has changed
+            describe_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
+        return self._template
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids that the tokenizer can give."""
+        return len(self.template.tokenizer)
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens."""
+        return self.encode_options.max_length
+
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """Names of the validation sets, if they have names."""
+        return tuple(self.splits.val_sets)
+
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a response."""
+        return self.template.stop_ids()
+
+    # ---- from rows to examples
+
+    def prepare_data(self) -> None:
+        """Tokenize what the command needs and the cache lacks; Lightning calls it once per node."""
+        command = self.trainer.state.fn if self.trainer is not None else None
+        for split in STAGES[command.value] if command else ("train", "val", "test", "predict"):
+            for parts in self._cached_parts(split).values():
+                for part in parts:
+                    part.build(self.num_proc)
+
+    def setup(self, stage: str) -> None:
+        """Load the cached examples that the stage needs, and report on them once."""
+        for split in STAGES[stage]:
+            for key, parts in self._cached_parts(split).items():
+                if key not in self.examples:
+                    self._load(key, parts)
+        if stage == "fit":
+            self._compare_train_and_val()
+        # Only of a fit: a later `validate` in the same folder must not replace the report of the run.
+        if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
+            write_reports(self.reports, Path(self.trainer.default_root_dir))
+
+    def parts(self, split: str) -> dict[str, list[Prepared]]:
+        """The parts of `train`, `val`, `test` or `predict`, with their rows found and their formats detected."""
+        return {
+            key: [
+                self._find(label(key, part, len(parts) == 1), part, self.streaming and key == "train") for part in parts
+            ]
+            for key, parts in self.splits.parts(split).items()
+        }
+
+    def _cached_parts(self, split: str) -> dict[str, list[Prepared]]:
+        """The parts that the cache holds; of a streamed split, none."""
+        return {} if split == "train" and self.streaming else self.parts(split)
+
+    def _find(self, name: str, part: Part, streaming: bool) -> Prepared:
+        """Find a part once: val, test and predict may share it."""
+        key = f"{part} {streaming}"
+        if key not in self._parts:
+            self._parts[key] = prepare(
+                name,
+                part,
+                self.template,
+                self.encode_options,
+                self.extra_roles,
+                self.cache_dir,
+                self.seed,
+                streaming,
+            )
+        return self._parts[key]
+
+    def _load(self, key: str, parts: list[Prepared]) -> None:
+        """Load the examples of all parts of a split."""
+        loaded = [part.load(self.max_dropped_share) for part in parts]
+        self.reports |= {
+            (key if len(parts) == 1 else f"{key}: {number}. {part.label}"): report
+            for number, (part, (_, report)) in enumerate(zip(parts, loaded, strict=True), 1)
+        }
+        self.examples[key] = Examples(
+            [rows for rows, _ in loaded], [report.rows for _, report in loaded], [part.folder.name for part in parts]
+        )
+
+    def _compare_train_and_val(self) -> None:
+        """Warn if validation says nothing about new rows."""
+        train = set(self.examples["train"].keys) if "train" in self.examples else set()
+        if any(train & set(rows.keys) for key, rows in self.examples.items() if key.startswith("val")):
+            tell_same_rows()
+
+
+def check_at_least(least: int, **values: int | None) -> None:
+    """Refuse settings below `least`; null passes.
+
+    Raises:
+        ValueError: If one is below.
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ValueError(f"`data.{name}` must be at least {least}, got {value}")
