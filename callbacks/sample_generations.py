@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from smollit.batch import Batch
-from smollit.data.batching.collate import collate_prompts, one_per_row
+from smollit.data.batching.collate import collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule
@@ -144,7 +144,7 @@ def prompts_batch(prompts: list[str], template: ChatTemplate) -> Batch:
     """Each prompt as the only turn of a chat, up to where the answer starts."""
     texts = [template.prompt_text([{"role": "user", "content": prompt}]) for prompt in prompts]
     return collate_prompts(
-        one_per_row([{"prompt_ids": ids, "row": row} for row, ids in enumerate(template.encode(texts))])
+        unpacked([{"prompt_ids": ids, "row": row} for row, ids in enumerate(template.encode(texts))])
     )
 
 

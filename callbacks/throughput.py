@@ -50,7 +50,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.open_step += torch.tensor([batch.num_tokens, batch.num_targets])
+        self.open_step += torch.tensor([batch.num_tokens, batch.num_loss_tokens])
         if not at_step_end(trainer):
             return
         # The sum over ranks is taken at once, so that a checkpoint needs no collective; nothing waits for it here.

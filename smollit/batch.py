@@ -1,85 +1,89 @@
-"""Batch: the one contract between data and models. Shapes: R rows, T positions in a row, M targets, N examples."""
+"""Batch: the contract between data and models.
+
+Shapes: R sequences, T positions of a sequence, M loss tokens, N examples, P pairs.
+"""
 
 from typing import NamedTuple
 
 from torch import Tensor
 
-IGNORE = -100  # target of a position that is not trained
+IGNORE = -100  # label of a position without a loss
 PADDING = -1  # document of a padding position
-SHARED, CHOSEN, REJECTED = 0, 1, 2  # branches
+SHARED = 0  # branch of the positions before the responses, which are 1..K
 
 
 class Document(NamedTuple):
-    """One example inside a row: how many positions of it are shared, chosen and rejected, in this order.
+    """Number of positions of one example in a sequence: the shared ones, then those of each response.
 
-    A chat has only shared positions.
+    A chat has only shared positions. A preference pair has two responses, chosen and rejected.
     """
 
     shared: int
-    chosen: int = 0
-    rejected: int = 0
+    responses: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
-        """All positions."""
-        return self.shared + self.chosen + self.rejected
+        """Number of all positions."""
+        return self.shared + sum(self.responses)
 
     @property
-    def is_pair(self) -> bool:
-        """Whether it has branches."""
-        return self.chosen + self.rejected > 0
+    def context_length(self) -> int:
+        """Number of positions that the last token of the longest response attends to."""
+        return self.shared + max(self.responses, default=0)
 
 
 class Batch(NamedTuple):
-    """Token ids with, for each, what it must predict, and two integers that say who may see whom.
+    """Packed or padded sequences of documents, with labels, and two integers per position that define attention.
+
+    A position attends to the positions of its own document that are not later and are shared or of its own branch.
 
     Args:
         input_ids: [R, T] token ids.
-        targets: [R, T] the token that each position must predict, or -100. Already shifted: nothing shifts again.
-        position_ids: [R, T] place of the token in its own sequence.
-        document: [R, T] which example of the batch the token belongs to, 0..N-1; -1 is padding.
-        branch: [R, T] 0 shared, 1 chosen, 2 rejected. SFT has only 0.
-        trained: [M] the positions that have a target, counted through all rows: r * T + t.
+        labels: [R, T] the token that each position predicts, or -100. Already shifted: nothing shifts again.
+        position_ids: [R, T] index of the token in prompt and response; both restart with each document.
+        document: [R, T] index of the example that the token belongs to, 0..N-1; -1 is padding.
+        branch: [R, T] 0 for shared tokens, 1..K for those of the document's K responses. Chats have only 0.
+        loss_positions: [M] positions that have a label, counted through all sequences: r * T + t.
         example_ids: [N] row numbers in the data set.
-        layout: The documents of each row, one after the other from its start: `document` and `branch` in numbers that
-            need no look at the device.
-        score_gap: [N] score of the chosen minus score of the rejected answer; None if a pair has none, and for chats.
-        reference_logps: [N, 2] log p of chosen and rejected under the reference, if they were computed beforehand.
+        layout: The documents of each sequence, from its start on: `document` and `branch` as numbers on the host.
+        pairs: [P, 2] indices of the chosen and the rejected response, counted through the batch; None for chats.
+        score_gap: [P] score of the chosen minus score of the rejected response; None if a pair has none, and for chats.
+        reference_logps: [number of responses] log p(response | prompt) under the reference; None if unknown.
     """
 
     input_ids: Tensor
-    targets: Tensor
+    labels: Tensor
     position_ids: Tensor
     document: Tensor
     branch: Tensor
-    trained: Tensor
+    loss_positions: Tensor
     example_ids: Tensor
     layout: tuple[tuple[Document, ...], ...]
+    pairs: Tensor | None = None
     score_gap: Tensor | None = None
     reference_logps: Tensor | None = None
 
     @property
     def causal(self) -> bool:
-        """Whether each row holds one document without branches, so that causal attention alone is right."""
-        return all(len(row) <= 1 and not any(document.is_pair for document in row) for row in self.layout)
+        """Whether plain causal attention is right: each sequence holds one document, without responses."""
+        return all(len(documents) <= 1 and not any(d.responses for d in documents) for documents in self.layout)
 
     @property
     def num_examples(self) -> int:
-        """N, the number of chats or pairs; 0 in the empty batch that keeps ranks in step."""
+        """N, the number of chats or preference rows; 0 in the empty batch that keeps ranks in step."""
         return self.example_ids.numel()
 
     @property
     def num_tokens(self) -> int:
-        """Number of real (not padding) positions."""
-        return sum(document.length for row in self.layout for document in row)
+        """Number of positions that are not padding."""
+        return sum(document.length for documents in self.layout for document in documents)
 
     @property
-    def num_targets(self) -> int:
-        """M, the number of trained positions."""
-        return self.trained.numel()
+    def num_loss_tokens(self) -> int:
+        """M, the number of positions that have a label."""
+        return self.loss_positions.numel()
 
     @property
-    def answer_lengths(self) -> list[int]:
-        """Trained positions of each answer, chosen then rejected, pair by pair: 2 N numbers that sum to M."""
-        pairs = [document for row in self.layout for document in row]
-        return [length for pair in pairs for length in (pair.chosen, pair.rejected)]
+    def response_lengths(self) -> list[int]:
+        """Loss tokens of each response, document by document. Where there are responses, the lengths sum to M."""
+        return [length for documents in self.layout for document in documents for length in document.responses]

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from smollit.batch import Batch
 from smollit.commands.export import whole_weights
 from smollit.data import UltraFeedbackDataModule
-from smollit.data.batching.collate import collate_chats, collate_pairs, one_per_row
+from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
 from smollit.metrics import preference_metrics, values
 from smollit.models.sharding import gradient_norm, scale_gradients
 from smollit.modules import DPOModule, FineTuningModule, SFTModule, precomputed
@@ -78,7 +78,7 @@ def make(kind: str, model: str, adam: bool = False, **options: Any) -> FineTunin
 
 def loader(kind: str, parts: Any) -> DataLoader[Batch]:
     examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
-    return DataLoader([collate(one_per_row([examples[i] for i in part])) for part in parts], batch_size=None)  # type: ignore
+    return DataLoader([collate(unpacked([examples[i] for i in part])) for part in parts], batch_size=None)  # type: ignore
 
 
 def run(

@@ -70,7 +70,7 @@ class RecordSteps(Callback):
     ) -> None:
         """After the optimizer step; the log that follows counts into the next step."""
         assert isinstance(pl_module, FineTuningModule)
-        count = batch.num_targets if self.recorder.plan.task == "sft" else batch.num_examples
+        count = batch.num_loss_tokens if self.recorder.plan.task == "sft" else batch.num_examples
         # Lightning has divided the loss by the number of micro-batches.
         loss_sum = outputs["loss"] * pl_module.nominal_count * trainer.accumulate_grad_batches
         self.batches.append((loss_sum, count, batch))

@@ -1,6 +1,6 @@
-"""Token log-probabilities in chunks, and their sums per sequence.
+"""Log-probabilities of labels under the language-model head, in chunks of tokens, and their sums per sequence.
 
-Suffixes: M trained tokens, H hidden size, V words.
+Shape suffixes: M loss tokens, C tokens of a chunk, H hidden size, V vocabulary, S sequences whose tokens are summed.
 """
 
 import math
@@ -11,50 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST_GRADIENTS = 2  # of the head at one time, each of its size: a chat, or a pair of answers
+_Found = tuple[list[Tensor], list[Tensor]]  # log p and correctness of the labels, chunk by chunk
+MAX_WEIGHT_GRADIENTS = 2  # buffers of the head's size that are held at one time: for one chat, or one pair
 
 
 class HeadOutput(NamedTuple):
-    """What the language-model head says of M trained tokens, without the [M, V] logits.
+    """Scores of M loss tokens, without the [M, V] logits.
 
     Args:
-        logps: [M] log p(target | prefix), fp32, with gradient.
-        correct: [M] bool, True where the target has the largest logit; None if it was not asked for.
+        logps: [M] log p(label | prefix), fp32, with gradient.
+        correct: [M] bool, True where the label has the largest logit; None unless requested.
     """
 
     logps: Tensor
     correct: Tensor | None
 
 
-def token_logps(
-    hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_size: int, correct: bool = False
-) -> HeadOutput:
-    """Log-probabilities of the targets, `chunk_size` tokens at a time: memory does not grow with M x V.
-
-    Each chunk's logits are computed again in the backward pass. They are cast to fp32 before the log-sum-exp, so that
-    log p has fp32's precision whatever the model computes in.
-
-    Args:
-        hidden_MH: [M, H] last hidden states at the positions that have a target.
-        weight_VH: [V, H] weight of the head.
-        targets_M: [M] token ids.
-        chunk_size: Tokens per chunk, at least 1.
-        correct: Say too whether the target has the largest logit: one more look at all logits.
-
-    Raises:
-        ValueError: If the shapes do not fit or `chunk_size` is below 1.
-    """
-    dtype = _check_head(hidden_MH, weight_VH, targets_M, chunk_size)
-    return HeadOutput(*_ChunkedHead.apply(hidden_MH, weight_VH, targets_M, chunk_size, dtype, correct))
-
-
 class SummedOutput(NamedTuple):
-    """What the head says of M trained tokens if only sums of their log-probabilities are to be differentiated.
+    """Scores of M loss tokens, of which only sums of log-probabilities can be differentiated.
 
     Args:
         sums: [S] sum of each sequence's `logps`, fp32, with gradient.
-        logps: [M] log p(target | prefix), fp32, no gradient.
-        correct: [M] bool, True where the target has the largest logit; None if it was not asked for.
+        logps: [M] log p(label | prefix), fp32, without gradient.
+        correct: [M] bool, True where the label has the largest logit; None unless requested.
     """
 
     sums: Tensor
@@ -62,187 +41,220 @@ class SummedOutput(NamedTuple):
     correct: Tensor | None
 
 
+class _Options(NamedTuple):
+    """How a head runs: tokens per chunk, dtype of the matrix products, and whether `correct` is requested."""
+
+    chunk_size: int
+    dtype: torch.dtype
+    correct: bool
+
+
+def token_logps(
+    hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size: int, correct: bool = False
+) -> HeadOutput:
+    """log softmax(h W^T)[label] of each token, one chunk at a time: memory does not grow with M x V.
+
+    The backward pass computes each chunk's logits again. Logits are cast to fp32 before the log-sum-exp, so that log p
+    has the precision of fp32 whatever the model computes in.
+
+    Args:
+        hidden_MH: [M, H] last hidden states at the positions that have a label.
+        weight_VH: [V, H] weight of the head.
+        labels_M: [M] token ids.
+        chunk_size: Tokens per chunk, at least 1: bounds peak logits memory.
+        correct: Also say where the label has the largest logit, at the cost of one more pass over the logits.
+
+    Raises:
+        ValueError: If the shapes do not match or `chunk_size` is below 1.
+    """
+    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct)
+    return HeadOutput(*_ChunkedHead.apply(hidden_MH, weight_VH, labels_M, options))
+
+
 def summed_logps(
     hidden_MH: Tensor,
     weight_VH: Tensor,
-    targets_M: Tensor,
+    labels_M: Tensor,
+    *,
     lengths: Sequence[int],
     chunk_size: int,
     correct: bool = False,
 ) -> SummedOutput:
-    """Sums of `token_logps` over sequences: of few, with one matrix product less.
+    """Sums of `token_logps` over sequences; for one or two sequences, the logits are computed only once.
 
-    In a sum each token's share is 1, so a chunk's gradients are known while its logits exist, but for one factor per
-    sequence. That takes a gradient of the head for each, so it is done for at most MOST_GRADIENTS. For more, and in
-    fp16, which needs the shares for its range, the logits are made again when the shares are known, as in
-    `token_logps`.
+    The gradient of a sum has the factor 1 for each token. So the gradients of a chunk are known while its logits exist,
+    except for one factor per sequence, and the backward pass needs no logits. This takes one gradient buffer of the
+    head's size per sequence, so it is done for at most MAX_WEIGHT_GRADIENTS of them. For more sequences, and in fp16,
+    whose range needs the factors first, the logits are computed again in the backward pass, as in `token_logps`.
 
     Args:
-        hidden_MH: [M, H] last hidden states at the positions that have a target.
+        hidden_MH: [M, H] last hidden states at the positions that have a label.
         weight_VH: [V, H] weight of the head.
-        targets_M: [M] token ids.
-        lengths: Trained tokens of each of the S sequences, which stand one after the other; M in all.
-        chunk_size: Tokens per chunk, at least 1.
-        correct: Say too whether the target has the largest logit.
+        labels_M: [M] token ids.
+        lengths: Loss tokens of each of the S sequences, which follow one another; M in all.
+        chunk_size: Tokens per chunk, at least 1: bounds peak logits memory.
+        correct: Also say where the label has the largest logit.
 
     Raises:
-        ValueError: If the shapes do not fit or `chunk_size` is below 1.
+        ValueError: If the shapes do not match or `chunk_size` is below 1.
     """
-    dtype = _check_head(hidden_MH, weight_VH, targets_M, chunk_size)
-    if sum(lengths) != len(targets_M):
-        raise ValueError(f"`lengths` must have as many tokens as `targets`, {len(targets_M)}, got {sum(lengths)}")
-    if 1 <= len(lengths) <= MOST_GRADIENTS and dtype != torch.float16:
-        return SummedOutput(
-            *_SummedHead.apply(hidden_MH, weight_VH, targets_M, tuple(lengths), chunk_size, dtype, correct)
-        )
-    logps_M, hits_M = token_logps(hidden_MH, weight_VH, targets_M, chunk_size, correct)
-    sequence_M = torch.tensor(
-        [number for number, length in enumerate(lengths) for _ in range(length)], dtype=torch.long
-    )
-    sequence_M = sequence_M.to(logps_M.device, non_blocking=True)
-    return SummedOutput(sum_per_sequence(logps_M, sequence_M, len(lengths)), logps_M.detach(), hits_M)
+    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct)
+    if sum(lengths) != len(labels_M):
+        raise ValueError(f"`lengths` must sum to the number of labels, {len(labels_M)}, got {sum(lengths)}")
+    if 1 <= len(lengths) <= MAX_WEIGHT_GRADIENTS and options.dtype != torch.float16:
+        return SummedOutput(*_SummedHead.apply(hidden_MH, weight_VH, labels_M, tuple(lengths), options))
+    logps_M, correct_M = _ChunkedHead.apply(hidden_MH, weight_VH, labels_M, options)
+    sums_S = sum_per_sequence(logps_M, sequence_index(lengths, logps_M.device), len(lengths))
+    return SummedOutput(sums_S, logps_M.detach(), correct_M)
 
 
-def _check_head(hidden_MH: Tensor, weight_VH: Tensor, targets_M: Tensor, chunk_size: int) -> torch.dtype:
-    """The dtype that the head computes in, if its inputs fit."""
-    if hidden_MH.shape != (targets_M.numel(), weight_VH.shape[1]):
-        expected = (targets_M.numel(), weight_VH.shape[1])
-        raise ValueError(f"`hidden` must be {expected} to fit targets and weight, got {tuple(hidden_MH.shape)}")
+def sum_per_sequence(values_M: Tensor, sequence_M: Tensor, num_sequences: int) -> Tensor:
+    """Sum of the loss tokens' values in each sequence: [M], [M] -> [num_sequences].
+
+    With log p(token | prefix) this is log p(response | prompt), the score of eq. 7 of https://arxiv.org/abs/2305.18290.
+    """
+    if values_M.shape != sequence_M.shape:
+        raise ValueError(f"`sequence` must be {tuple(values_M.shape)} to match `values`, got {tuple(sequence_M.shape)}")
+    return values_M.new_zeros(num_sequences).index_add(0, sequence_M, values_M)
+
+
+def sequence_index(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Index of the sequence of each token, [M]: lengths 2 and 3 give 0 0 1 1 1. The device is not waited for."""
+    counts = torch.tensor(lengths, dtype=torch.long).to(device, non_blocking=True)
+    return torch.arange(len(lengths), device=device).repeat_interleave(counts, output_size=sum(lengths))
+
+
+def _check(hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size: int, correct: bool) -> _Options:
+    """Verify the shapes; the dtype of the products is that of autocast, or of the weight."""
+    expected = (labels_M.numel(), weight_VH.shape[1])
+    if hidden_MH.shape != expected:
+        raise ValueError(f"`hidden` must be {expected} to match labels and weight, got {tuple(hidden_MH.shape)}")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
     device = hidden_MH.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
+    return _Options(chunk_size, dtype, correct)
 
 
 class _ChunkedHead(torch.autograd.Function):
-    """log softmax(h W^T)[target], with dlogit = g (onehot - softmax) made anew, chunk by chunk, in the backward pass.
+    """log softmax(h W^T)[label], with dlogit = g (onehot - softmax) computed again per chunk in the backward pass.
 
-    As plain autograd over checkpointed chunks, in fewer passes over the logits: these are what costs beside the
-    products. The gradient of the weight is summed over the chunks in one fp32 buffer.
+    The same as autograd over checkpointed chunks, in fewer passes over the logits, which cost the most beside the
+    matrix products. The gradient of the weight is summed over the chunks in one fp32 buffer.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, dtype: torch.dtype, correct: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, options: _Options
     ) -> tuple[Tensor, Tensor | None]:
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.chunk_size, ctx.dtype = chunk_size, dtype
-        logps: list[Tensor] = []
-        hits: list[Tensor] = []
+        ctx.save_for_backward(hidden, weight, labels)
+        ctx.options = options
+        found: _Found = ([], [])
         with torch.autocast(hidden.device.type, enabled=False):
-            weight = weight.to(dtype)
-            for part, target in _pieces(chunk_size, hidden, targets):
-                logps_CV = F.log_softmax((part.to(dtype) @ weight.T).float(), dim=1)
-                _keep_targets(logps_CV, target, logps, hits if correct else None)
-                del logps_CV  # before the next piece's logits are made
-        return torch.cat(logps), torch.cat(hits) if correct else None
+            weight = weight.to(options.dtype)
+            for part, label in _chunks(options.chunk_size, hidden, labels):
+                logps_CV = F.log_softmax((part.to(options.dtype) @ weight.T).float(), dim=1)
+                _keep_labels(logps_CV, label, found, options)
+                del logps_CV  # before the next chunk's logits are computed
+        return _joined(found, options)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, targets = ctx.saved_tensors
-        dtype = ctx.dtype
+        hidden, weight, labels = ctx.saved_tensors
+        chunk_size, dtype, _correct = ctx.options
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = _zero_gradient(weight)
+        grad_weight = _weight_gradient(weight)
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
-            for part, target, g, out in _pieces(ctx.chunk_size, hidden, targets, grad, grad_hidden):
+            for part, label, g, out in _chunks(chunk_size, hidden, labels, grad, grad_hidden):
                 part = part.to(dtype)
                 grad_logits = torch.softmax((part @ cast_weight.T).float(), dim=1)
-                grad_logits.mul_(-g[:, None]).scatter_add_(1, target[:, None], g[:, None])
-                _backpropagate(grad_logits.to(dtype), part, cast_weight, out, grad_weight)
+                grad_logits.mul_(-g[:, None]).scatter_add_(1, label[:, None], g[:, None])
+                _backpropagate(grad_logits.to(dtype), part, cast_weight, grad_part=out, grad_weight=grad_weight)
                 del grad_logits
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), None, None
 
 
 class _SummedHead(torch.autograd.Function):
-    """Sums of log softmax(h W^T)[target] per sequence, with dh and dW for factors of 1: dlogit = onehot - softmax.
+    """Sums of log softmax(h W^T)[label] per sequence, with dh and dW for factors of 1: dlogit = onehot - softmax.
 
     dW is kept for each sequence, in fp32, until the factors of the sums are known.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        lengths: tuple[int, ...],
-        chunk_size: int,
-        dtype: torch.dtype,
-        correct: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, lengths: tuple[int, ...], options: _Options
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        chunk_size, dtype, _correct = options
         grad_hidden, grad_weights = torch.empty_like(hidden), []
-        logps: list[Tensor] = []
-        hits: list[Tensor] = []
-        sequences = zip(*(tensor.split(lengths) for tensor in (hidden, targets, grad_hidden)), strict=True)
+        found: _Found = ([], [])
+        sequences = zip(*(tensor.split(lengths) for tensor in (hidden, labels, grad_hidden)), strict=True)
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
             for sequence in sequences:
                 if any(ctx.needs_input_grad):
-                    grad_weights.append(_zero_gradient(weight))
-                for part, target, out in _pieces(chunk_size, *sequence):
+                    grad_weights.append(_weight_gradient(weight))
+                for part, label, out in _chunks(chunk_size, *sequence):
                     part = part.to(dtype)
                     logps_CV = F.log_softmax((part @ cast_weight.T).float(), dim=1)
-                    _keep_targets(logps_CV, target, logps, hits if correct else None)
+                    _keep_labels(logps_CV, label, found, options)
                     if grad_weights:
                         one = torch.ones_like(logps_CV[:, :1])
-                        logps_CV.exp_().neg_().scatter_add_(1, target[:, None], one)
-                        _backpropagate(logps_CV.to(dtype), part, cast_weight, out, grad_weights[-1])
+                        grad_logits = logps_CV.exp_().neg_().scatter_add_(1, label[:, None], one).to(dtype)
+                        _backpropagate(grad_logits, part, cast_weight, grad_part=out, grad_weight=grad_weights[-1])
+                        del grad_logits
                     del logps_CV
         ctx.lengths, ctx.weight_dtype = lengths, weight.dtype
         if grad_weights:
             ctx.save_for_backward(grad_hidden, *grad_weights)
-        found = torch.cat(logps), torch.cat(hits) if correct else None
-        ctx.mark_non_differentiable(*(tensor for tensor in found if tensor is not None))
-        return torch.stack([sequence.sum() for sequence in found[0].split(lengths)]), *found
+        logps, correct = _joined(found, options)
+        ctx.mark_non_differentiable(*(tensor for tensor in (logps, correct) if tensor is not None))
+        return torch.stack([sequence.sum() for sequence in logps.split(lengths)]), logps, correct
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        # In place: one buffer more, as large as the head, would be the peak of memory. autograd refuses a second pass.
+        # In place: one more buffer as large as the head would be the peak of memory. autograd refuses a second pass.
         grad_hidden, grad_weight, *others = ctx.saved_tensors
         for part, factor in zip(grad_hidden.split(ctx.lengths), grad, strict=True):
             part.mul_(factor)
         grad_weight.mul_(grad[0])
         for other, factor in zip(others, grad[1:], strict=True):
             grad_weight.addcmul_(other, factor)
-        return grad_hidden, grad_weight.to(ctx.weight_dtype), None, None, None, None, None
+        return grad_hidden, grad_weight.to(ctx.weight_dtype), None, None, None
 
 
-def _zero_gradient(weight: Tensor) -> Tensor:
-    """A buffer for the weight's gradient, at least in fp32: it is a sum over pieces."""
+def _weight_gradient(weight: Tensor) -> Tensor:
+    """A buffer for the gradient of the weight, at least in fp32, because it is a sum over chunks."""
     return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
-def _pieces(chunk_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The tensors in as few pieces of at most `chunk_size` tokens as can be, of equal size: small products are slow.
+def _chunks(chunk_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors in as few chunks of at most `chunk_size` tokens as possible, of equal size: small products are slow.
 
-    Zero tokens give one empty piece: an empty batch keeps its graph, with gradients of zero.
+    Zero tokens give one empty chunk: an empty batch keeps its graph, with gradients of zero.
     """
     count = max(1, math.ceil(len(tensors[0]) / chunk_size))
     return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
 
 
-def _keep_targets(logps_CV: Tensor, target: Tensor, logps: list[Tensor], hits: list[Tensor] | None) -> None:
-    """Of a piece, keep log p of its targets, and whether they have the largest logit if that is asked for."""
-    logps.append(logps_CV.gather(1, target[:, None])[:, 0])
-    if hits is not None:
-        hits.append(logps[-1] >= logps_CV.amax(dim=1))
+def _keep_labels(logps_CV: Tensor, label: Tensor, found: _Found, options: _Options) -> None:
+    """Keep log p of a chunk's labels, and whether they have the largest logit if that is requested."""
+    found[0].append(logps_CV.gather(1, label[:, None])[:, 0])
+    if options.correct:
+        found[1].append(found[0][-1] >= logps_CV.amax(dim=1))
 
 
-def _backpropagate(grad_logits: Tensor, part: Tensor, weight: Tensor, grad_part: Tensor, grad_weight: Tensor) -> None:
-    """From the gradient of a piece's logits to that of its hidden states; add what it gives to that of the weight."""
+def _joined(found: _Found, options: _Options) -> tuple[Tensor, Tensor | None]:
+    """Log p and correctness of all chunks, [M]."""
+    return torch.cat(found[0]), torch.cat(found[1]) if options.correct else None
+
+
+def _backpropagate(
+    grad_logits: Tensor, part: Tensor, weight: Tensor, *, grad_part: Tensor, grad_weight: Tensor
+) -> None:
+    """Write dh = dlogits W, and add dlogits^T h to dW."""
     grad_part.copy_(grad_logits @ weight)
     if grad_weight.dtype == grad_logits.dtype:
         grad_weight.addmm_(grad_logits.T, part)
     else:
         grad_weight += grad_logits.T @ part
-
-
-def sum_per_sequence(values_M: Tensor, sequence_M: Tensor, num_sequences: int) -> Tensor:
-    """Sum of the trained tokens' values in each sequence: [M], [M] -> [num_sequences].
-
-    With log p(token | prefix) this is log p(answer | prompt), the score of eq. 7 of https://arxiv.org/abs/2305.18290.
-    """
-    if values_M.shape != sequence_M.shape:
-        raise ValueError(f"`sequence` must be {tuple(values_M.shape)} to match `values`, got {tuple(sequence_M.shape)}")
-    return values_M.new_zeros(num_sequences).index_add(0, sequence_M, values_M)

@@ -15,9 +15,9 @@ from smollit.batch import Batch, Document
 from smollit.functional.attention import (
     WITHOUT_PADDING,
     AttentionBackend,
+    attention_mask,
     document_attention,
-    render_mask,
-    visibility,
+    mask_for,
 )
 
 DOCUMENTS = "smollit_documents"  # what transformers calls our backend
@@ -30,14 +30,14 @@ class Inputs(NamedTuple):
         input_ids: [R, T], or [1, all real positions] for the backends without padding.
         position_ids: Likewise; None counts from 0 in each row.
         mask: What the backend takes as its mask; None is causal.
-        trained: [M] positions with a target, counted through `input_ids`.
+        loss_positions: [M] positions that have a label, counted through `input_ids`.
         options: What else the backend reads.
     """
 
     input_ids: Tensor
     position_ids: Tensor | None
     mask: Any
-    trained: Tensor
+    loss_positions: Tensor
     options: dict[str, Any]
 
 
@@ -67,7 +67,7 @@ def _attend_documents(
     if smollit_layout is None:
         plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)  # type: ignore[return-value]
-    output = document_attention(query, key, value, smollit_layout.documents, scaling, dropout)
+    output = document_attention(query, key, value, smollit_layout.documents, scale=scaling, dropout=dropout)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -109,12 +109,12 @@ def render(batch: Batch, backend: AttentionBackend, dtype: torch.dtype) -> Input
     if batch.causal:
         # Plain causal attention: padding is on the right, where no token looks. Position ids that start again at the
         # padding would make transformers build a mask, and leave its fast kernels.
-        return Inputs(batch.input_ids, None, None, batch.trained, {})
+        return Inputs(batch.input_ids, None, None, batch.loss_positions, {})
     if backend == "flex_attention":
         mask: Any = block_mask(batch)
     else:
-        mask = render_mask(visibility(batch.document, batch.branch), backend, dtype)  # type: ignore[arg-type]
-    return Inputs(batch.input_ids, batch.position_ids, mask, batch.trained, {})
+        mask = mask_for(backend, attention_mask(batch.document, batch.branch), dtype)  # type: ignore[arg-type]
+    return Inputs(batch.input_ids, batch.position_ids, mask, batch.loss_positions, {})
 
 
 def without_padding(batch: Batch, backend: AttentionBackend) -> Inputs:
@@ -125,20 +125,20 @@ def without_padding(batch: Batch, backend: AttentionBackend) -> Inputs:
     lengths = [sum(document.length for document in row) for row in layout]
     device = batch.input_ids.device
     starts = torch.tensor([sum(lengths[:row]) for row in range(len(lengths))]).to(device, non_blocking=True)
-    row = batch.trained.div(width, rounding_mode="floor")
+    row = batch.loss_positions.div(width, rounding_mode="floor")
     documents = [document for row_layout in layout for document in row_layout]
     return Inputs(
         torch.cat([ids[:length] for ids, length in zip(batch.input_ids, lengths, strict=True)])[None],
         torch.cat([places[:length] for places, length in zip(batch.position_ids, lengths, strict=True)])[None],
         None,
-        batch.trained - row * width + starts[row],
+        batch.loss_positions - row * width + starts[row],
         {"smollit_layout": Layout(documents)} if backend == "documents" else flash_options(documents, device),
     )
 
 
 def flash_options(documents: Sequence[Document], device: torch.device) -> dict[str, Any]:
     """The borders of the documents, as flash-attn's kernels for rows of several sequences take them."""
-    if any(document.is_pair for document in documents):
+    if any(document.responses for document in documents):
         raise ValueError(
             "`model.attention: flash_attention_2` can't let two answers share a prompt: take `documents` or"
             " `flex_attention` for DPO"
@@ -150,7 +150,7 @@ def flash_options(documents: Sequence[Document], device: torch.device) -> dict[s
 
 
 def block_mask(batch: Batch) -> BlockMask:
-    """The rule of `visibility` as FlexAttention takes it."""
+    """The rule of `functional.attention.attention_mask` as FlexAttention takes it."""
     document, branch = batch.document, batch.branch
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """CausalLM: a transformers model that scores targets. forward(batch) -> TokenScores, never [R, T, V] logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,36 +9,38 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from smollit.batch import PADDING, Batch
 from smollit.functional.attention import AttentionBackend
-from smollit.functional.logps import summed_logps, token_logps
+from smollit.functional.logps import sequence_index, sum_per_sequence, summed_logps, token_logps
 from smollit.models.attention import for_generation, render, transformers_name
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
 
 
 class TokenScores(NamedTuple):
-    """What the model says of the M positions that have a target, in row order.
+    """Scores of the M loss tokens of a batch, in order, and their sums over each of its S responses.
+
+    A batch of chats has one sum, over all its loss tokens.
 
     Args:
-        logps: [M] log p(target | prefix), fp32, with gradient, unless only sums were asked for.
-        correct: [M] bool, the target has the largest logit; None if it was not asked for.
-        mean_logits: [M] mean over the vocabulary of the logits, no gradient; None if it was not asked for.
-        document: [M] example of the batch.
-        branch: [M] 0 shared, 1 chosen, 2 rejected.
-        sums: [S] sums of `logps`, with gradient; None if they were not asked for.
+        sums: [S] sums of `logps`, with gradient: log p(response | prompt) of each response.
+        logps: [M] log p(label | prefix), fp32; with gradient only where it was requested.
+        response: [M] index of each token's response, counted through the batch; 0 for chats.
+        correct: [M] bool, True where the label has the largest logit; None unless requested.
+        mean_logits: [M] mean of the logits over the vocabulary, without gradient; None unless requested.
+        pairs: [P, 2] indices of the chosen and the rejected response; None for chats.
+        score_gap: [P] score of the chosen minus score of the rejected response, where every pair has scores.
     """
 
+    sums: Tensor
     logps: Tensor
+    response: Tensor
     correct: Tensor | None
     mean_logits: Tensor | None
-    document: Tensor
-    branch: Tensor
-    sums: Tensor | None = None
+    pairs: Tensor | None
+    score_gap: Tensor | None
 
-    @property
-    def answer_logps(self) -> Tensor:
-        """The sums of pairs' answers, chosen then rejected, [N, 2]."""
-        assert self.sums is not None, "they are asked for with only_sums_of=batch.answer_lengths"
-        return self.sums.view(-1, 2)
+    def per_response(self, values_M: Tensor) -> Tensor:
+        """Sums of the loss tokens' values over each response: [M] -> [S]."""
+        return sum_per_sequence(values_M, self.response, self.sums.numel())
 
 
 class CausalLM(nn.Module):
@@ -78,37 +80,34 @@ class CausalLM(nn.Module):
         return self.model.config
 
     def forward(
-        self,
-        batch: Batch,
-        correct: bool = False,
-        mean_logits: bool = False,
-        only_sums_of: Sequence[int] | None = None,
+        self, batch: Batch, *, correct: bool = False, mean_logits: bool = False, token_gradients: bool = False
     ) -> TokenScores:
-        """Score every position that has a target.
+        """Score every loss token.
 
         Args:
-            batch: Rows of documents.
-            correct: Say too whether the target has the largest logit.
-            mean_logits: Say too what the mean logit is.
-            only_sums_of: Targets of each sequence, in order: only their sums are differentiated, which saves a product
-                where they are few. Then `sums` has the gradient, and `logps` none.
+            batch: Chats, or responses to prompts.
+            correct: Also say where the label has the largest logit.
+            mean_logits: Also compute the mean logit of each loss token.
+            token_gradients: Make every token's log-probability differentiable, for a loss that is more than a function
+                of the sums. Without it, the head saves a matrix product where a batch has one or two sums.
 
         Raises:
             ValueError: If a document is longer than the model's positions, or the backend can't run the batch.
         """
         hidden_MH = self.hidden_states(batch)
         weight_VH = self.model.get_output_embeddings().weight
-        targets_M = batch.targets.view(-1)[batch.trained]
-        sums = None
-        if only_sums_of is not None:
-            sums, logps, hits = summed_logps(hidden_MH, weight_VH, targets_M, only_sums_of, self.chunk_size, correct)
+        labels_M = batch.labels.view(-1)[batch.loss_positions]
+        lengths = [batch.num_loss_tokens] if batch.pairs is None else batch.response_lengths
+        response_M = sequence_index(lengths, labels_M.device)
+        if token_gradients:
+            logps, hits = token_logps(hidden_MH, weight_VH, labels_M, chunk_size=self.chunk_size, correct=correct)
+            sums = sum_per_sequence(logps, response_M, len(lengths))
         else:
-            logps, hits = token_logps(hidden_MH, weight_VH, targets_M, self.chunk_size, correct)
-        with torch.no_grad():
-            # mean_v(h . W_v) = h . mean_v(W_v): the mean logit without the logits.
-            means = hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32) if mean_logits else None
-        document, branch = (field.view(-1)[batch.trained] for field in (batch.document, batch.branch))
-        return TokenScores(logps, hits, means, document, branch, sums)
+            sums, logps, hits = summed_logps(
+                hidden_MH, weight_VH, labels_M, lengths=lengths, chunk_size=self.chunk_size, correct=correct
+            )
+        means = _mean_logits(hidden_MH, weight_VH) if mean_logits else None
+        return TokenScores(sums, logps, response_M, hits, means, batch.pairs, batch.score_gap)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Last hidden states at the positions with a target, [M, H]; documents and branches see only what
@@ -123,10 +122,10 @@ class CausalLM(nn.Module):
             use_cache=False,
             **inputs.options,
         )
-        return output.last_hidden_state.flatten(0, 1)[inputs.trained]
+        return output.last_hidden_state.flatten(0, 1)[inputs.loss_positions]
 
     def _check_length(self, batch: Batch) -> None:
-        length = max((max(p.shared + max(p.chosen, p.rejected) for p in row) for row in batch.layout), default=0)
+        length = max((document.context_length for documents in batch.layout for document in documents), default=0)
         limit = self.config.max_position_embeddings
         if length > limit:
             raise ValueError(f"a row has {length} tokens, but the model has {limit} positions: lower `data.max_length`")
@@ -182,6 +181,12 @@ class CausalLM(nn.Module):
                 **sampling,
             )
         return [_until_stop(row[longest:].tolist(), stop_ids) for row in output]
+
+
+@torch.no_grad()
+def _mean_logits(hidden_MH: Tensor, weight_VH: Tensor) -> Tensor:
+    """mean_v(h . W_v) = h . mean_v(W_v), [M]: the mean logit without the logits."""
+    return hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32)
 
 
 def _until_stop(token_ids: list[int], stop_ids: list[int]) -> list[int]:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import MetricCollection
 
-from smollit.batch import CHOSEN, Batch
+from smollit.batch import Batch
 from smollit.functional.attention import AttentionBackend
-from smollit.functional.logps import sum_per_sequence
 from smollit.functional.preference import PreferenceLoss, implicit_rewards, preference_loss
 from smollit.metrics import preference_metrics
 from smollit.models.causal_lm import TokenScores
@@ -132,7 +131,7 @@ class DPOModule(FineTuningModule):
 
     def step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor | float]:
         """Sum of the pairs' losses, and the number of pairs, or the sum of their weights."""
-        policy = sum_pairs(self.policy(batch, mean_logits=True, only_sums_of=batch.answer_lengths))
+        policy = sum_pairs(self.policy(batch, mean_logits=True))
         reference_logps = self.scorer.logps(batch)
         losses = self.losses(policy, reference_logps, score_offset(batch, self.scores, self.score_scale))
         self.update_metrics(stage, losses.detach(), policy, reference_logps)
@@ -206,13 +205,8 @@ class DPOModule(FineTuningModule):
 def sum_pairs(scores: TokenScores) -> PairScores:
     """Token scores, [M] -> sums per answer, [N, 2]."""
     assert scores.mean_logits is not None, "the policy is asked for mean logits"
-    logps = scores.answer_logps
-    answer_M = 2 * scores.document + (scores.branch - CHOSEN)
-    num_tokens, logits = (
-        sum_per_sequence(values_M, answer_M, logps.numel()).view_as(logps)
-        for values_M in (torch.ones_like(scores.logps), scores.mean_logits)
-    )
-    return PairScores(logps, num_tokens, logits)
+    num_tokens, logits = map(scores.per_response, (torch.ones_like(scores.logps), scores.mean_logits))
+    return PairScores(scores.sums[scores.pairs], num_tokens[scores.pairs], logits[scores.pairs])
 
 
 def score_gaps(batch: Batch) -> Tensor:

@@ -122,8 +122,8 @@ def score(module: "FineTuningModule", model: CausalLM, examples: Any, indices: l
         batch: Batch = data.collate(examples.__getitems__([[indices[place]] for place in places]))
         batch = move_data_to_device(batch, module.trainer.strategy.root_device)
         with module.trainer.precision_plugin.forward_context():
-            scores = model(batch, only_sums_of=batch.answer_lengths)
-        values[places] = scores.answer_logps.cpu().numpy()
+            scores = model(batch)
+        values[places] = scores.sums[batch.pairs].cpu().numpy()
         if not np.isfinite(values[places]).all():
             raise ValueError(f"the reference's log-probabilities of rows {batch.example_ids.tolist()} are not finite")
     return values

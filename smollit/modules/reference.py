@@ -69,13 +69,13 @@ class ReferenceScorer:
         """
         if self.mode != "precomputed":
             score = self.model if self.mode == "frozen" else self._score_offloaded
-            return score(batch, only_sums_of=batch.answer_lengths).answer_logps
+            return score(batch).sums[batch.pairs]
         if batch.reference_logps is None:
             raise ValueError(
                 "`model.reference: precomputed` has no values for these pairs: the data module must be smollit's, and"
                 " its rows must be those that were scored"
             )
-        return batch.reference_logps
+        return batch.reference_logps[batch.pairs]
 
     def _score_offloaded(self, batch: Batch, **options: Any) -> TokenScores:
         """The weights go to the batch's device for this call only."""

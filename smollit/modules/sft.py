@@ -19,6 +19,6 @@ class SFTModule(FineTuningModule):
 
     def step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor | float]:
         """Sum of -log p over the trained tokens, and their number."""
-        scores = self.policy(batch, correct=True, only_sums_of=[batch.num_targets])
+        scores = self.policy(batch, correct=True)
         self.stage_metrics(stage).update(scores.logps, scores.correct)
-        return -scores.sums.sum(), batch.num_targets
+        return -scores.sums.sum(), batch.num_loss_tokens

@@ -47,7 +47,7 @@ def test_documents_make_up_the_tokens(grow: ModuleType, tokens: int) -> None:
 def test_a_batch_has_the_positions_that_are_asked_for(grow: ModuleType) -> None:
     """3 and 4 positions: 7 targets, and one position of padding in a 2 x 4 batch."""
     batch = grow.make_batch([3, 4], num_words=9)
-    assert batch.num_tokens == batch.num_targets == 7
+    assert batch.num_tokens == batch.num_loss_tokens == 7
     assert batch.input_ids.shape == (2, 4)
 
 

@@ -161,7 +161,7 @@ def test_reference_is_a_second_model(tiny_model: Path) -> None:
     assert found["reference"] == sum(parameter.nbytes for parameter in module.reference.parameters())
     precomputed = DPOModule(str(tiny_model), reference="precomputed")
     SFTModule.configure_model(precomputed)  # type: ignore[arg-type]
-    batch = pairs(4)._replace(reference_logps=torch.zeros(4, 2))
+    batch = pairs(4)._replace(reference_logps=torch.zeros(8))
     assert parts(precomputed, [batch])["reference"] == 0
 
 
@@ -196,7 +196,7 @@ def test_only_passes_with_gradients_leave_holes(tiny_model: Path) -> None:
     plain = parts(loaded(DPOModule(str(tiny_model))), [pairs(4)], [])["allocator"]
     precomputed = DPOModule(str(tiny_model), reference="precomputed")
     SFTModule.configure_model(precomputed)  # type: ignore[arg-type]
-    batches = {num: pairs(num)._replace(reference_logps=torch.zeros(num, 2)) for num in (4, 8)}
+    batches = {num: pairs(num)._replace(reference_logps=torch.zeros(2 * num)) for num in (4, 8)}
     four, eight = (parts(precomputed, [batch], [])["allocator"] for batch in batches.values())
     assert plain == pytest.approx(four, rel=0.02)
     assert eight == pytest.approx(2 * four, rel=0.1)

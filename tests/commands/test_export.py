@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 import smollit.commands.export as tool
 from smollit.commands.export import MARKER, ExportDtype, export, finish_tokenizer
-from smollit.data.batching.collate import collate_chats, collate_prompts, one_per_row
+from smollit.data.batching.collate import collate_chats, collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.main import main
 from smollit.models import CausalLM
@@ -107,11 +107,11 @@ def test_a_model_trained_to_end_its_turn_stops_there(tiny_model: Path, tmp_path:
     module, template = module_of(tiny_model), template_of(tiny_model)
     prompt, answer = template.encode([template.prompt_text(CHAT[:1]), "Good day.<|im_end|>"])
     spans = [len(prompt), len(prompt) + len(answer)]
-    batch = collate_chats(one_per_row([{"input_ids": prompt + answer, "spans": spans, "row": 0}]))
+    batch = collate_chats(unpacked([{"input_ids": prompt + answer, "spans": spans, "row": 0}]))
     optimizer = torch.optim.Adam(module.policy.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        (-module.policy(batch).logps.mean()).backward()
+        (-module.policy(batch).sums / batch.num_loss_tokens).sum().backward()
         optimizer.step()
     export(module, template, tmp_path / "out")
     model, tokenizer = (
@@ -148,7 +148,7 @@ def test_an_export_with_stop_strings_can_be_trained_and_asked_again(tiny_model: 
     """transformers' generate refuses stop strings without a tokenizer: CausalLM must not hand them on."""
     template = template_of(tiny_model, "article")
     export(module_of(tiny_model), template, tmp_path / "out")
-    batch = collate_prompts(one_per_row([{"prompt_ids": [5, 6, 7], "row": 0}]))
+    batch = collate_prompts(unpacked([{"prompt_ids": [5, 6, 7], "row": 0}]))
     answers = CausalLM(str(tmp_path / "out")).eval().generate(batch, 4, template.stop_ids())
     assert len(answers[0]) <= 4
 

@@ -77,7 +77,7 @@ def test_chats_become_batches(tmp_path: Path) -> None:
     module = ready(tmp_path, write(tmp_path / "mine.jsonl", chats(8)))
     assert sorted(chain(*seen(module.train_dataloader()))) == list(range(6))
     (batch,) = module.val_dataloader()
-    trained = batch.targets[batch.targets >= 0]
+    trained = batch.labels[batch.labels >= 0]
     assert module.template.tokenizer.decode(trained) == "answer 6<|im_end|>answer 7<|im_end|>"
 
 
@@ -114,7 +114,7 @@ def test_published_rows_become_batches(tmp_path: Path, shared: Path) -> None:
         )
         batch = next(iter(module.train_dataloader()))
         assert batch.num_examples == 2
-        assert batch.num_targets > 0
+        assert batch.num_loss_tokens > 0
 
 
 def test_prompts_for_prediction_end_with_the_header(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_prompts_for_prediction_end_with_the_header(tmp_path: Path) -> None:
     module.setup("predict")
     (batch,) = module.predict_dataloader()
     assert module.template.tokenizer.decode(batch.input_ids[0]).endswith("q3<|im_end|>\n<|im_start|>assistant\n")
-    assert batch.num_targets == 0
+    assert batch.num_loss_tokens == 0
 
 
 # ---- every format, from a file to a batch
@@ -159,7 +159,7 @@ def test_each_format_of_chats_gives_the_same_batch(name: str, tmp_path: Path, ca
     batch = next(iter(module.train_dataloader()))
     decode = module.template.tokenizer.decode
     assert decode(batch.input_ids[0]) == f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n{ANSWERED}"
-    assert decode(batch.targets[0][batch.targets[0] >= 0]) == f"{ANSWERED}<|im_end|>"
+    assert decode(batch.labels[0][batch.labels[0] >= 0]) == f"{ANSWERED}<|im_end|>"
     for split in ("all[:75%]", "all[75%:]"):
         assert caplog.text.count(f"{split}: {said}") == 1
 
@@ -171,7 +171,7 @@ def test_plain_text_is_trained_without_a_template(tmp_path: Path) -> None:
     decode = module.template.tokenizer.decode
     assert decode(batch.input_ids[0]) == "Cats sleep."
     first = decode(batch.input_ids[0, :1])
-    assert first + decode(batch.targets[0]) == "Cats sleep.<|endoftext|>"
+    assert first + decode(batch.labels[0]) == "Cats sleep.<|endoftext|>"
 
 
 ASKING = {"role": "user", "content": ASKED}
@@ -196,7 +196,7 @@ def test_each_format_of_pairs_gives_the_same_batch(name: str, tmp_path: Path, ca
         module = ready(tmp_path, write(tmp_path / "mine.jsonl", [row] * 4), kind=PreferenceDataModule, **options)
     batch = next(iter(module.train_dataloader()))
     decode = module.template.tokenizer.decode
-    chosen, rejected = (decode(batch.targets[0][batch.branch[0] == branch]) for branch in (1, 2))
+    chosen, rejected = (decode(batch.labels[0][batch.branch[0] == branch]) for branch in (1, 2))
     assert (chosen, rejected) == (f"{ANSWERED}<|im_end|>", "A dog.<|im_end|>")
     prompt = batch.input_ids[0][batch.branch[0] != 2][: batch.layout[0][0].shared + 1]
     assert decode(prompt) == f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
@@ -233,7 +233,7 @@ def test_parts_of_different_formats_are_one_epoch(tmp_path: Path, caplog: pytest
     answers = {
         number: decode(targets[targets >= 0]).removesuffix("<|im_end|>")
         for batch in module.train_dataloader()
-        for number, targets in zip(batch.example_ids.tolist(), batch.targets, strict=True)
+        for number, targets in zip(batch.example_ids.tolist(), batch.labels, strict=True)
     }
     assert answers == {0: "answer 0", 1: "answer 1", 2: "answer 2", 3: "other 0", 4: "other 1"}
     assert [name.rpartition("/")[2] for name in module.reports] == ["one.jsonl", "two.jsonl"]
@@ -407,7 +407,7 @@ def test_a_rank_without_rows_gets_an_empty_batch(tmp_path: Path) -> None:
     loader = module.train_dataloader()
     loader.batch_sampler.rank, loader.batch_sampler.world_size = 1, 2
     (batch,) = loader
-    assert (batch.num_examples, batch.num_targets) == (0, 0)
+    assert (batch.num_examples, batch.num_loss_tokens) == (0, 0)
 
 
 # ---- what is said, and what is refused

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from smollit.data.batching.collate import collate_pairs, one_per_row
+from smollit.data.batching.collate import collate_pairs, unpacked
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.detect import recognise
 from smollit.data.sources.raw import RAW
 from smollit.data.template.template import load_template
 from smollit.functional.attention import AttentionBackend
-from smollit.functional.logps import sum_per_sequence
 from smollit.models.causal_lm import CausalLM
 
 BACKENDS: tuple[AttentionBackend, ...] = ("documents", "sdpa")  # those that train on a CPU and are for training
@@ -110,11 +109,10 @@ def expected_logps(setup: Setup, pair: Pair) -> list[list[float]]:
 def scored(setup: Setup, rows: list[Pair], backend: AttentionBackend, packed: bool) -> tuple[Tensor, Tensor]:
     """Log-probability of every answer token, and the sums [2 * pairs]: chosen, rejected, chosen, ..."""
     examples = encode(setup, rows)
-    batch = collate_pairs([examples] if packed else one_per_row(examples))
+    batch = collate_pairs([examples] if packed else unpacked(examples))
     with torch.no_grad():
         scores = setup.models[backend](batch)
-    sums = sum_per_sequence(scores.logps, 2 * scores.document + scores.branch - 1, 2 * len(rows))
-    return scores.logps, sums
+    return scores.logps, scores.sums
 
 
 QUIET = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -221,7 +221,7 @@ def test_a_streams_cap_takes_the_first_rows(tmp_path: Path) -> None:
     part = Part(write(tmp_path / "rows.jsonl", chats(9)), split="x[2:]", max_rows=3)
     batches = ready(tmp_path, [part], streaming=True, shuffle=False).train_dataloader()
     decode = make(tmp_path, "x").template.tokenizer.decode
-    assert [decode(batch.targets[batch.targets >= 0]) for batch in batches] == [f"a2{END}a3{END}a4{END}"]
+    assert [decode(batch.labels[batch.labels >= 0]) for batch in batches] == [f"a2{END}a3{END}a4{END}"]
 
 
 # ---- what rows may look like

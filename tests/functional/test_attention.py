@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from smollit.batch import Document
 from smollit.functional import attention
-from smollit.functional.attention import document_attention, render_mask, visibility
+from smollit.functional.attention import attention_mask, document_attention, mask_for
 
 
 def by_loops(document: list[int], branch: list[int]) -> list[list[bool]]:
@@ -26,7 +26,9 @@ def by_loops(document: list[int], branch: list[int]) -> list[list[bool]]:
 # case: packing-01
 def test_two_pairs_in_a_row_see_only_their_own_prompt_and_branch() -> None:
     """Documents 0 0 0 | 1 1 1, branches 0 1 2 each, one padding."""
-    found = visibility(torch.tensor([[0, 0, 0, 1, 1, 1, -1]]), torch.tensor([[0, 1, 2, 0, 1, 2, 0]]))[0].int().tolist()
+    found = (
+        attention_mask(torch.tensor([[0, 0, 0, 1, 1, 1, -1]]), torch.tensor([[0, 1, 2, 0, 1, 2, 0]]))[0].int().tolist()
+    )
     assert found == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
@@ -43,30 +45,30 @@ def test_two_pairs_in_a_row_see_only_their_own_prompt_and_branch() -> None:
 def test_any_row_follows_the_rule(row: list[tuple[int, int]]) -> None:
     """Random documents and branches against the loops; every position sees something, so no softmax is empty."""
     document, branch = (list(column) for column in zip(*row, strict=True))
-    found = visibility(torch.tensor([document]), torch.tensor([branch]))[0]
+    found = attention_mask(torch.tensor([document]), torch.tensor([branch]))[0]
     assert found.tolist() == by_loops(document, branch)
     assert found.diagonal().all()
 
 
 def test_every_position_sees_itself() -> None:
     """A position's own branch is its branch: the diagonal is full, padding included."""
-    assert visibility(torch.tensor([[0, 0, 0, -1]]), torch.tensor([[0, 1, 2, 0]]))[0].diagonal().all()
+    assert attention_mask(torch.tensor([[0, 0, 0, -1]]), torch.tensor([[0, 1, 2, 0]]))[0].diagonal().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_eager_adds_zero_or_the_lowest_number(dtype: torch.dtype) -> None:
     """True -> 0, False -> the lowest number of the dtype; sdpa gets the booleans."""
     visible = torch.tensor([[[True, False], [True, True]]])
-    mask = render_mask(visible, "eager", dtype)
+    mask = mask_for("eager", visible, dtype)
     assert mask.dtype == dtype
     assert mask.tolist() == [[[[0.0, torch.finfo(dtype).min], [0.0, 0.0]]]]
-    assert torch.equal(render_mask(visible, "sdpa", dtype), visible[:, None])
+    assert torch.equal(mask_for("sdpa", visible, dtype), visible[:, None])
 
 
 def test_branch_must_match_document() -> None:
     """3 documents beside 2 branches."""
     with pytest.raises(ValueError, match="`branch` must be"):
-        visibility(torch.zeros(1, 3), torch.zeros(1, 2))
+        attention_mask(torch.zeros(1, 3), torch.zeros(1, 2))
 
 
 # ---- each document by itself
@@ -75,7 +77,7 @@ def test_branch_must_match_document() -> None:
 def by_softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: list[Document]) -> torch.Tensor:
     """The whole score matrix of each head under the rule of `by_loops`: softmax(q k / sqrt(D)) v."""
     document = [number for number, part in enumerate(layout) for _ in range(part.length)]
-    branch = [b for part in layout for b, count in enumerate(part) for _ in range(count)]
+    branch = [b for part in layout for b, count in enumerate((part.shared, *part.responses)) for _ in range(count)]
     visible, heads = torch.tensor(by_loops(document, branch)), []
     for head in range(q.shape[1]):
         keys, values = (tensor[0, head // (q.shape[1] // k.shape[1])] for tensor in (k, v))
@@ -84,14 +86,16 @@ def by_softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: list[D
     return torch.stack(heads)[None]
 
 
-chat_layouts = st.builds(Document, st.integers(1, 5), st.just(0), st.just(0))
-pair_layouts = st.builds(Document, st.integers(0, 4), st.integers(1, 4), st.integers(1, 4))
+chat_layouts = st.builds(Document, st.integers(1, 5), st.just(()))
+response_layouts = st.builds(
+    Document, st.integers(0, 4), st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
+)
 
 
 # case: packing-01
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(chat_layouts | pair_layouts, min_size=1, max_size=4),
+    st.lists(chat_layouts | response_layouts, min_size=1, max_size=4),
     st.sampled_from([(2, 2), (4, 2), (3, 1)]),
     st.sampled_from([1, 2, 256]),
 )
@@ -127,7 +131,7 @@ def test_a_block_of_queries_meets_no_key_that_none_of_them_sees() -> None:
                 calls.append((args[0].shape[2], args[1].shape[2]))
             return func(*args, **(kwargs or {}))
 
-    layout = [Document(600), Document(10, 256, 300), Document(256)]
+    layout = [Document(600), Document(10, (256, 300)), Document(256)]
     tensor = torch.zeros(1, 1, 600 + 566 + 256, 2)
     with Watch():
         document_attention(tensor, tensor, tensor, layout, scale=None)
@@ -143,11 +147,11 @@ def test_the_scale_and_the_dropout_arrive() -> None:
     assert equal.flatten().tolist() == [0.0, 0.5, 2.0]
     halved = document_attention(query, key, value, layout, scale=0.5)
     torch.testing.assert_close(halved, document_attention(query / 2, key, value, layout, scale=1.0))
-    assert not document_attention(query, key, value, [Document(1, 1, 1)], scale=1.0, dropout=1.0).any()
+    assert not document_attention(query, key, value, [Document(1, (1, 1))], scale=1.0, dropout=1.0).any()
 
 
 def test_the_layout_must_fill_the_row() -> None:
     """Documents of 2 and 2 positions in a row of 5."""
     tensor = torch.zeros(1, 1, 5, 2)
     with pytest.raises(ValueError, match="has 4 positions, and `query` 5"):
-        document_attention(tensor, tensor, tensor, [Document(2), Document(1, 0, 1)], scale=None)
+        document_attention(tensor, tensor, tensor, [Document(2), Document(1, (0, 1))], scale=None)

@@ -31,7 +31,7 @@ def test_chunks_give_the_log_probabilities_and_gradients_of_all_logits_at_once(c
     ours = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     plain = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     scale = torch.arange(1.0, 8.0)  # every token has its own share of the gradient
-    found, expected = token_logps(ours[0], ours[1], targets, chunk_size).logps, plain_logps(*plain, targets)
+    found, expected = token_logps(ours[0], ours[1], targets, chunk_size=chunk_size).logps, plain_logps(*plain, targets)
     (found * scale).sum().backward()
     (expected * scale).sum().backward()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
@@ -50,7 +50,7 @@ def test_no_tensor_with_all_tokens_and_all_words_is_kept_for_the_backward_pass()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = token_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, 8, correct=True)
+        output = token_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, chunk_size=8, correct=True)
     assert output.logps.shape == output.correct.shape == (64,)
     assert max(sizes.values(), default=0) <= weight.numel()
     assert sum(sizes.values()) < 64 * 500
@@ -65,7 +65,7 @@ def test_sums_have_the_gradients_of_all_logits_at_once(chunk_size: int, lengths:
     hidden, weight, targets = random_head()
     ours = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     plain = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
-    found = summed_logps(ours[0], ours[1], targets, lengths, chunk_size, correct=True)
+    found = summed_logps(ours[0], ours[1], targets, lengths=lengths, chunk_size=chunk_size, correct=True)
     expected = plain_logps(*plain, targets)
     factors = [-0.5, 2.0, 3.0][: len(lengths)]
     (found.sums * torch.tensor(factors)).sum().backward()
@@ -93,7 +93,9 @@ def test_the_logits_of_few_sequences_are_made_once(lengths: list[int], passes: i
             return output
 
     with Count():
-        summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, lengths, 8).sums.sum().backward()
+        summed_logps(
+            hidden.requires_grad_(), weight.requires_grad_(), targets, lengths=lengths, chunk_size=8
+        ).sums.sum().backward()
     assert rows == passes * max(sum(lengths), 1)
     assert weight.grad.shape == weight.shape
 
@@ -103,8 +105,8 @@ def test_the_sum_under_autocast_agrees_with_the_log_probabilities() -> None:
     hidden, weight, targets = random_head(32, 16, 50)
     grads = []
     ways: list[Callable[[Tensor, Tensor], Tensor]] = [
-        lambda h, w: summed_logps(h, w, targets, [20, 12], 8).sums.sum(),
-        lambda h, w: token_logps(h, w, targets, 8).logps.sum(),
+        lambda h, w: summed_logps(h, w, targets, lengths=[20, 12], chunk_size=8).sums.sum(),
+        lambda h, w: token_logps(h, w, targets, chunk_size=8).logps.sum(),
     ]
     for total in ways:
         inputs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
@@ -119,7 +121,7 @@ def test_the_sum_under_autocast_agrees_with_the_log_probabilities() -> None:
 def test_the_sum_of_no_targets_is_zero_with_zero_gradients() -> None:
     """M = 0: 0.0 exactly, gradients 0, not None: ranks without targets take part in the reduction."""
     hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(8, 4, requires_grad=True)
-    total = summed_logps(hidden, weight, torch.zeros(0, dtype=torch.long), [0], chunk_size=3).sums.sum()
+    total = summed_logps(hidden, weight, torch.zeros(0, dtype=torch.long), lengths=[0], chunk_size=3).sums.sum()
     assert total.item() == 0.0
     total.backward()
     assert weight.grad is not None
@@ -130,10 +132,10 @@ def test_the_sum_without_gradients_keeps_nothing() -> None:
     """In validation there is no backward pass: no graph, and the same values."""
     hidden, weight, targets = random_head()
     with torch.no_grad():
-        found = summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, [7], 3)
+        found = summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, lengths=[7], chunk_size=3)
     assert not found.sums.requires_grad
     torch.testing.assert_close(found.logps, plain_logps(hidden, weight, targets).detach())
-    assert not summed_logps(hidden, weight, targets, [7], 3).logps.requires_grad
+    assert not summed_logps(hidden, weight, targets, lengths=[7], chunk_size=3).logps.requires_grad
 
 
 @pytest.mark.parametrize("lengths", [[64], [60, 4]])
@@ -142,14 +144,16 @@ def test_sums_keep_the_gradients_of_hidden_and_weight_and_no_logits(lengths: lis
     hidden, weight, targets = random_head(64, 5, 500)
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda tensor: tensor):
-        summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, lengths, 8)
+        summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, lengths=lengths, chunk_size=8)
     assert sorted(sizes) == [64 * 5] + [500 * 5] * len(lengths)
 
 
 def test_a_second_backward_pass_through_the_sum_is_refused() -> None:
     """The kept gradients were scaled in place by the first pass: a second one would scale them twice."""
     hidden, weight, targets = random_head()
-    total = summed_logps(hidden.requires_grad_(), weight.requires_grad_(), targets, [7], 3).sums.sum()
+    total = summed_logps(
+        hidden.requires_grad_(), weight.requires_grad_(), targets, lengths=[7], chunk_size=3
+    ).sums.sum()
     (2 * total).backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (2 * total).backward()
@@ -162,15 +166,15 @@ def test_fp16_gradients_keep_their_range_in_the_sum() -> None:
     weight = torch.full((1001, 1), -12.0, dtype=torch.float16)
     weight[0] = 0.0
     weight.requires_grad_()
-    (1024 * summed_logps(hidden, weight, torch.tensor([0]), [1], 1).sums.sum()).backward()
+    (1024 * summed_logps(hidden, weight, torch.tensor([0]), lengths=[1], chunk_size=1).sums.sum()).backward()
     exact = torch.softmax(weight.detach().double()[:, 0], dim=0)[1:]
     torch.testing.assert_close(weight.grad[1:, 0].double(), -1024 * exact, rtol=2**-10, atol=0)
 
 
 def test_lengths_must_fit_the_targets() -> None:
     """7 targets, lengths of 3 and 5."""
-    with pytest.raises(ValueError, match="as many tokens as `targets`, 7, got 8"):
-        summed_logps(*random_head(), [3, 5], 4)
+    with pytest.raises(ValueError, match="number of labels, 7, got 8"):
+        summed_logps(*random_head(), lengths=[3, 5], chunk_size=4)
 
 
 def test_correct_marks_the_targets_with_the_largest_logit() -> None:
@@ -212,7 +216,7 @@ def test_pieces_are_as_few_as_can_be_and_of_equal_size() -> None:
             return func(*args, **(kwargs or {}))
 
     with Watch():
-        token_logps(hidden, weight, targets, 4)
+        token_logps(hidden, weight, targets, chunk_size=4)
     assert sizes == [4, 3, 3]
 
 
@@ -238,7 +242,7 @@ def test_bf16_logits_are_summed_in_fp32() -> None:
 def test_bad_shapes_and_chunks_are_named(hidden: tuple[int, int], chunk_size: int) -> None:
     """2 targets and W [8, 4] need hidden [2, 4] and chunks of at least 1."""
     with pytest.raises(ValueError, match="must be"):
-        token_logps(torch.zeros(hidden), torch.zeros(8, 4), torch.tensor([0, 1]), chunk_size)
+        token_logps(torch.zeros(hidden), torch.zeros(8, 4), torch.tensor([0, 1]), chunk_size=chunk_size)
 
 
 def test_sums_go_to_their_sequence() -> None:

@@ -18,7 +18,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from smollit.batch import Batch
 from smollit.commands.export import whole_weights
-from smollit.data.batching.collate import collate_chats, collate_pairs, one_per_row
+from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
 from smollit.models import CausalLM
 from smollit.models.sharding import decoder_layers, unwrap
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
@@ -91,7 +91,7 @@ def fit(
         num_sanity_val_steps=0,
         **({"enable_checkpointing": False} | options),
     )
-    micro_batches = [collate(one_per_row(examples[:3])), collate([examples[3:]])]
+    micro_batches = [collate(unpacked(examples[:3])), collate([examples[3:]])]
     trainer.fit(module, DataLoader(micro_batches, batch_size=None))  # type: ignore[arg-type]
     return module
 
@@ -169,7 +169,7 @@ def test_memory_stays_below_the_logits(tiny_model: Path) -> None:
     module.configure_model()
     module.cuda()
     chat = {"input_ids": [5] * 1001, "spans": [1, 1001], "row": 0}
-    batch = collate_chats(one_per_row([chat]))
+    batch = collate_chats(unpacked([chat]))
     batch = move_data_to_device(batch, torch.device("cuda"))
     policy = unwrap(module.policy)
     peaks = []
@@ -177,7 +177,7 @@ def test_memory_stays_below_the_logits(tiny_model: Path) -> None:
         policy.chunk_size = chunk_size
         module.zero_grad()
         torch.cuda.reset_peak_memory_stats()
-        policy(batch).logps.sum().backward()
+        policy(batch).sums.sum().backward()
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[0] < peaks[1] - 1000 * 2048 * 4
 
@@ -185,7 +185,7 @@ def test_memory_stays_below_the_logits(tiny_model: Path) -> None:
 def scores_and_gradients(model: Path, attention: Any, dtype: torch.dtype, batch: Batch) -> dict[str, Tensor]:
     policy = CausalLM(str(model), attention=attention, dtype=dtype).cuda()
     scores = policy(batch)
-    scores.logps.sum().backward()
+    scores.sums.sum().backward()
     found = {name: parameter.grad for name, parameter in policy.named_parameters() if parameter.grad is not None}
     return {"logps": scores.logps.detach(), **found}
 
@@ -199,7 +199,7 @@ def test_every_backend_packs_like_single_rows(kind: str, attention: Any, tiny_mo
     examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
     device = torch.device("cuda")
     packed, alone = (
-        move_data_to_device(collate(r), device) for r in ([examples[:5], examples[5:]], one_per_row(examples))
+        move_data_to_device(collate(r), device) for r in ([examples[:5], examples[5:]], unpacked(examples))
     )
     expected = scores_and_gradients(tiny_model, "eager", torch.float32, alone)
     found = scores_and_gradients(tiny_model, attention, torch.float32, packed)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from smollit.batch import IGNORE, Batch
-from smollit.data.batching.collate import collate_chats, collate_pairs, one_per_row
+from smollit.batch import Batch
+from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
 from smollit.functional.attention import AttentionBackend
-from smollit.functional.logps import sum_per_sequence
 from smollit.models.attention import render
 from smollit.models.causal_lm import CausalLM, TokenScores
 from smollit.models.recompute import GradientCheckpointing
@@ -42,11 +41,6 @@ def score(model: CausalLM, batch: Batch, **options: Any) -> TokenScores:
     """The scores, with gradient where the backend has one on this machine."""
     with torch.set_grad_enabled(model.attention in TRAINED_ON_CPU):
         return model(batch, **options)
-
-
-def answer_sums(scores: TokenScores, num_pairs: int) -> Tensor:
-    """log p of chosen and rejected of each pair, one behind the other: [2 * num_pairs]."""
-    return sum_per_sequence(scores.logps, 2 * scores.document + scores.branch - 1, 2 * num_pairs)
 
 
 def chats_of(*ids: list[int]) -> list[dict[str, Any]]:
@@ -90,10 +84,10 @@ def test_a_pair_that_shares_its_prompt_scores_like_separate_rows(
     """sum log p(answer | prompt) of 4 answers, each pair in a row and both in one row: to 1e-6 relative."""
     model = CausalLM(str(tiny_model), attention=attention, chunk_size=3)
     expected = torch.stack([answer_logps(plain, *answer).sum() for answer in ANSWERS])
-    for rows in (one_per_row(PAIRS), [PAIRS]):
+    for rows in (unpacked(PAIRS), [PAIRS]):
         scores = score(model, collate_pairs(rows))
         assert len(scores.logps) == sum(len(answer) for _, answer in ANSWERS)
-        torch.testing.assert_close(answer_sums(scores, 2), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(scores.sums, expected, rtol=1e-6, atol=1e-6)
 
 
 # case: dpo-loss-09
@@ -104,7 +98,7 @@ def test_a_pair_that_shares_its_prompt_has_the_gradients_of_separate_rows(
 ) -> None:
     """Of the sums of 4 answers, weighted with 1, -2, 3 and -4; in two rows, or packed in one."""
     model = CausalLM(str(tiny_model), attention=attention, chunk_size=3)
-    found = answer_sums(model(collate_pairs([PAIRS] if packed else one_per_row(PAIRS))), 2)
+    found = model(collate_pairs([PAIRS] if packed else unpacked(PAIRS))).sums
     expected = torch.stack([answer_logps(plain, *answer).sum() for answer in ANSWERS])
     weights = torch.tensor([1.0, -2.0, 3.0, -4.0])
     (found * weights).sum().backward()
@@ -119,16 +113,16 @@ def test_sums_of_answers_are_those_of_their_tokens(tiny_model: Path, pairs: list
     """One pair (the head in one pass) and two (logits made again): sums of log p and gradients of -1, 2, -3 and 4 times
     the sums equal those of `logps`, which any loss may use, to 1e-6 relative. 2 N sums, chosen before rejected."""
     model = CausalLM(str(tiny_model), chunk_size=3)
-    batch = collate_pairs(one_per_row(pairs))
+    batch = collate_pairs(unpacked(pairs))
     weights = torch.tensor([-1.0, 2.0, -3.0, 4.0])[: 2 * len(pairs)]
-    expected = answer_sums(model(batch), len(pairs))
+    expected = model(batch, token_gradients=True).sums
     (expected * weights).sum().backward()
     before = gradients(model)
     model.zero_grad()
-    scores = model(batch, only_sums_of=batch.answer_lengths)
+    scores = model(batch)
     (scores.sums * weights).sum().backward()
     torch.testing.assert_close(scores.sums, expected, rtol=1e-6, atol=1e-6)
-    assert torch.equal(scores.answer_logps.flatten(), scores.sums)
+    assert torch.equal(scores.per_response(scores.logps), scores.sums)
     assert not scores.logps.requires_grad
     torch.testing.assert_close(gradients(model), before, rtol=1e-5, atol=1e-6)
 
@@ -143,13 +137,12 @@ def test_rows_do_not_depend_on_their_batch_mates(
     spans = [[2, 4], [2, 5, 6, 8]]
     model = CausalLM(str(tiny_model), attention=attention)
     chats = [{"input_ids": i, "spans": s, "row": 0} for i, s in zip(ids, spans, strict=True)]
-    scores = score(model, collate_chats(one_per_row(chats)))
+    scores = score(model, collate_chats(unpacked(chats)))
     expected = []
     for row, span in zip(ids, spans, strict=True):
         every = answer_logps(plain, row[:1], row[1:])
         expected += [every[start - 1 : end - 1] for start, end in zip(span[::2], span[1::2], strict=True)]
     torch.testing.assert_close(scores.logps, torch.cat(expected), rtol=1e-5, atol=1e-6)
-    assert scores.document.tolist() == [0] * 2 + [1] * 5
 
 
 # case: data-15
@@ -160,9 +153,9 @@ def test_extra_padding_changes_nothing(tiny_model: Path, attention: AttentionBac
     equal log-probabilities and counts."""
     chats, model = chats_of(list(range(40, 49)), [40, 41, 42]), CausalLM(str(tiny_model), attention=attention)
     for collate, rows, num_tokens in (
-        (collate_chats, one_per_row(chats), 8 + 2),
+        (collate_chats, unpacked(chats), 8 + 2),
         (collate_chats, [chats], 8 + 2),
-        (collate_pairs, one_per_row(PAIRS), (3 + 3 + 5) + (1 + 4 + 1)),
+        (collate_pairs, unpacked(PAIRS), (3 + 3 + 5) + (1 + 4 + 1)),
         (collate_pairs, [PAIRS], (3 + 3 + 5) + (1 + 4 + 1)),
     ):
         padded, bare = collate(rows, multiple), collate(rows)
@@ -175,7 +168,7 @@ def test_extra_padding_changes_nothing(tiny_model: Path, attention: AttentionBac
 def test_correct_and_mean_logits_are_those_of_the_same_positions(tiny_model: Path, plain: PreTrainedModel) -> None:
     """arg-max and mean over all logits at the positions with a target; 3 + 5 + 4 + 1 of them."""
     model = CausalLM(str(tiny_model))
-    scores = model(collate_pairs(one_per_row(PAIRS[:1])), correct=True, mean_logits=True)
+    scores = model(collate_pairs(unpacked(PAIRS[:1])), correct=True, mean_logits=True)
     positions, means = [], []
     for answer in (CHOSEN, REJECTED):
         logits = plain(input_ids=torch.tensor([PROMPT + answer])).logits[0]
@@ -192,12 +185,12 @@ def test_targets_that_the_model_predicts_are_correct(tiny_model: Path, plain: Pr
     model = CausalLM(str(tiny_model))
     for token, correct in ((best, True), ((best + 1) % 2048, False)):
         chat = {"input_ids": [*PROMPT, token], "spans": [4, 5], "row": 0}
-        assert model(collate_chats(one_per_row([chat])), correct=True).correct.tolist() == [correct]
+        assert model(collate_chats(unpacked([chat])), correct=True).correct.tolist() == [correct]
 
 
 def test_what_was_not_asked_for_is_not_computed(tiny_model: Path) -> None:
     """Neither hits nor mean logits: each is another look at all words."""
-    scores = CausalLM(str(tiny_model))(collate_pairs(one_per_row(PAIRS)))
+    scores = CausalLM(str(tiny_model))(collate_pairs(unpacked(PAIRS)))
     assert scores.correct is None
     assert scores.mean_logits is None
 
@@ -207,9 +200,9 @@ def test_what_was_not_asked_for_is_not_computed(tiny_model: Path) -> None:
 def test_a_batch_without_targets_scores_nothing_with_a_graph(tiny_model: Path, attention: AttentionBackend) -> None:
     """0 targets and 0 rows: the sum is 0.0, and all 20 parameters get a gradient of 0."""
     model = CausalLM(str(tiny_model), attention=attention, gradient_checkpointing=True)
-    untrained = collate_chats(one_per_row([{"input_ids": PROMPT, "spans": [], "row": 0}]))
+    untrained = collate_chats(unpacked([{"input_ids": PROMPT, "spans": [], "row": 0}]))
     for batch in (untrained, collate_chats([]), collate_pairs([])):
-        total = model(batch).logps.sum()
+        total = model(batch).sums.sum()
         assert total.item() == 0.0
         total.backward()
         assert len(gradients(model)) == 20
@@ -246,12 +239,12 @@ def test_packed_pairs_score_as_if_alone(tiny_model: Path, attention: AttentionBa
     are: nobody sees another pair's prompt, chosen or rejected answer."""
     model = CausalLM(str(tiny_model), attention=attention)
     third = PAIRS[0] | {"prompt_ids": [1, 7, 9], "chosen_ids": [5, 2]}
-    alone = torch.cat([answer_sums(score(model, collate_pairs([[pair]])), 1) for pair in (*PAIRS, third)])
-    packed = answer_sums(score(model, collate_pairs([PAIRS, [third]])), 3)
+    alone = torch.cat([score(model, collate_pairs([[pair]])).sums for pair in (*PAIRS, third)])
+    packed = score(model, collate_pairs([PAIRS, [third]])).sums
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
     for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
         other = PAIRS[0] | {name: [token + 300 for token in PAIRS[0][name]]}
-        changed = answer_sums(score(model, collate_pairs([[other, PAIRS[1]], [third]])), 3)
+        changed = score(model, collate_pairs([[other, PAIRS[1]], [third]])).sums
         assert (changed[:2] - alone[:2]).abs().max() > 1e-3
         torch.testing.assert_close(changed[2:], alone[2:], rtol=0, atol=1e-5)
         if name != "prompt_ids":  # the two answers of one pair do not see each other either
@@ -267,11 +260,11 @@ def test_packing_keeps_the_trained_tokens_and_their_mean_loss(tiny_model: Path, 
     spans = [[2, 4], [1, 3, 4, 7], [3, 6]]
     chats = [{"input_ids": list(range(30, 37))[: s[-1]], "spans": s, "row": 0} for s in spans]
     for collate, examples, trained in ((collate_chats, chats, 2 + 2 + 3 + 3), (collate_pairs, PAIRS, 3 + 5 + 4 + 1)):
-        packed, apart = collate([examples]), collate(one_per_row(examples))
-        assert packed.num_targets == apart.num_targets == trained
+        packed, apart = collate([examples]), collate(unpacked(examples))
+        assert packed.num_loss_tokens == apart.num_loss_tokens == trained
         found, expected = score(model, packed), score(model, apart)
         torch.testing.assert_close(found.logps.mean(), expected.logps.mean(), rtol=1e-5, atol=0)
-        assert torch.equal(found.document, expected.document)
+        assert torch.equal(found.response, expected.response)
 
 
 # case: packing-03
@@ -280,9 +273,9 @@ def test_packing_keeps_the_gradients(tiny_model: Path, attention: AttentionBacke
     """Of the sum over 3 chats, packed in 2 rows or each in its own: to 1e-5."""
     found = []
     chats = chats_of([1, 50, 60, 70, 2], [1, 51, 61, 2], [9, 8, 7, 6, 5])
-    for rows in (one_per_row(chats), [chats[:2], chats[2:]]):
+    for rows in (unpacked(chats), [chats[:2], chats[2:]]):
         model = CausalLM(str(tiny_model), attention=attention)
-        model(collate_chats(rows)).logps.sum().backward()
+        model(collate_chats(rows)).sums.sum().backward()
         found.append(gradients(model))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-5)
@@ -339,7 +332,7 @@ def test_rows_of_one_document_need_no_mask(tiny_model: Path, monkeypatch: pytest
     for attention, num_calls in (("sdpa", 2), ("documents", 2 * 2)):
         model = CausalLM(str(tiny_model), attention=attention)  # type: ignore[arg-type]
         calls.clear()
-        model(collate_chats(one_per_row(chats_of(list(range(30, 39)), [30, 31, 32, 33]))))
+        model(collate_chats(unpacked(chats_of(list(range(30, 39)), [30, 31, 32, 33]))))
         assert calls == [(None, True)] * num_calls
 
 
@@ -348,12 +341,12 @@ def test_rows_of_one_document_need_no_mask(tiny_model: Path, monkeypatch: pytest
 def test_masks_fit_under_autocast(tiny_model: Path, attention: AttentionBackend, dtype: torch.dtype) -> None:
     """fp32 weights under bf16 and fp16 autocast: log p within 2 % of fp32, in fp32, and finite gradients."""
     model = CausalLM(str(tiny_model), attention=attention)
-    expected = model(collate_pairs(one_per_row(PAIRS))).logps
+    expected = model(collate_pairs(unpacked(PAIRS))).logps
     with torch.autocast("cpu", dtype):
-        found = model(collate_pairs(one_per_row(PAIRS))).logps
+        found = model(collate_pairs(unpacked(PAIRS))).logps
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
-    found.sum().backward()
+    model(collate_pairs(unpacked(PAIRS))).sums.sum().backward()
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
@@ -369,7 +362,7 @@ def test_checkpointing_runs_every_layer_twice(tiny_model: Path, attention: Atten
         calls: list[int] = []
         for layer in model.model.model.layers:
             layer.self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        loss = model(collate_pairs(one_per_row(PAIRS))).logps.sum()
+        loss = model(collate_pairs(unpacked(PAIRS))).sums.sum()
         assert len(calls) == 2
         loss.backward()
         assert len(calls) == expected
@@ -388,7 +381,7 @@ def test_checkpointing_gives_the_same_gradients(
     for setting in (False, checkpointing):
         model = CausalLM(str(tiny_model), attention=attention, gradient_checkpointing=setting)
         model.model.get_input_embeddings().weight.requires_grad_(not frozen)
-        model(collate_pairs([PAIRS])).logps.sum().backward()
+        model(collate_pairs([PAIRS])).sums.sum().backward()
         found.append(gradients(model))
     assert any(".layers.0." in name for name in found[0])
     assert found[0].keys() == found[1].keys()
@@ -406,7 +399,7 @@ def test_selective_checkpointing_repeats_layers_but_not_their_matrix_products(ti
         for layer in model.model.model.layers:
             layer.self_attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         with FlopCounterMode(display=False) as counter:
-            model(collate_pairs([PAIRS])).logps.sum().backward()
+            model(collate_pairs([PAIRS])).sums.sum().backward()
         operations[setting], entered[setting] = counter.get_flop_counts()["Global"][torch.ops.aten.mm], len(calls)
     assert operations[True] > operations["selective"] == operations[False]
     assert entered == {True: 4, "selective": 4, False: 2}
@@ -456,7 +449,7 @@ def test_an_untied_head_is_trained_by_itself(tiny_model: Path, tmp_path: Path) -
     config.tie_word_embeddings = False
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     model, plain = CausalLM(str(tmp_path)), AutoModelForCausalLM.from_pretrained(tmp_path)
-    model(collate_pairs(one_per_row(PAIRS[:1]))).logps.sum().backward()
+    model(collate_pairs(unpacked(PAIRS[:1]))).sums.sum().backward()
     (answer_logps(plain, PROMPT, CHOSEN).sum() + answer_logps(plain, PROMPT, REJECTED).sum()).backward()
     assert len(list(model.parameters())) == 21
     torch.testing.assert_close(model.model.lm_head.weight.grad, plain.lm_head.weight.grad, rtol=1e-5, atol=1e-5)
@@ -469,10 +462,10 @@ def test_generation_stops_and_does_not_depend_on_batch_mates(tiny_model: Path, a
     model = CausalLM(str(tiny_model), attention=attention).eval()
     before = score(model, collate_pairs([PAIRS])).logps
     chats = [{"input_ids": [*ids, 5], "spans": [len(ids), len(ids) + 1], "row": 0} for ids in (PROMPT, [1, 9])]
-    together = model.generate(collate_chats(one_per_row(chats)), 5, [2])
-    assert together == [model.generate(collate_chats(one_per_row([chat])), 5, [2])[0] for chat in chats]
+    together = model.generate(collate_chats(unpacked(chats)), 5, [2])
+    assert together == [model.generate(collate_chats(unpacked([chat])), 5, [2])[0] for chat in chats]
     stop = together[0][2]
-    assert model.generate(collate_chats(one_per_row(chats[:1])), 5, [stop]) == [together[0][: together[0].index(stop)]]
+    assert model.generate(collate_chats(unpacked(chats[:1])), 5, [stop]) == [together[0][: together[0].index(stop)]]
     assert torch.equal(score(model, collate_pairs([PAIRS])).logps, before)
 
 
@@ -481,10 +474,10 @@ def test_rows_longer_than_a_sliding_window_are_refused_with_a_mask(tiny_model: P
     model = CausalLM(str(tiny_model))
     model.config.sliding_window = 4
     with pytest.raises(ValueError, match="reaches back 4"):
-        model(collate_pairs(one_per_row(PAIRS)))
+        model(collate_pairs(unpacked(PAIRS)))
     model(collate_chats([chats_of([5] * 5, [6] * 5)]))  # 4 positions each: within the window
     with pytest.raises(ValueError, match="reaches back 4"):
-        model(collate_chats(one_per_row(chats_of([5] * 6))))
+        model(collate_chats(unpacked(chats_of([5] * 6))))
 
 
 def test_rows_longer_than_the_positions_are_refused(tiny_model: Path) -> None:
@@ -492,7 +485,7 @@ def test_rows_longer_than_the_positions_are_refused(tiny_model: Path) -> None:
     limit = AutoConfig.from_pretrained(tiny_model).max_position_embeddings
     chat = {"input_ids": [5] * (limit + 2), "spans": [1, 2], "row": 0}
     with pytest.raises(ValueError, match=f"{limit} positions"):
-        CausalLM(str(tiny_model))(collate_chats(one_per_row([chat])))
+        CausalLM(str(tiny_model))(collate_chats(unpacked([chat])))
 
 
 def test_packed_rows_may_be_longer_than_the_positions(tiny_model: Path) -> None:
@@ -500,9 +493,3 @@ def test_packed_rows_may_be_longer_than_the_positions(tiny_model: Path) -> None:
     model, chat = CausalLM(str(tiny_model)), chats_of([5, 6, 7] * 200)
     with torch.no_grad():
         torch.testing.assert_close(model(collate_chats([chat * 2])).logps[599:], model(collate_chats([chat])).logps)
-
-
-def test_untrained_positions_have_no_target(tiny_model: Path) -> None:
-    """The pair's row: 3 shared positions with -100, then 3 and 5 targets, which are the answers."""
-    targets = collate_pairs(one_per_row(PAIRS[:1])).targets[0]
-    assert targets.tolist() == [IGNORE] * 3 + CHOSEN + REJECTED

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
-from smollit.data.batching.collate import collate_pairs, one_per_row
+from smollit.data.batching.collate import collate_pairs, unpacked
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
 from smollit.modules.dpo import PairScores
@@ -36,7 +36,7 @@ def trainer(folder: Path, **options: Any) -> SmollitTrainer:
 
 
 def loader(size: int = 2) -> DataLoader[Batch]:
-    batches = [collate_pairs(one_per_row(PAIRS[start : start + size])) for start in range(0, len(PAIRS), size)]
+    batches = [collate_pairs(unpacked(PAIRS[start : start + size])) for start in range(0, len(PAIRS), size)]
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
@@ -96,7 +96,7 @@ def test_the_first_loss_is_log_two_and_the_reference_never_trains(with_dropout: 
 # case: dpo-loss-04
 def test_dropout_in_the_policy_must_be_asked_for(with_dropout: Path) -> None:
     """dropout null keeps the model's 0.1, whose noise moves the first loss; the default 0 does not."""
-    batch = collate_pairs(one_per_row(PAIRS))
+    batch = collate_pairs(unpacked(PAIRS))
     for dropout, is_log_two in ((0.0, True), (None, False)):
         module = ready(with_dropout, dropout=dropout)
         loss = module.step(batch, "train")[0] / 4
@@ -190,7 +190,7 @@ def test_policy_and_reference_may_be_two_models(tiny_model: Path, tmp_path: Path
     model.save_pretrained(tmp_path)
     module = ready(tiny_model, reference_name=str(tmp_path))
     assert module.scorer.identity["source"] == str(tmp_path)
-    assert abs(module.step(collate_pairs(one_per_row(PAIRS)), "train")[0].item() / 4 - LOG_TWO) > 1e-4
+    assert abs(module.step(collate_pairs(unpacked(PAIRS)), "train")[0].item() / 4 - LOG_TWO) > 1e-4
 
 
 # case: dpo-loss-01
@@ -259,7 +259,7 @@ def test_each_loss_arrives_in_the_step(tiny_model: Path, options: dict[str, Any]
     """Value and gradient against the papers' formulas on plain transformers' log-probabilities; ipo divides by the
     tokens of each answer (2, 3, 4, 2 and 2); nll_weight adds the chosen answer's mean -log p per token."""
     module = moved(tiny_model, **options)
-    batch = collate_pairs(one_per_row(PAIRS))
+    batch = collate_pairs(unpacked(PAIRS))
     chosen, rejected, logps = plain_log_ratios(module)
     beta, num_chosen = options.get("beta", 0.1), torch.tensor([2, 3, 4, 2])
     smoothing, kind = options.get("label_smoothing", 0.0), options.get("loss", "sigmoid")
@@ -315,7 +315,7 @@ def test_one_step_lowers_the_loss_of_its_pairs(tiny_model: Path, tmp_path: Path)
     """Plain SGD, lr 0.1: below ln 2 on the same batch."""
     module = DPOModule(str(tiny_model), optimizer=lambda params: SGD(params), learning_rate=0.1, schedule="constant")
     trainer(tmp_path).fit(module, loader(4))
-    assert module.step(collate_pairs(one_per_row(PAIRS)), "val")[0].item() / 4 < LOG_TWO - 1e-4
+    assert module.step(collate_pairs(unpacked(PAIRS)), "val")[0].item() / 4 < LOG_TWO - 1e-4
 
 
 # case: mask-02

@@ -62,7 +62,7 @@ def test_values_come_from_the_batch_if_they_were_precomputed(batch: Batch) -> No
     """As they are, in the batch's order; a batch without is refused, and no model is asked for."""
     scorer = ReferenceScorer("anything", "precomputed")
     values = torch.randn(4, 2)
-    assert torch.equal(scorer.logps(batch._replace(reference_logps=values)), values)
+    assert torch.equal(scorer.logps(batch._replace(reference_logps=values.flatten())), values)
     with pytest.raises(ValueError, match=r"has no values for these pairs"):
         scorer.logps(batch)
     assert not scorer.has_model

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
-from smollit.data.batching.collate import collate_chats, one_per_row
+from smollit.data.batching.collate import collate_chats, unpacked
 from smollit.modules import SFTModule
 from smollit.modules.optimizer import set_learning_rate
 from smollit.training import SmollitTrainer
@@ -30,7 +30,7 @@ def trainer(folder: Path, **options: Any) -> SmollitTrainer:
 
 
 def loader(size: int, chats: list[dict[str, Any]] = CHATS) -> DataLoader[Batch]:
-    batches = [collate_chats(one_per_row(chats[start : start + size])) for start in range(0, len(chats), size)]
+    batches = [collate_chats(unpacked(chats[start : start + size])) for start in range(0, len(chats), size)]
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
@@ -44,7 +44,7 @@ def test_it_works_without_a_trainer(tiny_model: Path) -> None:
     """Sum of -log p and number of targets of a chat with 1 + 3 tokens: mean equals transformers' loss."""
     module = SFTModule(str(tiny_model))
     module.configure_model()
-    loss_sum, count = module.step(collate_chats(one_per_row(CHATS[1:2])), "train")
+    loss_sum, count = module.step(collate_chats(unpacked(CHATS[1:2])), "train")
     assert count == 3
     torch.testing.assert_close(loss_sum / 3, plain_nll(tiny_model, CHATS[1]), rtol=1e-5, atol=0)
     loss_sum.backward()

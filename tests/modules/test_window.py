@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
-from smollit.data.batching.collate import collate_chats, collate_pairs, one_per_row
+from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
 
@@ -46,7 +46,7 @@ def batches(kind: str, sizes: Sequence[int]) -> list[Batch]:
     """The 8 examples in micro-batches of these sizes."""
     examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    return [collate(one_per_row(examples[start : start + size])) for start, size in zip(starts, sizes, strict=True)]
+    return [collate(unpacked(examples[start : start + size])) for start, size in zip(starts, sizes, strict=True)]
 
 
 def fit(
@@ -190,7 +190,7 @@ def test_clipping_by_value_comes_after_the_division(tiny_model: Path, tmp_path: 
 # case: mask-02
 def test_batches_without_targets_neither_move_nor_count(tiny_model: Path, tmp_path: Path) -> None:
     """A window of a batch with 0 targets and one with 3 is the window of the 3; a window of 0 moves nothing."""
-    empty = collate_chats(one_per_row([{"input_ids": [1, 5, 6], "spans": [], "row": 0}]))
+    empty = collate_chats(unpacked([{"input_ids": [1, 5, 6], "spans": [], "row": 0}]))
     module = make("sft", tiny_model)
     fit(module, [empty, *batches("sft", [2]), empty, empty], tmp_path, accumulate=2, log_every_n_steps=1)
     assert_close(weights(module), plain_steps("sft", tiny_model, [[0, 1]], sgd))
@@ -235,7 +235,7 @@ def test_the_logged_loss_is_the_mean_over_the_tokens_of_the_window(tiny_model: P
     module = Watched(str(tiny_model))
     fit(
         module,
-        [batches("sft", [1])[0], collate_chats(one_per_row([CHATS[7]]))],
+        [batches("sft", [1])[0], collate_chats(unpacked([CHATS[7]]))],
         tmp_path,
         accumulate=2,
         log_every_n_steps=1,

@@ -118,4 +118,4 @@ def heaviest(
 def fetch(data: ChatDataModule, rows: Rows, without_model: bool) -> Batch:
     """The batch of these rows, as training gets it; with values in place of those of a reference that has no model."""
     batch = data.collate(data.examples["train"].__getitems__(rows))
-    return batch._replace(reference_logps=torch.zeros(batch.num_examples, 2)) if without_model else batch
+    return batch._replace(reference_logps=torch.zeros(len(batch.response_lengths))) if without_model else batch

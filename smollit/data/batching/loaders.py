@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from smollit.batch import Batch
-from smollit.data.batching.collate import one_per_row
+from smollit.data.batching.collate import unpacked
 from smollit.data.batching.dataset import Examples
 from smollit.data.batching.sampler import BatchSampler
 from smollit.data.batching.streaming import StreamingExamples
@@ -46,4 +46,4 @@ def stream_loader(examples: StreamingExamples, collate: Collate, num_workers: in
 
 def _collate_one_each(collate: Collate, examples: list[dict[str, Any]]) -> Batch:
     """A row for each example."""
-    return collate(one_per_row(examples))
+    return collate(unpacked(examples))
