@@ -36,5 +36,11 @@ class ExportHuggingFace(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             log.info("fast_dev_run: nothing is exported")
             return
-        template = trainer.datamodule.template  # type: ignore[attr-defined]
-        export(pl_module, template, self.folder(trainer), self.dtype)
+        export(
+            pl_module.policy,  # type: ignore[arg-type]
+            pl_module.model_name,  # type: ignore[arg-type]
+            template=trainer.datamodule.template,  # type: ignore[attr-defined]
+            output=self.folder(trainer),
+            dtype=self.dtype,
+            writes=trainer.is_global_zero,
+        )

@@ -1,22 +1,57 @@
-"""The commands and what each does, for `python -m smollit --help`. (A leaf: the standard library only.)"""
+"""The commands: what `python -m smollit --help` says of each, and where it is. (A leaf: the standard library only.)"""
 
-COMMANDS = {
-    "fit": "Train, or go on training.",
-    "validate": "Measure the validation split.",
-    "test": "Measure the test split.",
-    "predict": "Answer the prompts of a split.",
-    "inspect": "Show what is trained: rows with trained tokens marked, lengths, what was cut or dropped, warnings.",
-    "estimate": "Say what a run will need: memory by part and whether it fits, tokens, steps, time.",
-    "export": "Write a checkpoint as a Hugging Face folder, read it back and compare.",
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from smollit.commands.command import Command
+
+
+class Entry(NamedTuple):
+    """A command: the first line of its class's docstring, and the import path of the class."""
+
+    summary: str
+    module: str
+    name: str
+
+
+GROUPS = {
+    "train": {
+        "fit": Entry("Train, or resume training.", "smollit.commands.lightning", "FitCommand"),
+    },
+    "look": {
+        "inspect": Entry(
+            "Show rows with their loss tokens, lengths, what was cut or dropped, and warnings.",
+            "smollit.commands.inspect.command",
+            "InspectCommand",
+        ),
+        "estimate": Entry(
+            "Say what a run will need: memory by part and whether it fits, tokens, steps, time.",
+            "smollit.commands.estimate.command",
+            "EstimateCommand",
+        ),
+    },
+    "use": {
+        "validate": Entry("Measure the validation split.", "smollit.commands.lightning", "ValidateCommand"),
+        "test": Entry("Measure the test split.", "smollit.commands.lightning", "TestCommand"),
+        "predict": Entry("Answer the prompts of a split.", "smollit.commands.lightning", "PredictCommand"),
+        "export": Entry(
+            "Write a checkpoint as a Hugging Face folder, read it back and compare.",
+            "smollit.commands.export",
+            "ExportCommand",
+        ),
+    },
 }
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 HEAD = """usage: smollit <command> --config <file.yaml> [--config <file.yaml> ...] [--setting value ...]
 
 Fine-tune small language models on chats (SFT) and on preferences (DPO), by config alone.
-
-commands:
 """
 TAIL = """
-python -m smollit <command> --help lists a command's settings. Example:
+smollit <command> --help lists a command's settings. Example:
   python -m smollit fit --config configs/sft.yaml --trainer.max_steps 100
 """
 
@@ -24,4 +59,27 @@ python -m smollit <command> --help lists a command's settings. Example:
 def overview() -> str:
     """The text of `--help`: what can be done, without loading what does it."""
     width = max(map(len, COMMANDS))
-    return HEAD + "".join(f"  {name:<{width}}  {what}\n" for name, what in COMMANDS.items()) + TAIL
+    lines = [HEAD]
+    for title, group in GROUPS.items():
+        lines += [f"\n{title}:\n", *(f"  {name:<{width}}  {entry.summary}\n" for name, entry in group.items())]
+    return "".join([*lines, TAIL])
+
+
+def find(words: Sequence[str]) -> type["Command"]:
+    """The class of the command that the first word names.
+
+    Raises:
+        SystemExit: With code 2 if there is no such command; with 0 after `--help`.
+    """
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help"):
+        print(overview(), end="")
+        sys.exit(0)
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else f"The commands are {', '.join(COMMANDS)}, and come first."
+        print(f"smollit: there is no command `{name}`. {hint}", file=sys.stderr)
+        sys.exit(2)
+    entry = COMMANDS[name]
+    command: type[Command] = getattr(import_module(entry.module), entry.name)
+    return command

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,13 @@ from transformers import (
 )
 
 import smollit
+from smollit.commands.command import Command, ConfiguredRun
 from smollit.data.template.template import ChatTemplate
+from smollit.models import CausalLM
 from smollit.models.checkpoint import load_weights
 from smollit.models.pretrained import load_config, no_progress_bar
 from smollit.models.sharding import is_sharded, unwrap
+from smollit.models.vocabulary import fit_vocabulary
 
 log = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -33,38 +37,73 @@ MARKER = "smollit_export.json"  # says that a folder is an export, and which fil
 PROBE = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
 
 
-def export(module: Any, template: ChatTemplate, output: Path, dtype: ExportDtype = "auto") -> None:
-    """Write the module's policy as a Hugging Face folder. All ranks must call it; rank 0 writes.
+@dataclass(kw_only=True)
+class ExportCommand(Command):
+    """Write a checkpoint as a Hugging Face folder, read it back and compare.
 
     Args:
-        module: A module whose policy is loaded.
+        ckpt_path: The checkpoint; `last` or null takes the newest of the run's folder.
+        output: Folder to write; null takes `export` in the run's folder.
+        dtype: dtype of the weights; `auto` takes that of the model that training began with.
+    """
+
+    ckpt_path: str | None = None
+    output: str | None = None
+    dtype: ExportDtype = "auto"
+
+    def run(self, run: ConfiguredRun) -> None:
+        """Load the policy on the CPU from the checkpoint, and export it."""
+        checkpoint = run.trainer.find_checkpoint(self.ckpt_path or "last")
+        assert checkpoint is not None
+        policy = CausalLM(run.model.model_name, run.model.weights)
+        fit_vocabulary(policy.model, run.datamodule.vocabulary_size, run.datamodule.add_tokens)
+        load_weights(policy, Path(checkpoint), run.model.model_name)
+        output = Path(self.output or run.folder / "export")
+        export(policy, run.model.model_name, template=run.datamodule.template, output=output, dtype=self.dtype)
+
+
+def export(
+    policy: nn.Module,
+    model_name: str,
+    *,
+    template: ChatTemplate,
+    output: Path,
+    dtype: ExportDtype = "auto",
+    writes: bool = True,
+) -> None:
+    """Write a policy as a Hugging Face folder. With a sharded policy all ranks must call it; one of them writes.
+
+    Args:
+        policy: A CausalLM, or its FSDP wrapper.
+        model_name: Hub id or local folder of the model that training began with.
         template: Chat template and tokenizer that go with it.
-        output: Folder to write; an earlier export there is replaced when the new one is found right.
+        output: Folder to write; an earlier export there is replaced after the new one is verified.
         dtype: dtype of the weights; `auto` takes that of the checkpoint that training began with.
+        writes: Whether this rank writes.
 
     Raises:
         ValueError: If `output` holds something that is not an export.
         RuntimeError: If what was written does not read back the same.
     """
-    weights = whole_weights(module.policy)
-    if not module.trainer.is_global_zero:
+    weights = whole_weights(policy)
+    if not writes:
         return
     output = output.resolve()
     check_output(output)
-    source = load_config(module.model_name)
-    source.vocab_size = unwrap(module.policy).config.vocab_size  # tokens may have been added
+    source = load_config(model_name)
+    source.vocab_size = unwrap(policy).config.vocab_size  # tokens may have been added
     wanted = pick_dtype(dtype, source)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         model = build_model(source, weights, wanted)
         with no_progress_bar(True):
-            write_folder(temporary, model, template, source_stops(module.model_name, source))
-        write_marker(temporary, module.model_name)
+            write_folder(temporary, model, template, source_stops(model_name, source))
+        write_marker(temporary, model_name)
         replace_folder(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.info("exported %s (%s): read back and found the same", output, str(wanted).removeprefix("torch."))
+    log.info("exported %s (%s): read back and verified", output, str(wanted).removeprefix("torch."))
 
 
 def write_folder(folder: Path, model: Any, template: ChatTemplate, source_stops: list[int]) -> None:
@@ -75,17 +114,6 @@ def write_folder(folder: Path, model: Any, template: ChatTemplate, source_stops:
     tokenizer.save_pretrained(folder)
     compare(folder, model, template)
     folder.chmod(0o755)  # mkdtemp makes it private
-
-
-def load_policy(module: Any, path: Path) -> None:
-    """Build the policy alone, and give it the weights of a checkpoint, sharded or not, full or weights only.
-
-    Raises:
-        ValueError: If the file is no checkpoint of this module.
-    """
-    policy = module.load(module.model_name, module.weights)
-    load_weights(policy, path, module.model_name)
-    module.policy = policy
 
 
 def whole_weights(policy: nn.Module) -> dict[str, Tensor]:

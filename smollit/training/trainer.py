@@ -17,7 +17,6 @@ from smollit.training.checkpoint_io import (
     check_resumable,
     latest_checkpoint,
 )
-from smollit.training.commands import ExtraCommands
 from smollit.training.memory import keep_freed_memory
 from smollit.training.out_of_memory import OutOfMemory
 from smollit.training.position import num_steps
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 register()
 
 
-class SmollitTrainer(ExtraCommands, Trainer):
+class SmollitTrainer(Trainer):
     """Lightning's Trainer for one run in one folder.
 
     What every run needs is built in code, so a config that replaces the list of callbacks can't lose it.

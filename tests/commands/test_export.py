@@ -19,7 +19,6 @@ from smollit.main import main
 from smollit.models import CausalLM
 from smollit.models.pretrained import load_config
 from smollit.modules import SFTModule
-from smollit.training import SmollitTrainer
 
 END_OF_TEXT, TURN_END = 0, 2
 SAMPLES = Path(tool.__file__).parent.parent / "data" / "samples" / "ultrachat"
@@ -27,9 +26,12 @@ CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": 
 
 
 def module_of(model_name: Path, **options: Any) -> Any:
-    """What `export` needs of a module."""
-    trainer = SimpleNamespace(is_global_zero=True)
-    return SimpleNamespace(policy=CausalLM(str(model_name), **options), model_name=str(model_name), trainer=trainer)
+    """A policy and the name of the model that it began as."""
+    return SimpleNamespace(policy=CausalLM(str(model_name), **options), model_name=str(model_name))
+
+
+def write(module: Any, template: ChatTemplate, output: Path, dtype: ExportDtype = "auto") -> None:
+    export(module.policy, module.model_name, template=template, output=output, dtype=dtype)
 
 
 def template_of(folder: Path, choice: str = "auto") -> ChatTemplate:
@@ -52,7 +54,7 @@ def exported(tiny_model: Path, tmp_path: Path) -> tuple[Any, Path]:
     with torch.no_grad():
         for parameter in module.policy.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    export(module, template_of(tiny_model), tmp_path / "out")
+    write(module, template_of(tiny_model), tmp_path / "out")
     return module, tmp_path / "out"
 
 
@@ -81,7 +83,7 @@ def test_an_untied_head_is_stored_by_itself(tiny_model: Path, tmp_path: Path) ->
     config.tie_word_embeddings = False
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "untied")
     module = module_of(tmp_path / "untied")
-    export(module, template_of(tiny_model), tmp_path / "out")
+    write(module, template_of(tiny_model), tmp_path / "out")
     found = stored(tmp_path / "out")
     assert torch.equal(found["lm_head.weight"], module.policy.state_dict()["model.lm_head.weight"])
     assert not torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
@@ -113,7 +115,7 @@ def test_a_model_trained_to_end_its_turn_stops_there(tiny_model: Path, tmp_path:
         optimizer.zero_grad()
         (-module.policy(batch).sums / batch.num_loss_tokens).sum().backward()
         optimizer.step()
-    export(module, template, tmp_path / "out")
+    write(module, template, tmp_path / "out")
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
         AutoTokenizer.from_pretrained(tmp_path / "out"),
@@ -129,7 +131,7 @@ def test_an_end_marker_of_several_tokens_becomes_a_stop_string(tiny_model: Path,
     """`</s>` is no token of ChatML's tokenizer: no single id can stop it, so the text does, beside the eos 0."""
     template = template_of(tiny_model, "article")
     assert len(template.encode(["</s>"])[0]) > 1
-    export(module_of(tiny_model), template, tmp_path / "out")
+    write(module_of(tiny_model), template, tmp_path / "out")
     generation = GenerationConfig.from_pretrained(tmp_path / "out")
     assert generation.stop_strings == ["</s>"]
     assert generation.eos_token_id == [END_OF_TEXT]
@@ -139,7 +141,7 @@ def test_an_end_marker_of_several_tokens_becomes_a_stop_string(tiny_model: Path,
 def test_the_export_of_an_export_still_stops_at_both(exported: tuple[Any, Path], tmp_path: Path) -> None:
     """SFT then DPO: the second export's source stops at [2, 0], and so does the second export."""
     _, first = exported
-    export(module_of(first), template_of(first), tmp_path / "second")
+    write(module_of(first), template_of(first), tmp_path / "second")
     assert GenerationConfig.from_pretrained(tmp_path / "second").eos_token_id == [TURN_END, END_OF_TEXT]
 
 
@@ -147,7 +149,7 @@ def test_the_export_of_an_export_still_stops_at_both(exported: tuple[Any, Path],
 def test_an_export_with_stop_strings_can_be_trained_and_asked_again(tiny_model: Path, tmp_path: Path) -> None:
     """transformers' generate refuses stop strings without a tokenizer: CausalLM must not hand them on."""
     template = template_of(tiny_model, "article")
-    export(module_of(tiny_model), template, tmp_path / "out")
+    write(module_of(tiny_model), template, tmp_path / "out")
     batch = collate_prompts(unpacked([{"prompt_ids": [5, 6, 7], "row": 0}]))
     answers = CausalLM(str(tmp_path / "out")).eval().generate(batch, 4, template.stop_ids())
     assert len(answers[0]) <= 4
@@ -158,7 +160,7 @@ def test_a_template_that_the_tokenizer_lacked_is_kept(tiny_tokenizer: Any, tiny_
     """The tokenizer as shipped has no template: ChatML is assumed, and the exported one renders the same by itself."""
     assert tiny_tokenizer.chat_template is None
     template = load_template(tiny_tokenizer, "auto")
-    export(module_of(tiny_model), template, tmp_path / "out")
+    write(module_of(tiny_model), template, tmp_path / "out")
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     expected = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\nGood day.<|im_end|>\n"
     assert again.apply_chat_template(CHAT, tokenize=False) == expected
@@ -170,7 +172,7 @@ def test_the_runs_own_tokenizer_is_not_changed(tiny_model: Path, tmp_path: Path)
     template = template_of(tiny_model)
     before = (template.stop_ids(), template.tokenizer.eos_token_id, template.tokenizer.pad_token_id)
     for name in ("first", "second"):
-        export(module_of(tiny_model), template, tmp_path / name)
+        write(module_of(tiny_model), template, tmp_path / name)
     assert (template.stop_ids(), template.tokenizer.eos_token_id, template.tokenizer.pad_token_id) == before
     for file in sorted((tmp_path / "first").iterdir()):
         assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
@@ -200,7 +202,7 @@ def test_tensors_and_config_have_the_dtype_asked_for(
     AutoModelForCausalLM.from_pretrained(tiny_model, dtype=base).save_pretrained(tmp_path / "base")
     module = module_of(tmp_path / "base")
     assert next(module.policy.parameters()).dtype == torch.float32
-    export(module, template_of(tiny_model), tmp_path / "out", choice)
+    write(module, template_of(tiny_model), tmp_path / "out", choice)
     assert {tensor.dtype for tensor in stored(tmp_path / "out").values()} == {expected}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == str(expected).removeprefix("torch.")
@@ -208,7 +210,7 @@ def test_tensors_and_config_have_the_dtype_asked_for(
 
 def test_the_dropout_of_training_does_not_reach_the_export(tiny_model: Path, tmp_path: Path) -> None:
     """dropout 0.3 is how the policy was trained, and the source says 0: the next stage starts from the source's."""
-    export(module_of(tiny_model, dropout=0.3, gradient_checkpointing=True), template_of(tiny_model), tmp_path / "out")
+    write(module_of(tiny_model, dropout=0.3, gradient_checkpointing=True), template_of(tiny_model), tmp_path / "out")
     assert load_config(str(tmp_path / "out")).attention_dropout == 0.0
 
 
@@ -219,7 +221,7 @@ def test_an_earlier_export_is_replaced(exported: tuple[Any, Path], tiny_model: P
     """Other weights, same folder: new hash, and nothing is left beside it."""
     _, folder = exported
     before = sha256(folder)
-    export(module_of(tiny_model), template_of(tiny_model), folder)
+    write(module_of(tiny_model), template_of(tiny_model), folder)
     assert sha256(folder) != before
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
@@ -231,7 +233,7 @@ def test_a_folder_with_other_things_is_refused(tiny_model: Path, tmp_path: Path,
     path.parent.mkdir(parents=True)
     path.write_text("mine")
     with pytest.raises(ValueError, match=rf"{name.split('/')[0]}.*empty or new"):
-        export(module_of(tiny_model), template_of(tiny_model), tmp_path / "out")
+        write(module_of(tiny_model), template_of(tiny_model), tmp_path / "out")
     assert path.read_text() == "mine"
 
 
@@ -241,7 +243,7 @@ def test_an_export_with_a_file_of_the_users_is_refused(exported: tuple[Any, Path
     before = sha256(folder)
     (folder / "README.md").write_text("mine")
     with pytest.raises(ValueError, match=r"README\.md"):
-        export(module_of(tiny_model), template_of(tiny_model), folder)
+        write(module_of(tiny_model), template_of(tiny_model), folder)
     assert sha256(folder) == before
 
 
@@ -249,7 +251,7 @@ def test_the_source_models_folder_is_refused(tiny_model: Path) -> None:
     """`output` = `model_name` would replace the base model by its own fine-tuned copy."""
     before = sha256(tiny_model)
     with pytest.raises(ValueError, match="not an earlier export"):
-        export(module_of(tiny_model), template_of(tiny_model), tiny_model)
+        write(module_of(tiny_model), template_of(tiny_model), tiny_model)
     assert sha256(tiny_model) == before
 
 
@@ -257,7 +259,7 @@ def test_a_file_in_the_folders_place_is_refused(tiny_model: Path, tmp_path: Path
     """`output` is a file."""
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ValueError, match="a file"):
-        export(module_of(tiny_model), template_of(tiny_model), tmp_path / "out")
+        write(module_of(tiny_model), template_of(tiny_model), tmp_path / "out")
 
 
 @pytest.mark.parametrize("what", ["weights", "template", "tokens"])
@@ -292,7 +294,7 @@ def test_an_export_that_reads_back_wrong_is_reported_and_the_old_one_stays(
     )
     monkeypatch.setattr(tool, "AutoTokenizer", SimpleNamespace(from_pretrained=bad_tokenizer))
     with pytest.raises(RuntimeError, match=r"read back|renders|other tokens"):
-        export(module, template, folder)
+        write(module, template, folder)
     assert sha256(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
@@ -343,29 +345,25 @@ def test_full_and_weights_only_checkpoints_give_the_same_file(config: list[str],
 
 
 # case: export-04
-def test_a_folder_of_shards_gives_the_same_file(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_of_shards_gives_the_same_file(config: list[str], tiny_model: Path, tmp_path: Path) -> None:
     """torch.distributed.checkpoint writes {"state_dict": ...} in shards, as Lightning's sharded strategies do."""
     module = SFTModule(str(tiny_model))
     module.configure_model()
     state = {name: tensor + 1 for name, tensor in module.state_dict().items() if name.startswith("policy.")}
     torch.save({"state_dict": state}, tmp_path / "whole.ckpt")
     torch.distributed.checkpoint.save({"state_dict": state}, checkpoint_id=str(tmp_path / "shards.ckpt"))
-    data = SimpleNamespace(template=template_of(tiny_model))
     for name in ("whole", "shards"):
-        trainer = SmollitTrainer(default_root_dir=str(tmp_path), accelerator="cpu", logger=False)
-        trainer.export(SFTModule(str(tiny_model)), data, str(tmp_path / f"{name}.ckpt"), str(tmp_path / name))
+        main(["export", *config, f"--ckpt_path={tmp_path / name}.ckpt", f"--output={tmp_path / name}"])
     assert sha256(tmp_path / "whole") == sha256(tmp_path / "shards")
     embedding = stored(tmp_path / "whole")["model.embed_tokens.weight"]
     assert torch.equal(embedding, state["policy.model.model.embed_tokens.weight"])
 
 
 # case: export-04
-def test_a_checkpoint_of_another_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(config: list[str], tmp_path: Path) -> None:
     """Weights of hidden size 16 do not fit a model of 32: one sentence with the name of both."""
     state = {"policy.model.model.embed_tokens.weight": torch.zeros(2048, 16)}
     torch.save({"state_dict": state}, tmp_path / "other.ckpt")
-    trainer = SmollitTrainer(default_root_dir=str(tmp_path), accelerator="cpu", logger=False)
-    data = SimpleNamespace(template=template_of(tiny_model))
-    with pytest.raises(ValueError, match=r"other\.ckpt.*was not made from"):
-        trainer.export(SFTModule(str(tiny_model)), data, str(tmp_path / "other.ckpt"), str(tmp_path / "out"))
+    with pytest.raises(SystemExit, match=r"other\.ckpt.*was not made from"):
+        main(["export", *config, f"--ckpt_path={tmp_path / 'other.ckpt'}", f"--output={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()

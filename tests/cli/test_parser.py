@@ -1,4 +1,4 @@
-"""Errors of the parser, null, and the configs that a run keeps."""
+"""Errors of the parser, YAML, null, and the configs that a run keeps."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,10 @@ import pytest
 import yaml
 from jsonargparse import get_loader
 
-from smollit.training.config import SmollitParser, check_nulls, free_name, read_none_as_null
+from smollit.cli import config_yaml, moved
+from smollit.cli.nulls import check_nulls
+from smollit.cli.parser import SmollitParser
+from smollit.cli.run_config import free_name
 
 
 class Inner:
@@ -49,12 +52,35 @@ def test_unknown_key_gets_its_full_name_and_the_nearest(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--old=2"], ["--inner=Inner", "--inner.old=2"]])
+def test_a_setting_that_moved_says_where(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An entry of the table is the whole error, on the command line and inside a class."""
+    key = words[-1].strip("-").partition("=")[0]
+    monkeypatch.setitem(moved.MOVED, key, "is `steps` now: write --steps 2")
+    with pytest.raises(SystemExit):
+        parser().parse_args(words)
+    assert f"error: `{key}` is `steps` now: write --steps 2\n" in capsys.readouterr().err
+
+
 # case: cli-14
-@pytest.mark.parametrize(("text", "value"), [("None", None), ("null", None), ("~", None), ('"None"', "None")])
-def test_none_is_null_unless_it_is_quoted(text: str, value: Any) -> None:
-    """YAML knows null and ~; people write None."""
-    read_none_as_null()
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("None", None), ("null", None), ("~", None), ('"None"', "None"), ("1e-5", 1e-5), ("-2", -2), (".5", 0.5),
+     ("1.", 1.0), ("2026-11-28", "2026-11-28"), ("true", True), ("[1, a]", [1, "a"]), ("1.5e3", 1500.0)],
+)  # fmt: skip
+def test_yaml_values_are_what_they_look_like(text: str, value: Any) -> None:
+    """YAML knows null and ~; people write None. Floats as Python writes them; a date stays text."""
+    config_yaml.use()
     assert get_loader("yaml")(f"name: {text}\nother: Nonesuch") == {"name": value, "other": "Nonesuch"}
+    assert config_yaml.load(text) == value
+
+
+@pytest.mark.parametrize("text", ["C:", "{a, b}", "{x}"])
+def test_text_that_yaml_takes_for_a_mapping_stays_text(text: str) -> None:
+    assert config_yaml.load(text) == text
+    assert config_yaml.load("a: null") == {"a": None}
 
 
 # case: cli-14

@@ -1,0 +1,100 @@
+"""SmollitCLI: from the words behind a command to a model, a data module and a trainer."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from smollit.cli.nulls import check_nulls
+from smollit.cli.parser import SmollitParser
+from smollit.cli.run_config import RunConfigCallback
+from smollit.commands import COMMANDS
+from smollit.commands.command import Command
+from smollit.data import ChatDataModule
+from smollit.modules import FineTuningModule
+from smollit.training import SmollitTrainer
+
+SECTIONS = {
+    "model": (FineTuningModule, "The model and how it is trained: smollit fit --model.help SFTModule lists all."),
+    "data": (ChatDataModule, "The rows and how they are read: smollit fit --data.help UltraChatDataModule lists all."),
+}
+
+
+class SmollitCLI(LightningCLI):
+    """One command of smollit: LightningCLI with the command's own arguments beside model, data and trainer.
+
+    Lightning looks the commands that it knows up on the Trainer. Ours are classes of their own, so all of them are
+    built with `run=False`, from the same config, and run themselves.
+
+    Args:
+        name: Name of the command.
+        command: Its class, whose arguments are added to the parser.
+        args: The words behind the command.
+    """
+
+    datamodule: ChatDataModule
+    model: FineTuningModule
+
+    def __init__(self, name: str, command: type[Command], args: Sequence[str]) -> None:
+        self.command_class = command
+        super().__init__(
+            parser_class=SmollitParser,
+            parser_kwargs={
+                "prog": f"smollit {name}",
+                "usage": f"smollit {name} --config FILE [--config FILE ...] [--SETTING VALUE ...]",
+                "description": COMMANDS[name].summary,
+                "dump_header": ["smollit"],
+            },
+            trainer_class=SmollitTrainer,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,  # optimizer and schedule are the model's arguments: one way
+            save_config_callback=RunConfigCallback,
+            args=list(args),
+            run=False,
+        )
+
+    # ---- the parser
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The command's arguments first, then model, data and trainer."""
+        self.command_arguments = parser.add_class_arguments(self.command_class, instantiate=False)
+        for name, (base, title) in SECTIONS.items():
+            # Not `add_subclass_arguments`: where a setting is a text or a list of parts, it would replace the name of
+            # a file (`dataset: chats.csv`) by the file's content.
+            parser.add_argument_group(title).add_argument(f"--{name}", type=base, required=True, help="Its class.")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """As Lightning's, which warns of arguments that do not come from sys.argv."""
+        assert isinstance(args, list)
+        self.config = parser.parse_args(args)
+
+    # ---- the objects
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse nulls; let the tokenizer be the model's, unless the user names another."""
+        for name in SECTIONS:
+            check_nulls(self.config[name].class_path, self.config[name].init_args.as_dict(), name)
+        data = self.config.data.init_args
+        if "tokenizer_name" in data and data.tokenizer_name is None:
+            data.tokenizer_name = self.config.model.init_args.model_name
+
+    def instantiate_classes(self) -> None:
+        """Make the data module, the model and the command; a trainer is made only for the commands that use one."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule, self.model = self.config_init.data, self.config_init.model
+        self.command = self.command_class(**{name: self.config_init[name] for name in self.command_arguments})
+
+    @cached_property
+    def trainer(self) -> SmollitTrainer:  # type: ignore[override]  # Lightning makes it at once and assigns it
+        """The trainer, made when it is first asked for; checkpoints keep the settings of model and data."""
+        trainer = self.instantiate_trainer()
+        assert isinstance(trainer, SmollitTrainer)
+        trainer.run_state.config = {name: self.config[name].as_dict() for name in SECTIONS}
+        return trainer
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.trainer.default_root_dir)

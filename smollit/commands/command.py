@@ -1,0 +1,37 @@
+"""What a command is: arguments, and what it does with a configured run."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Protocol
+
+from smollit.data import ChatDataModule
+from smollit.modules import FineTuningModule
+from smollit.training import SmollitTrainer
+
+
+class ConfiguredRun(Protocol):
+    """What a config describes. Nothing is loaded yet: no weights, no rows, no trainer before it is asked for."""
+
+    @property
+    def model(self) -> FineTuningModule:
+        """The module, without weights."""
+
+    @property
+    def datamodule(self) -> ChatDataModule:
+        """The data module."""
+
+    @property
+    def trainer(self) -> SmollitTrainer:
+        """The trainer."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+
+
+class Command(ABC):
+    """A command of `python -m smollit`: a dataclass whose documented fields are its arguments and its `--help`."""
+
+    @abstractmethod
+    def run(self, run: ConfiguredRun) -> None:
+        """Do it."""

@@ -1,0 +1,70 @@
+"""The commands that Lightning's Trainer has: fit, validate, test and predict."""
+
+from dataclasses import dataclass
+
+from smollit.commands.command import Command, ConfiguredRun
+
+
+@dataclass(kw_only=True)
+class FitCommand(Command):
+    """Train, or resume training.
+
+    Args:
+        ckpt_path: Checkpoint to resume from; `last` takes the newest of the run's folder, or starts if there is none;
+            null starts anew.
+    """
+
+    ckpt_path: str | None = None
+
+    def run(self, run: ConfiguredRun) -> None:
+        """Train."""
+        run.trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=self.ckpt_path)
+
+
+@dataclass(kw_only=True)
+class ValidateCommand(Command):
+    """Measure the validation split.
+
+    Args:
+        ckpt_path: Checkpoint to measure; `last` takes the newest of the run's folder; null the model as it is.
+        verbose: Print the metrics.
+    """
+
+    ckpt_path: str | None = None
+    verbose: bool = True
+
+    def run(self, run: ConfiguredRun) -> None:
+        """Measure."""
+        run.trainer.validate(run.model, datamodule=run.datamodule, ckpt_path=self.ckpt_path, verbose=self.verbose)
+
+
+@dataclass(kw_only=True)
+class TestCommand(Command):
+    """Measure the test split.
+
+    Args:
+        ckpt_path: Checkpoint to measure; `last` takes the newest of the run's folder; null the model as it is.
+        verbose: Print the metrics.
+    """
+
+    ckpt_path: str | None = None
+    verbose: bool = True
+
+    def run(self, run: ConfiguredRun) -> None:
+        """Measure."""
+        run.trainer.test(run.model, datamodule=run.datamodule, ckpt_path=self.ckpt_path, verbose=self.verbose)
+
+
+@dataclass(kw_only=True)
+class PredictCommand(Command):
+    """Answer the prompts of a split.
+
+    Args:
+        ckpt_path: Checkpoint that answers; `last` takes the newest of the run's folder; null the model as it is.
+    """
+
+    ckpt_path: str | None = None
+
+    def run(self, run: ConfiguredRun) -> None:
+        """Answer, into predictions.jsonl in the run's folder."""
+        run.trainer.predict(run.model, datamodule=run.datamodule, return_predictions=False, ckpt_path=self.ckpt_path)
