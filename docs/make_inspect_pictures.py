@@ -23,7 +23,7 @@ from smollit.data.formats.detect import recognise
 from smollit.data.formats.types import Kind
 from smollit.data.sources.source import load_source
 from smollit.data.template.template import load_template
-from smollit.data.template.tokenizer import load_tokenizer
+from smollit.data.template.tokenize import load_tokenizer
 
 HERE = Path(__file__).parent
 PACKAGE = Path(str(files("smollit")))

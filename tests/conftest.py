@@ -35,7 +35,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    tokenizer.chat_template = (ROOT / "smollit" / "data" / "templates" / "chatml.jinja").read_text()
+    tokenizer.chat_template = (ROOT / "smollit" / "data" / "template" / "chatml.jinja").read_text()
     tokenizer.save_pretrained(folder)
     return folder
 

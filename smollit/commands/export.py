@@ -153,7 +153,7 @@ def build_model(config: PretrainedConfig, weights: dict[str, Tensor], dtype: tor
 def finish_tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer with the template, and with the token that ends an answer as its eos."""
     tokenizer = copy.deepcopy(template.tokenizer)  # the run goes on with its own
-    tokenizer.chat_template = template.text
+    tokenizer.chat_template = template.source
     if tokenizer.pad_token is None:
         # The old eos: who trains on with a padding that is the end of turn, and masks it, unlearns to stop.
         tokenizer.pad_token = tokenizer.eos_token
@@ -203,7 +203,7 @@ def compare(folder: Path, model: nn.Module, template: ChatTemplate) -> None:
     differing = [name for name in expected if name not in found or not torch.equal(expected[name], found[name])]
     if differing or expected.keys() != found.keys():
         raise RuntimeError(f"the export does not read back the same: {differing or sorted(expected.keys() ^ found)}")
-    text = template.render(PROBE)
+    text = template.render(PROBE).text
     if tokenizer.apply_chat_template(PROBE, tokenize=False) != text:
         raise RuntimeError("the exported tokenizer renders a chat differently from the one that was trained with")
     ids = torch.tensor([template.encode([text])[0]])

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from smollit.data.formats.types import Kind
 from smollit.data.sources.mixture import Part
 from smollit.data.sources.splits import Splits, label
 from smollit.data.template.template import ChatTemplate, load_template
-from smollit.data.template.tokenizer import load_tokenizer
+from smollit.data.template.tokenize import load_tokenizer
 
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 SOURCE_SETTINGS = ("dataset", "train_split", "format", "columns", "extra_roles")
@@ -136,10 +137,16 @@ class TokenizedDataModule(LightningDataModule):
             if self.tokenizer_name is None:
                 raise ValueError("`data.tokenizer_name` must be set when the data module is used without the CLI")
             tokenizer = load_tokenizer(self.tokenizer_name)
-            settings = (self.chat_template, self.kind == "chat", self.default_system)
-            self._template = load_template(tokenizer, *settings)
+            load = partial(
+                load_template,
+                tokenizer,
+                self.chat_template,
+                allow_default=self.kind == "chat",
+                default_system=self.default_system,
+            )
+            self._template = load()
             if self.add_tokens and tokenizer.add_tokens(self._template.split_markers(), special_tokens=True):
-                self._template = load_template(tokenizer, *settings)  # what it knew of the tokenizer has changed
+                self._template = load()  # what it knew of the tokenizer has changed
             describe_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
         return self._template
 

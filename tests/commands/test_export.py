@@ -164,7 +164,7 @@ def test_a_template_that_the_tokenizer_lacked_is_kept(tiny_tokenizer: Any, tiny_
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     expected = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\nGood day.<|im_end|>\n"
     assert again.apply_chat_template(CHAT, tokenize=False) == expected
-    assert again.chat_template == template.text
+    assert again.chat_template == template.source
 
 
 def test_the_runs_own_tokenizer_is_not_changed(tiny_model: Path, tmp_path: Path) -> None:

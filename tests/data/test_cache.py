@@ -67,7 +67,7 @@ def make(
     """An encoder of chats of up to 64 tokens."""
     options = {"kind": "chat", "max_length": 64} | options
     kind = options["kind"]
-    loaded = load_template(tokenizer, template, kind == "chat", default_system)
+    loaded = load_template(tokenizer, template, allow_default=kind == "chat", default_system=default_system)
     return Encoder(loaded, EncodeOptions(**options), format or form(kind))
 
 
@@ -94,7 +94,7 @@ def test_each_thing_that_changes_tokens_changes_the_key(
     """Rows, tokenizer, one character of the template, kind, the version of the format: 5 changes, 6 keys."""
     tokenizer = AutoTokenizer.from_pretrained(encoder.template.tokenizer.name_or_path)
     tokenizer.add_tokens(["newword"])
-    (tmp_path / "other.jinja").write_text(encoder.template.text.replace("<|im_start|>", "<|im_start|>!"))
+    (tmp_path / "other.jinja").write_text(encoder.template.source.replace("<|im_start|>", "<|im_start|>!"))
     keys = [
         cache.cache_key(source, encoder),
         cache.cache_key(pairs(tmp_path / "more.jsonl", 7), encoder),
@@ -140,7 +140,7 @@ def test_what_becomes_of_the_templates_own_system_text_changes_the_key(
 ) -> None:
     """Kept, dropped, replaced: 3 keys. Where the template adds none, dropping it changes nothing."""
     added = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}"
-    (tmp_path / "own.jinja").write_text(added + encoder.template.text)
+    (tmp_path / "own.jinja").write_text(added + encoder.template.source)
     kept, dropped, replaced = (
         cache.cache_key(source, make(encoder.template.tokenizer, str(tmp_path / "own.jinja"), what))
         for what in ("keep", "drop", "Be brief.")

@@ -1,6 +1,6 @@
 """Messages -> segments of text, of which exactly the answers and their end markers are trained."""
 
-import datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def chatml(tiny_tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 
 
 def segments(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[tuple[str, bool]]:
-    return [(segment.text, segment.trained) for segment in template.segments(Conversation(messages)).segments]
+    return [(segment.text, segment.in_loss) for segment in template.segment_chat(Conversation(messages)).segments]
 
 
 def trained(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[str]:
@@ -59,9 +59,11 @@ def context(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[str]
 
 def pair_texts(template: ChatTemplate, pair: Preference) -> tuple[str, str, str]:
     """Prompt, chosen, rejected."""
-    chosen, rejected = template.pair_segments(pair)
-    parts = (chosen.context(), chosen.trained(), rejected.trained())
-    prompt, first, second = ("".join(segment.text for segment in part) for part in parts)
+    segments = template.segment_pair(pair).segments
+    prompt, first, second = (
+        "".join(segment.text for segment in segments if segment.branch == branch)
+        for branch in ("shared", "chosen", "rejected")
+    )
     return prompt, first, second
 
 
@@ -181,9 +183,9 @@ def test_tool_results_are_not_trained(chatml: ChatTemplate) -> None:
 def test_templates_that_do_not_fit_refuse_the_row_by_name(
     tiny_tokenizer: PreTrainedTokenizerBase, text: str, what: str
 ) -> None:
-    template = ChatTemplate(tiny_tokenizer, text, "the chat template mine.jinja")
+    template = ChatTemplate(tiny_tokenizer, text, name="the chat template mine.jinja")
     with pytest.raises(BadRow, match=r"mine\.jinja") as caught:
-        template.segments(Conversation([user("a"), assistant("b"), user("c"), assistant("d")]))
+        template.segment_chat(Conversation([user("a"), assistant("b"), user("c"), assistant("d")]))
     assert caught.value.reason == DropReason.REFUSED_BY_TEMPLATE
     assert what in caught.value.detail
 
@@ -192,9 +194,9 @@ def test_an_end_marker_inside_an_answer_is_refused(chatml: ChatTemplate) -> None
     """Trained, it would teach to go on behind the end."""
     messages = [user("a"), assistant("b<|im_end|>\nmore")]
     with pytest.raises(BadRow, match="end marker in a response"):
-        chatml.segments(Conversation(messages))
+        chatml.segment_chat(Conversation(messages))
     with pytest.raises(BadRow, match="end marker in a response"):
-        chatml.pair_segments(Preference(messages[:1], assistant("fine"), messages[1]))
+        chatml.segment_pair(Preference(messages[:1], assistant("fine"), messages[1]))
 
 
 # ---- pairs
@@ -242,7 +244,7 @@ def test_header_tokens_equal_the_generation_prompts_before_leading_blanks(instru
     messages = [user("hi"), assistant("  yo")]
     header, _ = template.encode([text for text, _ in segments(template, messages)])
     assert header == template.encode([template.prompt_text(messages[:1])])[0]
-    assert "ĊĠ" in instruct.convert_ids_to_tokens(template.encode([template.render(messages)])[0])
+    assert "ĊĠ" in instruct.convert_ids_to_tokens(template.encode([template.render(messages).text])[0])
 
 
 # case: template-02
@@ -297,7 +299,7 @@ def test_markers_that_are_several_tokens_are_named(base: PreTrainedTokenizerBase
 # case: template-04
 def test_a_tokenizer_without_a_template_gets_chatml_for_chats_only(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     assert tiny_tokenizer.chat_template is None
-    assert load_template(tiny_tokenizer, "auto").text == load_template(tiny_tokenizer, "chatml").text
+    assert load_template(tiny_tokenizer, "auto").source == load_template(tiny_tokenizer, "chatml").source
     with pytest.raises(ValueError, match="start from a folder that an SFT run exported"):
         load_template(tiny_tokenizer, "auto", allow_default=False)
 
@@ -317,7 +319,7 @@ def test_a_template_that_renders_nothing_is_refused_when_it_is_loaded(
 
 
 def test_an_unknown_template_name_says_what_is_known(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="must be auto, chatml, article or a Jinja file, and 'zephyr' is no file"):
+    with pytest.raises(ValueError, match="must be auto, chatml, article or a Jinja file, and 'zephyr' is not a file"):
         load_template(tiny_tokenizer, "zephyr")
 
 
@@ -337,14 +339,14 @@ def test_the_default_system_text_is_found_kept_dropped_or_replaced(instruct: Pre
     assert [t.default_system_text() for t in (kept, dropped, replaced)] == [OWN, "", spoken]
     block = f"<|im_start|>system\n{OWN}<|im_end|>\n"
     rest = "<|im_start|>user\nhi<|im_end|>\n"
-    assert [t.render([user("hi")]) for t in (kept, dropped, replaced)] == [
+    assert [t.render([user("hi")]).text for t in (kept, dropped, replaced)] == [
         block + rest,
         rest,
         block.replace(OWN, spoken) + rest,
     ]
     chat = [{"role": "system", "content": "S"}, user("hi")]
     assert kept.prompt_text(chat) == dropped.prompt_text(chat) == replaced.prompt_text(chat)
-    assert len({kept.text, dropped.text, replaced.text}) == 3
+    assert len({kept.source, dropped.source, replaced.source}) == 3
 
 
 # case: template-01
@@ -369,32 +371,29 @@ def test_dropping_keeps_what_stands_before_the_system_turn(
         "<s>{% if messages[0].role != 'system' %}{{- '<system>Don\\'t\\nlie<end>' }}{% endif %}" + HEADER + PROMPT
     )
     template = load_template(tiny_tokenizer, str(tmp_path / "mine.jinja"), default_system="drop")
-    assert template.render([user("a")]) == "<s><user>a<end>"
+    assert template.render([user("a")]).text == "<s><user>a<end>"
 
 
 def test_a_template_without_a_default_has_nothing_to_drop_or_replace(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     chatml = load_template(tiny_tokenizer, "chatml")
-    assert load_template(tiny_tokenizer, "chatml", default_system="drop").text == chatml.text
+    assert load_template(tiny_tokenizer, "chatml", default_system="drop").source == chatml.source
     with pytest.raises(ValueError, match="adds no system text that it could replace: put a system message"):
         load_template(tiny_tokenizer, "chatml", default_system="Be kind.")
 
 
-def test_the_date_is_part_of_what_the_cache_depends_on(
-    tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Day(datetime.date):
-        @classmethod
-        def today(cls) -> "Day":
-            return cls(2031, 2, 3)
-
+def test_the_date_is_part_of_what_the_cache_depends_on(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Where the template prints the date, the cache's text holds today's; else it is the source alone."""
     (tmp_path / "mine.jinja").write_text("{{ strftime_now('%Y') }}" + HEADER + PROMPT)
     dated = load_template(tiny_tokenizer, str(tmp_path / "mine.jinja"))
-    before = dated.cache_text
-    monkeypatch.setattr("smollit.data.template.template.date", Day)
-    assert dated.cache_text != before
+    assert dated.cache_text in {dated.source + day.isoformat() for day in days_around_now()}
     assert any("today's date" in note for note in dated.notes())
     chatml = load_template(tiny_tokenizer, "chatml")
-    assert chatml.cache_text == chatml.text
+    assert chatml.cache_text == chatml.source
+
+
+def days_around_now() -> set[date]:
+    """Today, and yesterday if the test runs at midnight."""
+    return {date.today(), (datetime.now() - timedelta(minutes=5)).date()}
 
 
 # ---- state that others leave behind

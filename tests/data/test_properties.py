@@ -82,7 +82,7 @@ def templates(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.
             path.write_text(case.text)
             choice = str(path)
         loaded[name] = load_template(tiny_tokenizer, choice)
-    assert {name: template.way for name, template in loaded.items()} == {
+    assert {name: template.span_source for name, template in loaded.items()} == {
         **dict.fromkeys(CASES, "prefix"),
         "markers": "markers",
     }
@@ -136,7 +136,7 @@ def test_exactly_the_answers_and_their_ends_are_trained(
         answer = case.lead + (content.strip() if case.trims else content) + case.end
         assert tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False) == answer
         prompt = tokenizer.apply_chat_template(
-            messages[:index], chat_template=template.text, tokenize=False, add_generation_prompt=True
+            messages[:index], chat_template=template.source, tokenize=False, add_generation_prompt=True
         )
         assert tokenizer.decode(ids[:start], clean_up_tokenization_spaces=False) == prompt
     written = {"article": (0, 0), "inst": (len(messages) - len(said), len(said))}
@@ -190,7 +190,7 @@ def test_shown_pieces_spell_the_chat_and_hold_its_ids(
     if row["problem"]:
         assert shown.problem == row["problem"]
         return
-    assert template.render(messages).startswith("".join(piece.text for piece in shown.pieces))
+    assert template.render(messages).text.startswith("".join(piece.text for piece in shown.pieces))
     assert [token for piece in shown.pieces for token in piece.ids] == row["input_ids"]
     trained = [token for piece in shown.pieces if piece.state == "trained" for token in piece.ids]
     assert len(trained) == row["trained"]

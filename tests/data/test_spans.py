@@ -8,8 +8,6 @@ from transformers import PreTrainedTokenizerBase
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Preference
-from smollit.data.template.loss_spans import lay_out, locate
-from smollit.data.template.renderer import Renderer
 from smollit.data.template.template import ChatTemplate, load_template
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{{ '\\n' }}{% endfor %}"
@@ -51,12 +49,12 @@ def load(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Any:
 
 
 def trained(template: ChatTemplate, messages: list[dict[str, Any]], train_on: Any = "assistant") -> list[str]:
-    segments = template.segments(Conversation(messages), train_on).segments
-    return [segment.text for segment in segments if segment.trained]
+    segments = template.segment_chat(Conversation(messages), train_on).segments
+    return [segment.text for segment in segments if segment.in_loss]
 
 
 def context(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[str]:
-    return [segment.text for segment in template.segments(Conversation(messages)).segments if not segment.trained]
+    return [segment.text for segment in template.segment_chat(Conversation(messages)).segments if not segment.in_loss]
 
 
 # ---- which way
@@ -65,7 +63,7 @@ def context(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[str]
 # case: mask-03
 def test_markers_are_used_where_they_are_sound(load: Any) -> None:
     template = load(MARKED)
-    assert template.way == "markers"
+    assert template.span_source == "markers"
     assert trained(template, CHAT) == ["b.<end>", "d.<end>"]
     assert context(template, CHAT) == ["<user>a?<end>\n<assistant>", "\n<user>c?<end>\n<assistant>"]
 
@@ -83,14 +81,14 @@ def test_unsound_markers_give_way_to_prefixes(load: Any, text: str) -> None:
     """A header in the block would be trained; an end outside of it would not; both are mended by the other way."""
     text = text.replace("{% else %}{{", "{% else %}<{{ m.role }}>{{") if "<{{ m.role }}>{% if" not in text else text
     template = load(text)
-    assert template.way == "prefix"
+    assert template.span_source == "prefix"
     assert trained(template, CHAT) == ["b.<end>", "d.<end>"]
 
 
 def test_markers_serve_templates_that_rewrite_earlier_turns(load: Any) -> None:
     """Answers keep their text only in the last turn: the whole does not start with any prompt, yet blocks say it."""
     template = load(FORGETS.replace("replace('.', '')", "trim"))
-    assert template.way == "markers"
+    assert template.span_source == "markers"
     assert trained(template, [turn("user", "a"), turn("assistant", "b ")]) == ["b <end>"]
 
 
@@ -112,7 +110,10 @@ def test_markers_are_not_sound_where_another_prompt_stands_before_them(load: Any
     [
         (TURNS, "has no generation prompt"),
         (TURNS + "{{ messages | length }}" + PROMPT, "puts something else before"),
-        (TURNS.replace("m.content", "m.content | upper") + PROMPT, "does not print the text of an answer as it is"),
+        (
+            TURNS.replace("m.content", "m.content | upper") + PROMPT,
+            "does not print the text of an assistant turn unchanged",
+        ),
         (TURNS + PROMPT.replace("<assistant>", "<assistant><think>"), "puts something else before"),
         (TURNS + "{{ '!' if messages[-1].role == 'assistant' }}" + PROMPT, "another way once more turns follow"),
     ],
@@ -133,7 +134,7 @@ def test_text_between_header_and_answer_that_no_prompt_gives_is_not_trained_in_s
 def test_inst_templates_train_the_blank_that_the_prompt_does_not_give(load: Any) -> None:
     """`<s>[INST] a? [/INST]` is the prompt; ` b. </s>` follows. Only user and assistant are known."""
     template = load(LLAMA2)
-    assert template.way == "prefix"
+    assert template.span_source == "prefix"
     assert trained(template, [turn("user", " a? "), turn("assistant", " b. "), *CHAT[2:]]) == [" b. </s>", " d. </s>"]
     with pytest.raises(BadRow, match="no such role"):
         trained(template, [turn("system", "x"), *CHAT])
@@ -173,7 +174,7 @@ def test_a_messages_own_word_on_training_wins(load: Any, text: str) -> None:
 
 def test_templates_never_see_whether_a_message_is_trained(load: Any) -> None:
     template = load("{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.train }}<end>{% endfor %}" + PROMPT)
-    assert "False" not in template.render([turn("user", "a", train=False)])
+    assert "False" not in template.render([turn("user", "a", train=False)]).text
 
 
 # case: template-10
@@ -182,10 +183,12 @@ def test_an_answer_goes_on_where_the_prompts_last_turn_ends(load: Any) -> None:
     template = load(TURNS + PROMPT)
     start = turn("assistant", "Sure: ")
     pair = Preference([turn("user", "q"), start], turn("assistant", "yes"), turn("assistant", "no"))
-    chosen, rejected = template.pair_segments(pair)
-    assert [segment.text for segment in chosen.context()] == ["<user>q<end>\n<assistant>Sure: "]
-    assert chosen.context() == rejected.context()
-    assert [s.text for s in chosen.trained() + rejected.trained()] == ["yes<end>", "no<end>"]
+    texts = [(segment.text, segment.branch) for segment in template.segment_pair(pair).segments]
+    assert texts == [
+        ("<user>q<end>\n<assistant>Sure: ", "shared"),
+        ("yes<end>", "chosen"),
+        ("no<end>", "rejected"),
+    ]
     chat = [turn("user", "q"), {**start, "train": False}, turn("assistant", "yes")]
     assert trained(template, chat) == trained(template, chat, "last") == ["yes<end>"]
 
@@ -220,12 +223,12 @@ def test_contents_are_located_also_where_they_look_alike(load: Any, text: str) -
     template = load(text)
     contents = ["<user>", "<user>", "", " x ", "\ue000\ue001", "\ue000"]
     messages = [turn("assistant" if i % 2 else "user", content) for i, content in enumerate(contents)]
-    rendered = template.render(messages)
     for _ in range(2):  # the second time by what was kept of the first
-        found = locate(template, messages, rendered)
+        chat = template.render(messages)
+        found = chat.contents
         assert found is not None
         trims = text == LLAMA2
-        assert [rendered[start:end] for start, end in found] == [c.strip() if trims else c for c in contents]
+        assert [chat.text[start:end] for start, end in found] == [c.strip() if trims else c for c in contents]
         assert found == sorted(found)
 
 
@@ -234,8 +237,8 @@ def test_a_kept_skeleton_is_not_believed_where_the_text_is_another(load: Any) ->
     text = TURNS.replace("{{ m.content }}", "{{ '(' if m.content.startswith('!') }}{{ m.content }}") + PROMPT
     template = load(text)
     plain, odd = [turn("user", "a"), turn("assistant", "b")], [turn("user", "!"), turn("assistant", "b")]
-    assert locate(template, plain, template.render(plain)) == [(6, 7), (24, 25)]
-    assert locate(template, odd, template.render(odd)) is None
+    assert template.render(plain).contents == [(6, 7), (24, 25)]
+    assert template.render(odd).contents is None
     assert trained(template, odd) == ["b<end>"]
 
 
@@ -249,25 +252,13 @@ def test_the_last_answers_prompt_is_proven_on_each_row(load: Any) -> None:
     assert caught.value.reason == DropReason.REFUSED_BY_TEMPLATE
 
 
-def test_a_chat_takes_three_renders_at_first_and_two_later(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chat, once more for what stands round contents, and the last prompt; 8 turns would take 8 by prefixes."""
-    template, calls = load(TURNS + PROMPT), []
-    template.segments(Conversation(CHAT))  # what probes learn is learnt once
-    whole = template._render
-    monkeypatch.setattr(template, "_render", lambda *a, **k: calls.append(1) or whole(*a, **k))
-    template.segments(Conversation(CHAT * 4))
-    assert len(calls) == 3
-    template.segments(Conversation(CHAT * 4))
-    assert len(calls) == 5
-
-
 def test_layout_of_generation_blocks(load: Any) -> None:
-    chat = lay_out(load(MARKED), CHAT[:2], "markers")
+    chat = load(MARKED).render(CHAT[:2])
     assert [chat.text[start:end] for start, end in chat.blocks] == ["b.<end>"]
 
 
 def test_shapes_of_roles_say_what_is_trimmed_and_what_ends_a_turn(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    renderer = Renderer(tiny_tokenizer, LLAMA2)
+    renderer = ChatTemplate(tiny_tokenizer, LLAMA2)
     user, assistant = renderer.shape("user"), renderer.shape("assistant")
     assert user is not None
     assert assistant is not None

@@ -5,7 +5,7 @@ from typing import Any
 from smollit.data.encoding.truncate import Draft
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Kind
-from smollit.data.template.renderer import Span
+from smollit.data.template.jinja import Span
 from smollit.data.template.tokenize import Branch
 
 COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -23,14 +23,14 @@ def chat_example(draft: Draft, kept: list[Span], max_length: int) -> dict[str, A
         place = len(ids)
         ids += tokens[start:end]
         first = max(place, 1)  # token 0 has no prefix: nothing can predict it
-        if segment.trained and first < len(ids):
+        if segment.in_loss and first < len(ids):
             if segment.message == message and spans[-1][1] == first:
                 spans[-1][1] = len(ids)
             else:
                 spans.append([first, len(ids)])
             message = segment.message
     if not spans:
-        before = next((n for n, segment in enumerate(draft.segments) if segment.trained), 0)
+        before = next((n for n, segment in enumerate(draft.segments) if segment.in_loss), 0)
         start = sum(len(tokens) for tokens in draft.ids[:before])
         if start < max_length:  # so it is the row's first token, alone
             raise BadRow(

@@ -25,10 +25,10 @@ from smollit.data.formats.detect import Format, to_record
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Kind, Preference, Text, drop_nulls
 from smollit.data.sources.raw import RAW, decode_line
-from smollit.data.template.control import find_control
-from smollit.data.template.renderer import Span
-from smollit.data.template.template import ChatTemplate, TrainOn
-from smollit.data.template.tokenize import Branch, Segment
+from smollit.data.template.jinja import Span
+from smollit.data.template.loss_spans import TrainOn
+from smollit.data.template.template import ChatTemplate
+from smollit.data.template.tokenize import SegmentedRow
 
 __all__ = [
     "COLUMNS",
@@ -127,7 +127,7 @@ class Encoder:
         with ThreadPoolExecutor(max_workers=2) as pool:  # one tokenises while the other hands its ids to Python
             while new := [self.draft(record) for record in islice(records, AT_ONCE)]:
                 segments = [segment for draft in new for segment in draft.segments]
-                waiting.append((new, pool.submit(self.template.encode_segments, segments)))
+                waiting.append((new, pool.submit(self.template.tokenize, segments)))
                 if len(waiting) > AHEAD:
                     yield from tokenised(*waiting.popleft())
             for drafts, ids in waiting:
@@ -140,24 +140,24 @@ class Encoder:
         draft = Draft(record)
         try:
             self.check(draft, record)
-            draft.segments = self.segments(draft, record)
+            draft.row = self.segments(draft, record)
             "".join(segment.text for segment in draft.segments).encode()  # the tokenizer refuses a lone surrogate
             draft.digest = digest(draft)
         except BadRow as bad:
             draft.problem = bad
         except UnicodeEncodeError as error:
-            draft.segments = []
+            draft.row = SegmentedRow()
             draft.problem = BadRow(DropReason.INVALID_UNICODE, f"a lone surrogate at character {error.start}")
         return draft
 
     def check(self, draft: Draft, record: Record) -> None:
         """Count control text, and drop what the options drop before anything is rendered."""
         if isinstance(record, Text):
-            found = self.template.control.findall(record.text)
+            found = self.template.control.pattern.findall(record.text)
         elif isinstance(record, Preference):
-            found = find_control(self.template.control, [*record.prompt, record.chosen, record.rejected])
+            found = self.template.control.find([*record.prompt, record.chosen, record.rejected])
         else:
-            found = find_control(self.template.control, record.messages)
+            found = self.template.control.find(record.messages)
         draft.control = len(found)
         if found and self.options.control_text != "escape":
             cause = DropReason.CONTROL_TEXT if self.options.control_text == "drop" else DropReason.CONTROL_TEXT_ERROR
@@ -165,20 +165,13 @@ class Encoder:
         if isinstance(record, Preference):
             check_scores(record.score_gap, self.options)
 
-    def segments(self, draft: Draft, record: Record) -> list[Segment]:
-        """Text to tokenise; of pairs, the prompt once, and both answers."""
+    def segments(self, draft: Draft, record: Record) -> SegmentedRow:
+        """Text to tokenize; of pairs, the prompt once, and both responses."""
         if isinstance(record, Text):
-            return self.template.text_segments(record.text)
+            return self.template.segment_text(record.text)
         if isinstance(record, Conversation):
-            draft.rendered = (self.template.segments(record, self.options.train_on, draft.control > 0),)
-            return draft.rendered[0].segments
-        draft.rendered = self.template.pair_segments(record, draft.control > 0)
-        chosen, rejected = draft.rendered
-        return [
-            *chosen.context(),
-            *(segment._replace(branch="chosen") for segment in chosen.trained()),
-            *(segment._replace(branch="rejected") for segment in rejected.trained()),
-        ]
+            return self.template.segment_chat(record, self.options.train_on, has_control=draft.control > 0)
+        return self.template.segment_pair(record, has_control=draft.control > 0)
 
     def kept(self, draft: Draft) -> list[Span]:
         """The tokens that are kept of each segment.
@@ -188,30 +181,9 @@ class Encoder:
         """
         if draft.problem:
             raise draft.problem
-        self.check_special(draft)
+        self.template.verify_special_tokens(draft.row, draft.ids)
         check_length(draft, self.options.truncate, self.options.max_length)
         return kept_ranges(draft, self.options.truncate, self.options.max_length)
-
-    def check_special(self, draft: Draft) -> None:
-        """Prove that a row has the special tokens that the template writes, and no others.
-
-        Raises:
-            BadRow: If a message's text and the template's make one together.
-        """
-        branches: tuple[Branch, ...] = ("chosen", "rejected") if self.options.kind == "preference" else ("shared",)
-        for rendered, branch in zip(draft.rendered, branches, strict=False):
-            ids = [
-                ids
-                for segment, ids in zip(draft.segments, draft.ids, strict=True)
-                if segment.branch in ("shared", branch)
-            ]
-            number = sum(map(self.template.count_special, ids))
-            if rendered.special is not None and number != rendered.special:
-                raise BadRow(
-                    DropReason.UNESCAPABLE,
-                    f"{number} special tokens where the template writes {rendered.special}: text beside"
-                    " one of its markers reads as another",
-                )
 
     def example(self, draft: Draft, index: int) -> dict[str, Any]:
         """Columns of one row; `row` is its number in the split, counted from 0."""
@@ -272,5 +244,5 @@ def check_scores(gap: float | None, options: EncodeOptions) -> None:
 def digest(draft: Draft) -> int:
     """A hash of the whole text, of pairs of the prompt: 64 bits, signed as Arrow's int64."""
     text = "".join(segment.text for segment in draft.segments if segment.branch == "shared")
-    whole = draft.rendered[0].chat.text if isinstance(draft.record, Conversation) else text
+    whole = draft.row.chats[0].text if isinstance(draft.record, Conversation) else text
     return int.from_bytes(hashlib.blake2b(whole.encode(), digest_size=8).digest(), "big", signed=True)

@@ -6,9 +6,8 @@ from typing import Literal, NamedTuple
 
 from smollit.data.encoding.truncate import Draft
 from smollit.data.formats.types import Text
-from smollit.data.template.loss_spans import Chat
-from smollit.data.template.renderer import Span
-from smollit.data.template.system import default_system
+from smollit.data.template.jinja import Span
+from smollit.data.template.renderer import RenderedChat
 from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import Branch, Segment
 
@@ -52,10 +51,10 @@ def show_draft(template: ChatTemplate, draft: Draft, kept: list[Span], index: in
         for turn in draft.turns_cut
     ]
     place = 0
-    borders = role_borders(template, draft.rendered[0].chat) if draft.rendered else []
+    borders = role_borders(template, draft.row.chats[0]) if draft.row.chats else []
     for number, (segment, ids, span) in enumerate(zip(draft.segments, draft.ids, kept, strict=True)):
         roles = [(end - place, role) for end, role in borders if end > place] or [(0, _role(draft, segment))]
-        first = number == 0 and segment.trained  # nothing can predict the first token: it is not trained
+        first = number == 0 and segment.in_loss  # nothing can predict the first token: it is not trained
         pieces += segment_pieces(template, segment, ids, span, roles, first)
         place += len(segment.text)
     return Shown(index, pieces, *problem, notes(draft, kept))
@@ -74,8 +73,8 @@ def segment_pieces(
         roles: Where, in characters of the segment, the turns of roles end; the last one has no end.
         first: Whether its first token is not trained although the segment is.
     """
-    ends = [0, *template.ends(segment)]
-    state: State = "trained" if segment.trained else "context"
+    ends = [0, *template.token_ends(segment)]
+    state: State = "trained" if segment.in_loss else "context"
     marks: list[tuple[State, str]] = []
     for token in range(len(ids)):
         role = next((role for end, role in roles if ends[token] < end), roles[-1][1])
@@ -87,11 +86,10 @@ def segment_pieces(
     ]
 
 
-def role_borders(template: ChatTemplate, chat: Chat) -> list[Border]:
+def role_borders(template: ChatTemplate, chat: RenderedChat) -> list[Border]:
     """Where each turn ends in the rendered chat, with its role; empty where contents were not located."""
     borders: list[Border] = []
-    block = default_system(template)
-    text = block.before + block.text + block.end if block else ""
+    text = template.default_system.whole if template.default_system else ""
     if text and chat.messages[0]["role"] != "system" and chat.text.startswith(text):
         borders.append((len(text), "system"))
     for message, (_, end), following in zip(
@@ -107,7 +105,7 @@ def role_borders(template: ChatTemplate, chat: Chat) -> list[Border]:
 def notes(draft: Draft, kept: list[Span]) -> list[str]:
     """What was changed in the row."""
     lost = sum(map(len, draft.ids)) - sum(end - start for start, end in kept)
-    plain = sum(segment.plain for segment in draft.segments)
+    plain = sum(segment.escaped for segment in draft.segments)
     control = f"{_plural(plain, 'control text')} escaped" if plain else f"{_plural(draft.control, 'control text')}"
     return [
         *([control] if draft.control else []),
@@ -117,9 +115,9 @@ def notes(draft: Draft, kept: list[Span]) -> list[str]:
 
 
 def _role(draft: Draft, segment: Segment) -> str:
-    if isinstance(draft.record, Text) or not draft.rendered:
+    if isinstance(draft.record, Text) or not draft.row.chats:
         return "text"
-    role: str = draft.rendered[0].chat.messages[segment.message]["role"]
+    role: str = draft.row.chats[0].messages[segment.message]["role"]
     return role
 
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Message, Preference, Text
-from smollit.data.template.renderer import Span
-from smollit.data.template.template import Rendered, TrainOn, wanted_messages
-from smollit.data.template.tokenize import Branch, Segment
+from smollit.data.template.jinja import Span
+from smollit.data.template.loss_spans import TrainOn, messages_with_loss
+from smollit.data.template.tokenize import Branch, Segment, SegmentedRow
 
 Truncate = Literal["right", "left-turns", "drop", "error"]
 Record = Conversation | Preference | Text
@@ -20,8 +20,7 @@ class Draft:
 
     Args:
         record: What the row holds.
-        rendered: Its rendered chats: of a pair, with the chosen and with the rejected answer.
-        segments: Text to tokenise, in order.
+        row: Its rendered chats and the segments of their text.
         ids: Token ids of each segment.
         control: Number of control texts in its messages.
         full_length: Tokens before any cut; of a pair, of the prompt and the longer answer.
@@ -31,14 +30,18 @@ class Draft:
     """
 
     record: Record | None = None
-    rendered: tuple[Rendered, ...] = ()
-    segments: list[Segment] = field(default_factory=list)
+    row: SegmentedRow = field(default_factory=SegmentedRow)
     ids: list[list[int]] = field(default_factory=list)
     control: int = 0
     full_length: int = 0
     digest: int = 0
     turns_cut: list[Message] = field(default_factory=list)
     problem: BadRow | None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Text to tokenize, in order."""
+        return self.row.segments
 
     def size(self, branch: Branch) -> int:
         """Number of tokens of a branch."""
@@ -153,7 +156,7 @@ def candidates(record: Record | None, train_on: TrainOn) -> list[Record]:
     The system text stays; of a pair, the last candidate has none.
     """
     if isinstance(record, Conversation):
-        last = wanted_messages(record.messages, train_on)[-1]
+        last = messages_with_loss(record.messages, train_on)[-1]
         system, starts = _starts(record.messages[:last])
         return [Conversation([*system, *record.messages[start:]]) for start in starts]
     if isinstance(record, Preference):
@@ -199,6 +202,6 @@ def _ranges(draft: Draft, skipped: int, room: dict[Branch, int]) -> list[Span]:
 
 def _without_tail(draft: Draft, ranges: list[Span]) -> list[Span]:
     """The ranges up to the last trained token: what is left of the text behind it changes nothing."""
-    trained = [n for n, (start, end) in enumerate(ranges) if draft.segments[n].trained and start < end]
+    trained = [n for n, (start, end) in enumerate(ranges) if draft.segments[n].in_loss and start < end]
     last = trained[-1] if trained else -1
     return [*ranges[: last + 1], *[(0, 0)] * (len(ranges) - last - 1)]

@@ -1,70 +1,105 @@
-"""Text in messages that spells control tokens: found, counted, and kept apart from what the template itself writes."""
+"""Control text: text in messages that spells a special token or a marker of the template."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
-from smollit.data.template.renderer import Span
+from smollit.data.template.jinja import Span
+from smollit.data.template.renderer import SENTINEL, RenderedChat, Renderer
+
+MARKER = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]")
 
 
-def control_pattern(texts: list[str]) -> re.Pattern[str]:
-    """Matches any of the texts, the longest first; nothing if there are none."""
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
-
-
-def find_control(pattern: re.Pattern[str], messages: list[Message]) -> list[str]:
-    """Control texts in all that messages hold, each time that they stand there."""
-    return [found for message in messages for text in _texts(message) for found in pattern.findall(text)]
-
-
-def control_spans(pattern: re.Pattern[str], text: str, contents: list[Span]) -> list[Span]:
-    """Where control texts stand in the contents of a rendered chat."""
-    return [found.span() for start, end in contents for found in pattern.finditer(text, start, end)]
-
-
-def check_escapable(found: list[str], places: list[Span] | None, can_escape: frozenset[str]) -> None:
-    """Refuse control text that would be read as the template's own.
+class ControlText:
+    """What of a template and its tokenizer is control text, and where messages spell it.
 
     Args:
-        found: Control texts of the row.
-        places: Where they stand in the rendered chat; None if not known.
-        can_escape: Tokens that plain text is told apart from.
-
-    Raises:
-        BadRow: If one of them can't be told apart, or not all of them were located.
+        renderer: The template.
     """
-    same = next((text for text in found if text not in can_escape), None)
-    if same is not None:
-        raise BadRow(
-            DropReason.UNESCAPABLE, f"{same!r} in a message gives the same tokens as the template's own marker"
-        )
-    if places is None or len(places) != len(found):
-        raise BadRow(
-            DropReason.UNESCAPABLE, f"{found[0]!r} stands where the template does more than print a message's text"
-        )
 
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self.tokenizer = renderer.tokenizer
 
-def plain_tokenizer(backend: Tokenizer, control: frozenset[str]) -> Tokenizer:
-    """A copy whose control tokens are all special: with `encode_special_tokens` set, it reads them as plain text.
+    def find(self, messages: Iterable[Message]) -> list[str]:
+        """Every occurrence of control text in all that messages hold."""
+        return [found for message in messages for text in _texts(message) for found in self.pattern.findall(text)]
 
-    The flag is not kept by a pickle, so it is set where the copy is used.
-    """
-    parts = json.loads(backend.to_str())
-    for token in parts["added_tokens"]:
-        token["special"] = token["special"] or token["content"] in control
-    copy = Tokenizer.from_str(json.dumps(parts))
-    copy.no_padding()
-    copy.no_truncation()
-    return copy
+    def locate(self, chat: RenderedChat) -> list[Span]:
+        """The spans of control text in the contents of a rendered chat.
+
+        Raises:
+            BadRow: If it reads as the template's own, or stands outside of the contents.
+        """
+        found, spans = self.find(chat.messages), None
+        if chat.contents is not None:
+            spans = [hit.span() for start, end in chat.contents for hit in self.pattern.finditer(chat.text, start, end)]
+        same = next((text for text in found if text not in self._escapable), None)
+        if same is not None:
+            raise BadRow(
+                DropReason.UNESCAPABLE, f"{same!r} in a message gives the same tokens as the template's own marker"
+            )
+        if found and (spans is None or len(spans) != len(found)):
+            raise BadRow(
+                DropReason.UNESCAPABLE, f"{found[0]!r} stands where the template does more than print a message's text"
+            )
+        return spans or []
+
+    @cached_property
+    def markers(self) -> list[str]:
+        """Markers that the template writes, such as `<|im_start|>` or `[INST]`."""
+        question: list[Message] = [{"role": "user", "content": SENTINEL}]
+        answered = [*question, {"role": "assistant", "content": SENTINEL}]
+        rendered = (self.renderer.prompt_text(question) + self.renderer.text(answered)).replace(SENTINEL, " ")
+        return sorted(set(MARKER.findall(rendered)))
+
+    @cached_property
+    def texts(self) -> frozenset[str]:
+        """All control texts: the tokenizer's special tokens, named (eos, bos, ...) or only added, and the markers."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        return frozenset({*self.tokenizer.all_special_tokens, *special, *self.markers} - {""})
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches any control text, the longest first."""
+        texts = sorted(self.texts, key=lambda text: (-len(text), text))
+        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+
+    @cached_property
+    def ids(self) -> frozenset[int]:
+        """Token ids of the control texts that are one token."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset(number for number, token in added if token.content in self.texts)
+
+    @cached_property
+    def escaping_tokenizer(self) -> Tokenizer:
+        """A copy of the tokenizer with every control token special: `encode_special_tokens` makes it read them as text.
+
+        A pickle does not keep that flag, so it is set where the copy is used.
+        """
+        parts = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for token in parts["added_tokens"]:
+            token["special"] = token["special"] or token["content"] in self.texts
+        copy = Tokenizer.from_str(json.dumps(parts))
+        copy.no_padding()
+        copy.no_truncation()
+        return copy
+
+    @cached_property
+    def _escapable(self) -> frozenset[str]:
+        """Texts that are one token: plain text that spells them has other tokens."""
+        return frozenset(token.content for token in self.tokenizer.added_tokens_decoder.values())
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts of a value, at any depth, but for keys."""
+    """All texts of a value at any depth, without keys."""
     for item in value.values() if isinstance(value, dict) else value:
         if isinstance(item, str):
             yield item

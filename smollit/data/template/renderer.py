@@ -1,176 +1,244 @@
-"""Renders messages with a chat template, and learns by probes how the template prints a message of each role."""
+"""Renderer: messages -> text by a chat template, with the span of each message's content in it.
 
-from collections.abc import Callable
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, NoReturn
+A content is never searched for in the text. The chat is rendered once more with a private-use character on either side
+of each content: if nothing else of the text changes, these characters show where the contents are.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import chain
+from typing import NamedTuple, NoReturn
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
+from smollit.data.template.jinja import Span, render_text, render_with_blocks
 
-SENTINEL = "\ue000answer\ue001"  # private-use characters: no template prints this text by itself
+SENTINEL = "\ue000content\ue001"  # private-use characters: no template prints this text by itself
+PRIVATE = range(0xE000, 0xF900)
 MAX_SKELETONS = 10_000
-Span = tuple[int, int]  # characters [start, end)
+Skeleton = list[str]  # what a template writes before, between and after the contents of a chat
 
 
 class Shape(NamedTuple):
     """How a template prints the messages of one role.
 
     Args:
-        fit: What it does to the content: nothing, or a strip on one or both sides.
-        end: What stands right behind the content and belongs to the turn, such as `<|im_end|>`, without blanks at
-            its end; None where the next turn could not be told apart.
+        fit: What it does to the content: nothing, or a strip at one or both ends.
+        end: What follows the content and belongs to the turn, such as `<|im_end|>`, without trailing whitespace; None
+            if it can't be separated from the next turn.
     """
 
     fit: Callable[[str], str]
     end: str | None
 
 
+class RenderedChat(NamedTuple):
+    """A chat as text.
+
+    Args:
+        messages: The messages; an assistant turn and the turn that continues it are joined to one.
+        text: The rendered text.
+        contents: The span of each message's content; None if the template does more than print contents.
+        blocks: The spans of its `{% generation %}` blocks.
+        given: By index of a joined message, the number of its characters that the first of the turns gave.
+    """
+
+    messages: list[Message]
+    text: str
+    contents: list[Span] | None
+    blocks: list[Span]
+    given: dict[int, int]
+
+
 class Renderer:
     """A chat template as a function from messages to text.
 
     Args:
-        tokenizer: Whose special tokens the template may use.
-        text: The Jinja template.
+        tokenizer: The tokenizer whose special tokens the template may use.
+        source: The Jinja template.
         name: What errors call the template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, name: str = "the chat template") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, name: str) -> None:
         self.tokenizer = tokenizer
-        self.text = text
+        self.source = source
         self.name = name
-        self.skeletons: dict[tuple[str, ...] | None, list[str]] = {}  # by the roles of a chat's messages
+        self._skeletons: dict[tuple[str, ...], Skeleton] = {}  # by the roles of a chat's messages
         self._shapes: dict[str, Shape | None] = {}
 
-    def keep_skeleton(self, roles: tuple[str, ...], skeleton: list[str]) -> None:
-        """Remember what the template writes round the contents of messages of these roles."""
-        if len(self.skeletons) < MAX_SKELETONS:
-            self.skeletons[roles] = skeleton
+    def render(
+        self, messages: list[Message], *, with_blocks: bool = False, like: RenderedChat | None = None
+    ) -> RenderedChat:
+        """A chat as text, with the spans of its contents.
 
-    def render(self, messages: list[Message], generation_prompt: bool = False) -> str:
-        """The text of the messages, with the header of the next answer if `generation_prompt`.
-
-        Raises:
-            BadRow: If the template fails on them.
-        """
-        return self._render(messages, generation_prompt, blocks=False)[0]
-
-    def render_blocks(self, messages: list[Message]) -> tuple[str, list[Span]]:
-        """The text of the messages, and the spans of its `{% generation %}` blocks.
+        Args:
+            messages: The messages.
+            with_blocks: Whether to find the spans of generation blocks too.
+            like: A rendered chat that differs in its last message only: its spans are reused.
 
         Raises:
-            BadRow: If the template fails on them.
+            BadRow: If the template fails on the messages.
         """
-        return self._render(messages, generation_prompt=False, blocks=True)
+        text, blocks = self._render(messages, with_blocks=with_blocks)
+        contents = self._reuse(like, messages[-1], text) if like else None
+        return RenderedChat(messages, text, contents or self._locate(messages, text), blocks, {})
+
+    def text(self, messages: list[Message], *, generation_prompt: bool = False) -> str:
+        """The text of the messages, with the header of the next assistant turn if `generation_prompt`.
+
+        Raises:
+            BadRow: If the template fails on the messages.
+        """
+        return self._render(messages, generation_prompt=generation_prompt)[0]
 
     def prompt_text(self, messages: list[Message]) -> str:
-        """What the model is given at inference: the messages and the header of the next answer."""
-        return self.render(messages, generation_prompt=True)
+        """What the model is given at inference: the messages and the header of the next assistant turn."""
+        return self.text(messages, generation_prompt=True)
 
     @cached_property
     def generation_prompt(self) -> str:
-        """The header of the next answer; empty if the template can't give it."""
+        """The header of the next assistant turn; empty if the template can't render it."""
         question: list[Message] = [{"role": "user", "content": SENTINEL}]
-        without, text = self.render(question), self.prompt_text(question)
+        without, text = self.text(question), self.prompt_text(question)
         return text[len(without) :] if text.startswith(without) else text
 
-    @property
-    def has_generation_prompt(self) -> bool:
-        """Whether the template can give the header of the next answer."""
-        return self.generation_prompt != ""
-
     def turn_end(self) -> str:
-        """The marker that ends an answer, such as `<|im_end|>`; empty if the template has none.
+        """The marker that ends an assistant turn, such as `<|im_end|>`; empty if the template has none.
 
         Raises:
-            BadRow: If the template can't render a question and an answer.
+            BadRow: If the template can't render a user turn and an assistant turn.
         """
         shape = self.shape("assistant")
         if shape is None or shape.end is None:
-            self.render(_probes("assistant", "b")[0])  # where it fails, this says why
-            self.refuse("does not print the text of an answer as it is, or with blanks cut off")
+            self.text(_probes("assistant", "b")[0])  # if this fails, its error gives the reason
+            self.refuse("does not print the text of an assistant turn unchanged or stripped of whitespace")
         return shape.end.strip()
 
     def shape(self, role: str) -> Shape | None:
-        """How messages of a role are printed; None if it can't be told."""
+        """How messages of a role are printed; None if probes can't show it."""
         if role not in self._shapes:
             found = map(self._try_shape, _probes(role, SENTINEL))
             self._shapes[role] = next(filter(None, found), None)
         return self._shapes[role]
 
+    def body(self, message: Message) -> str | None:
+        """The content of a message as the template prints it; None if that is not known."""
+        shape = self.shape(message["role"])
+        return shape.fit(message["content"]) if shape else None
+
     def refuse(self, what: str) -> NoReturn:
-        """Raise BadRow on the row that is at hand."""
+        """Raise BadRow for the current row."""
         raise BadRow(DropReason.REFUSED_BY_TEMPLATE, f"{self.name} {what}")
 
-    def _try_shape(self, chat: list[Message]) -> Shape | None:
-        """How the message whose content is SENTINEL is printed; None if the template fails or rewrites it."""
-        place = next(index for index, message in enumerate(chat) if message["content"] == SENTINEL)
-
-        def printed(content: str) -> str:
-            return self.render([*chat[:place], {**chat[place], "content": content}, *chat[place + 1 :]])
-
+    def _render(
+        self, messages: list[Message], *, generation_prompt: bool = False, with_blocks: bool = False
+    ) -> tuple[str, list[Span]]:
         try:
-            text, blanks = printed(SENTINEL), printed(f" {SENTINEL} ")
-        except BadRow:
-            return None
-        before, found, behind = text.partition(SENTINEL)
-        fits: dict[str, Callable[[str], str]] = {
-            f"{before} {SENTINEL} {behind}": str,
-            f"{before}{SENTINEL}{behind}": str.strip,
-            f"{before}{SENTINEL} {behind}": str.lstrip,
-            f"{before} {SENTINEL}{behind}": str.rstrip,
-        }
-        if not found or blanks not in fits:
-            return None
-        return Shape(fits[blanks], behind.rstrip() if place == len(chat) - 1 else None)
-
-    def _render(self, messages: list[Message], generation_prompt: bool, blocks: bool) -> tuple[str, list[Span]]:
-        chat = [_without_train(message) for message in messages]
-        try:
-            if not blocks and not any(len(message) > 2 for message in chat):
-                return self._render_plain(chat, generation_prompt), []
-            rendered: Any = render_jinja_template(
-                [chat],
-                chat_template=self.text,
-                add_generation_prompt=generation_prompt,
-                return_assistant_tokens_mask=blocks,
-                **self._special,
-            )
+            if with_blocks:
+                return render_with_blocks(self.source, messages, self._special_tokens)
+            prompt = generation_prompt
+            return render_text(self.source, messages, self._special_tokens, generation_prompt=prompt), []
         except Exception as error:  # a template may fail in any way that Jinja and Python know
             raise BadRow(
                 DropReason.REFUSED_BY_TEMPLATE, f"{self.name} fails with {type(error).__name__}: {error}"
             ) from error
-        texts, spans = rendered
-        return texts[0], spans[0] if blocks else []
-
-    def _render_plain(self, chat: list[Message], generation_prompt: bool) -> str:
-        """As transformers renders messages of a role and a text, without its care for all that others may hold."""
-        template, known = _compiled(self.text)
-        given = {"messages": chat, "tools": None, "documents": None, "add_generation_prompt": generation_prompt}
-        # As Template.render does, but for its walks through all globals on each call.
-        environment = template.environment
-        context = environment.context_class(
-            environment, {**known, **given, **self._special}, template.name, template.blocks
-        )
-        return environment.concat(template.root_render_func(context))
 
     @cached_property
-    def _special(self) -> dict[str, Any]:
+    def _special_tokens(self) -> dict[str, str]:
         return self.tokenizer.special_tokens_map
 
+    def _try_shape(self, chat: list[Message]) -> Shape | None:
+        """How the message whose content is SENTINEL is printed; None if the template fails on it or rewrites it."""
+        index = next(index for index, message in enumerate(chat) if message["content"] == SENTINEL)
 
-@lru_cache
-def _compiled(text: str) -> tuple[Any, dict[str, Any]]:
-    """A compiled template and its globals; not kept in a Renderer, which is pickled."""
-    template: Any = _compile_jinja_template(text)
-    return template, dict(template.globals)
+        def printed(content: str) -> str:
+            return self.text([*chat[:index], {**chat[index], "content": content}, *chat[index + 1 :]])
+
+        try:
+            text, spaced = printed(SENTINEL), printed(f" {SENTINEL} ")
+        except BadRow:
+            return None
+        before, found, after = text.partition(SENTINEL)
+        fits: dict[str, Callable[[str], str]] = {
+            f"{before} {SENTINEL} {after}": str,
+            f"{before}{SENTINEL}{after}": str.strip,
+            f"{before}{SENTINEL} {after}": str.lstrip,
+            f"{before} {SENTINEL}{after}": str.rstrip,
+        }
+        if not found or spaced not in fits:
+            return None
+        return Shape(fits[spaced], after.rstrip() if index == len(chat) - 1 else None)
+
+    def _locate(self, messages: list[Message], text: str) -> list[Span] | None:
+        """The span of each content in `text`; None if it can't be verified.
+
+        The skeleton of a chat is kept by its roles: the next chat of these roles whose text is that skeleton round
+        its own contents needs no second render.
+        """
+        fitted = [self.body(message) for message in messages]
+        bodies = [body for body in fitted if body is not None]
+        if len(bodies) < len(messages):
+            return None
+        roles = None if any(map(has_extras, messages)) else tuple(message["role"] for message in messages)
+        known = self._skeletons.get(roles) if roles else None
+        if known and text == "".join(chain.from_iterable(zip(known, [*bodies, ""], strict=True))):
+            return _spans_between(known, bodies)
+        skeleton = self._find_skeleton(messages, bodies, text)
+        if skeleton and roles and len(self._skeletons) < MAX_SKELETONS:
+            self._skeletons[roles] = skeleton
+        return _spans_between(skeleton, bodies) if skeleton else None
+
+    def _find_skeleton(self, messages: list[Message], bodies: list[str], text: str) -> Skeleton | None:
+        """What the template writes round the contents of a chat; None if the render with marks is another text."""
+        left, right = unused_characters(text)
+        marked_bodies = [f"{left}{body}{right}" for body in bodies]
+        try:
+            marked = self.text([{**m, "content": body} for m, body in zip(messages, marked_bodies, strict=True)])
+        except BadRow:
+            return None
+        before, *parts = marked.split(left)
+        if len(parts) != len(messages) or right in before or marked.replace(left, "").replace(right, "") != text:
+            return None
+        found = [part.partition(right) for part in parts]
+        if any(inside != body or right in after for (inside, _, after), body in zip(found, bodies, strict=True)):
+            return None
+        return [before, *(after for _, _, after in found)]
+
+    def _reuse(self, chat: RenderedChat, last: Message, text: str) -> list[Span] | None:
+        """The spans of `chat`, if `text` is its text with the content of `last` in place of its last content."""
+        body = self.body(last)
+        if chat.contents is None or body is None:
+            return None
+        start, end = chat.contents[-1]
+        if text != chat.text[:start] + body + chat.text[end:]:
+            return None
+        return [*chat.contents[:-1], (start, start + len(body))]
 
 
-def _without_train(message: Message) -> Message:
-    """The message as at inference: whether it is trained is no business of the template's."""
-    return {key: value for key, value in message.items() if key != "train"} if "train" in message else message
+def has_extras(message: Message) -> bool:
+    """Whether a message has more than a role and a text, such as tool calls, which the template may print."""
+    return len(message) > 2 + ("train" in message)
+
+
+def unused_characters(text: str) -> tuple[str, str]:
+    """Two private-use characters that the text does not contain."""
+    free: Iterator[str] = (chr(code) for code in PRIVATE if chr(code) not in text)
+    left, right = next(free, None), next(free, None)
+    if left is None or right is None:
+        raise BadRow(DropReason.REFUSED_BY_TEMPLATE, "the text contains every private-use character from U+E000 on")
+    return left, right
+
+
+def _spans_between(skeleton: Skeleton, bodies: list[str]) -> list[Span]:
+    """The spans of contents between the parts of a skeleton."""
+    spans, cursor = [], 0
+    for before, body in zip(skeleton, bodies, strict=False):
+        start = cursor + len(before)
+        cursor = start + len(body)
+        spans.append((start, cursor))
+    return spans
 
 
 def _probes(role: str, content: str) -> list[list[Message]]:

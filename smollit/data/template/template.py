@@ -1,260 +1,260 @@
-"""Messages -> segments of rendered text and their token ids, with what of it is trained.
+"""ChatTemplate: conversation -> rendered text -> loss spans -> segments -> token ids.
 
-One rule for chats and pairs, training and generation: the rendered text is cut at the borders of what is trained and
-each segment is tokenised by itself. So the tokens before an answer are exactly those that the generation prompt gives,
-and the tokens of the answer are its own.
+The rendered text is cut where a loss span starts and ends, and each segment is tokenized by itself. So the tokens
+before a response are exactly those that the generation prompt gives at inference, and the tokens of the response are
+its own. Chats and pairs, training and generation follow this one rule.
 """
 
 from datetime import date
-from importlib.resources import files
-from pathlib import Path
-from typing import NamedTuple
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Message, Preference
-from smollit.data.template.control import check_escapable, control_spans, find_control
-from smollit.data.template.loss_spans import Chat, Proven, Way, lay_out, lay_out_like, trained_spans
-from smollit.data.template.probe import choose_way
-from smollit.data.template.renderer import Renderer, Span
-from smollit.data.template.system import change_default_system, default_system
-from smollit.data.template.tokenize import Segment, TokenRenderer
-
-__all__ = ["ChatTemplate", "Rendered", "Segment", "load_template"]
-TRAINED, CONTEXT = True, False
-TrainOn = str | tuple[str, ...]
-
-
-class Rendered(NamedTuple):
-    """A rendered chat, cut.
-
-    Args:
-        chat: What was rendered, and where the contents stand.
-        segments: Its text up to the end of what is trained last.
-        special: Number of special tokens that the template writes into these segments; None if not known.
-    """
-
-    chat: Chat
-    segments: list[Segment]
-    special: int | None
-
-    def context(self) -> list[Segment]:
-        """The segments that are not trained: of a pair, its prompt."""
-        return [segment for segment in self.segments if not segment.trained]
-
-    def trained(self) -> list[Segment]:
-        """The segments that are trained: of a pair, its answer."""
-        return [segment for segment in self.segments if segment.trained]
+from smollit.data.template.control import ControlText
+from smollit.data.template.jinja import read_source
+from smollit.data.template.loss_spans import (
+    Headers,
+    LossSpan,
+    LossSpanFinder,
+    SpanSource,
+    TrainOn,
+    join_continued,
+    messages_with_loss,
+)
+from smollit.data.template.probe import SystemTurn, change_default_system, choose_span_source, find_default_system
+from smollit.data.template.renderer import RenderedChat, Renderer, Shape
+from smollit.data.template.tokenize import Segment, SegmentedRow, SegmentTokenizer, cut_at
 
 
-class ChatTemplate(TokenRenderer):
-    """Renders messages, knows which characters are to be trained, and tokenises.
+class ChatTemplate:
+    """Renders chats, finds the characters whose tokens count in the loss, and tokenizes.
 
     Args:
-        tokenizer: Whose special tokens the template may use.
-        text: The Jinja template.
+        tokenizer: The tokenizer, whose special tokens the template may use.
+        source: The Jinja template.
         name: What errors call the template.
-        way: How answers are found.
+        span_source: What shows where an assistant turn starts.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, text: str, name: str = "the chat template", way: Way = "prefix"
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        source: str,
+        *,
+        name: str = "the chat template",
+        span_source: SpanSource = "prefix",
     ) -> None:
-        super().__init__(tokenizer, text, name)
-        self.way = way
+        self.tokenizer = tokenizer
+        self.source = source
+        self.name = name
+        self.span_source = span_source
+        self._renderer = Renderer(tokenizer, source, name)
+        self._finder = LossSpanFinder(self._renderer, span_source)
+        self.control = ControlText(self._renderer)
+        self._tokens = SegmentTokenizer(tokenizer, self.control)
 
-    def segments(
-        self, conversation: Conversation, train_on: TrainOn = "assistant", has_control: bool = True
-    ) -> Rendered:
-        """The rendered chat up to the end of its last trained message, cut at the borders of what is trained.
+    # ---- The way of a row
+
+    def segment_chat(
+        self, conversation: Conversation, train_on: TrainOn = "assistant", *, has_control: bool = True
+    ) -> SegmentedRow:
+        """A chat, rendered and cut at its loss spans.
 
         Args:
-            conversation: What to render.
-            train_on: What is trained.
-            has_control: Whether control text must be looked for in the messages: false if there is known to be none.
+            conversation: The chat.
+            train_on: Which messages count in the loss.
+            has_control: Whether to look for control text in the messages: false if they are known to have none.
 
         Raises:
-            BadRow: If the template can't render it, nothing is trained, or what is trained can't be proven.
+            BadRow: If the template can't render it, no message counts in the loss, or a span can't be verified.
         """
-        messages, given = join_continued(conversation.messages)
-        wanted = wanted_messages(messages, train_on)
+        chat = self.render(conversation.messages)
+        return self._cut(chat, self.loss_spans(chat, train_on), has_control=has_control)
+
+    def segment_pair(self, pair: Preference, *, has_control: bool = True) -> SegmentedRow:
+        """The chats with the chosen and with the rejected response, of which only the responses count in the loss.
+
+        Args:
+            pair: The pair.
+            has_control: As for `segment_chat`.
+
+        Raises:
+            BadRow: As `segment_chat`.
+        """
+        chosen = self.render([*pair.prompt, pair.chosen])
+        rejected = self.render([*pair.prompt, pair.rejected], like=chosen)
+        last = [len(chosen.messages) - 1]
+        verified: Headers = {}
+        rows = [
+            self._cut(chat, self._finder.find(chat, last, verified), has_control=has_control)
+            for chat in (chosen, rejected)
+        ]
+        prompt, other = ([segment for segment in row.segments if not segment.in_loss] for row in rows)
+        if prompt != other:
+            self._renderer.refuse("renders another prompt before `rejected` than before `chosen`")
+        first, second = ([segment for segment in row.segments if segment.in_loss] for row in rows)
+        segments = (
+            *prompt,
+            *(segment._replace(branch="chosen") for segment in first),
+            *(segment._replace(branch="rejected") for segment in second),
+        )
+        return SegmentedRow((chosen, rejected), segments, tuple(number for row in rows for number in row.num_special))
+
+    def segment_text(self, text: str) -> SegmentedRow:
+        """A plain text after BOS, if the tokenizer puts one before texts by itself, and before EOS, if it has one.
+
+        Its control text is kept: people write chats out as text, with their control tokens.
+        """
+        bos, eos = str(self.tokenizer.bos_token or ""), str(self.tokenizer.eos_token or "")
+        before = [Segment(bos, False)] if self._tokens.adds_bos and not text.startswith(bos) else []
+        after = [Segment(eos, True)] if eos and not text.endswith(eos) else []
+        return SegmentedRow(segments=(*before, Segment(text, True), *after))
+
+    def render(self, messages: list[Message], *, like: RenderedChat | None = None) -> RenderedChat:
+        """A chat as text, with the spans of its contents.
+
+        Args:
+            messages: The messages. An assistant turn that follows another continues it.
+            like: A rendered chat that differs in its last message only: its spans are reused.
+
+        Raises:
+            BadRow: If the template fails on the messages.
+        """
+        joined, given = join_continued(messages)
+        chat = self._renderer.render(joined, with_blocks=self.span_source == "markers", like=like)
+        return chat._replace(given=given) if given else chat
+
+    def loss_spans(self, chat: RenderedChat, train_on: TrainOn = "assistant") -> list[LossSpan]:
+        """The characters of a rendered chat that count in the loss, of one message each.
+
+        Args:
+            chat: The rendered chat.
+            train_on: `assistant` (all its turns), `last` (its last turn), or roles; a message's own `train` overrides.
+
+        Raises:
+            BadRow: If no message counts in the loss, or a span can't be found or verified.
+        """
+        wanted = messages_with_loss(chat.messages, train_on)
         if not wanted:
-            raise BadRow(DropReason.NO_LOSS_TOKENS, f"no message is to be trained (`data.train_on` is {train_on!r})")
-        return self._cut(lay_out(self, messages, self.way), wanted, given, Proven({}), has_control)
+            raise BadRow(DropReason.NO_LOSS_TOKENS, f"no message counts in the loss: `data.train_on` is {train_on!r}")
+        return self._finder.find(chat, wanted)
 
-    def pair_segments(self, pair: Preference, has_control: bool = True) -> tuple[Rendered, Rendered]:
-        """The chats with the chosen and with the rejected answer, of which only the answers are trained.
+    def tokenize(self, segments: list[Segment]) -> list[list[int]]:
+        """Token ids of each segment by itself; special tokens that an escaped segment spells are plain text."""
+        return self._tokens.tokenize(segments)
 
-        Args:
-            pair: What to render.
-            has_control: As for `segments`.
+    def verify_special_tokens(self, row: SegmentedRow, ids: list[list[int]]) -> None:
+        """Refuse a row unless it has exactly the special tokens that the template writes.
 
         Raises:
-            BadRow: As `segments`.
+            BadRow: If a message's text and the template's make a special token together.
         """
-        chosen, given = join_continued([*pair.prompt, pair.chosen])
-        rejected, _ = join_continued([*pair.prompt, pair.rejected])
-        wanted, proven = [len(chosen) - 1], Proven({})
-        chat = lay_out(self, chosen, self.way)
-        other = lay_out_like(self, chat, rejected[-1], self.way)
-        first, second = (self._cut(each, wanted, given, proven, has_control) for each in (chat, other))
-        if first.context() != second.context():
-            self.refuse("renders another prompt before `rejected` than before `chosen`")
-        return first, second
+        self._tokens.verify_special(row, ids)
 
-    def _cut(self, chat: Chat, wanted: list[int], given: dict[int, int], proven: Proven, has_control: bool) -> Rendered:
-        spans = trained_spans(self, chat, wanted, self.way, proven)
-        places = self._control_places(chat) if has_control or given else []  # joined turns may make control text
-        segments, cursor = [], 0
-        for index, (start, end) in zip(wanted, spans, strict=True):
-            start = self._behind(chat, index, given[index]) if index in given else start
+    def _cut(self, chat: RenderedChat, spans: list[LossSpan], *, has_control: bool) -> SegmentedRow:
+        """The text up to the end of the last span, cut where spans and control text start and end."""
+        control = self.control.locate(chat) if has_control or chat.given else []  # joined turns may make control text
+        segments: list[Segment] = []
+        cursor = 0
+        for start, end, message in spans:
             assert cursor <= start <= end, (self.name, cursor, start, end)
-            segments += cut_at(chat.text, (cursor, start), CONTEXT, index, places)
-            segments += cut_at(chat.text, (start, end), TRAINED, index, places)
+            segments += cut_at(chat.text, (cursor, start), Segment("", False, message), control)
+            segments += cut_at(chat.text, (start, end), Segment("", True, message), control)
             cursor = end
-        return Rendered(chat, segments, self._special_expected(chat, cursor))
+        return SegmentedRow((chat,), tuple(segments), (self._tokens.count_written(chat, cursor),))
 
-    def _control_places(self, chat: Chat) -> list[Span]:
-        """Where control text stands in the rendered chat.
+    # ---- What users of a template ask
 
-        Raises:
-            BadRow: If it can't be told apart from the template's own.
-        """
-        found = find_control(self.control, chat.messages)
-        places = None if chat.contents is None else control_spans(self.control, chat.text, chat.contents)
-        if found:
-            check_escapable(found, places, self.can_escape)
-        return places or []
+    def prompt_text(self, messages: list[Message]) -> str:
+        """What the model is given at inference: the messages and the header of the next assistant turn."""
+        return self._renderer.prompt_text(messages)
 
-    def _special_expected(self, chat: Chat, end: int) -> int | None:
-        """Number of special tokens that the template writes between the contents, up to character `end`."""
-        if chat.contents is None:
-            return None
-        total, cursor = 0, 0
-        for start, stop in chat.contents:
-            if start >= end:
-                break
-            total += self.count_written(chat.text[cursor:start])
-            cursor = stop
-        return total + self.count_written(chat.text[cursor:end])
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text by itself. The tokenizer adds no special tokens: the template has them."""
+        return self._tokens.encode(texts)
 
-    def _behind(self, chat: Chat, index: int, given: int) -> int:
-        """Where an answer goes on behind its first `given` characters."""
-        if chat.contents is None:
-            self.refuse(f"changes the text of messages[{index}], which continues a given text")
-        start, end = chat.contents[index]
-        content = chat.messages[index]["content"]
-        trimmed = 0 if content.startswith(chat.text[start:end]) else len(content) - len(content.lstrip())
-        return start + max(0, given - trimmed)
+    def token_ends(self, segment: Segment) -> list[int]:
+        """Where each token of a segment ends, in characters."""
+        return self._tokens.token_ends(segment)
+
+    def shape(self, role: str) -> Shape | None:
+        """How messages of a role are printed; None if probes can't show it."""
+        return self._renderer.shape(role)
+
+    def turn_end(self) -> str:
+        """The marker that ends an assistant turn, such as `<|im_end|>`; empty if the template has none."""
+        return self._renderer.turn_end()
+
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a response: the template's end-of-turn token first, then the tokenizer's eos."""
+        ids = self.encode([self.turn_end()])[0] if self.turn_end() else []
+        stops = ids if len(ids) == 1 else []
+        eos = self.tokenizer.eos_token_id
+        return [*stops, *([eos] if eos is not None and eos not in stops else [])]
+
+    def split_markers(self) -> list[str]:
+        """Markers of the template that the tokenizer splits into several tokens."""
+        markers = self.control.markers
+        return [marker for marker, ids in zip(markers, self.encode(markers), strict=True) if len(ids) > 1]
+
+    @cached_property
+    def default_system(self) -> SystemTurn | None:
+        """The system turn that the template adds to chats without one; None if it adds none."""
+        return find_default_system(self._renderer)
 
     def default_system_text(self) -> str:
         """The system text that the template adds to chats without one; empty if it adds none."""
-        block = default_system(self)
-        return block.text if block else ""
+        return self.default_system.text if self.default_system else ""
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Hash of all of the tokenizer that changes tokens."""
+        return self._tokens.hash
 
     @property
     def cache_text(self) -> str:
-        """What renders depend on: the source, and today's date if the template prints it."""
-        return self.text + (date.today().isoformat() if self.prints_date else "")
+        """What rendered texts depend on: the source, and today's date if the template prints it."""
+        return self.source + (date.today().isoformat() if self._prints_date else "")
 
     @property
-    def prints_date(self) -> bool:
-        """Whether another day gives other text."""
-        return "strftime_now" in self.text
+    def _prints_date(self) -> bool:
+        return "strftime_now" in self.source
 
     def notes(self) -> list[str]:
-        """What users should be told of the template once per run."""
-        how = "its generation markers" if self.way == "markers" else "rendering the turns before them"
-        lines = [f"{self.name}: answers are found by {how}, and proven on every row"]
+        """What users should know about the template, once per run."""
+        how = "its generation markers" if self.span_source == "markers" else "rendering the turns before them"
+        lines = [f"{self.name}: assistant turns are found by {how}, and verified on every row"]
         if self.default_system_text():
             lines.append(
                 f"{self.name} adds the system text {self.default_system_text()!r} to chats without one:"
                 " `data.default_system` can drop or replace it"
             )
-        if self.prints_date:
-            lines.append(f"{self.name} prints today's date: tokens are made anew each day")
+        if self._prints_date:
+            lines.append(f"{self.name} prints today's date: the data is tokenized again each day")
         return lines
 
 
-def wanted_messages(messages: list[Message], train_on: TrainOn) -> list[int]:
-    """Indices of the messages to train: `assistant`, the `last` assistant turn, or roles; a message's own `train` wins.
-
-    Two assistant turns in a row are one turn, so `messages` must be joined.
-    """
-    roles = {"assistant"} if train_on == "last" else {train_on} if isinstance(train_on, str) else set(train_on)
-    found = [index for index, message in enumerate(messages) if message["role"] in roles]
-    found = found[-1:] if train_on == "last" else found
-    return [index for index, message in enumerate(messages) if message.get("train", index in found)]
-
-
-def join_continued(messages: list[Message]) -> tuple[list[Message], dict[int, int]]:
-    """Assistant turns that continue the one before as one message, and how many characters of it were given."""
-    joined: list[Message] = []
-    given: dict[int, int] = {}
-    for message in messages:
-        if not joined or message["role"] != "assistant" or joined[-1]["role"] != "assistant":
-            joined.append(message)
-            continue
-        before = {key: value for key, value in joined[-1].items() if key != "train"}
-        given[len(joined) - 1] = len(before["content"])
-        joined[-1] = {**before, **message, "content": before["content"] + message["content"]}
-    return joined, given
-
-
-def cut_at(text: str, span: Span, trained: bool, message: int, places: list[Span]) -> list[Segment]:
-    """The characters [start, end) as one segment, or as several round the places of control text."""
-    segments, (cursor, end) = [], span
-    for start, stop in places:
-        if cursor <= start and stop <= end:
-            segments += [
-                Segment(text[cursor:start], trained, message),
-                Segment(text[start:stop], trained, message, True),
-            ]
-            cursor = stop
-    segments.append(Segment(text[cursor:end], trained, message))
-    return [segment for segment in segments if segment.text]
-
-
 def load_template(
-    tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: bool = True, default_system: str = "keep"
+    tokenizer: PreTrainedTokenizerBase, choice: str, *, allow_default: bool = True, default_system: str = "keep"
 ) -> ChatTemplate:
-    """The template that `choice` names, once it is known how to find answers in it.
+    """The template that `choice` names, once probes show how to find loss spans in it.
 
     Args:
-        tokenizer: Whose own template `auto` takes.
+        tokenizer: The tokenizer; `auto` uses its own template.
         choice: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
         allow_default: Whether `auto` may fall back on ChatML.
-        default_system: Of the system text that the template adds to chats without one: `keep`, `drop`, or another
-            text in its place.
+        default_system: What happens to the system text that the template adds to chats without one: `keep`, `drop`,
+            or another text to replace it.
 
     Raises:
         ValueError: If the file is missing, the tokenizer has no template and none may be assumed, or the template
             is unsound.
     """
-    text, name = _source(tokenizer, choice, allow_default)
-    renderer = Renderer(tokenizer, text, name)
-    way = choose_way(renderer)
-    if default_system == "keep":
-        return ChatTemplate(tokenizer, text, name, way)
-    return ChatTemplate(tokenizer, change_default_system(renderer, default_system), name, way)
-
-
-def _source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: bool) -> tuple[str, str]:
-    """The template's text, and what errors call it."""
-    if choice == "auto" and tokenizer.chat_template:
-        return tokenizer.get_chat_template(), "the tokenizer's chat template"
-    if choice == "auto" and not allow_default:
-        raise ValueError(
-            "the tokenizer has no chat template: start from a folder that an SFT run exported (it has one),"
-            " or set `data.chat_template` to chatml or a Jinja file"
-        )
-    if choice in ("auto", "chatml", "article"):
-        name = "chatml" if choice == "auto" else choice
-        text = (files("smollit.data") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
-        return text, f"the chat template {name}"
-    if not Path(choice).is_file():
-        raise ValueError(
-            f"`data.chat_template` must be auto, chatml, article or a Jinja file, and {choice!r} is no file"
-        )
-    return Path(choice).read_text(encoding="utf-8"), f"the chat template {choice}"
+    source, name = read_source(tokenizer, choice, allow_default)
+    renderer = Renderer(tokenizer, source, name)
+    span_source = choose_span_source(renderer)
+    if default_system != "keep":
+        source = change_default_system(renderer, default_system)
+    return ChatTemplate(tokenizer, source, name=name, span_source=span_source)
