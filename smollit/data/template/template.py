@@ -160,8 +160,8 @@ class ChatTemplate:
         cursor = 0
         for start, end, message in spans:
             assert cursor <= start <= end, (self.name, cursor, start, end)
-            segments += cut_at(chat.text, (cursor, start), Segment("", False, message), control)
-            segments += cut_at(chat.text, (start, end), Segment("", True, message), control)
+            segments += cut_at(chat.text, (cursor, start), control, in_loss=False, message=message)
+            segments += cut_at(chat.text, (start, end), control, in_loss=True, message=message)
             cursor = end
         return SegmentedRow((chat,), tuple(segments), (self._tokens.count_written(chat, cursor),))
 

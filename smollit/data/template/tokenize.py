@@ -144,15 +144,15 @@ class SegmentTokenizer:
         return self._special_counts[text]
 
 
-def cut_at(text: str, span: Span, like: Segment, control: list[Span]) -> list[Segment]:
-    """The characters of a span as one segment like `like`, or as several around control text, which is escaped."""
+def cut_at(text: str, span: Span, control: list[Span], *, in_loss: bool, message: int) -> list[Segment]:
+    """The characters of a span as one segment, or as several around control text, which is escaped."""
     segments, (cursor, end) = [], span
     for start, stop in control:
         if cursor <= start and stop <= end:
-            segments.append(like._replace(text=text[cursor:start]))
-            segments.append(like._replace(text=text[start:stop], escaped=True))
+            segments.append(Segment(text[cursor:start], in_loss, message))
+            segments.append(Segment(text[start:stop], in_loss, message, escaped=True))
             cursor = stop
-    segments.append(like._replace(text=text[cursor:end]))
+    segments.append(Segment(text[cursor:end], in_loss, message))
     return [segment for segment in segments if segment.text]
 
 
