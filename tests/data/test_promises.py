@@ -308,7 +308,7 @@ def test_other_roles_must_be_listed(tmp_path: Path) -> None:
 def test_roles_that_are_listed_but_not_trained_are_explained(tmp_path: Path) -> None:
     """The next mistake of somebody whose roles are Customer and Agent: nothing is trained, and `train_on` says why."""
     chat = [{"role": "Customer", "content": "q"}, {"role": "Agent", "content": "a"}]
-    with pytest.raises(ValueError, match=r"(?s)no message is to be trained.*What to do: .*change `data\.train_on`"):
+    with pytest.raises(ValueError, match=r"(?s)no message counts in the loss.*What to do: .*change `data\.train_on`"):
         one_chat(tmp_path, chat, extra_roles=["Customer", "Agent"])
     assert spans(one_chat(tmp_path, chat, extra_roles=["Customer", "Agent"], train_on=["Agent"])) == [["a" + END]]
 

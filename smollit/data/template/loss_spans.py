@@ -46,11 +46,17 @@ def messages_with_loss(messages: list[Message], train_on: TrainOn) -> list[int]:
     Args:
         messages: The messages, with assistant turns that follow each other joined.
         train_on: `assistant` (all its turns), `last` (its last turn), or roles.
+
+    Raises:
+        BadRow: If there are none.
     """
     roles = {"assistant"} if train_on == "last" else {train_on} if isinstance(train_on, str) else set(train_on)
     found = [index for index, message in enumerate(messages) if message["role"] in roles]
     found = found[-1:] if train_on == "last" else found
-    return [index for index, message in enumerate(messages) if message.get("train", index in found)]
+    wanted = [index for index, message in enumerate(messages) if message.get("train", index in found)]
+    if not wanted:
+        raise BadRow(DropReason.NO_LOSS_TOKENS, f"no message counts in the loss: `data.train_on` is {train_on!r}")
+    return wanted
 
 
 class LossSpanFinder:

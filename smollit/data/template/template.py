@@ -10,7 +10,6 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Message, Preference
 from smollit.data.template.control import ControlText
 from smollit.data.template.jinja import read_source
@@ -54,8 +53,6 @@ class ChatTemplate:
         self._finder = LossSpanFinder(self._renderer, span_source)
         self.control = ControlText(self._renderer)
         self._tokens = SegmentTokenizer(tokenizer, self.control)
-
-    # ---- The way of a row
 
     def segment_chat(
         self, conversation: Conversation, train_on: TrainOn = "assistant", *, has_control: bool = True
@@ -136,10 +133,7 @@ class ChatTemplate:
         Raises:
             BadRow: If no message counts in the loss, or a span can't be found or verified.
         """
-        wanted = messages_with_loss(chat.messages, train_on)
-        if not wanted:
-            raise BadRow(DropReason.NO_LOSS_TOKENS, f"no message counts in the loss: `data.train_on` is {train_on!r}")
-        return self._finder.find(chat, wanted)
+        return self._finder.find(chat, messages_with_loss(chat.messages, train_on))
 
     def tokenize(self, segments: list[Segment]) -> list[list[int]]:
         """Token ids of each segment by itself; special tokens that an escaped segment spells are plain text."""
@@ -164,8 +158,6 @@ class ChatTemplate:
             segments += cut_at(chat.text, (start, end), control, in_loss=True, message=message)
             cursor = end
         return SegmentedRow((chat,), tuple(segments), (self._tokens.count_written(chat, cursor),))
-
-    # ---- What users of a template ask
 
     def prompt_text(self, messages: list[Message]) -> str:
         """What the model is given at inference: the messages and the header of the next assistant turn."""
@@ -216,11 +208,7 @@ class ChatTemplate:
     @property
     def cache_text(self) -> str:
         """What rendered texts depend on: the source, and today's date if the template prints it."""
-        return self.source + (date.today().isoformat() if self._prints_date else "")
-
-    @property
-    def _prints_date(self) -> bool:
-        return "strftime_now" in self.source
+        return self.source + (date.today().isoformat() if "strftime_now" in self.source else "")
 
     def notes(self) -> list[str]:
         """What users should know about the template, once per run."""
@@ -231,7 +219,7 @@ class ChatTemplate:
                 f"{self.name} adds the system text {self.default_system_text()!r} to chats without one:"
                 " `data.default_system` can drop or replace it"
             )
-        if self._prints_date:
+        if self.cache_text != self.source:
             lines.append(f"{self.name} prints today's date: the data is tokenized again each day")
         return lines
 
