@@ -104,7 +104,9 @@ def pick_rows(options: argparse.Namespace, folder: Path) -> tuple[Path, int]:
     data.prepare_data()
     data.setup("fit")
     examples, lengths = data.examples["train"], data.examples["train"].lengths
-    whole = [(lengths[index], examples[index]["row"]) for index in range(len(examples)) if not examples[index]["cut"]]
+    whole = [
+        (length, examples[index]["row"]) for index, length in enumerate(lengths) if not examples[index]["truncated"]
+    ]
     if len(whole) < NUM_EXAMPLES:
         raise ValueError(f"{len(whole)} of {len(rows)} rows fit into {options.max_length} tokens: raise `--max_length`")
     picked = spread(sorted(whole))

@@ -263,7 +263,7 @@ def smollit_step(module: FineTuningModule, data: ChatDataModule, setting: Settin
     )
     trainer.fit(module, datamodule=data)
     logged = {name.removeprefix("train/"): value.item() for name, value in trainer.callback_metrics.items()}
-    return logged | {"trained_tokens": data.reports["train"].trained}
+    return logged | {"trained_tokens": data.reports["train"].loss_tokens}
 
 
 # ---- the comparison

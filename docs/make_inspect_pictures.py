@@ -17,8 +17,8 @@ from rich.console import Console
 
 from smollit.commands.inspect.inspect import inspect
 from smollit.commands.inspect.view import SplitView
+from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.encoding.report import make_report
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.types import Kind
 from smollit.data.sources.source import load_source
@@ -69,7 +69,7 @@ def make_view(
     )
     examples = rows.map(encoder, batched=True, with_indices=True, remove_columns=rows.column_names)
     good = examples.filter(lambda problem: problem == "", input_columns="problem")
-    return SplitView(split, len(rows), rows.__getitem__, encoder, good, make_report(examples))
+    return SplitView(split, len(rows), rows.__getitem__, encoder, good, count_examples(examples))
 
 
 def same_answers(row: Row) -> Row:

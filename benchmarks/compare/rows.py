@@ -58,7 +58,7 @@ def select_rows(
         if size is not None and len(rows) < num_rows:
             rows.append(row)
             sizes.append(size)
-            num_cut += bool(example["cut"])
+            num_cut += bool(example["truncated"])
     if len(rows) < num_rows:
         raise ValueError(f"{len(rows)} of {len(candidates)} rows of {dataset} can be used, and {num_rows} are needed")
     return Selection(rows, sizes, num_usable, num_alike, num_cut)

@@ -1,21 +1,24 @@
 """ChatDataModule: tokenized examples in packed or padded batches, in an order of their own each epoch."""
 
+import logging
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from smollit.batch import Batch
 from smollit.data.batching.collate import collate_chats, collate_pairs, collate_prompts
 from smollit.data.batching.dataset import Examples
 from smollit.data.batching.loaders import Collate, batch_loader, stream_loader
+from smollit.data.batching.packing import fill_rate
 from smollit.data.batching.sampler import BatchSampler, Order, Position
 from smollit.data.batching.streaming import Stream, StreamingExamples
-from smollit.data.encoding.telling import tell_packing
 from smollit.data.sources.mixture import Part
 from smollit.data.tokenized import TokenizedDataModule, check_at_least
 
+log = logging.getLogger("smollit.data")
 Packing = Literal["auto", "on", "off"]
 
 
@@ -109,7 +112,7 @@ class ChatDataModule(TokenizedDataModule):
         if self.streaming:
             return self._stream()
         sampler = self.sampler()
-        tell_packing(sampler, self.packing)
+        self._log_packing(sampler)
         return batch_loader(self._examples("train"), sampler, self.collate, self.num_workers, self.seed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -167,6 +170,23 @@ class ChatDataModule(TokenizedDataModule):
             position=self.position,
         )
         return stream_loader(examples, self.collate, self.num_workers, self.seed)
+
+    @rank_zero_only
+    def _log_packing(self, sampler: BatchSampler) -> None:
+        """Log whether sequences are packed, and how full they are."""
+        if self.packing == "off":
+            return
+        if not self.packs:
+            log.info("packing: off (auto), since this machine has no GPU")
+            return
+        packed, capacity = sampler.rows(), self.pack_length
+        log.info(
+            "packing: on, %s examples in %s sequences of %s positions, fill rate %.1f%%",
+            f"{sum(map(len, packed)):,}",
+            f"{len(packed):,}",
+            f"{capacity:,}",
+            100 * fill_rate(sampler.lengths, packed, capacity),
+        )
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -1,5 +1,6 @@
 """TokenizedDataModule: the rows of every split, tokenized once into an Arrow cache. Batches: datamodule.py."""
 
+import logging
 import os
 from dataclasses import fields
 from functools import partial
@@ -7,12 +8,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smollit.data.batching.dataset import Examples
-from smollit.data.encoding.encoder import ControlText, EncodeOptions, Truncate
-from smollit.data.encoding.prepared import Prepared, prepare
+from smollit.data.encoding.cache import EncodedPart, find_part
+from smollit.data.encoding.encoder import ControlText, EncodeOptions
 from smollit.data.encoding.report import Report, write_reports
-from smollit.data.encoding.telling import describe_template, tell_same_rows
+from smollit.data.encoding.truncate import Truncate
 from smollit.data.formats.detect import FormatName
 from smollit.data.formats.types import Kind
 from smollit.data.sources.mixture import Part
@@ -20,6 +22,7 @@ from smollit.data.sources.splits import Splits, label
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.data.template.tokenize import load_tokenizer
 
+log = logging.getLogger("smollit.data")
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 SOURCE_SETTINGS = ("dataset", "train_split", "format", "columns", "extra_roles")
 TEMPLATE_SETTINGS = ("tokenizer_name", "chat_template", "add_tokens", "default_system")
@@ -126,7 +129,7 @@ class TokenizedDataModule(LightningDataModule):
         self.examples: dict[str, Examples] = {}  # by split: train, val or val/<name>, test, predict
         self.reports: dict[str, Report] = {}  # by split; of several parts, one for each
         self._template: ChatTemplate | None = None
-        self._parts: dict[str, Prepared] = {}
+        self._parts: dict[str, EncodedPart] = {}
 
     # ---- what modules read
 
@@ -147,7 +150,7 @@ class TokenizedDataModule(LightningDataModule):
             self._template = load()
             if self.add_tokens and tokenizer.add_tokens(self._template.split_markers(), special_tokens=True):
                 self._template = load()  # what it knew of the tokenizer has changed
-            describe_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
+            _log_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
         return self._template
 
     @property
@@ -191,7 +194,7 @@ class TokenizedDataModule(LightningDataModule):
         if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
             write_reports(self.reports, Path(self.trainer.default_root_dir))
 
-    def parts(self, split: str) -> dict[str, list[Prepared]]:
+    def parts(self, split: str) -> dict[str, list[EncodedPart]]:
         """The parts of `train`, `val`, `test` or `predict`, with their rows found and their formats detected."""
         return {
             key: [
@@ -200,27 +203,27 @@ class TokenizedDataModule(LightningDataModule):
             for key, parts in self.splits.parts(split).items()
         }
 
-    def _cached_parts(self, split: str) -> dict[str, list[Prepared]]:
+    def _cached_parts(self, split: str) -> dict[str, list[EncodedPart]]:
         """The parts that the cache holds; of a streamed split, none."""
         return {} if split == "train" and self.streaming else self.parts(split)
 
-    def _find(self, name: str, part: Part, streaming: bool) -> Prepared:
+    def _find(self, name: str, part: Part, streaming: bool) -> EncodedPart:
         """Find a part once: val, test and predict may share it."""
         key = f"{part} {streaming}"
         if key not in self._parts:
-            self._parts[key] = prepare(
-                name,
+            self._parts[key] = find_part(
                 part,
-                self.template,
-                self.encode_options,
-                self.extra_roles,
-                self.cache_dir,
-                self.seed,
-                streaming,
+                label=name,
+                template=self.template,
+                options=self.encode_options,
+                extra_roles=self.extra_roles,
+                cache_dir=self.cache_dir,
+                seed=self.seed,
+                streaming=streaming,
             )
         return self._parts[key]
 
-    def _load(self, key: str, parts: list[Prepared]) -> None:
+    def _load(self, key: str, parts: list[EncodedPart]) -> None:
         """Load the examples of all parts of a split."""
         loaded = [part.load(self.max_dropped_share) for part in parts]
         self.reports |= {
@@ -235,7 +238,7 @@ class TokenizedDataModule(LightningDataModule):
         """Warn if validation says nothing about new rows."""
         train = set(self.examples["train"].keys) if "train" in self.examples else set()
         if any(train & set(rows.keys) for key, rows in self.examples.items() if key.startswith("val")):
-            tell_same_rows()
+            _warn_of_same_rows()
 
 
 def check_at_least(least: int, **values: int | None) -> None:
@@ -247,3 +250,30 @@ def check_at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < least:
             raise ValueError(f"`data.{name}` must be at least {least}, got {value}")
+
+
+@rank_zero_only
+def _log_template(template: ChatTemplate, is_default: bool) -> None:
+    """Log what a user may not expect of the template."""
+    if is_default:
+        log.info("the tokenizer has no chat template: ChatML is used")
+    for note in template.notes():
+        log.info("%s", note)
+    eos, end = template.tokenizer.eos_token, template.turn_end()
+    if eos and end and eos not in end:
+        log.info("assistant turns end with %s, not with the tokenizer's eos %s: both stop generation", end, eos)
+    split = template.split_markers()
+    if split:
+        log.warning(
+            "the chat template's markers %s are several tokens each for this tokenizer, which small models learn"
+            " badly. Set `data.chat_template` to chatml, whose markers are single tokens",
+            ", ".join(split),
+        )
+
+
+@rank_zero_only
+def _warn_of_same_rows() -> None:
+    log.warning(
+        "validation uses the training rows. To split one data set, set e.g. `data.train_split` to train[:95%] and"
+        " `data.val_split` to train[95%:]; or set `data.val_split` to null"
+    )

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from smollit.data.encoding.report import Report
 from smollit.models.sharding import unwrap
 
 CHECKPOINTING = {False: "off", True: "on", "selective": "selective"}
@@ -46,13 +47,14 @@ def describe(trainer: Trainer, module: Any) -> dict[str, str]:
     }
 
 
-def describe_rows(reports: dict[str, Any]) -> str:
-    """Rows, tokens and trained share of all parts of the training split."""
+def describe_rows(reports: dict[str, Report]) -> str:
+    """Rows, tokens and fraction of loss tokens of all parts of the training split."""
     train = [report for name, report in reports.items() if name.split(":")[0] == "train"]
     if not train:
         return "unknown"
-    kept, tokens, trained = (sum(getattr(report, name) for report in train) for name in ("kept", "tokens", "trained"))
-    return f"{kept:,} rows, {tokens:,} tokens, {trained / max(tokens, 1):.1%} trained"
+    kept, tokens = sum(report.kept for report in train), sum(report.tokens for report in train)
+    loss_tokens = sum(report.loss_tokens for report in train)
+    return f"{kept:,} rows, {tokens:,} tokens, {loss_tokens / max(tokens, 1):.1%} trained"
 
 
 def check_lengths(trainer: Trainer, module: Any) -> None:

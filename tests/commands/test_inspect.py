@@ -21,10 +21,10 @@ from smollit.commands.inspect.advice import count_ends, find_all, repeats_prompt
 from smollit.commands.inspect.histogram import draw, draw_lengths
 from smollit.commands.inspect.inspect import inspect
 from smollit.commands.inspect.rows import show_row, special_places, trained_spans, turns, visible
+from smollit.commands.inspect.shown import Piece, Shown, show
 from smollit.commands.inspect.view import SplitView
+from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.encoding.report import make_report
-from smollit.data.encoding.shown import Piece, Shown
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.types import Conversation, Preference
 from smollit.data.template.template import load_template
@@ -61,7 +61,7 @@ def make(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[..., SplitView]:
         columns = {column: [row[column] for row in rows] for column in rows[0]}
         examples = Dataset.from_dict(encoder(columns, list(range(len(rows)))))
         good = examples.filter(lambda problem: problem == "", input_columns="problem")
-        return SplitView(name, len(rows), rows.__getitem__, encoder, good, make_report(examples), **more)
+        return SplitView(name, len(rows), rows.__getitem__, encoder, good, count_examples(examples), **more)
 
     return make_view
 
@@ -203,7 +203,7 @@ def test_long_texts_lose_their_middle(tiny_tokenizer: PreTrainedTokenizerBase) -
 def test_special_tokens_are_told_by_their_ids(make: Callable[..., SplitView]) -> None:
     """A message that spells the end marker: the spelt one is text, the template's own is special."""
     view = make([chat("What does <|im_end|> mean?", "It ends a turn.")])
-    shown = view.encoder.show(view.row(0), 0)
+    shown = show(view.encoder, view.row(0), 0)
     for piece in shown.pieces:
         spelt = [piece.text[start:end] for start, end in special_places(piece, view.encoder.template.tokenizer)]
         ids = [token for token in piece.ids if token in (0, 1, 2)]
@@ -234,7 +234,7 @@ def test_shown_ids_are_those_of_the_example(make: Callable[..., SplitView], max_
     view = make([chat(QUESTION, ANSWER, "Thanks!", "You are welcome, ask me any time.")], max_length)
     shown, cached = ids_shown(look(view, row=0, ids=True)), view.examples[0]["input_ids"]
     assert shown[: len(cached)] == cached
-    assert len(shown) - len(cached) <= 1 and view.examples[0]["cut"] == (max_length == 30)
+    assert len(shown) - len(cached) <= 1 and view.examples[0]["truncated"] == (max_length == 30)
     trained = " ".join(re.findall(r"⟦([\d ]+)⟧", look(view, row=0, ids=True)))
     spans = view.examples[0]["spans"]
     expected = [cached[start:end] for start, end in zip(spans[::2], spans[1::2], strict=True)]
@@ -283,7 +283,7 @@ def test_problems_are_the_rows_that_were_changed_or_dropped(mixed: SplitView) ->
     assert rows_of(said) == [1, 2, 3] and "3 of 5 were dropped, cut or escaped" in said
     assert "dropped, empty response" in said and "{-" in said
     report = mixed.report
-    assert len(mixed.problems()) == report.rows - report.kept + report.cut + report.control
+    assert len(mixed.problems()) == report.rows - report.kept + report.truncated + report.control
 
 
 def test_find_looks_at_rendered_text(mixed: SplitView) -> None:
@@ -392,7 +392,7 @@ def test_the_histogram_holds_every_row(make: Callable[..., SplitView]) -> None:
     bars = [(patch.get_x(), patch.get_height()) for patch in axes.patches]  # type: ignore[attr-defined]
     assert sum(height for _, height in bars) == 40
     labels = [text.get_text() for text in axes.get_legend().get_texts()]  # type: ignore[union-attr]
-    cut = view.report.cut
+    cut = view.report.truncated
     assert labels == [f"whole ({40 - cut} rows)", f"cut ({cut} rows)", "max_length 40"] and 0 < cut < 40
 
 
@@ -433,7 +433,7 @@ def test_the_pictures_of_the_docs(tmp_path: Path) -> None:
     """All four, and each shows what it is for; nothing is loaded from elsewhere."""
     pictures = {path.stem: path.read_text(encoding="utf-8") for path in load_script().draw_all(tmp_path)}
     texts = {name: re.sub(r"<[^>]+>", "", svg).replace("&#160;", " ") for name, svg in pictures.items()}
-    assert "trainable tokens" in texts["inspect_chat"]
+    assert "loss tokens" in texts["inspect_chat"]
     assert "prompt, shared by both answers" in texts["inspect_pair"]
     assert "are several tokens each" in texts["inspect_article"]
     assert "training refuses this split: in all 200 pairs" in texts["inspect_broken"]

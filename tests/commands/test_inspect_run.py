@@ -8,6 +8,7 @@ import datasets
 import pytest
 
 from smollit.commands.inspect.run import views
+from smollit.commands.inspect.shown import show
 from smollit.data import ChatDataModule, Part, PreferenceDataModule
 from smollit.data.encoding import cache
 
@@ -46,7 +47,7 @@ def test_views_have_the_examples_and_rows_of_training(tmp_path: Path) -> None:
     data.setup("fit")
     (train,), (val,) = found["train"], found["val"]
     assert train.examples["input_ids"][:] == data.examples["train"].rows["input_ids"][:]
-    shown = val.encoder.show(val.row(1), 1)
+    shown = show(val.encoder, val.row(1), 1)
     assert "f" in "".join(piece.text for piece in shown.pieces if piece.state == "trained")
 
 
@@ -93,4 +94,4 @@ def test_a_stream_can_be_looked_at(tmp_path: Path) -> None:
     data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdef")), streaming=True)
     (view,) = views(data)["train"]
     assert view.num_rows == 4
-    assert "trained" in {piece.state for piece in view.encoder.show(view.row(0), 0).pieces}
+    assert "trained" in {piece.state for piece in show(view.encoder, view.row(0), 0).pieces}

@@ -200,7 +200,7 @@ def test_a_build_that_dies_leaves_nothing(
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache, "make_report", die)
+    monkeypatch.setattr(cache, "count_examples", die)
     with pytest.raises(KeyboardInterrupt):
         cache.build(source, encoder, tmp_path / "cache" / "key", None)
     assert list((tmp_path / "cache").iterdir()) == []

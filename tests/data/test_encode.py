@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data.encoding.encoder import COLUMNS, EncodeOptions, Encoder
-from smollit.data.encoding.report import Report, check_report, make_report
+from smollit.commands.inspect.shown import show
+from smollit.data.encoding.counts import count_examples
+from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.report import Report, verify_report
+from smollit.data.encoding.steps import TOKEN_COLUMNS as COLUMNS
 from smollit.data.formats.detect import Format, FormatName, recognise
 from smollit.data.formats.types import Kind
 from smollit.data.sources.raw import RAW
@@ -52,7 +55,7 @@ def encode(encoder: Encoder, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def report(encoder: Encoder, rows: list[dict[str, Any]]) -> Report:
-    return make_report(Dataset.from_list(encode(encoder, rows)))
+    return count_examples(Dataset.from_list(encode(encoder, rows)))
 
 
 @pytest.fixture
@@ -90,7 +93,7 @@ def test_a_chat_whose_answer_is_cut_away_is_dropped_and_counted(make: Any, words
     assert (seen.kept, seen.dropped) == (0, {"no loss tokens": 1})
     assert seen.drops()[0].startswith("1 of 1 rows dropped, no loss tokens: row 0: ")
     with pytest.raises(ValueError, match=r"raise `data\.max_length`"):
-        check_report(seen, "train", 1.0)
+        verify_report(seen, "train", 1.0)
 
 
 # case: mask-06
@@ -98,14 +101,14 @@ def test_the_kept_part_of_a_cut_answer_stays_trained(make: Any, words: Any) -> N
     """Prompt 6, answer 8, room for 4: exactly 4 trained tokens, and no end that was not there."""
     (example,) = encode(make("chat", 10, bare=True), [chat(words(6), words(8))])
     assert example["spans"] == [6, 10]
-    assert (example["trained"], example["cut"], len(example["input_ids"])) == (4, True, 10)
+    assert (example["loss_tokens"], example["truncated"], len(example["input_ids"])) == (4, True, 10)
 
 
 # case: mask-08
 def test_the_share_of_trained_tokens_is_reported(make: Any, words: Any) -> None:
     """1 row of 10 prompt and 4 answer tokens: 4 / 14 = 28.6 %."""
     seen = report(make("chat", bare=True), [chat(words(10), words(4))])
-    assert "trainable tokens 4 / 14 (28.6%)" in seen.summary("train")
+    assert "loss tokens 4 / 14 (28.6%)" in seen.summary("train")
 
 
 # case: data-09
@@ -122,7 +125,7 @@ def test_the_first_token_of_a_row_is_never_trained(make: Any, words: Any) -> Non
     """An answer of 3 tokens at the start: token 0 has no prefix, so 2 are trained; of 1 token: nothing."""
     rows = [{"messages": [assistant(words(3)), user("x")]}, {"messages": [assistant(words(1)), user("x")]}]
     first, second = encode(make("chat", bare=True), rows)
-    assert (first["spans"], first["trained"]) == ([1, 3], 2)
+    assert (first["spans"], first["loss_tokens"]) == ([1, 3], 2)
     assert second["problem"] == "no loss tokens"
 
 
@@ -138,7 +141,7 @@ def test_cutting_clips_spans_and_nothing_else(make: Any, words: Any, lengths: li
     spans = zip(example["spans"][::2], example["spans"][1::2], strict=True)
     trained = {place for start, end in spans for place in range(start, end)}
     assert trained == {place for place, flag in enumerate(flags) if flag}
-    assert example["trained"] == sum(flags)
+    assert example["loss_tokens"] == sum(flags)
     assert example["length"] == len(example["input_ids"]) == max(trained, default=-1) + 1
 
 
@@ -250,14 +253,14 @@ def test_shown_pieces_are_the_example(make: Any, kind: Kind, truncate: str) -> N
     for max_length in (12, 30, 60, 90, 500):
         encoder = make(kind, max_length, truncate=truncate)
         (example,) = encode(encoder, [row])
-        shown = encoder.show({RAW: json.dumps(row)}, 0)
+        shown = show(encoder, {RAW: json.dumps(row)}, 0)
         assert shown.problem == example["problem"]
         if example["problem"]:
             continue
         kept = [token for piece in shown.pieces if piece.state != "cut" for token in piece.ids]
         assert kept == [token for name in COLUMNS[kind] if name != "spans" for token in example[name]]
-        assert example["trained"] == sum(len(piece.ids) for piece in shown.pieces if piece.state == "trained")
-        assert any(piece.state == "cut" for piece in shown.pieces) == example["cut"] == (max_length < 200)
+        assert example["loss_tokens"] == sum(len(piece.ids) for piece in shown.pieces if piece.state == "trained")
+        assert any(piece.state == "cut" for piece in shown.pieces) == example["truncated"] == (max_length < 200)
 
 
 def test_shown_pieces_have_roles_and_notes(make: Any) -> None:
@@ -344,9 +347,9 @@ def test_the_message_on_too_many_drops_says_what_to_do(make: Any, words: Any) ->
     """2 of 4 rows are dropped: share 0.5."""
     rows = [pair(words(20), "a", "b"), pair("q", "a", ""), pair("q", "a", "b"), pair("q", "c", "d")]
     seen = report(make("preference", 16), rows)
-    check_report(seen, "train", 0.5)
+    verify_report(seen, "train", 0.5)
     with pytest.raises(ValueError, match="2 of 4 rows of split train can't be used") as caught:
-        check_report(seen, "train", 0.49)
+        verify_report(seen, "train", 0.49)
     assert "What to do: raise `data.max_length`, or fix the rows, or raise `data.max_dropped_share` above 0.5" in str(
         caught.value
     )
@@ -356,13 +359,13 @@ def test_a_set_of_equal_pairs_is_refused_with_the_reason(make: Any) -> None:
     """Margin 0 for ever: the loss is -log(1/2) = ln 2."""
     seen = report(make("preference"), [pair("q", "a", "a"), pair("r", "b", "b")])
     with pytest.raises(ValueError, match=r"in all 2 pairs of split val, .* ln 2 = 0.6931"):
-        check_report(seen, "val", 1.0)
+        verify_report(seen, "val", 1.0)
 
 
 def test_equal_pairs_beside_a_few_bad_rows_are_refused_with_the_same_reason(make: Any) -> None:
     seen = report(make("preference"), [pair("q", "a", "a"), pair("r", "b", "b"), pair("q", "", "b")])
     with pytest.raises(ValueError, match=r"in 2 of 3 pairs of split val, .* ln 2 = 0.6931"):
-        check_report(seen, "val", 1.0)
+        verify_report(seen, "val", 1.0)
 
 
 def test_when_the_template_refuses_all_rows_it_is_named_as_the_reason(
@@ -376,7 +379,7 @@ def test_when_the_template_refuses_all_rows_it_is_named_as_the_reason(
     rows = [{"messages": [user("a"), {"role": "tool", "content": "x"}, assistant("b")]}] * 2
     encoder = Encoder(load_template(tiny_tokenizer, str(path)), EncodeOptions("chat", 64), usual_format("chat"))
     with pytest.raises(ValueError, match=r"mine\.jinja") as caught:
-        check_report(report(encoder, rows), "train", 1.0)
+        verify_report(report(encoder, rows), "train", 1.0)
     assert "the chat template is the reason: set `data.chat_template`" in str(caught.value)
 
 

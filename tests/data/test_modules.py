@@ -307,7 +307,7 @@ def test_another_length_is_not_served_from_the_cache(tmp_path: Path) -> None:
     """All 6 training rows are longer than 12 tokens, and none is longer than 64."""
     dataset = write(tmp_path / "mine.jsonl", chats(8))
     whole, short = (ready(tmp_path, dataset, max_length=length) for length in (64, 12))
-    assert (whole.reports["train"].cut, short.reports["train"].cut) == (0, 6)
+    assert (whole.reports["train"].truncated, short.reports["train"].truncated) == (0, 6)
     assert max(short.examples["train"].column("length")) == 12 < min(whole.examples["train"].column("length"))
 
 
@@ -419,7 +419,7 @@ def test_every_split_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         ready(tmp_path, write(tmp_path / "mine.jsonl", chats(8)))
     for split, rows in (("all[:75%]", 6), ("all[75%:]", 2)):
-        assert f"{split}: {rows} of {rows} rows, trainable tokens" in caplog.text
+        assert f"{split}: {rows} of {rows} rows, loss tokens" in caplog.text
 
 
 # case: template-04

@@ -9,12 +9,12 @@ from typing import Any
 import datasets
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
+from smollit.data.encoding.prepared import Prepared, prepare
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data import ChatDataModule
 from smollit.data.encoding import prepared
 from smollit.data.encoding.encoder import EncodeOptions
-from smollit.data.encoding.prepared import Prepared, prepare
 from smollit.data.sources import hashes, readers, source
 from smollit.data.sources.mixture import Part
 from smollit.data.template.template import load_template
@@ -56,7 +56,7 @@ def test_a_part_is_tokenised_and_loaded(make: Any) -> None:
 
 
 def test_what_is_not_tokenised_is_not_loaded(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"split train is not tokenised yet: call prepare_data\(\) before setup\(\)"):
+    with pytest.raises(ValueError, match=r"split train is not tokenized yet: call prepare_data\(\) before setup\(\)"):
         make([CHAT]).load(0.1)
 
 

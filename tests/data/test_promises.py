@@ -274,7 +274,7 @@ def test_formats_of_pairs(tmp_path: Path, row: Row) -> None:
 def test_plain_text_is_trained_whole_and_without_a_template(tmp_path: Path) -> None:
     module = ready(tmp_path, write(tmp_path / "one.jsonl", [{"text": "one two three"}]))
     assert whole(module) == ["one two three<|endoftext|>"]
-    assert module.examples["train"].rows[0]["trained"] == module.examples["train"].rows[0]["length"] - 1
+    assert module.examples["train"].rows[0]["loss_tokens"] == module.examples["train"].rows[0]["length"] - 1
 
 
 def test_columns_formats_and_a_system_column(tmp_path: Path) -> None:
@@ -462,7 +462,7 @@ def test_long_chats(tmp_path: Path, bare: Any, truncate: str, length: int | None
         return
     borders = first["spans"]
     assert [end - start for start, end in zip(borders[::2], borders[1::2], strict=True)] == trained
-    assert (first["length"], report.kept, report.cut) == (length, 2, 1)
+    assert (first["length"], report.kept, report.truncated) == (length, 2, 1)
 
 
 # case: data-06

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smollit.data.encoding import tally
-from smollit.data.encoding.report import Report, check_report, make_report, to_json, write_reports
+from smollit.data.encoding.counts import count_examples
+from smollit.data.encoding.report import Report, to_json, verify_report, write_reports
 from smollit.data.formats.drop_reason import DropReason
 
 
@@ -42,13 +43,13 @@ def bad(problem: str, detail: str = "why") -> dict[str, Any]:
 
 
 def report(rows: list[dict[str, Any]]) -> Report:
-    return make_report(Dataset.from_list([row | {"row": number} for number, row in enumerate(rows)]))
+    return count_examples(Dataset.from_list([row | {"row": number} for number, row in enumerate(rows)]))
 
 
 # case: mask-08
 def test_summary_says_what_is_trained() -> None:
     """10 prompt and 4 answer tokens: 4 / 14 = 28.6 %."""
-    assert "train: 1 of 1 rows, trainable tokens 4 / 14 (28.6%)" in report([chat(14, 4)]).summary("train")
+    assert "train: 1 of 1 rows, loss tokens 4 / 14 (28.6%)" in report([chat(14, 4)]).summary("train")
 
 
 # case: data-09
@@ -57,7 +58,7 @@ def test_summary_says_lengths_and_cuts() -> None:
     seen = report([chat(3), chat(5, digest=1), chat(10, full_length=50)])
     assert seen.lengths == {"p50": 5, "p90": 50, "p99": 50, "max": 50}
     assert "lengths p50 5, p90 50, p99 50, max 50, 1/3 truncated; 95% fit in 50" in seen.summary("x")
-    assert (seen.tokens, seen.cut) == (18, 1)
+    assert (seen.tokens, seen.truncated) == (18, 1)
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60))
@@ -86,7 +87,7 @@ def test_dropped_rows_by_cause_with_three_examples_each() -> None:
         "unknown role": ["row 5: why"],
     }
     assert seen.drops()[0] == "4 of 6 rows dropped, empty text: row 0: detail 0; row 1: detail 1; row 2: detail 2"
-    assert seen.dropped_share() == pytest.approx(5 / 6)
+    assert seen.dropped_fraction() == pytest.approx(5 / 6)
 
 
 def test_rows_with_the_same_fault_are_named_together() -> None:
@@ -106,8 +107,8 @@ def test_slices_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_selection_of_examples_is_counted_as_it_stands() -> None:
     """`select` keeps all rows in the table, and an index beside it."""
     rows = Dataset.from_list([chat(length) | {"row": length} for length in (3, 5, 50)])
-    assert make_report(rows.select([2, 0])).lengths["max"] == 50
-    assert make_report(rows.select([1, 0])).tokens == 8
+    assert count_examples(rows.select([2, 0])).lengths["max"] == 50
+    assert count_examples(rows.select([1, 0])).tokens == 8
 
 
 def test_numbers_of_pairs() -> None:
@@ -115,7 +116,7 @@ def test_numbers_of_pairs() -> None:
     seen = report([pair(5, 4, 1, 0.0), pair(6, 2, 2, -1.0), pair(7, 3, 6)])
     assert (seen.chosen_mean, seen.rejected_mean, seen.chosen_longer) == (3.0, 3.0, 1)
     assert (seen.scored, seen.ties, seen.reversed_scores) == (2, 1, 1)
-    assert (seen.tokens, seen.trained, seen.lengths["max"]) == (36, 18, 13)
+    assert (seen.tokens, seen.loss_tokens, seen.lengths["max"]) == (36, 18, 13)
     assert "mean tokens: chosen 3.0, rejected 3.0; 1 of 2 scores are ties" in seen.summary("train")
 
 
@@ -192,29 +193,29 @@ def test_all_pairs_equal_is_refused_with_the_reason() -> None:
     """The step that writes the chosen answer into both columns: the loss would stay at ln 2 = 0.6931."""
     seen = report([pair(3, 2, 2, problem=DropReason.IDENTICAL), pair(3, 2, 2, problem=DropReason.IDENTICAL)])
     with pytest.raises(ValueError, match=r"in all 2 pairs of split train.*0\.6931.*one response into both columns"):
-        check_report(seen, "train", 1.0)
+        verify_report(seen, "train", 1.0)
 
 
 def test_too_many_dropped_rows_are_refused() -> None:
     seen = report([chat(3), bad("null content")])
-    check_report(seen, "train", 0.5)
+    verify_report(seen, "train", 0.5)
     with pytest.raises(ValueError, match=r"1 of 2 rows of split train can't be used.*\n.*null content"):
-        check_report(seen, "train", 0.4)
+        verify_report(seen, "train", 0.4)
 
 
 def test_rows_that_an_option_drops_are_no_reason_to_refuse() -> None:
     """8 of 10 are ties, dropped by `score_ties: drop`: fine. One more row that nobody asked to drop is a tenth."""
     ties = [pair(1, 1, 1, problem=DropReason.TIED, digest=number) for number in range(8)]
     seen = report([*ties, SCORED, pair(1, 1, 1, problem="empty response")])
-    assert seen.dropped_share() == pytest.approx(0.1)
-    check_report(seen, "train", 0.1)
+    assert seen.dropped_fraction() == pytest.approx(0.1)
+    verify_report(seen, "train", 0.1)
     with pytest.raises(ValueError, match="1 of 10 rows of split train can't be used") as error:
-        check_report(seen, "train", 0.09)
+        verify_report(seen, "train", 0.09)
     assert str(error.value).endswith(
         "What to do: fix the rows, or raise `data.max_dropped_share` above 0.1 to continue without these rows"
     )
     with pytest.raises(ValueError, match=r"all 8 rows .*\n.*\nWhat to do: set `data.score_ties` to keep$"):
-        check_report(report(ties), "train", 1.0)
+        verify_report(report(ties), "train", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -223,17 +224,17 @@ def test_rows_that_an_option_drops_are_no_reason_to_refuse() -> None:
 def test_one_row_is_enough_where_an_option_says_error(cause: str, option: str) -> None:
     seen = report([*(chat(3, digest=number) for number in range(99)), bad(cause, "here")])
     with pytest.raises(ValueError, match="1 of 100 rows of split train can't be used:") as error:
-        check_report(seen, "train", 1.0)
+        verify_report(seen, "train", 1.0)
     assert error.match(f"row 99: here\nWhat to do: .*`data.{option}`") and "max_dropped_share" not in str(error.value)
 
 
 def test_a_split_without_rows_is_refused() -> None:
     """No division by the zero rows, and no quantile of nothing."""
-    empty = make_report(Dataset.from_list([chat(3) | {"row": 0}]).select([]))
+    empty = count_examples(Dataset.from_list([chat(3) | {"row": 0}]).select([]))
     assert (empty.rows, empty.kept, empty.keep95, empty.concerns()) == (0, 0, 0, [])
     assert "0 of 0 rows" in empty.summary("train")
     with pytest.raises(ValueError, match="rows of split train can't be used"):
-        check_report(empty, "train", 0.1)
+        verify_report(empty, "train", 0.1)
 
 
 def test_a_report_survives_json() -> None:
@@ -262,5 +263,5 @@ def test_no_row_passes_through_python(monkeypatch: pytest.MonkeyPatch) -> None:
     columns |= dict.fromkeys(("length", "full_length", "trained"), lengths) | {"cut": zeros > 0}
     rows = Dataset.from_dict(columns | dict.fromkeys(("problem", "detail"), [""] * 200_000))
     monkeypatch.setattr(Dataset, "__getitem__", None)
-    seen = make_report(rows)
+    seen = count_examples(rows)
     assert (seen.tokens, seen.keep95, seen.lengths["p50"]) == (2000 * 5050, 95, 50)

@@ -71,7 +71,7 @@ def test_whole_turns_are_cut_from_the_start_and_the_system_text_stays(
     chat = {"messages": [turn("system", words(2)), *(turn(role, words(size)) for role, size in sizes)]}
     example = encode(chat, "chat", max_length, "left-turns")
     assert (example["length"], example["spans"]) == (length, spans)
-    assert (example["cut"], example["full_length"]) == (max_length < 23, 23)
+    assert (example["truncated"], example["full_length"]) == (max_length < 23, 23)
 
 
 def test_a_chat_whose_last_exchange_leaves_no_answer_is_dropped(encode: Encode, words: Any) -> None:
@@ -108,7 +108,7 @@ def test_a_long_prompt_loses_its_first_tokens(encode: Encode, words: Any, tiny_t
     example = encode(row, "preference", 8, "left-turns")
     assert example["prompt_ids"] == tiny_tokenizer.encode(prompt, add_special_tokens=False)[-5:]
     assert [len(example[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")] == [5, 3, 2]
-    assert (example["cut"], example["full_length"], example["length"]) == (True, 13, 10)
+    assert (example["truncated"], example["full_length"], example["length"]) == (True, 13, 10)
     assert encode(row, "preference", 8, "right")["problem"] == "prompt too long"
 
 

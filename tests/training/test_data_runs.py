@@ -218,7 +218,7 @@ def val_sets(folder: Path, kind: str) -> dict[str, Part]:
             for name, split in SETS.items()}  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "unit"), [("sft", "trained"), ("dpo", "kept")])
+@pytest.mark.parametrize(("kind", "unit"), [("sft", "loss_tokens"), ("dpo", "kept")])
 def test_named_sets_have_curves_of_their_own_and_one_over_all(
     kind: str, unit: str, fit: Any, tiny_data: dict[str, Path], tmp_path: Path
 ) -> None:

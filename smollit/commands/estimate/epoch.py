@@ -63,7 +63,7 @@ def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], trainer: Any, 
         trainer: Says how many devices, micro-batches per step, steps and epochs there are.
         attention: Whether padding is computed.
     """
-    sampler, trained = data.sampler(), data.examples["train"].column("trained")
+    sampler, trained = data.sampler(), data.examples["train"].column("loss_tokens")
     rows = [row for batch in batches for row in batch]
     members = [example for row in rows for example in row]
     per_device = _limited(math.ceil(len(batches) / num_devices(trainer)), trainer.limit_train_batches)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from smollit.commands.inspect.view import SplitView
-from smollit.data.encoding.report import check_report, share
+from smollit.data.encoding.report import fraction, verify_report
 from smollit.data.formats.types import Conversation, Preference
 
 NUM_LOOKED_AT = 500  # rows, evenly spread, whose texts are compared
@@ -35,7 +35,7 @@ def find_all(view: SplitView) -> list[Finding]:
 def refusal(view: SplitView) -> list[str]:
     """Why a run would not begin with these rows."""
     try:
-        check_report(view.report, view.name, view.max_dropped_share)
+        verify_report(view.report, view.name, view.max_dropped_share)
     except ValueError as error:
         return [f"training refuses this split: {error}"]
     return []
@@ -88,7 +88,7 @@ def shared_rows(view: SplitView) -> list[str]:
         count, smaller = len(np.intersect1d(here, there)), max(min(len(here), len(there)), 1)
         if count:
             lines.append(
-                f"{share(count, smaller, what)} of the smaller split stand in both {view.name} and {other.name}:"
+                f"{fraction(count, smaller, what)} of the smaller split stand in both {view.name} and {other.name}:"
                 " validation would praise what was learned by heart. Take them out of one of the two"
             )
     return lines
@@ -102,7 +102,7 @@ def repeated_prompts(view: SplitView) -> list[str]:
     if sum(repeats) <= MANY_REPEATS * len(repeats):
         return []
     return [
-        f"in {share(sum(repeats), len(repeats), 'rows that were looked at')} an answer repeats"
+        f"in {fraction(sum(repeats), len(repeats), 'rows that were looked at')} an answer repeats"
         " the question before it says anything: the model would learn to echo. Look at the step that"
         " made this data: answers must not hold the prompt"
     ]

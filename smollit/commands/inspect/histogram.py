@@ -29,7 +29,7 @@ def draw(view: SplitView, path: Path) -> None:
     figure.suptitle(f"{view.name}: {view.report.kept:,} rows", fontsize=14, fontweight="bold")
     draw_lengths(above, view)
     if "spans" in view.examples.column_names:
-        draw_trained(below, view.column("trained"))
+        draw_trained(below, view.column("loss_tokens"))
     else:
         draw_parts(below, {name: _sizes(view, f"{name}_ids") for name in ("prompt", "chosen", "rejected")})
     for axes in (above, below):

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from smollit.commands.inspect.advice import Finding, find_all
 from smollit.commands.inspect.rows import BRACKETS, STYLES, is_plain, say, show_row, visible
+from smollit.commands.inspect.shown import Shown, show
 from smollit.commands.inspect.view import SplitView
-from smollit.data.encoding.shown import Shown
 from smollit.data.sources.raw import RAW
 
 SOURCE_SHOWN = 600  # characters of a row that can't be rendered
@@ -52,7 +52,7 @@ def inspect(
     if row is None:
         say(console, view.report.summary(view.name) + "\n")
     _legend(console)
-    shown = [view.encoder.show(view.row(row), row)] if row is not None else choose(view, num_rows, find, problems)
+    shown = [show(view.encoder, view.row(row), row)] if row is not None else choose(view, num_rows, find, problems)
     for one in shown:
         show_row(console, view.name, one, view.encoder.template.tokenizer, row is not None or find is not None, ids)
         if not one.pieces:  # it never became a chat
@@ -95,7 +95,7 @@ def tell(console: Console, findings: list[Finding]) -> None:
 
 def _holding(view: SplitView, numbers: Iterable[int], find: str | None) -> Iterator[Shown]:
     for number in numbers:
-        shown = view.encoder.show(view.row(number), number)
+        shown = show(view.encoder, view.row(number), number)
         if find is None or find in "".join(piece.text for piece in shown.pieces):
             yield shown
 

@@ -12,7 +12,7 @@ from rich.rule import Rule
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.encoding.shown import Piece, Shown, State
+from smollit.commands.inspect.shown import Piece, Shown, State
 
 STYLES = {"trained": "bold green", "context": "default", "cut": "red strike"}
 DROPPED: dict[State, State] = {"trained": "context", "context": "context", "cut": "cut"}

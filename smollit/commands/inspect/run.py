@@ -5,8 +5,7 @@ from typing import Any
 
 from smollit.commands.inspect.view import SplitView
 from smollit.data import ChatDataModule
-from smollit.data.encoding import cache
-from smollit.data.encoding.prepared import Prepared
+from smollit.data.encoding.cache import EncodedPart
 
 SPLITS = ("train", "val", "test")
 
@@ -27,9 +26,9 @@ def views(data: ChatDataModule) -> dict[str, list[SplitView]]:
     }
 
 
-def _view(part: Prepared, data: ChatDataModule) -> SplitView:
+def _view(part: EncodedPart, data: ChatDataModule) -> SplitView:
     part.build(data.num_proc)
-    examples, report = cache.load(part.folder)
+    examples, report = part.read()
 
     def row(index: int) -> dict[str, Any]:
         return part.source.rows[index]

@@ -43,6 +43,6 @@ class SplitView:
     def problems(self) -> list[int]:
         """Numbers of the rows that were dropped, cut, or had control text escaped, in order."""
         good = self.column("row")
-        changed = good[self.column("cut").astype(bool) | (self.column("control") > 0)]
+        changed = good[self.column("truncated").astype(bool) | (self.column("control") > 0)]
         dropped = np.setdiff1d(np.arange(self.num_rows), good)
         return np.union1d(dropped, changed).astype(int).tolist()

@@ -1,26 +1,126 @@
-"""The Arrow cache of tokenised examples: built once, written atomically, found by a key of all that changes tokens."""
+"""The Arrow cache of examples: each part of a split is encoded once, and found by a key of all that changes tokens."""
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import time
 import uuid
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
-from datasets import Dataset, Features, Sequence, Value, load_from_disk
+from datasets import Dataset, Features, Value, load_from_disk
+from datasets import Sequence as Lists
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from smollit.data.encoding.encoder import COLUMNS, FORMAT_VERSION, Encoder
-from smollit.data.encoding.report import Report, make_report
+from smollit.data.encoding.counts import count_examples
+from smollit.data.encoding.encoder import FORMAT_VERSION, EncodeOptions, Encoder
+from smollit.data.encoding.report import Report, verify_report
+from smollit.data.encoding.steps import TOKEN_COLUMNS
+from smollit.data.formats.detect import recognise
 from smollit.data.formats.drop_reason import DropReason
 from smollit.data.sources.files import malformed, quiet_datasets
+from smollit.data.sources.mixture import Part, load_part
 from smollit.data.sources.raw import RAW
 from smollit.data.sources.source import Source
+from smollit.data.template.template import ChatTemplate
 
+log = logging.getLogger("smollit.data")
+NUM_HEAD_ROWS = 20  # rows by which the format is detected
 PARTIAL = re.compile(r"\..+-[0-9a-f]{32}")  # the name of a build that is not finished
 STALE_SECONDS = 3600  # a build writes every few seconds: one that has not for so long is dead
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """One part of a split, and its examples in the cache.
+
+    Args:
+        label: What logs and reports call it.
+        part: The part as the user names it.
+        source: Its rows.
+        encoder: Rows -> examples.
+        cache_dir: Folder of all encoded data.
+    """
+
+    label: str
+    part: Part
+    source: Source
+    encoder: Encoder
+    cache_dir: Path
+
+    @cached_property
+    def folder(self) -> Path:
+        """Its folder in the cache. A part that is streamed has none: this is not asked for."""
+        return self.cache_dir / cache_key(self.source, self.encoder)
+
+    def build(self, num_proc: int | None) -> None:
+        """Encode it, unless the cache has it.
+
+        Raises:
+            ValueError: If a line of a JSON Lines file is not JSON.
+        """
+        if not self.folder.exists():
+            build(self.source, self.encoder, self.folder, num_proc)
+
+    def read(self) -> tuple[Dataset, Report]:
+        """Its examples and their report, from the cache.
+
+        Raises:
+            ValueError: If the cache does not have it.
+        """
+        if not self.folder.exists():
+            raise ValueError(f"split {self.label} is not tokenized yet: call prepare_data() before setup()")
+        report = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
+        return load_from_disk(str(self.folder / "examples")), Report(**report)
+
+    def load(self, max_dropped_share: float) -> tuple[Dataset, Report]:
+        """Its examples and their report, which is logged.
+
+        Raises:
+            ValueError: If the cache does not have it, or a larger fraction of its rows than allowed can't be used.
+        """
+        examples, report = self.read()
+        _log_report(report, self.label)
+        verify_report(report, self.label, max_dropped_share)
+        return examples, report
+
+
+def find_part(
+    part: Part,
+    *,
+    label: str,
+    template: ChatTemplate,
+    options: EncodeOptions,
+    extra_roles: Sequence[str] = (),
+    cache_dir: Path,
+    seed: int = 0,
+    streaming: bool = False,
+) -> EncodedPart:
+    """Find a part's rows and detect their format; nothing is tokenized yet.
+
+    Args:
+        part: The part as the user names it.
+        label: What logs and reports call it.
+        template: Renders and tokenizes.
+        options: What changes tokens besides rows, tokenizer and template.
+        extra_roles: Roles that messages may have besides the known ones.
+        cache_dir: Folder of all encoded data.
+        seed: Seed of the draw of `max_rows`.
+        streaming: Whether its rows are only streamed.
+
+    Raises:
+        ValueError: If there are no such rows, or no format fits them.
+    """
+    source = load_part(part, seed, cache_dir, streaming)
+    columns, head, where = source.columns(), source.head(NUM_HEAD_ROWS), f"split {part.split} of {part.dataset}"
+    form = recognise(columns, head, options.kind, part.format, part.columns or {}, extra_roles, where)
+    _log_line(f"{label}: {form.describe()}")
+    return EncodedPart(label, part, source, Encoder(template, options, form), cache_dir)
 
 
 def cache_key(source: Source, encoder: Encoder) -> str:
@@ -39,7 +139,7 @@ def cache_key(source: Source, encoder: Encoder) -> str:
 
 
 def build(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) -> None:
-    """Tokenise the rows into `folder`, which appears whole or not at all.
+    """Encode the rows into `folder`, which appears whole or not at all.
 
     Raises:
         ValueError: If a line of a JSON Lines file is not JSON.
@@ -49,34 +149,10 @@ def build(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) 
     temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
-        write_examples(source, encoder, temporary, num_proc)
+        _write(source, encoder, temporary, num_proc)
         publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_examples(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) -> None:
-    """Tokenise the rows into files of an empty folder: examples/ with the good ones, and report.json."""
-    examples = source.rows.map(
-        encoder,
-        batched=True,
-        with_indices=True,
-        num_proc=num_proc if num_proc and num_proc > 1 else None,
-        remove_columns=source.rows.column_names,
-        features=_features(encoder),
-        cache_file_name=str(folder / "all.arrow"),
-        new_fingerprint=folder.name.strip(".")[:32],  # datasets takes no more than 64 characters
-        desc="tokenising",
-    )
-    report = make_report(examples)
-    if DropReason.MALFORMED_JSON in report.dropped and RAW in source.rows.column_names:
-        raise malformed(source.files)
-    with quiet_datasets():
-        kept = examples.filter(_is_good, input_columns="problem", keep_in_memory=False)
-        kept.remove_columns(["problem", "detail"]).save_to_disk(folder / "examples")
-    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
-    for leftover in folder.glob("*.arrow"):
-        leftover.unlink()
 
 
 def publish(temporary: Path, folder: Path) -> None:
@@ -89,17 +165,48 @@ def publish(temporary: Path, folder: Path) -> None:
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove what builds left behind that were killed; never one that is at work."""
+    """Remove what killed builds left over; never a build that is at work."""
     for partial in filter(lambda path: PARTIAL.fullmatch(path.name), parent.iterdir()):
         newest = max(_changed(path) for path in (partial, *partial.rglob("*")))
         if time.time() - newest > STALE_SECONDS:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path) -> tuple[Dataset, Report]:
-    """Examples and report of a built cache."""
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return load_from_disk(str(folder / "examples")), Report(**report)
+def _write(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) -> None:
+    """Encode the rows into files of an empty folder: examples/ with the good ones, and report.json."""
+    examples = source.rows.map(
+        encoder,
+        batched=True,
+        with_indices=True,
+        num_proc=num_proc if num_proc and num_proc > 1 else None,
+        remove_columns=source.rows.column_names,
+        features=_features(encoder),
+        cache_file_name=str(folder / "all.arrow"),
+        new_fingerprint=folder.name.strip(".")[:32],  # datasets takes no more than 64 characters
+        desc="tokenizing",
+    )
+    report = count_examples(examples)
+    if DropReason.MALFORMED_JSON in report.dropped and RAW in source.rows.column_names:
+        raise malformed(source.files)
+    with quiet_datasets():
+        kept = examples.filter(_is_good, input_columns="problem", keep_in_memory=False)
+        kept.remove_columns(["problem", "detail"]).save_to_disk(folder / "examples")
+    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
+    for leftover in folder.glob("*.arrow"):
+        leftover.unlink()
+
+
+def _features(encoder: Encoder) -> Features:
+    kind = encoder.options.kind
+    ids = {name: Lists(Value("int32")) for name in TOKEN_COLUMNS[kind]}
+    numbers = {name: Value("int64") for name in ("length", "full_length", "loss_tokens", "control", "row", "digest")}
+    scores = {"score_gap": Value("float32")} if kind == "preference" else {}
+    texts = {name: Value("string") for name in ("problem", "detail")}
+    return Features(ids | numbers | scores | texts | {"truncated": Value("bool")})
+
+
+def _is_good(problem: str) -> bool:
+    return problem == ""
 
 
 def _changed(path: Path) -> float:
@@ -109,14 +216,13 @@ def _changed(path: Path) -> float:
         return time.time()
 
 
-def _features(encoder: Encoder) -> Features:
-    kind = encoder.options.kind
-    ids = {name: Sequence(Value("int32")) for name in COLUMNS[kind]}
-    numbers = {name: Value("int64") for name in ("length", "full_length", "trained", "control", "row", "digest")}
-    scores = {"score_gap": Value("float32")} if kind == "preference" else {}
-    texts = {name: Value("string") for name in ("problem", "detail")}
-    return Features(ids | numbers | scores | texts | {"cut": Value("bool")})
+@rank_zero_only
+def _log_line(line: str) -> None:
+    log.info("%s", line)
 
 
-def _is_good(problem: str) -> bool:
-    return problem == ""
+@rank_zero_only
+def _log_report(report: Report, label: str) -> None:
+    log.info("%s", report.summary(label))
+    for line in report.warnings(label):
+        log.warning("%s", line)

@@ -1,58 +1,53 @@
-"""What became of a split's rows, in numbers and in words, and when that is too bad to train on."""
+"""Report: what became of a split's rows, in numbers and in sentences, and when it is too bad to train on."""
 
 import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from datasets import Dataset
-
-from smollit.data.encoding.tally import quantile, read_columns
 from smollit.data.formats.drop_reason import DropReason, what_to_do
 
-# Shares above which a person is warned.
-MANY_CUT = 0.05
-MANY_EQUAL = 0.01
-MANY_TIES = 0.05
-MANY_REVERSED = 0.01
-MANY_DUPLICATES = 0.01
-LONGER_MEAN = 1.2  # mean length of chosen over that of rejected
-LONGER_SHARE = 0.6  # share of pairs whose chosen answer is the longer one
+# Fractions above which a user is warned.
+MAX_TRUNCATED = 0.05
+MAX_IDENTICAL = 0.01
+MAX_TIES = 0.05
+MAX_REVERSED = 0.01
+MAX_DUPLICATES = 0.01
+MAX_LENGTH_RATIO = 1.2  # mean length of chosen over that of rejected
+MAX_CHOSEN_LONGER = 0.6
 
 
 @dataclass
 class Report:
-    """What became of the rows of one split. Counts are of kept rows, where nothing else is said.
+    """What became of the rows of one split. Counts are of kept rows unless they say otherwise.
 
     Args:
         rows: Rows that came in.
-        kept: Rows that can be trained.
-        cut: Rows that lost tokens to `max_length`.
-        control: Rows with control tokens spelt in their text.
-        tokens: Tokens; for pairs of the prompt and both answers.
-        trained: Trained tokens.
-        lengths: p50, p90, p99, max of the lengths before any cut, of all rows that have one; for pairs of the prompt
-            and the longer answer, which is what `max_length` is compared with.
-        keep95: The `max_length` that leaves 95 % of those rows whole.
+        kept: Rows that became examples.
+        truncated: Rows that lost turns or tokens to `max_length`.
+        control: Rows with text that spells a control token.
+        tokens: Tokens; for pairs of the prompt and both responses.
+        loss_tokens: Loss tokens.
+        lengths: p50, p90, p99 and max of the lengths before truncation, of all rows that have one; for pairs of the
+            prompt and the longer response, which is what `max_length` is compared with.
+        keep95: The `max_length` that leaves 95% of those rows whole.
         duplicates: Rows that repeat an earlier row of the split; for pairs, its prompt.
-        chosen_mean: Mean tokens of the chosen answers; null for chats.
-        rejected_mean: Mean tokens of the rejected answers; null for chats.
-        chosen_longer: Pairs whose chosen answer is the longer one.
+        chosen_mean: Mean number of tokens of the chosen responses; null for chats.
+        rejected_mean: Mean number of tokens of the rejected responses; null for chats.
+        chosen_longer: Pairs whose chosen response is the longer one.
         scored: Pairs with scores.
         ties: Pairs with equal scores.
-        reversed_scores: Pairs whose rejected answer has the higher score.
-        dropped: Number of rows per cause.
-        examples: Per cause, up to three "row N: what was wrong".
+        reversed_scores: Pairs whose rejected response has the higher score.
+        dropped: Number of dropped rows per reason.
+        examples: Per reason, up to three "row N: what was wrong".
     """
 
     rows: int
     kept: int
-    cut: int
+    truncated: int
     control: int
     tokens: int
-    trained: int
+    loss_tokens: int
     lengths: dict[str, int]
     keep95: int
     duplicates: int
@@ -65,21 +60,21 @@ class Report:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def unwanted(self) -> int:
-        """Rows that were dropped although no option asks for it."""
-        return sum(count for cause, count in self.dropped.items() if not DropReason(cause).is_requested)
+    def unrequested(self) -> int:
+        """Rows that were dropped although no setting asks for it."""
+        return sum(count for reason, count in self.dropped.items() if not DropReason(reason).is_requested)
 
-    def dropped_share(self) -> float:
-        """Share of rows, 0 to 1, that were dropped although no option asks for it."""
-        return self.unwanted() / max(self.rows, 1)
+    def dropped_fraction(self) -> float:
+        """Fraction of rows, 0 to 1, that were dropped although no setting asks for it."""
+        return self.unrequested() / max(self.rows, 1)
 
     def summary(self, split: str) -> str:
         """Rows, tokens and lengths in two lines; a third for pairs."""
         quantiles = ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
         lines = [
-            f"{split}: {self.kept:,} of {self.rows:,} rows, trainable tokens {self.trained:,} / {self.tokens:,}"
-            f" ({self.trained / max(self.tokens, 1):.1%})",
-            f"lengths {quantiles}, {self.cut:,}/{self.kept:,} truncated; 95% fit in {self.keep95:,}",
+            f"{split}: {self.kept:,} of {self.rows:,} rows, loss tokens {self.loss_tokens:,} / {self.tokens:,}"
+            f" ({self.loss_tokens / max(self.tokens, 1):.1%})",
+            f"lengths {quantiles}, {self.truncated:,}/{self.kept:,} truncated; 95% fit in {self.keep95:,}",
         ]
         if self.kept and self.chosen_mean is not None and self.rejected_mean is not None:
             scores = f"; {self.ties:,} of {self.scored:,} scores are ties" if self.scored else ""
@@ -87,113 +82,87 @@ class Report:
         return "\n  ".join(lines)
 
     def warnings(self, split: str) -> list[str]:
-        """All that a person should look at, a sentence each."""
+        """All that a user should look at, a sentence each."""
         return [f"{split}: {line}" for line in [*self.concerns(), *self.notes()]]
 
     def notes(self) -> list[str]:
-        """What was changed or dropped: control text, and one line per cause of dropped rows."""
-        control = f"{share(self.control, self.kept, 'rows')} spell control tokens in their text, which was escaped"
+        """What was changed or dropped: control text, and one line per reason of dropped rows."""
+        control = f"{fraction(self.control, self.kept, 'rows')} spell control tokens in their text, which was escaped"
         return [*([control] if self.control else []), *self.drops()]
 
     def drops(self) -> list[str]:
-        """One line per cause of dropped rows, most frequent first."""
-        causes = sorted(self.dropped.items(), key=lambda item: -item[1])
+        """One line per reason of dropped rows, most frequent first."""
+        reasons = sorted(self.dropped.items(), key=lambda item: -item[1])
         return [
-            f"{count:,} of {self.rows:,} rows dropped, {cause}: {_joined(self.examples[cause])}"
-            for cause, count in causes
+            f"{count:,} of {self.rows:,} rows dropped, {reason}: {_joined(self.examples[reason])}"
+            for reason, count in reasons
         ]
 
     def concerns(self) -> list[str]:
-        """What is likely to be wrong with the rows or the settings: number, share, and what to do."""
-        equal = self.dropped.get(DropReason.IDENTICAL, 0) if self.kept else 0  # a split of nothing else is refused
+        """What is likely to be wrong with the rows or the settings: number, fraction, and what to do."""
+        identical = self.dropped.get(DropReason.IDENTICAL, 0) if self.kept else 0  # a split of nothing else is refused
         checks = [
-            (self._too_long(), self.rows, MANY_CUT, "rows", self._length_advice()),
-            (equal, self.rows, MANY_EQUAL, "pairs", EQUAL_ADVICE),
-            (self.ties, self.scored, MANY_TIES, "scored pairs", TIES_ADVICE),
-            (self.reversed_scores, self.scored, MANY_REVERSED, "scored pairs", REVERSED_ADVICE),
-            (self.duplicates, self.kept, MANY_DUPLICATES, "rows", self._duplicates_advice()),
+            (self._too_long(), self.rows, MAX_TRUNCATED, "rows", self._length_advice()),
+            (identical, self.rows, MAX_IDENTICAL, "pairs", IDENTICAL_ADVICE),
+            (self.ties, self.scored, MAX_TIES, "scored pairs", TIES_ADVICE),
+            (self.reversed_scores, self.scored, MAX_REVERSED, "scored pairs", REVERSED_ADVICE),
+            (self.duplicates, self.kept, MAX_DUPLICATES, "rows", self._duplicates_advice()),
         ]
         found = [
-            f"{share(count, total, noun)} {advice}"
+            f"{fraction(count, total, noun)} {advice}"
             for count, total, limit, noun, advice in checks
             if count > limit * total
         ]
         return found + self._length_bias()
 
     def _too_long(self) -> int:
-        return self.cut + sum(self.dropped.get(cause, 0) for cause in (DropReason.TOO_LONG, DropReason.PROMPT_TOO_LONG))
+        reasons = (DropReason.TOO_LONG, DropReason.PROMPT_TOO_LONG)
+        return self.truncated + sum(self.dropped.get(reason, 0) for reason in reasons)
 
     def _length_advice(self) -> str:
         return (
-            f"are longer than `data.max_length`, and were cut or dropped. {self.keep95:,} would keep 95% of the rows"
-            " whole; `data.truncate` says what becomes of the others"
+            "are longer than `data.max_length`, and were truncated or dropped. A `data.max_length` of"
+            f" {self.keep95:,} keeps 95% of the rows whole; `data.truncate` sets how the others are shortened"
         )
 
     def _duplicates_advice(self) -> str:
         what = "chat" if self.chosen_mean is None else "prompt"
-        return f"repeat the {what} of an earlier row: it is seen more often than the others. Look at how they were made"
+        return (
+            f"repeat the {what} of an earlier row, which is seen more often than the others. Look at the step that made"
+            " this data"
+        )
 
     def _length_bias(self) -> list[str]:
         if self.chosen_mean is None or self.rejected_mean is None or not self.kept:
             return []
         ratio = self.chosen_mean / max(self.rejected_mean, 1.0)
-        if ratio <= LONGER_MEAN and self.chosen_longer <= LONGER_SHARE * self.kept:
+        if ratio <= MAX_LENGTH_RATIO and self.chosen_longer <= MAX_CHOSEN_LONGER * self.kept:
             return []
         return [
-            f"in {share(self.chosen_longer, self.kept, 'pairs')} the chosen answer is the longer one (mean"
-            f" {self.chosen_mean:.0f} tokens, rejected {self.rejected_mean:.0f}): training may teach length instead of"
-            " quality. Watch the length of answers during training, or take a loss that allows for length"
+            f"in {fraction(self.chosen_longer, self.kept, 'pairs')} the chosen response is the longer one (mean"
+            f" {self.chosen_mean:.0f} tokens, rejected {self.rejected_mean:.0f}): the model may learn length instead of"
+            " quality. Watch the length of responses during training, or use a loss that corrects for length"
         ]
 
 
-EQUAL_ADVICE = "have the same text in both columns, and were dropped. Look at the step that made this data"
+IDENTICAL_ADVICE = "have the same text in both columns, and were dropped. Look at the step that made this data"
 TIES_ADVICE = (
-    "have equal scores: which answer is better is a guess there. `data.score_ties: drop` leaves them out,"
-    " `data.min_score_gap` asks for a clear difference"
+    "have equal scores, so which response is preferred is a guess. `data.score_ties: drop` drops them,"
+    " `data.min_score_gap` requires a clear difference"
 )
-REVERSED_ADVICE = "have a rejected answer with the higher score. Are the columns swapped? `data.columns` names them"
+REVERSED_ADVICE = (
+    "have a rejected response with the higher score. The scores may be noisy, or rate something else than the"
+    " preference: `data.min_score_gap: 0` drops these pairs. If most pairs are reversed, the columns may be swapped:"
+    " `data.columns` names them"
+)
 
 
-def make_report(examples: Dataset) -> Report:
-    """Count what was kept, cut and dropped; memory holds a few numbers per row, never the ids."""
-    columns, dropped, named = read_columns(examples)
-    good = {name: values[columns["good"]] for name, values in columns.items()}
-    lengths = np.sort(columns["full_length"][columns["full_length"] > 0])
-    return Report(
-        rows=len(columns["good"]),
-        kept=len(good["good"]),
-        cut=int(good["cut"].sum()),
-        control=int((good["control"] > 0).sum()),
-        tokens=int(good["length"].sum()),
-        trained=int(good["trained"].sum()),
-        lengths={f"p{percent}": quantile(lengths, percent) for percent in (50, 90, 99)}
-        | {"max": quantile(lengths, 100)},
-        keep95=quantile(lengths, 95),
-        duplicates=len(good["digest"]) - len(np.unique(good["digest"])),
-        dropped=dict(dropped),
-        examples=named,
-        **(_count_pairs(good) if "score_gap" in good else {}),
-    )
-
-
-def _count_pairs(good: dict[str, Any]) -> dict[str, Any]:
-    chosen, rejected, gaps = good["chosen_ids"], good["rejected_ids"], good["score_gap"]
-    return {
-        "chosen_mean": float(chosen.mean()) if len(chosen) else 0.0,
-        "rejected_mean": float(rejected.mean()) if len(rejected) else 0.0,
-        "chosen_longer": int((chosen > rejected).sum()),
-        "scored": int((~np.isnan(gaps)).sum()),
-        "ties": int((gaps == 0).sum()),
-        "reversed_scores": int((gaps < 0).sum()),
-    }
-
-
-def check_report(report: Report, split: str, max_dropped_share: float) -> None:
-    """Refuse rows that can't be trained on.
+def verify_report(report: Report, split: str, max_dropped_share: float) -> None:
+    """Refuse a split that can't be trained on.
 
     Raises:
-        ValueError: If no row is left, all pairs are equal, more rows were dropped than allowed (those that an option
-            drops aside), or there is a row for which an option refuses the run.
+        ValueError: If no row is left, all pairs are identical, a larger fraction of rows than allowed was dropped (not
+            counting those that a setting asks to drop), or there is a row for which a setting refuses the run.
     """
     if report.kept == 0 and 2 * report.dropped.get(DropReason.IDENTICAL, 0) > report.rows:
         raise ValueError(
@@ -203,14 +172,14 @@ def check_report(report: Report, split: str, max_dropped_share: float) -> None:
         )
     found = set(map(DropReason, report.dropped))
     fatal = {reason for reason in found if reason.is_fatal}
-    if report.kept and not fatal and report.dropped_share() <= max_dropped_share:
+    if report.kept and not fatal and report.dropped_fraction() <= max_dropped_share:
         return
-    count = report.unwanted() if report.kept else report.rows
+    count = report.unrequested() if report.kept else report.rows
     reasons = fatal or {reason for reason in found if not report.kept or not reason.is_requested}
     limit = "" if fatal else f", and `data.max_dropped_share` is {max_dropped_share:g}"
     raise ValueError(
         f"{_all_of(count, report.rows)} rows of split {split} can't be used{limit}:\n"
-        + "\n".join([*report.drops(), what_to_do(reasons, report.kept, report.dropped_share())])
+        + "\n".join([*report.drops(), what_to_do(reasons, report.kept, report.dropped_fraction())])
     )
 
 
@@ -227,6 +196,11 @@ def to_json(reports: dict[str, Report]) -> str:
     return json.dumps({split: asdict(report) for split, report in reports.items()}, indent=2, ensure_ascii=False) + "\n"
 
 
+def fraction(count: int, total: int, noun: str) -> str:
+    """For example `12 of 60 rows (20.0%)`."""
+    return f"{count:,} of {total:,} {noun} ({count / max(total, 1):.1%})"
+
+
 def _all_of(count: int, total: int) -> str:
     return f"all {total:,}" if count == total else f"{count:,} of {total:,}"
 
@@ -239,8 +213,3 @@ def _joined(examples: list[str]) -> str:
     return "; ".join(
         f"{'rows' if len(same) > 1 else 'row'} {', '.join(same)}: {detail}" for detail, same in rows.items()
     )
-
-
-def share(count: int, total: int, noun: str) -> str:
-    """For example `12 of 60 rows (20.0%)`."""
-    return f"{count:,} of {total:,} {noun} ({count / max(total, 1):.1%})"

@@ -55,7 +55,7 @@ def test_trained_answers_keep_their_control_text_as_plain_text(chatml: ChatTempl
     example = encode(chatml, {"messages": [user(INJECTED), assistant("say <|im_start|> please")]})
     start, end = example["spans"]
     assert chatml.tokenizer.decode(example["input_ids"][start:end]) == "say <|im_start|> please<|im_end|>"
-    assert example["trained"] == end - start
+    assert example["loss_tokens"] == end - start
     pair = encode(chatml, {"prompt": [user(INJECTED)], "chosen": "<|endoftext|>", "rejected": "b"}, "preference")
     assert pair["prompt_ids"].count(1) == 2
     assert pair["prompt_ids"].count(2) == 1

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from smollit.data.encoding.truncate import Draft
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.steps import DroppedRow, TokenizedRow, TruncatedRow
 from smollit.data.formats.types import Text
 from smollit.data.template.jinja import Span
 from smollit.data.template.renderer import RenderedChat
@@ -44,20 +45,35 @@ class Shown:
     notes: list[str]
 
 
-def show_draft(template: ChatTemplate, draft: Draft, kept: list[Span], index: int, problem: tuple[str, str]) -> Shown:
-    """What became of a row, given the tokens that are kept of each segment."""
+def show(encoder: Encoder, row: dict[str, Any], index: int) -> Shown:
+    """A row and what became of it, made as its example is."""
+    (found,) = encoder.encode([row])
+    if isinstance(found, DroppedRow):
+        reached, problem, detail = found.reached, str(found.bad.reason), found.bad.detail
+    else:
+        reached, problem, detail = found.truncated, "", ""
+    if reached is None:  # it never became a chat
+        return Shown(index, [], problem, detail, [])
+    if isinstance(reached, TokenizedRow):
+        reached = TruncatedRow(reached, [(0, len(ids)) for ids in reached.ids])
+    return Shown(index, show_pieces(encoder.template, reached), problem, detail, notes(reached))
+
+
+def show_pieces(template: ChatTemplate, row: TruncatedRow) -> list[Piece]:
+    """The text of a row, those turns first that were cut from the start."""
+    tokenized, rendered = row.tokenized, row.tokenized.rendered
     pieces = [
         Piece(turn["content"], template.encode([turn["content"]])[0], turn["role"], "cut", "shared")
-        for turn in draft.turns_cut
+        for turn in tokenized.cut_turns
     ]
     place = 0
-    borders = role_borders(template, draft.row.chats[0]) if draft.row.chats else []
-    for number, (segment, ids, span) in enumerate(zip(draft.segments, draft.ids, kept, strict=True)):
-        roles = [(end - place, role) for end, role in borders if end > place] or [(0, _role(draft, segment))]
+    borders = role_borders(template, rendered.row.chats[0]) if rendered.row.chats else []
+    for number, (segment, ids, span) in enumerate(zip(rendered.row.segments, tokenized.ids, row.kept, strict=True)):
+        roles = [(end - place, role) for end, role in borders if end > place] or [(0, _role(row, segment))]
         first = number == 0 and segment.in_loss  # nothing can predict the first token: it is not trained
         pieces += segment_pieces(template, segment, ids, span, roles, first)
         place += len(segment.text)
-    return Shown(index, pieces, *problem, notes(draft, kept))
+    return pieces
 
 
 def segment_pieces(
@@ -102,22 +118,24 @@ def role_borders(template: ChatTemplate, chat: RenderedChat) -> list[Border]:
     return borders
 
 
-def notes(draft: Draft, kept: list[Span]) -> list[str]:
+def notes(row: TruncatedRow) -> list[str]:
     """What was changed in the row."""
-    lost = sum(map(len, draft.ids)) - sum(end - start for start, end in kept)
-    plain = sum(segment.escaped for segment in draft.segments)
-    control = f"{_plural(plain, 'control text')} escaped" if plain else f"{_plural(draft.control, 'control text')}"
+    tokenized, rendered = row.tokenized, row.tokenized.rendered
+    lost = sum(map(len, tokenized.ids)) - sum(end - start for start, end in row.kept)
+    plain = sum(segment.escaped for segment in rendered.row.segments)
+    control = f"{_plural(plain, 'control text')} escaped" if plain else _plural(rendered.num_control, "control text")
     return [
-        *([control] if draft.control else []),
-        *([f"{_plural(len(draft.turns_cut), 'turn')} cut from the start"] if draft.turns_cut else []),
+        *([control] if rendered.num_control else []),
+        *([f"{_plural(len(tokenized.cut_turns), 'turn')} cut from the start"] if tokenized.cut_turns else []),
         *([f"{_plural(lost, 'token')} cut"] if lost else []),
     ]
 
 
-def _role(draft: Draft, segment: Segment) -> str:
-    if isinstance(draft.record, Text) or not draft.row.chats:
+def _role(row: TruncatedRow, segment: Segment) -> str:
+    rendered = row.tokenized.rendered
+    if isinstance(rendered.record, Text) or not rendered.row.chats:
         return "text"
-    role: str = draft.row.chats[0].messages[segment.message]["role"]
+    role: str = rendered.row.chats[0].messages[segment.message]["role"]
     return role
 
 

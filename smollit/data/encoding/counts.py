@@ -1,0 +1,96 @@
+"""The counts of a report, from a split's examples: columns of numbers, read from Arrow in slices."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from smollit.data.encoding.report import Report
+
+ROWS_PER_SLICE = 20_000
+NUM_NAMED = 3  # rows that are named per reason
+COUNTED = (
+    "truncated",
+    "control",
+    "length",
+    "full_length",
+    "loss_tokens",
+    "digest",
+    "chosen_ids",
+    "rejected_ids",
+    "score_gap",
+)
+Columns = dict[str, NDArray[Any]]
+
+
+def count_examples(examples: Dataset) -> Report:
+    """Count what was kept, truncated and dropped; memory holds a few numbers per row, never the ids."""
+    columns, dropped, named = _read_columns(examples)
+    good = {name: values[columns["good"]] for name, values in columns.items()}
+    lengths = np.sort(columns["full_length"][columns["full_length"] > 0])
+    return Report(
+        rows=len(columns["good"]),
+        kept=len(good["good"]),
+        truncated=int(good["truncated"].sum()),
+        control=int((good["control"] > 0).sum()),
+        tokens=int(good["length"].sum()),
+        loss_tokens=int(good["loss_tokens"].sum()),
+        lengths={f"p{percent}": quantile(lengths, percent) for percent in (50, 90, 99)}
+        | {"max": quantile(lengths, 100)},
+        keep95=quantile(lengths, 95),
+        duplicates=len(good["digest"]) - len(np.unique(good["digest"])),
+        dropped=dict(dropped),
+        examples=named,
+        **(_count_pairs(good) if "score_gap" in good else {}),
+    )
+
+
+def quantile(ordered: NDArray[Any], percent: int) -> int:
+    """The smallest of the values that at least so many percent do not exceed (nearest rank)."""
+    return int(ordered[(percent * len(ordered) + 99) // 100 - 1]) if len(ordered) else 0
+
+
+def _count_pairs(good: Columns) -> dict[str, Any]:
+    chosen, rejected, gaps = good["chosen_ids"], good["rejected_ids"], good["score_gap"]
+    return {
+        "chosen_mean": float(chosen.mean()) if len(chosen) else 0.0,
+        "rejected_mean": float(rejected.mean()) if len(rejected) else 0.0,
+        "chosen_longer": int((chosen > rejected).sum()),
+        "scored": int((~np.isnan(gaps)).sum()),
+        "ties": int((gaps == 0).sum()),
+        "reversed_scores": int((gaps < 0).sum()),
+    }
+
+
+def _read_columns(examples: Dataset) -> tuple[Columns, Counter[str], dict[str, list[str]]]:
+    """Numbers of all rows by column (of lists of ids, their lengths), and the dropped rows by reason."""
+    names = [name for name in COUNTED if name in examples.column_names]
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in [*names, "good"]}
+    dropped: Counter[str] = Counter()
+    named: dict[str, list[str]] = {}
+    slices = examples.select_columns([*names, "problem", "detail", "row"]).with_format("arrow")
+    for table in slices.iter(batch_size=ROWS_PER_SLICE):
+        good = pc.equal(table["problem"], "")
+        parts["good"].append(good.to_numpy())
+        for name in names:
+            parts[name].append(_numbers(table[name]))
+        _count_dropped(table.filter(pc.invert(good)), dropped, named)
+    none = np.zeros(0, dtype=bool)
+    return {name: np.concatenate(found) if found else none for name, found in parts.items()}, dropped, named
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    return (pc.list_value_length(column) if pa.types.is_list(column.type) else column).to_numpy()
+
+
+def _count_dropped(bad: pa.Table, dropped: Counter[str], named: dict[str, list[str]]) -> None:
+    for reason in pc.unique(bad["problem"]).to_pylist():
+        rows = bad.filter(pc.equal(bad["problem"], reason))
+        dropped[reason] += rows.num_rows
+        first = rows.slice(0, NUM_NAMED).to_pylist()
+        lines = [f"row {row['row']}: {row['detail']}" for row in first]
+        named[reason] = [*named.get(reason, []), *lines][:NUM_NAMED]

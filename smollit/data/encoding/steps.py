@@ -1,0 +1,182 @@
+"""The steps of a row on its way to an example: rendered, tokenized, truncated, encoded; or dropped.
+
+Each step is frozen and holds the one before. The first step, parsed, is the record itself.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from smollit.data.formats.drop_reason import BadRow, DropReason
+from smollit.data.formats.types import Conversation, Kind, Message, Preference, Text
+from smollit.data.template.jinja import Span
+from smollit.data.template.tokenize import Branch, SegmentedRow
+
+Record = Conversation | Preference | Text
+TOKEN_COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "chat": ("input_ids", "spans"),
+    "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedRow:
+    """A record as text, cut into segments.
+
+    Args:
+        record: What the row means.
+        row: Its rendered chats and segments.
+        num_control: Number of control texts in its messages.
+        digest: Hash of the rendered text; of a pair, of its prompt.
+    """
+
+    record: Record
+    row: SegmentedRow
+    num_control: int
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """A rendered row with the token ids of each segment.
+
+    Args:
+        rendered: The step before.
+        ids: Token ids of each segment.
+        full_length: Tokens of the longest sequence before any truncation: what `max_length` is compared with.
+        cut_turns: Turns that were dropped from the start.
+    """
+
+    rendered: RenderedRow
+    ids: list[list[int]]
+    full_length: int
+    cut_turns: tuple[Message, ...] = ()
+
+    @classmethod
+    def of(cls, rendered: RenderedRow, ids: list[list[int]]) -> "TokenizedRow":
+        """A row of which nothing is truncated yet."""
+        row = cls(rendered, ids, 0)
+        return replace(row, full_length=row.size("shared") + max(row.size("chosen"), row.size("rejected")))
+
+    def size(self, branch: Branch) -> int:
+        """Number of tokens of a branch."""
+        segments = self.rendered.row.segments
+        return sum(len(ids) for segment, ids in zip(segments, self.ids, strict=True) if segment.branch == branch)
+
+
+@dataclass(frozen=True, slots=True)
+class TruncatedRow:
+    """A tokenized row and what is kept of it.
+
+    Args:
+        tokenized: The step before.
+        kept: The tokens [start, end) that are kept of each segment.
+    """
+
+    tokenized: TokenizedRow
+    kept: list[Span]
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the row lost turns or tokens."""
+        num_kept = sum(end - start for start, end in self.kept)
+        return bool(self.tokenized.cut_turns) or num_kept < sum(map(len, self.tokenized.ids))
+
+    def ids(self, branch: Branch) -> list[int]:
+        """The kept token ids of a branch."""
+        found: list[int] = []
+        segments = self.tokenized.rendered.row.segments
+        for segment, ids, (start, end) in zip(segments, self.tokenized.ids, self.kept, strict=True):
+            if segment.branch == branch:
+                found += ids[start:end]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A row that became an example.
+
+    Args:
+        truncated: The step before.
+        columns: Its token ids, loss spans and counts.
+    """
+
+    truncated: TruncatedRow
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedRow:
+    """A row that can't be used.
+
+    Args:
+        bad: The reason and the detail.
+        reached: The last step with tokens, if it came so far.
+    """
+
+    bad: BadRow
+    reached: TokenizedRow | TruncatedRow | None = None
+
+
+def encode_chat(row: TruncatedRow, max_length: int) -> EncodedRow:
+    """Ids of a chat or text, and its loss spans [start, end), flat.
+
+    Raises:
+        BadRow: If no loss token is left.
+    """
+    ids: list[int] = []
+    spans: list[list[int]] = []
+    message = -1  # of the last span: control text in a turn divides it into segments, which are one span
+    for segment, tokens, (start, end) in zip(
+        row.tokenized.rendered.row.segments, row.tokenized.ids, row.kept, strict=True
+    ):
+        position = len(ids)
+        ids += tokens[start:end]
+        first = max(position, 1)  # token 0 has no prefix: nothing can predict it
+        if segment.in_loss and first < len(ids):
+            if segment.message == message and spans[-1][1] == first:
+                spans[-1][1] = len(ids)
+            else:
+                spans.append([first, len(ids)])
+            message = segment.message
+    if not spans:
+        raise BadRow(DropReason.NO_LOSS_TOKENS, _why_no_loss_tokens(row.tokenized, max_length))
+    columns = {
+        "input_ids": ids,
+        "spans": [position for span in spans for position in span],
+        "length": len(ids),
+        "loss_tokens": sum(end - start for start, end in spans),
+    }
+    return EncodedRow(row, columns)
+
+
+def encode_pair(row: TruncatedRow) -> EncodedRow:
+    """Ids of prompt, chosen and rejected response.
+
+    Raises:
+        BadRow: If the prompt is empty, or both responses are the same.
+    """
+    if not row.tokenized.size("shared"):
+        raise BadRow(DropReason.EMPTY_PROMPT, "the prompt has no tokens: there is nothing to respond to")
+    prompt, chosen, rejected = row.ids("shared"), row.ids("chosen"), row.ids("rejected")
+    if chosen == rejected:
+        whole = TruncatedRow(row.tokenized, [(0, len(ids)) for ids in row.tokenized.ids])
+        if whole.ids("chosen") == whole.ids("rejected"):
+            raise BadRow(DropReason.IDENTICAL, "`chosen` and `rejected` are the same text: there is nothing to prefer")
+        same = f"the first {len(chosen)} tokens" if len(chosen) > 1 else "their first token"
+        raise BadRow(DropReason.IDENTICAL_AFTER_CUT, f"the responses are identical in {same}")
+    columns = {
+        "prompt_ids": prompt,
+        "chosen_ids": chosen,
+        "rejected_ids": rejected,
+        "length": len(prompt) + len(chosen) + len(rejected),
+        "loss_tokens": len(chosen) + len(rejected),
+    }
+    return EncodedRow(row, columns)
+
+
+def _why_no_loss_tokens(row: TokenizedRow, max_length: int) -> str:
+    first = next((n for n, segment in enumerate(row.rendered.row.segments) if segment.in_loss), 0)
+    start = sum(map(len, row.ids[:first]))
+    if start < max_length:  # so it is the row's first token, alone
+        return "the only loss token is the row's first, which nothing predicts"
+    return f"the first loss token is token {start}, and max_length is {max_length}"
