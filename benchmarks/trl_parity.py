@@ -30,9 +30,9 @@ import smollit
 from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
 from smollit.data.datamodule import ChatDataModule
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.formats.converters import decode_row
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.types import Kind
-from smollit.data.sources.raw import RAW, decode_line
 from smollit.data.sources.source import load_source
 from smollit.data.template.template import load_template
 from smollit.functional.preference import PreferenceLoss
@@ -88,12 +88,12 @@ def write_rows(dataset: Path, split: str, kind: Kind, model: Path, num_rows: int
     source = load_source(str(dataset), split)
     rows = source.rows.select(range(min(len(source.rows), 32 * num_rows)))
     template = load_template(AutoTokenizer.from_pretrained(model), "chatml")
-    form = recognise(source.columns(), source.head(num_rows), kind)
+    form = recognise(source.columns(), source.head(num_rows), kind=kind)
     encoder = Encoder(template, EncodeOptions(kind, max_length), form)
     problems = encoder(rows[:], list(range(len(rows))))["problem"]
     found = [
         {name: row[name] for name in COLUMNS[kind]}
-        for row, problem in zip((decode_line(row[RAW]) if RAW in row else row for row in rows), problems, strict=True)
+        for row, problem in zip(map(decode_row, rows), problems, strict=True)
         if not problem and comparable(row, COLUMNS[kind])
     ][:num_rows]
     if len(found) < num_rows:

@@ -65,7 +65,7 @@ def make_view(
     encoder = Encoder(
         load_template(load_tokenizer(tokenizer), template),
         EncodeOptions(kind, MAX_LENGTH),
-        recognise(source.columns(), head, kind),
+        recognise(source.columns(), head, kind=kind),
     )
     examples = rows.map(encoder, batched=True, with_indices=True, remove_columns=rows.column_names)
     good = examples.filter(lambda problem: problem == "", input_columns="problem")

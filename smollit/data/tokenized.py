@@ -15,10 +15,8 @@ from smollit.data.encoding.cache import EncodedPart, find_part
 from smollit.data.encoding.encoder import ControlText, EncodeOptions
 from smollit.data.encoding.report import Report, write_reports
 from smollit.data.encoding.truncate import Truncate
-from smollit.data.formats.detect import FormatName
 from smollit.data.formats.types import Kind
-from smollit.data.sources.mixture import Part
-from smollit.data.sources.splits import Splits, label
+from smollit.data.sources.mixture import FormatName, Part, Splits, label
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.data.template.tokenize import load_tokenizer
 

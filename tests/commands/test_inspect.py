@@ -56,7 +56,7 @@ def make(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[..., SplitView]:
         **more: Any,
     ) -> SplitView:
         kind = "chat" if "messages" in rows[0] else "preference"
-        format = recognise(list(rows[0]), rows, kind)  # type: ignore[arg-type]
+        format = recognise(list(rows[0]), rows, kind=kind)  # type: ignore[arg-type]
         encoder = Encoder(load_template(tokenizer, template), EncodeOptions(kind, max_length), format)
         columns = {column: [row[column] for row in rows] for column in rows[0]}
         examples = Dataset.from_dict(encoder(columns, list(range(len(rows)))))

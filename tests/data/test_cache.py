@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data.encoding import cache
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import Format, recognise
+from smollit.data.formats.detect import recognise
+from smollit.data.formats.format import Format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.source import Source, load_source
 from smollit.data.template.template import load_template
@@ -54,7 +55,7 @@ def encoder(tiny_tokenizer: PreTrainedTokenizerBase) -> Encoder:
 
 def form(kind: Kind = "chat") -> Format:
     """Messages, or pairs."""
-    return recognise(["messages"] if kind == "chat" else ["prompt", "chosen", "rejected"], [], kind)
+    return recognise(["messages"] if kind == "chat" else ["prompt", "chosen", "rejected"], [], kind=kind)
 
 
 def make(
@@ -116,9 +117,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "control_text": {"control_text": "drop"},
     "min_score_gap": {"min_score_gap": 0.0},
     "score_ties": {"score_ties": "drop"},
-    "columns": {"format": recognise(["dialog"], [], "chat", mapping={"messages": "dialog"})},
-    "extra_roles": {"format": recognise(["messages"], [], "chat", extra_roles=["critic"])},
-    "format": {"format": recognise(["text"], [{"text": "words"}], "chat")},
+    "columns": {"format": recognise(["dialog"], [], kind="chat", mapping={"messages": "dialog"})},
+    "extra_roles": {"format": recognise(["messages"], [], kind="chat", extra_roles=["critic"])},
+    "format": {"format": recognise(["text"], [{"text": "words"}], kind="chat")},
 }
 
 
@@ -185,7 +186,7 @@ def test_only_the_tokenising_shows_a_bar(
 def test_malformed_lines_stop_the_build_with_file_and_line(tmp_path: Path, encoder: Encoder) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"messages": []}\n\n{"messages": [\n')
-    with pytest.raises(ValueError, match=r"malformed JSON Lines, mend these first:\n.*mine\.jsonl:3: not JSON"):
+    with pytest.raises(ValueError, match=r"malformed JSON Lines, fix these first:\n.*mine\.jsonl:3: not JSON"):
         cache.build(load_source(str(path), "train"), encoder, tmp_path / "cache" / "key", None)
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -19,9 +19,11 @@ from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.steps import TOKEN_COLUMNS as COLUMNS
-from smollit.data.formats.detect import Format, FormatName, recognise
+from smollit.data.formats.detect import recognise
+from smollit.data.formats.format import Format
+from smollit.data.sources.mixture import FormatName
 from smollit.data.formats.types import Kind
-from smollit.data.sources.raw import RAW
+from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template
 
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -45,7 +47,7 @@ def pair(prompt: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
 
 def usual_format(kind: Kind, name: FormatName = "auto") -> Format:
     columns = {"chat": ["messages"], "preference": ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]}
-    return recognise(["text"] if name == "text" else columns[kind], [], kind, name)
+    return recognise(["text"] if name == "text" else columns[kind], [], kind=kind, format=name)
 
 
 def encode(encoder: Encoder, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -397,7 +399,7 @@ def test_real_rows_are_kept_but_for_named_causes(
     """All rows of the published columns parse; whatever is dropped is dropped for its length or for equal answers."""
     rows = load_dataset(str(shared / "data" / folder), split=split, cache_dir=str(tmp_path))
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "smollm2-tokenizer" / "instruct-135M")
-    form = recognise(rows.column_names, [rows[0]], kind)
+    form = recognise(rows.column_names, [rows[0]], kind=kind)
     encoder = Encoder(load_template(tokenizer, "auto"), EncodeOptions(kind, 2048), form)
     columns = encoder(rows[:], list(range(len(rows))))
     problems = [problem for problem in columns["problem"] if problem]
@@ -431,7 +433,7 @@ def test_control_text_that_two_joined_turns_make_opens_no_turn(
 ) -> None:
     """Neither "a <|im_" nor "start|> b" is control text; the turn that they make, which is not trained and so is
     not cut where they meet, is read as plain text."""
-    form = recognise(["prompt", "completion"], [], "chat")
+    form = recognise(["prompt", "completion"], [], kind="chat")
     encoder = Encoder(load_template(tiny_tokenizer, "chatml"), EncodeOptions("chat", 64), form)
     row = {
         "prompt": [user("q"), assistant("a <|im_")],

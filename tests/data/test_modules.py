@@ -179,7 +179,7 @@ PAIR_FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "texts": ({"prompt": ASKED, "chosen": ANSWERED, "rejected": "A dog."}, {}, "prompt from `prompt`"),
     "messages": ({"chosen": [ASKING, {"role": "assistant", "content": ANSWERED}],
                   "rejected": [ASKING, {"role": "assistant", "content": "A dog."}]}, {},
-                 "prompt from the turns they share"),
+                 "prompt from their common turns"),
     "dialogues": ({"chosen": f"\n\nHuman: {ASKED}\n\nAssistant: {ANSWERED}",
                    "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: A dog."}, {}, "Human/Assistant dialogues in pairs"),
     "renamed": ({"question": ASKED, "better": ANSWERED, "worse": "A dog."},

@@ -13,9 +13,7 @@ from smollit.data.encoding.prepared import Prepared, prepare
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data import ChatDataModule
-from smollit.data.encoding import prepared
 from smollit.data.encoding.encoder import EncodeOptions
-from smollit.data.sources import hashes, readers, source
 from smollit.data.sources.mixture import Part
 from smollit.data.template.template import load_template
 
@@ -89,61 +87,6 @@ def test_a_format_that_does_not_fit_names_the_split(make: Any) -> None:
 def test_finding_a_part_tokenises_nothing(make: Any, tmp_path: Path, streaming: bool) -> None:
     make([CHAT], streaming=streaming)
     assert not (tmp_path / "cache").exists()
-
-
-# case: data-01 data-12
-def test_a_second_start_reads_no_row_and_hashes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Files that lie still for a while are known by size and times. Only the first 100 lines are looked at again.
-
-    prepare_data() runs in one process, and setup() in each: together they say each split's format once.
-    """
-    monkeypatch.setattr(hashes, "SETTLED_NS", 0)  # no wait: the files are not written to again
-    dataset = write(tmp_path / "mine.jsonl", [CHAT] * 300)
-    work: list[str] = []
-
-    def watch(module: Any, name: str) -> None:
-        function = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args: (work.append(name), function(*args))[1])
-
-    watch(hashes, "_hash")
-    watch(source, "read_files")
-    watch(prepared.cache, "build")
-    lines = 0
-    iter_lines = readers.iter_rows
-
-    def counted(*args: Any) -> Any:
-        nonlocal lines
-        for row in iter_lines(*args):
-            lines += 1
-            yield row
-
-    monkeypatch.setattr(source, "iter_rows", counted)
-
-    def start() -> None:
-        module = ChatDataModule(
-            dataset,
-            train_split="all[:200]",
-            val_split="all[200:]",
-            tokenizer_name=str(TINY),
-            chat_template="chatml",
-            cache_dir=str(tmp_path / "cache"),
-        )
-        module.prepare_data()
-        module.setup("fit")
-        assert (len(module.examples["train"]), len(module.examples["val"])) == (200, 100)
-
-    start()
-    assert sorted(set(work)) == ["_hash", "build", "read_files"]
-    work.clear()
-    lines = 0
-    with caplog.at_level(logging.INFO):
-        start()
-    assert work == []
-    assert lines <= 2 * (100 + 20)  # of two splits: the columns, and the rows that tell formats apart
-    for split in ("all[:200]", "all[200:]"):
-        assert caplog.text.count(f"{split}: Messages: `messages` (role/content)") == 1
 
 
 def test_the_splits_that_a_command_does_not_need_are_left_alone(tmp_path: Path) -> None:

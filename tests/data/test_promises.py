@@ -145,7 +145,7 @@ def test_folders_give_the_split_that_is_asked_for(tmp_path: Path) -> None:
     Dataset.from_list([{"prompt": "q", "completion": "saved"}]).save_to_disk(tmp_path / "disk")
     assert answers(ready(tmp_path, str(tmp_path / "hub"), train_split="train_sft")) == ["a0", "a1"]
     assert answers(ready(tmp_path, str(tmp_path / "disk"))) == ["saved"]
-    with pytest.raises(ValueError, match="has no split 'train': its files are of the splits train_sft"):
+    with pytest.raises(ValueError, match="has no split 'train': its splits are train_sft"):
         ready(tmp_path, str(tmp_path / "hub"))
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from smollit.data.batching.sampler import Position
 from smollit.data.batching.streaming import Stream, StreamingExamples, shares_of
 from smollit.data.sources.mixture import Part, load_part
-from smollit.data.sources.raw import RAW
+from smollit.data.sources.readers import RAW
 from smollit.data.sources.source import Source, load_source
 
 Columns = dict[str, list[Any]]
@@ -179,7 +179,7 @@ def test_shares_are_sizes_of_text_times_weights(tmp_path: Path) -> None:
     """100 bytes; 100 packed bytes twice: about 2 * 300; a hub id, of unknown size: the mean of 100 and 300."""
     for name in ("a.jsonl", "b.jsonl.zst"):
         (tmp_path / name).write_bytes(b"x" * 100)
-    hub = Stream(Source("org/rows", "train", "", ()), encode)
+    hub = Stream(Source(dataset="org/rows", split="train"), encode)
     parts = [stream(tmp_path / "a.jsonl"), stream(tmp_path / "b.jsonl.zst", weight=2), hub]
     assert shares_of(parts) == [100, 600, 200]
     assert shares_of([hub, hub]) == [1, 1]
@@ -214,7 +214,7 @@ def test_slices_and_caps_are_of_row_numbers(tmp_path: Path) -> None:
     """Rows 3 to 7 of 10, and of these the first 2: what is before them is left for validation."""
     path = lines(tmp_path / "a.jsonl", 10)
     assert flat(batches(StreamingExamples([stream(path, "train[3:8]")], 2))) == [3, 4, 5, 6, 7]
-    capped = Stream(load_part(Part(str(path), "train[3:8]", max_rows=2), 0), encode)
+    capped = Stream(load_part(Part(str(path), "train[3:8]", max_rows=2), seed=0), encode)
     assert flat(batches(StreamingExamples([capped], 2))) == [3, 4]
 
 
@@ -284,7 +284,7 @@ def test_a_layout_of_the_hub_is_streamed_whole_by_every_worker(tmp_path: Path, m
         Dataset.from_dict({"n": list(range(5 * shard, 5 * shard + 5))}).to_parquet(
             tmp_path / "rows" / "train" / f"{shard}.parquet"
         )
-    monkeypatch.setattr(Source, "_whole", property(lambda self: pytest.fail("the whole split is loaded")))
+    monkeypatch.setattr(Source, "_all_rows", property(lambda self: pytest.fail("the whole split is loaded")))
     source = load_source(str(tmp_path / "rows"), "train", streaming=True)
     assert source.files == ()
     assert source.columns() == ["n"] and source.head(2) == [{"n": 0}, {"n": 1}]

@@ -30,7 +30,7 @@ def encode(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Encode:
     template = load_template(tiny_tokenizer, str(tmp_path / "bare.jinja"))
 
     def run(row: dict[str, Any], kind: Kind, max_length: int, truncate: Any) -> dict[str, Any]:
-        form = recognise(list(row), [row], kind)
+        form = recognise(list(row), [row], kind=kind)
         encoder = Encoder(template, EncodeOptions(kind, max_length, truncate), form)
         return {name: v[0] for name, v in encoder({name: [value] for name, value in row.items()}, [0]).items()}
 

@@ -13,7 +13,7 @@ from smollit.commands.inspect.advice import Finding, find_all
 from smollit.commands.inspect.rows import BRACKETS, STYLES, is_plain, say, show_row, visible
 from smollit.commands.inspect.shown import Shown, show
 from smollit.commands.inspect.view import SplitView
-from smollit.data.sources.raw import RAW
+from smollit.data.sources.readers import RAW
 
 SOURCE_SHOWN = 600  # characters of a row that can't be rendered
 MARKS = {"wrong": ("✗", "bold red"), "note": ("!", "yellow")}

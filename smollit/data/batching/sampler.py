@@ -65,7 +65,7 @@ def epoch_rows(lengths: Sequence[int], order: Order, epoch: int, group: int) -> 
         group: Rows of a global batch, for length grouping and longest first.
     """
     sizes, weights = zip(*(order.parts or ((len(lengths), 1.0),)), strict=True)
-    members = epoch_members(list(sizes), list(weights), order.seed, epoch)
+    members = epoch_members(list(sizes), list(weights), seed=order.seed, epoch=epoch)
     random = generator(order.seed, epoch)
     if order.shuffle:
         members = [members[index] for index in torch.randperm(len(members), generator=random).tolist()]

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 from torch.utils.data import IterableDataset, get_worker_info
 
 from smollit.data.batching.sampler import Position
-from smollit.data.sources.readers import Row, rows_of
+from smollit.data.sources.files import Row
+from smollit.data.sources.readers import rows_of
 from smollit.data.sources.source import Source
 
 log = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.steps import TOKEN_COLUMNS
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.drop_reason import DropReason
-from smollit.data.sources.files import malformed, quiet_datasets
+from smollit.data.sources.files import malformed
 from smollit.data.sources.mixture import Part, load_part
-from smollit.data.sources.raw import RAW
+from smollit.data.sources.readers import RAW, quiet_datasets
 from smollit.data.sources.source import Source
 from smollit.data.template.template import ChatTemplate
 
@@ -116,9 +116,17 @@ def find_part(
     Raises:
         ValueError: If there are no such rows, or no format fits them.
     """
-    source = load_part(part, seed, cache_dir, streaming)
+    source = load_part(part, seed=seed, cache_dir=cache_dir, streaming=streaming)
     columns, head, where = source.columns(), source.head(NUM_HEAD_ROWS), f"split {part.split} of {part.dataset}"
-    form = recognise(columns, head, options.kind, part.format, part.columns or {}, extra_roles, where)
+    form = recognise(
+        columns,
+        head,
+        kind=options.kind,
+        format=part.format,
+        mapping=part.columns,
+        extra_roles=extra_roles,
+        where=where,
+    )
     _log_line(f"{label}: {form.describe()}")
     return EncodedPart(label, part, source, Encoder(template, options, form), cache_dir)
 

@@ -23,10 +23,10 @@ from smollit.data.encoding.steps import (
     encode_pair,
 )
 from smollit.data.encoding.truncate import Truncate, cut_turns, truncate_tokens
-from smollit.data.formats.detect import Format, to_record
+from smollit.data.formats.converters import decode_row, to_record
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.types import Conversation, Kind, Preference, Text, drop_nulls
-from smollit.data.sources.raw import RAW, decode_line
+from smollit.data.formats.format import Format
+from smollit.data.formats.types import Conversation, Kind, Preference, Text
 from smollit.data.template.loss_spans import TrainOn
 from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
@@ -92,9 +92,7 @@ class Encoder:
     def parse(self, row: dict[str, Any]) -> Record | DroppedRow:
         """What a row means, according to its format."""
         try:
-            # Arrow fills keys that a row lacks with nulls; in JSON a null is the author's.
-            row = decode_line(row[RAW]) if RAW in row else {name: drop_nulls(value) for name, value in row.items()}
-            return to_record(row, self.format)
+            return to_record(decode_row(row), self.format)
         except BadRow as bad:
             return DroppedRow(bad)
 

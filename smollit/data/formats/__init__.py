@@ -1,1 +1,9 @@
-"""What a row means: Conversation, Preference or Text."""
+"""What a row means: Conversation, Preference or Text, or a BadRow that says why not. Imports `sources`, nothing else.
+
+- `types.py`: Conversation, Preference and Text, and what holds for the turns of each.
+- `messages.py`: messages and dialogues as data sets write them -> role and content as text.
+- `format.py`: `Format`, how the rows of a split are read; which parts each format has.
+- `converters.py`: `to_record` and one function per format: a row's columns -> Conversation, Preference or Text.
+- `detect.py`: which format a split has, from its columns and first rows or from the config; errors if none fits.
+- `drop_reason.py`: `DropReason`, every reason to drop a row, with advice; `BadRow`.
+"""

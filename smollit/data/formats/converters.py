@@ -1,61 +1,76 @@
-"""The parts of a row -> Conversation, Preference or Text: one function per format."""
+"""Rows -> Conversation, Preference or Text: one function per format."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
-from smollit.data.formats import dialogue
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.messages import Roles, parse_messages, parse_text, parse_turns
+from smollit.data.formats.format import Fields, Format
+from smollit.data.formats.messages import (
+    parse_dialogue,
+    parse_dialogue_prompt,
+    parse_dialogue_response,
+    parse_messages,
+    parse_text,
+)
 from smollit.data.formats.types import (
     Conversation,
     Message,
     Preference,
     Text,
-    check_answer,
+    check_not_empty,
     check_order,
+    drop_nulls,
     make_conversation,
     shown,
 )
+from smollit.data.sources.files import Row, parse_line
+from smollit.data.sources.readers import RAW
 
 
-@dataclass(frozen=True)
-class Fields:
-    """A row seen through its format.
+def decode_row(row: Row) -> Row:
+    """The columns of a row as a source gives it: those of its JSON text, else its own without the nulls inside them.
 
-    Args:
-        row: Columns and their values.
-        columns: Which column plays which part.
-        roles: Which roles its messages may have.
+    Arrow fills keys that a value lacks with nulls; in JSON a null is the author's.
+
+    Raises:
+        BadRow: If the text is not a JSON object.
     """
+    if RAW not in row:
+        return {name: drop_nulls(value) for name, value in row.items()}
+    try:
+        return parse_line(row[RAW])
+    except ValueError as error:
+        raise BadRow(DropReason.MALFORMED_JSON, str(error)) from error
 
-    row: dict[str, Any]
-    columns: dict[str, str]
-    roles: Roles
 
-    def place(self, part: str) -> str:
-        """The name of the column, for errors."""
-        return self.columns.get(part, part)
+def to_record(row: Row, format: Format) -> Conversation | Preference | Text:
+    """What a decoded row becomes.
 
-    def get(self, part: str) -> Any:
-        """The value, or None if the part has no column or the row no value."""
-        column = self.columns.get(part)
-        return None if column is None else self.row.get(column)
+    Raises:
+        BadRow: If it is malformed in any way.
+    """
+    try:
+        return _convert(Fields(row, format.columns, format.roles), format)
+    except RecursionError as error:
+        raise BadRow(DropReason.MALFORMED_MESSAGES, "lists or objects are nested too deeply") from error
 
-    def need(self, part: str) -> Any:
-        """The value, which must not be null."""
-        value = self.get(part)
-        if value is None:
-            have = ", ".join(sorted(map(shown, self.row))[:20]) or "none"
-            name = self.place(part)
-            raise BadRow(DropReason.MISSING_VALUE, f"the column `{name}` is null or missing (columns: {have})")
-        return value
 
-    def text(self, part: str) -> str:
-        """The text, which is empty if the part has no column, the row no value, or only blanks."""
-        value = self.get(part)
-        text = "" if value is None else parse_text(value, self.place(part))
-        return text if text.strip() else ""
+def _convert(fields: Fields, format: Format) -> Conversation | Preference | Text:
+    match format.name:
+        case "messages" | "sharegpt":
+            return from_messages(fields)
+        case "prompt_completion":
+            return from_prompt_completion(fields)
+        case "alpaca":
+            return from_alpaca(fields)
+        case "text":
+            return from_text(fields)
+        case "dialogue" if format.kind == "chat":
+            return from_dialogue(fields)
+        case "dialogue":
+            return from_dialogue_pair(fields)
+        case _:
+            return from_preference(fields)
 
 
 # ---- chats
@@ -63,43 +78,43 @@ class Fields:
 
 def from_messages(fields: Fields) -> Conversation:
     """The chat in `messages`."""
-    name = fields.place("messages")
+    name = fields.name("messages")
     messages = parse_messages(fields.need("messages"), name, fields.roles)
-    return _conversation(messages, places(name, messages), fields)
+    return _conversation(messages, _indexed(name, messages), fields)
 
 
 def from_prompt_completion(fields: Fields) -> Conversation:
-    """`prompt` as context and `completion` to train: texts, messages or chats.
+    """`prompt` as context and `completion` with the loss: texts, messages or chats.
 
     If the prompt ends with an assistant turn, the completion continues it.
     """
-    prompt = prompt_turns(fields)
+    prompt = _prompt_turns(fields)
     if not prompt:
-        raise BadRow(DropReason.NO_PROMPT, f"`{fields.place('prompt')}` is missing or empty")
-    # The assistant's turns of the prompt are context, unless the row itself says otherwise.
+        raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('prompt')}` is missing or empty")
+    # The assistant turns of the prompt are context, unless the row itself says otherwise.
     prompt = [{"train": False, **turn} if turn["role"] == "assistant" else turn for turn in prompt]
-    name = fields.place("completion")
-    completion = parse_turns(fields.need("completion"), "assistant", name, fields.roles)
-    check_ends_with_answer(completion, name)
-    where = [*places(fields.place("prompt"), prompt), *places(name, completion)]
+    name = fields.name("completion")
+    completion = fields.turns("completion", "assistant")
+    _check_ends_with_assistant(completion, name)
+    where = [*_indexed(fields.name("prompt"), prompt), *_indexed(name, completion)]
     return _conversation([*prompt, *completion], where, fields, continued=len(prompt))
 
 
 def from_alpaca(fields: Fields) -> Conversation:
-    """User: `instruction`, and behind an empty line `input` where it has text; assistant: `output`."""
+    """User: `instruction`, and after an empty line `input` where it has text; assistant: `output`."""
     asked = "\n\n".join(filter(None, (fields.text("instruction"), fields.text("input"))))
     if not asked:
-        raise BadRow(DropReason.NO_PROMPT, f"`{fields.place('instruction')}` is missing or empty")
-    answer = parse_text(fields.need("output"), fields.place("output"))
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    return _conversation(messages, [fields.place("instruction"), fields.place("output")], fields)
+        raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('instruction')}` is missing or empty")
+    output = parse_text(fields.need("output"), fields.name("output"))
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
+    return _conversation(messages, [fields.name("instruction"), fields.name("output")], fields)
 
 
 def from_dialogue(fields: Fields) -> Conversation:
     """The Human/Assistant dialogue in `text`."""
-    name = fields.place("text")
-    messages = dialogue.parse_dialogue(parse_text(fields.need("text"), name), name)
-    return _conversation(messages, places(name, messages), fields)
+    name = fields.name("text")
+    messages = parse_dialogue(parse_text(fields.need("text"), name), name)
+    return _conversation(messages, _indexed(name, messages), fields)
 
 
 def from_text(fields: Fields) -> Text:
@@ -107,7 +122,7 @@ def from_text(fields: Fields) -> Text:
     fields.need("text")
     text = fields.text("text")
     if not text:
-        raise BadRow(DropReason.EMPTY_TEXT, f"`{fields.place('text')}` has no text")
+        raise BadRow(DropReason.EMPTY_TEXT, f"`{fields.name('text')}` has no text")
     return Text(text)
 
 
@@ -116,51 +131,42 @@ def from_text(fields: Fields) -> Text:
 
 def from_preference(fields: Fields) -> Preference:
     """The pair in `chosen` and `rejected`: texts, messages, or whole conversations that repeat the prompt."""
-    chosen, rejected = (
-        parse_turns(fields.need(part), "assistant", fields.place(part), fields.roles) for part in ("chosen", "rejected")
-    )
-    return _preference(prompt_turns(fields), chosen, rejected, fields)
+    chosen, rejected = (fields.turns(part, "assistant") for part in ("chosen", "rejected"))
+    return _preference(_prompt_turns(fields), chosen, rejected, fields)
 
 
 def from_dialogue_pair(fields: Fields) -> Preference:
-    """The pair in `chosen` and `rejected`: Human/Assistant dialogues, or the answers to the one in `prompt`."""
+    """The pair in `chosen` and `rejected`: Human/Assistant dialogues, or the responses to the one in `prompt`."""
     chosen, rejected = (
-        dialogue.parse_answer(parse_text(fields.need(part), fields.place(part)), fields.place(part))
+        parse_dialogue_response(parse_text(fields.need(part), fields.name(part)), fields.name(part))
         for part in ("chosen", "rejected")
     )
     asked = fields.text("prompt")
-    prompt = dialogue.parse_prompt(asked, fields.place("prompt")) if asked else []
+    prompt = parse_dialogue_prompt(asked, fields.name("prompt")) if asked else []
     return _preference(prompt, chosen, rejected, fields)
-
-
-def score_gap(fields: Fields) -> float | None:
-    """`score_chosen` minus `score_rejected`; None if one of them is missing."""
-    chosen, rejected = (_score(fields.get(part), fields.place(part)) for part in ("score_chosen", "score_rejected"))
-    return None if chosen is None or rejected is None else chosen - rejected
 
 
 # ---- helpers
 
 
-def prompt_turns(fields: Fields) -> list[Message]:
-    """The turns of `prompt`: a text is one user turn; nothing is an empty list."""
+def _prompt_turns(fields: Fields) -> list[Message]:
+    """The turns of `prompt`: a text is one user turn; an empty value is an empty list."""
     value = fields.get("prompt")
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return []
-    return parse_turns(value, "user", fields.place("prompt"), fields.roles)
+    return fields.turns("prompt", "user")
 
 
-def places(name: str, messages: list[Message]) -> list[str]:
-    """Where the messages of a column stand: "messages[0]", "messages[1]", ..."""
+def _indexed(name: str, messages: list[Message]) -> list[str]:
+    """Where the messages of a column are: "messages[0]", "messages[1]", ..."""
     return [f"{name}[{index}]" for index in range(len(messages))]
 
 
-def check_ends_with_answer(turns: list[Message], name: str) -> None:
-    """The last turn is the assistant's, and has a text."""
+def _check_ends_with_assistant(turns: list[Message], name: str) -> None:
     if turns[-1]["role"] != "assistant":
         role = shown(turns[-1]["role"])
         raise BadRow(DropReason.NOT_AN_ASSISTANT_TURN, f"`{name}` must end with role 'assistant', got {role}")
-    check_answer(turns[-1], name)
+    check_not_empty(turns[-1], name)
 
 
 def _conversation(
@@ -171,27 +177,30 @@ def _conversation(
 
 
 def _preference(prompt: list[Message], chosen: list[Message], rejected: list[Message], fields: Fields) -> Preference:
-    """A pair, once the repeated prompt is cut off after a check that it is the same everywhere."""
-    names = [fields.place(part) for part in ("prompt", "chosen", "rejected")]
-    check_ends_with_answer(chosen, names[1])
-    check_ends_with_answer(rejected, names[2])
+    """A pair; a prompt that the responses repeat must be the same everywhere, and is removed from them."""
+    in_prompt, in_chosen, in_rejected = (fields.name(part) for part in ("prompt", "chosen", "rejected"))
+    _check_ends_with_assistant(chosen, in_chosen)
+    _check_ends_with_assistant(rejected, in_rejected)
     repeated = chosen[:-1]
+    differ = ""
     if repeated != rejected[:-1]:
-        raise BadRow(
-            DropReason.PROMPTS_DIFFER, f"the turns before the answer are not the same in {names[1]} and {names[2]}"
-        )
-    if not prompt and not repeated:
-        raise BadRow(DropReason.NO_PROMPT, f"there is no `{names[0]}`, and `{names[1]}` has no turns before the answer")
-    if prompt and repeated and not _same_turns(prompt, repeated):
-        raise BadRow(DropReason.PROMPTS_DIFFER, f"`{names[0]}` is not what {names[1]} and {names[2]} begin with")
+        differ = f"the turns before the response are not the same in {in_chosen} and {in_rejected}"
+    elif prompt and repeated and not _same_turns(prompt, repeated):
+        differ = f"`{in_prompt}` is not what {in_chosen} and {in_rejected} begin with"
+    if differ:
+        raise BadRow(DropReason.PROMPTS_DIFFER, differ)
     turns = repeated or prompt
-    name = names[1] if repeated else names[0]
-    check_order([*turns, chosen[-1]], [*places(name, turns), names[1]], continued=len(turns))
-    return Preference(_add_system(turns, fields), chosen[-1], rejected[-1], score_gap(fields))
+    if not turns:
+        raise BadRow(
+            DropReason.NO_PROMPT, f"there is no `{in_prompt}`, and `{in_chosen}` has no turns before the response"
+        )
+    where = _indexed(in_chosen if repeated else in_prompt, turns)
+    check_order([*turns, chosen[-1]], [*where, in_chosen], continued=len(turns))
+    return Preference(_add_system(turns, fields), chosen[-1], rejected[-1], _score_gap(fields))
 
 
 def _add_system(messages: list[Message], fields: Fields) -> list[Message]:
-    """The messages behind the text of `system`, if that has one."""
+    """The messages after the text of `system`, if that has one."""
     text = fields.text("system")
     if not text:
         return messages
@@ -199,7 +208,7 @@ def _add_system(messages: list[Message], fields: Fields) -> list[Message]:
         return [{"role": "system", "content": text}, *messages]
     if messages[0]["content"] != text:
         raise BadRow(
-            DropReason.TWO_SYSTEM_TEXTS, f"`{fields.place('system')}` is not the system text that the chat begins with"
+            DropReason.TWO_SYSTEM_TEXTS, f"`{fields.name('system')}` is not the system text that the chat begins with"
         )
     return messages
 
@@ -207,6 +216,12 @@ def _add_system(messages: list[Message], fields: Fields) -> list[Message]:
 def _same_turns(one: list[Message], other: list[Message]) -> bool:
     """Equal, but for a system message that only one of them has."""
     return [turn for turn in one if turn["role"] != "system"] == [turn for turn in other if turn["role"] != "system"]
+
+
+def _score_gap(fields: Fields) -> float | None:
+    """`score_chosen` minus `score_rejected`; None if one of them is missing."""
+    chosen, rejected = (_score(fields.get(part), fields.name(part)) for part in ("score_chosen", "score_rejected"))
+    return None if chosen is None or rejected is None else chosen - rejected
 
 
 def _score(value: Any, name: str) -> float | None:

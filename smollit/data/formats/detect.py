@@ -1,93 +1,40 @@
-"""Which format a split has, recognised from its columns and first rows or said in the config; rows -> records."""
+"""Which format a split has: detected from its columns and first rows, or given by the user; errors if none fits."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
-from smollit.data.formats import converters
-from smollit.data.formats.dialogue import is_dialogue
-from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.layouts import (
-    SCORES,
-    FormatName,
-    Parts,
-    find_parts,
-    fitting,
-    listed,
-    parts_of,
-    read_mapping,
-    why_not,
+from smollit.data.formats.format import LAYOUTS, SCORES, Format, Parts, listed, parts_of
+from smollit.data.formats.messages import (
+    ALIASES,
+    ROLES,
+    WRITTEN_MESSAGES,
+    Roles,
+    find_messages,
+    is_dialogue,
+    is_sharegpt,
 )
-from smollit.data.formats.messages import ALIASES, ROLES, WRITTEN_MESSAGES, Roles, find_messages, is_sharegpt
-from smollit.data.formats.types import Conversation, Kind, Preference, Text
+from smollit.data.formats.types import Kind, Message
+from smollit.data.sources.files import Row
+from smollit.data.sources.mixture import FormatName
 
-CHATS = ("messages", "prompt", "completion", "chosen", "rejected")  # parts that may be messages
+# The columns of a part without a mapping: the first of these that is there, else the one of the part's name.
+USUAL = {"messages": ("messages", "conversations", "conversation")}
+MESSAGES = ("messages", "prompt", "completion", "chosen", "rejected")  # parts that may be messages
 PROMPT_LIKE = ("question", "instruction", "query", "input", "conversations", "messages")
-Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Format:
-    """How the rows of a split are read.
-
-    Args:
-        name: The format.
-        kind: What its rows become.
-        columns: Which column plays which part, such as {"messages": "conversations"}.
-        roles: Which roles its messages may have, and whether ShareGPT's keys and names are read.
-        seen: Names of roles in the first rows that are read as other roles.
-        left: Columns that are left alone.
-    """
-
-    name: FormatName
-    kind: Kind
-    columns: Parts
-    roles: Roles = field(default_factory=Roles)
-    seen: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()
-
-    @property
-    def extra_roles(self) -> tuple[str, ...]:
-        """Roles that the user lists besides system, user, assistant and tool."""
-        return self.roles.extra
-
-    @property
-    def has_scores(self) -> bool:
-        """Whether pairs have the columns of both scores."""
-        return self.columns.keys() >= set(SCORES)
-
-    def describe(self) -> str:
-        """One sentence that tells the user how the rows are read."""
-        said = [_how(self)]
-        if self.seen:
-            said.append("roles " + ", ".join(f"{name} -> {ALIASES[name.strip().lower()]}" for name in self.seen))
-        if "system" in self.columns:
-            said.append(f"system text from `{self.columns['system']}`")
-        if self.has_scores:
-            said.append("scores from " + " and ".join(f"`{self.columns[part]}`" for part in SCORES))
-        if self.extra_roles:
-            said.append("extra roles " + ", ".join(self.extra_roles))
-        if self.left:
-            said.append("columns left alone: " + listed(self.left))
-        return "; ".join(said)
-
-
-def to_record(row: dict[str, Any], format: Format) -> Conversation | Preference | Text:
-    """What a row becomes.
-
-    Raises:
-        BadRow: If it is malformed in any way.
-    """
-    fields = converters.Fields(row, format.columns, format.roles)
-    try:
-        return _convert(fields, format)
-    except RecursionError as error:
-        raise BadRow(DropReason.MALFORMED_MESSAGES, "lists or objects are nested too deeply") from error
+NEEDED = {
+    "chat": "`messages` (or `conversations`), `prompt` and `completion`, `instruction` and `output`, or `text`",
+    "preference": "`chosen` and `rejected`",
+}
+PLURAL = {"chat": "chats", "preference": "preference pairs"}
+MODULES = {"chat": "UltraChatDataModule", "preference": "UltraFeedbackDataModule"}
 
 
 def recognise(
     columns: list[str],
-    rows: Rows,
+    rows: list[Row],
+    *,
     kind: Kind,
     format: FormatName = "auto",
     mapping: dict[str, str] | None = None,
@@ -98,7 +45,7 @@ def recognise(
 
     Args:
         columns: Names of its columns.
-        rows: Its first rows: they tell ShareGPT from messages, and dialogues from other texts.
+        rows: Its first rows, which distinguish ShareGPT from messages, and dialogues from other texts.
         kind: What its rows must become.
         format: The format that the user wants, or `auto`.
         mapping: {part: column} for columns that are not named after their part; "" for a part not to be used.
@@ -108,121 +55,164 @@ def recognise(
     Raises:
         ValueError: If no format fits, with the columns, what each format needs, and what to do.
     """
-    wanted = read_mapping(mapping or {}, columns, where)
-    parts, extra = find_parts(kind, columns, wanted), tuple(extra_roles)
-    fits = fitting(kind, columns, wanted)
+    split = Split(kind, columns, rows, _read_mapping(mapping or {}, columns, where), tuple(extra_roles), where)
+    fits = split.fitting(kind)
     if format == "auto":
-        name = next((name for name in fits if _looks_like(name, kind, rows, parts, extra)), None)
+        name = next((name for name in fits if split.looks_like(name)), None)
     else:
         name = format if format in fits else None
     if name is None:
-        raise ValueError(why_not(columns, kind, format, wanted, where))
-    used = _paired_scores({part: parts[part] for part in parts_of(kind, name) if part in parts}, wanted)
+        raise ValueError(split.why_not(format))
+    used = split.used_parts(name)
     if kind == "preference":
-        _check_prompt(rows, used, columns, where)
-    roles = Roles(extra, name == "sharegpt" or (name != "messages" and _is_sharegpt(rows, used, extra)))
-    left = tuple(column for column in columns if column not in used.values())
-    return Format(name, kind, used, roles, _renamed(rows, used, roles), left)
+        split.check_prompt(used)
+    as_sharegpt = name == "sharegpt" or (name != "messages" and split.is_sharegpt(used))
+    roles = Roles(split.extra_roles, sharegpt=as_sharegpt)
+    unused = tuple(column for column in columns if column not in used.values())
+    return Format(name, kind, used, roles=roles, seen=split.renamed_roles(used, roles), unused=unused)
 
 
-def _convert(fields: converters.Fields, format: Format) -> Conversation | Preference | Text:
-    match format.name:
-        case "messages" | "sharegpt":
-            return converters.from_messages(fields)
-        case "prompt_completion":
-            return converters.from_prompt_completion(fields)
-        case "alpaca":
-            return converters.from_alpaca(fields)
-        case "text":
-            return converters.from_text(fields)
-        case "dialogue" if format.kind == "chat":
-            return converters.from_dialogue(fields)
-        case "dialogue":
-            return converters.from_dialogue_pair(fields)
-        case _:
-            return converters.from_preference(fields)
+@dataclass(frozen=True)
+class Split:
+    """What is known of a split before its format is: its columns and first rows, and what the user says.
+
+    Args:
+        kind: What its rows must become.
+        columns: Names of its columns.
+        rows: Its first rows.
+        mapping: The user's {part: column}.
+        extra_roles: The user's further roles.
+        where: What errors call it.
+    """
+
+    kind: Kind
+    columns: list[str]
+    rows: list[Row]
+    mapping: Parts
+    extra_roles: tuple[str, ...]
+    where: str
+
+    # ---- columns
+
+    def parts(self, kind: Kind) -> Parts:
+        """The column of each part of any format; a part that is mapped to "" is not used."""
+        parts = {}
+        for part in dict.fromkeys(part for name in LAYOUTS[kind] for part in parts_of(kind, name)):
+            usual = next((name for name in USUAL.get(part, (part,)) if name in self.columns), "")
+            parts[part] = self.mapping.get(part, usual)
+        return {part: column for part, column in parts.items() if column}
+
+    def fitting(self, kind: Kind) -> list[FormatName]:
+        """The formats whose needs are met and that have all parts of the mapping, best first."""
+        parts = self.parts(kind)
+        return [
+            name
+            for name, layout in LAYOUTS[kind].items()
+            if parts.keys() >= set(layout.needs) and self.mapping.keys() <= set(parts_of(kind, name))
+        ]
+
+    def used_parts(self, name: FormatName) -> Parts:
+        """The parts of a format that have a column, without a score that has no other score beside it."""
+        found = self.parts(self.kind)
+        parts = {part: found[part] for part in parts_of(self.kind, name) if part in found}
+        lone = [part for part in SCORES if part in parts] if not parts.keys() >= set(SCORES) else []
+        if lone and lone[0] in self.mapping:
+            raise ValueError(f"`data.columns` maps {lone[0]} alone: map both {' and '.join(SCORES)}, or neither")
+        return {part: column for part, column in parts.items() if part not in lone}
+
+    # ---- first rows
+
+    def looks_like(self, name: FormatName) -> bool:
+        """Whether the first rows agree with a format that fits the columns."""
+        parts = self.parts(self.kind)
+        if name == "sharegpt":
+            return self.is_sharegpt({"messages": parts["messages"]})
+        if name == "dialogue":
+            texts = [text for text in self.values(parts["text" if self.kind == "chat" else "chosen"]) if text != ""]
+            return 2 * sum(map(is_dialogue, texts)) > len(texts)
+        return True
+
+    def is_sharegpt(self, parts: Parts) -> bool:
+        """Whether a message of these parts has ShareGPT's keys or names of roles."""
+        return any(is_sharegpt(message, self.extra_roles) for message in self.messages(parts))
+
+    def renamed_roles(self, parts: Parts, roles: Roles) -> tuple[str, ...]:
+        """Names of roles that are read as others, in the order in which they come."""
+        if not roles.sharegpt:
+            return ()
+        names = [message.get(roles.keys(message)[0]) for message in self.messages(parts)]
+        kept = (*ROLES, *roles.extra)
+        known = [name for name in names if isinstance(name, str) and name not in kept]
+        return tuple(dict.fromkeys(name for name in known if name.strip().lower() in ALIASES))
+
+    def check_prompt(self, parts: Parts) -> None:
+        """Reject pairs at once whose responses come alone while no column holds the prompt."""
+        responses = self.values(parts["chosen"])
+        alone = [value for value in responses if _is_response_alone(value)]
+        likely = next((name for name in PROMPT_LIKE if name in self.columns), "question")
+        if "prompt" not in parts and alone and len(alone) == len(responses):
+            raise ValueError(
+                f"{self.where} has the columns {listed(self.columns)}: `{parts['chosen']}` holds responses without"
+                " their prompt, and there is no `prompt`. Name its column, such as"
+                f" `data.columns: {{prompt: {likely}}}`"
+            )
+
+    def values(self, column: str) -> list[Any]:
+        """The values of a column that are not null."""
+        return [row[column] for row in self.rows if row.get(column) is not None]
+
+    def messages(self, parts: Parts) -> list[Message]:
+        """All objects in these parts that may be messages."""
+        columns = [column for part, column in parts.items() if part in MESSAGES]
+        return [message for column in columns for value in self.values(column) for message in find_messages(value)]
+
+    # ---- errors
+
+    def why_not(self, format: FormatName) -> str:
+        """Why no format fits, or not the one that the user wants."""
+        kind, mapping = self.kind, self.mapping
+        if format != "auto" and format not in LAYOUTS[kind]:
+            names = ", ".join(LAYOUTS[kind])
+            return f"`data.format` is {format}, but {PLURAL[kind]} have the formats {names}{self._hint()}"
+        asked = [format] if format != "auto" else list(LAYOUTS[kind])
+        if not any(mapping.keys() <= set(parts_of(kind, name)) for name in asked):
+            return (
+                f"`data.columns` maps {listed(list(mapping))}, and none of the formats {listed(asked)} has all of these"
+            )
+        needed = f"{PLURAL[kind]} need {NEEDED[kind]}"
+        if format != "auto":
+            parts = " and ".join(f"`{part}`" for part in LAYOUTS[kind][format].needs)
+            needed = f"`data.format: {format}` needs {parts}"
+        mapped = f" with `data.columns` {mapping}" if mapping else ""
+        hint = self._hint() or ". Map parts to columns with `data.columns`"
+        return f"{self.where} has the columns {listed(self.columns)}, but {needed}{mapped}{hint}"
+
+    def _hint(self) -> str:
+        other: Kind = "preference" if self.kind == "chat" else "chat"
+        return f". These are {PLURAL[other]}: use {MODULES[other]}" if self.fitting(other) else ""
 
 
-# ---- what the first rows show
+def _read_mapping(mapping: dict[str, str], columns: list[str], where: str) -> Parts:
+    """The user's mapping, in which `conversations` is another name of the part `messages`.
+
+    Raises:
+        ValueError: If it names a part or a column that does not exist.
+    """
+    known = sorted({part for kind in LAYOUTS for name in LAYOUTS[kind] for part in parts_of(kind, name)})
+    wanted = {"messages" if part == "conversations" else part: column for part, column in mapping.items()}
+    for part, column in wanted.items():
+        if part not in known:
+            raise ValueError(f"`data.columns` has the key {part!r}, which must be one of {', '.join(known)}")
+        if column and column not in columns:
+            near = get_close_matches(column, columns, cutoff=0.4) or columns
+            raise ValueError(
+                f"`data.columns` maps `{part}` to the column {column!r}, which {where} does not have."
+                f" Nearest: {listed(near)}"
+            )
+    return wanted
 
 
-def _looks_like(name: FormatName, kind: Kind, rows: Rows, parts: Parts, extra: tuple[str, ...]) -> bool:
-    """Whether the rows do not speak against a format that fits the columns."""
-    if name == "sharegpt":
-        return _is_sharegpt(rows, {"messages": parts["messages"]}, extra)
-    if name == "dialogue":
-        texts = [text for text in _values(rows, parts["text" if kind == "chat" else "chosen"]) if text != ""]
-        return 2 * sum(map(is_dialogue, texts)) > len(texts)
-    return True
-
-
-def _values(rows: Rows, column: str) -> list[Any]:
-    return [row[column] for row in rows if row.get(column) is not None]
-
-
-def _messages(rows: Rows, parts: Parts) -> list[dict[str, Any]]:
-    columns = [column for part, column in parts.items() if part in CHATS]
-    return [message for column in columns for value in _values(rows, column) for message in find_messages(value)]
-
-
-def _is_sharegpt(rows: Rows, parts: Parts, extra: tuple[str, ...]) -> bool:
-    return any(is_sharegpt(message, extra) for message in _messages(rows, parts))
-
-
-def _renamed(rows: Rows, parts: Parts, roles: Roles) -> tuple[str, ...]:
-    """Names of roles that are read as others, in the order in which they come."""
-    if not roles.sharegpt:
-        return ()
-    names = [message.get(roles.keys(message)[0]) for message in _messages(rows, parts)]
-    kept = (*ROLES, *roles.extra)
-    known = [name for name in names if isinstance(name, str) and name.strip().lower() in ALIASES and name not in kept]
-    return tuple(dict.fromkeys(known))
-
-
-def _paired_scores(parts: Parts, wanted: Parts) -> Parts:
-    """The parts without a score that has no other score beside it."""
-    lone = [part for part in SCORES if part in parts] if not parts.keys() >= set(SCORES) else []
-    if lone and lone[0] in wanted:
-        raise ValueError(f"`data.columns` maps {lone[0]} alone: map both {' and '.join(SCORES)}, or neither")
-    return {part: column for part, column in parts.items() if part not in lone}
-
-
-def _check_prompt(rows: Rows, parts: Parts, columns: list[str], where: str) -> None:
-    """Refuse pairs at once whose answers stand alone while no column holds the prompt."""
-    answers = _values(rows, parts["chosen"])
-    alone = [value for value in answers if _is_answer_alone(value)]
-    likely = next((name for name in PROMPT_LIKE if name in columns), "question")
-    if "prompt" not in parts and alone and len(alone) == len(answers):
-        raise ValueError(
-            f"{where} has the columns {listed(columns)}: `{parts['chosen']}` holds answers without their prompt, and"
-            f" there is no `prompt`. Say which column it is, such as `data.columns: {{prompt: {likely}}}`"
-        )
-
-
-def _is_answer_alone(value: Any) -> bool:
+def _is_response_alone(value: Any) -> bool:
     if isinstance(value, str) and not WRITTEN_MESSAGES.match(value):
         return not is_dialogue(value)
     return len(find_messages(value)) == 1
-
-
-def _how(format: Format) -> str:
-    """The format's name, and what it does with its columns."""
-    columns = {part: f"`{column}`" for part, column in format.columns.items()}
-    match format.name:
-        case "messages" | "sharegpt":
-            name = "ShareGPT" if format.name == "sharegpt" else "Messages"
-            keys = "from/value or role/content" if format.roles.sharegpt else "role/content"
-            return f"{name}: {columns['messages']} ({keys})"
-        case "prompt_completion":
-            return f"Prompt and completion: {columns['prompt']} is context, {columns['completion']} is trained"
-        case "alpaca":
-            asked = " and ".join(columns[part] for part in ("instruction", "input") if part in columns)
-            return f"Alpaca: {asked} ask, {columns['output']} answers"
-        case "text":
-            return f"Plain text: {columns['text']}, every token is trained and no chat template is used"
-        case "dialogue" if format.kind == "chat":
-            return f"Human/Assistant dialogues: {columns['text']}"
-        case _:
-            name = "Human/Assistant dialogues in pairs" if format.name == "dialogue" else "Preference pairs"
-            prompt = f"prompt from {columns['prompt']}" if "prompt" in columns else "prompt from the turns they share"
-            return f"{name}: {columns['chosen']} over {columns['rejected']}, {prompt}"

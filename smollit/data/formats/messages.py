@@ -1,4 +1,8 @@
-"""Messages as data sets write them -> role and content as text: OpenAI's keys, ShareGPT's, JSON text in a CSV cell."""
+r"""Messages and dialogues as data sets write them -> role and content as text.
+
+Messages have OpenAI's keys or ShareGPT's, and may be JSON text in a CSV cell. A dialogue, as Anthropic writes them, is
+one text with turns that begin with "\n\nHuman:" and "\n\nAssistant:".
+"""
 
 import json
 import re
@@ -17,11 +21,15 @@ ALIASES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
 }
-# A text that is a list of messages, in JSON as CSV files have it, or (an error) as Python prints it. "from" alone is
-# no sign: an answer may be a list of edges, [{"from": "a", "to": "b"}].
+# A text that is a list of messages, in JSON as CSV files have it, or (an error) as Python prints it. "from" alone does
+# not make one: a response may be a list of edges, [{"from": "a", "to": "b"}].
 WRITTEN_MESSAGES = re.compile(
     r"""\s*\[\s*\{\s*(["'](role|content)["']\s*:|["']from["']\s*:\s*("[^"]*"|'[^']*')\s*,\s*["']value["']\s*:)"""
 )
+DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
+DIALOGUE = re.compile(r"\s*(Human|Assistant):")
+# A name begins a turn at the start of the text or after an empty line: "he said, Human: ..." does not.
+DIALOGUE_TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Roles:
             return "role", "content"
         return "from" if "role" not in message else "role", "value" if "content" not in message else "content"
 
-    def read(self, role: Any, place: str) -> str:
+    def read(self, role: Any, where: str) -> str:
         """One of the four roles, or an extra one."""
         if isinstance(role, str) and (role in ROLES or role in self.extra):
             return role
@@ -51,95 +59,95 @@ class Roles:
             return known
         expected = ", ".join((*ROLES, *self.extra))
         advice = "`data.format: sharegpt` reads it" if known else "`data.extra_roles` can list more"
-        raise BadRow(DropReason.UNKNOWN_ROLE, f"{place} is {shown(role)}, expected one of {expected} ({advice})")
+        raise BadRow(DropReason.UNKNOWN_ROLE, f"{where} is {shown(role)}, expected one of {expected} ({advice})")
 
 
-def parse_messages(value: Any, place: str, roles: Roles) -> list[Message]:
+def parse_messages(value: Any, where: str, roles: Roles) -> list[Message]:
     """A list of messages, or its JSON text (as in CSV), with contents as plain text.
 
     Raises:
         BadRow: If it is no list, empty, or one of the messages is malformed.
     """
     if isinstance(value, str):
-        value = decode(value, place)
+        value = decode(value, where)
     if not isinstance(value, list):
-        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{place} must be a list of messages, got {shown(value)}")
+        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{where} must be a list of messages, got {shown(value)}")
     if not value:
-        raise BadRow(DropReason.EMPTY_CONVERSATION, f"{place} is an empty list")
-    return [parse_message(message, f"{place}[{index}]", roles) for index, message in enumerate(value)]
+        raise BadRow(DropReason.EMPTY_CONVERSATION, f"{where} is an empty list")
+    return [parse_message(message, f"{where}[{index}]", roles) for index, message in enumerate(value)]
 
 
-def parse_turns(value: Any, role: str, place: str, roles: Roles) -> list[Message]:
+def parse_turns(value: Any, role: str, where: str, roles: Roles) -> list[Message]:
     """Turns from a text (one turn of `role`), one message, or a list of messages."""
     if isinstance(value, str) and not WRITTEN_MESSAGES.match(value):
         return [{"role": role, "content": value}]
     if isinstance(value, dict):
-        return [parse_message(value, place, roles)]
-    return parse_messages(value, place, roles)
+        return [parse_message(value, where, roles)]
+    return parse_messages(value, where, roles)
 
 
-def decode(text: str, place: str) -> Any:
+def decode(text: str, where: str) -> Any:
     """The value of a JSON text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{place} is a text that is not JSON ({error})") from error
+        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{where} is a text that is not JSON ({error})") from error
     except ValueError as error:  # an integer of more than 4,300 digits
-        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{place} holds a number that is too long") from error
+        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{where} holds a number that is too long") from error
 
 
-def parse_message(message: Any, place: str, roles: Roles) -> Message:
+def parse_message(message: Any, where: str, roles: Roles) -> Message:
     """One message with a known role and its content as text; keys that are null are left out."""
     if not isinstance(message, dict):
-        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{place} must have `role` and `content`, got {shown(message)}")
+        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{where} must have `role` and `content`, got {shown(message)}")
     kept = {key: value for key, value in message.items() if value is not None}
     if "from" in kept and "role" not in kept and not roles.sharegpt:
-        raise BadRow(DropReason.UNKNOWN_ROLE, f"{place} has no `role` but `from`: `data.format: sharegpt` reads it")
+        raise BadRow(DropReason.UNKNOWN_ROLE, f"{where} has no `role` but `from`: `data.format: sharegpt` reads it")
     role_key, content_key = roles.keys(kept)
     if role_key not in kept:
         have = ", ".join(sorted(map(shown, kept))[:8]) or "none"
-        raise BadRow(DropReason.UNKNOWN_ROLE, f"{place}.{role_key} is null or missing (keys: {have})")
-    role = roles.read(kept[role_key], f"{place}.{role_key}")
-    content = parse_content(kept.get(content_key), f"{place}.{content_key}", kept)
+        raise BadRow(DropReason.UNKNOWN_ROLE, f"{where}.{role_key} is null or missing (keys: {have})")
+    role = roles.read(kept[role_key], f"{where}.{role_key}")
+    content = parse_content(kept.get(content_key), f"{where}.{content_key}", kept)
     other = {key: value for key, value in kept.items() if key not in ("train", "weight", role_key, content_key)}
-    return {"role": role, "content": content, **other, **parse_train(kept, place)}
+    return {"role": role, "content": content, **other, **parse_train(kept, where)}
 
 
-def parse_content(content: Any, place: str, message: Message) -> str:
-    """A text, or the joined texts of a list of text parts; nothing beside tool calls is the empty text."""
+def parse_content(content: Any, where: str, message: Message) -> str:
+    """A text, or the joined texts of a list of text parts; null beside tool calls is the empty text."""
     if content is None:
         if message.get("tool_calls"):
             return ""
-        raise BadRow(DropReason.NULL_CONTENT, f"{place} is null or missing")
+        raise BadRow(DropReason.NULL_CONTENT, f"{where} is null or missing")
     if isinstance(content, list):
-        return "".join(_part_text(part, f"{place}[{index}]") for index, part in enumerate(content))
-    return parse_text(content, place)
+        return "".join(_part_text(part, f"{where}[{index}]") for index, part in enumerate(content))
+    return parse_text(content, where)
 
 
-def parse_text(value: Any, place: str) -> str:
+def parse_text(value: Any, where: str) -> str:
     """The value, which must be a text."""
     if not isinstance(value, str):
-        raise BadRow(DropReason.NOT_TEXT, f"{place} must be text, got {shown(value)}")
+        raise BadRow(DropReason.NOT_TEXT, f"{where} must be text, got {shown(value)}")
     return value
 
 
-def parse_train(message: Message, place: str) -> dict[str, bool]:
-    """{"train": whether the row wants the message trained}, from `train` or OpenAI's `weight`; empty if it has none.
+def parse_train(message: Message, where: str) -> dict[str, bool]:
+    """{"train": whether the message has loss tokens}, from `train` or OpenAI's `weight`; empty if the row has neither.
 
-    A weight of 0 takes a message out; a weight of 1 is what every message has, and asks for nothing.
+    A weight of 0 takes a message out of the loss; a weight of 1 is the default, and changes nothing.
     """
     said = {key: message[key] for key in ("train", "weight") if key in message}
     for key, value in said.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-            raise BadRow(DropReason.MALFORMED_WEIGHT, f"{place}.{key} must be true, false, 1 or 0, got {shown(value)}")
+            raise BadRow(DropReason.MALFORMED_WEIGHT, f"{where}.{key} must be true, false, 1 or 0, got {shown(value)}")
     wanted = {bool(value) for value in said.values()}
     if len(wanted) > 1:
-        raise BadRow(DropReason.MALFORMED_WEIGHT, f"{place}.train and {place}.weight disagree")
+        raise BadRow(DropReason.MALFORMED_WEIGHT, f"{where}.train and {where}.weight disagree")
     return {"train": wanted.pop()} if "train" in said or wanted == {False} else {}
 
 
 def find_messages(value: Any) -> list[Message]:
-    """The objects that look like messages in a value of the first rows, of which nothing is known yet."""
+    """The objects in a value of the first rows, whose format is not known yet, that may be messages; without nulls."""
     if isinstance(value, str) and WRITTEN_MESSAGES.match(value):
         try:
             value = json.loads(value)
@@ -162,8 +170,50 @@ def is_sharegpt(message: Message, extra: tuple[str, ...]) -> bool:
     return known and role.strip().lower() in ALIASES
 
 
-def _part_text(part: Any, place: str) -> str:
+# ---- dialogues
+
+
+def is_dialogue(text: object) -> bool:
+    """Whether a value is a text that begins with a turn and contains the assistant's name."""
+    return isinstance(text, str) and bool(DIALOGUE.match(text)) and "Assistant" in DIALOGUE_TURN.findall(text)
+
+
+def parse_dialogue(text: str, where: str) -> list[Message]:
+    """The turns of a dialogue, without the whitespace around their texts.
+
+    Raises:
+        BadRow: If the text does not begin with a turn.
+    """
+    before, *rest = DIALOGUE_TURN.split(text)
+    if before.strip() or not rest:
+        raise BadRow(
+            DropReason.MALFORMED_DIALOGUE, f"{where} must begin with 'Human:' or 'Assistant:', got {shown(text)}"
+        )
+    return [
+        {"role": DIALOGUE_ROLES[name], "content": turn.strip()}
+        for name, turn in zip(rest[::2], rest[1::2], strict=True)
+    ]
+
+
+def parse_dialogue_prompt(text: str, where: str) -> list[Message]:
+    """The turns before a response: a dialogue without its empty last "Assistant:", or a text as one user turn."""
+    if not DIALOGUE.match(text):
+        return [{"role": "user", "content": text}]
+    turns = parse_dialogue(text, where)
+    is_open = turns[-1] == {"role": "assistant", "content": ""}
+    return turns[:-1] if is_open else turns
+
+
+def parse_dialogue_response(text: str, where: str) -> list[Message]:
+    """A dialogue that ends with the response, or the response alone."""
+    return parse_dialogue(text, where) if DIALOGUE.match(text) else [{"role": "assistant", "content": text.strip()}]
+
+
+# ---- helpers
+
+
+def _part_text(part: Any, where: str) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return part["text"]
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    raise BadRow(DropReason.NOT_TEXT, f"{place} is a part of type {shown(kind)}, and only text parts can be trained")
+    raise BadRow(DropReason.NOT_TEXT, f"{where} is a part of type {shown(kind)}, and only text parts are supported")

@@ -1,4 +1,4 @@
-"""What a row becomes: Conversation, Preference or Text, or BadRow with the reason why not."""
+"""Conversation, Preference and Text: what rows become, and what holds for their turns."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 from smollit.data.formats.drop_reason import BadRow, DropReason
 
 Kind = Literal["chat", "preference"]
-Message = dict[str, Any]  # role, content (a text), `train` if the row says it, and what else it gives that is not null
+Message = dict[str, Any]  # role, content (a text), `train` if the row says it, and its other keys that are not null
 SHORT = 40  # characters of a value that errors show
 
 
@@ -15,7 +15,7 @@ class Conversation:
     """A chat with at least one turn of an assistant, or of a role that the user listed.
 
     Two assistant turns follow each other only where the second continues the first: a prompt that ends with the start
-    of the answer, and its completion.
+    of a turn, and its completion.
     """
 
     messages: list[Message]
@@ -23,10 +23,10 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt and two assistant turns, of which the first is preferred.
+    """A prompt and two responses, of which the first is preferred.
 
-    The answers continue the prompt's last turn if that is an assistant turn. `score_gap` is the chosen answer's score
-    minus the rejected one's; None without scores.
+    The responses continue the prompt's last turn if that is an assistant turn. `score_gap` is the score of the chosen
+    response minus that of the rejected one; None without scores.
     """
 
     prompt: list[Message]
@@ -37,45 +37,45 @@ class Preference:
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text: every token is trained, and no chat template is used."""
+    """Plain text: every token is a loss token, and no chat template is used."""
 
     text: str
 
 
-def make_conversation(messages: list[Message], places: list[str], continued: int | None = None) -> Conversation:
-    """A chat, once its turns are in order and its answers hold text.
+def make_conversation(messages: list[Message], where: list[str], continued: int | None = None) -> Conversation:
+    """A chat, after a check that its turns are in order and its assistant turns hold text.
 
     Args:
         messages: Parsed messages.
-        places: Where in the row each of them stands, such as "messages[1]".
+        where: Where in the row each of them is, such as "messages[1]".
         continued: Index of the turn that may continue the assistant turn before it.
 
     Raises:
-        BadRow: If the order is odd, an answer is empty, or nobody answers.
+        BadRow: If the order is odd, an assistant turn is empty, or there is none.
     """
-    check_order(messages, places, continued)
-    for message, place in zip(messages, places, strict=True):
-        check_answer(message, place)
+    check_order(messages, where, continued)
+    for message, name in zip(messages, where, strict=True):
+        check_not_empty(message, name)
     if all(message["role"] in ("system", "user", "tool") for message in messages):
-        raise BadRow(DropReason.NO_ASSISTANT_TURN, f"no message with role 'assistant' from {places[0]} to {places[-1]}")
+        raise BadRow(DropReason.NO_ASSISTANT_TURN, f"no message with role 'assistant' from {where[0]} to {where[-1]}")
     return Conversation(messages)
 
 
-def check_order(messages: list[Message], places: list[str], continued: int | None = None) -> None:
-    """System text stands first; user and assistant turns do not follow their own kind."""
-    for index, (message, place) in enumerate(zip(messages, places, strict=True)):
+def check_order(messages: list[Message], where: list[str], continued: int | None = None) -> None:
+    """The system message comes first; user and assistant turns do not follow their own kind."""
+    for index, (message, name) in enumerate(zip(messages, where, strict=True)):
         role = message["role"]
         if role == "system" and index > 0:
-            raise BadRow(DropReason.ROLE_ORDER, f"{place} is a system message, but not the first")
+            raise BadRow(DropReason.ROLE_ORDER, f"{name} is a system message, but not the first")
         same = index > 0 and role in ("user", "assistant") and role == messages[index - 1]["role"]
         if same and not (role == "assistant" and index == continued):
-            raise BadRow(DropReason.ROLE_ORDER, f"{places[index - 1]} and {place} are both {role} turns")
+            raise BadRow(DropReason.ROLE_ORDER, f"{where[index - 1]} and {name} are both {role} turns")
 
 
-def check_answer(message: Message, place: str) -> None:
+def check_not_empty(message: Message, where: str) -> None:
     """An assistant turn has a text, or calls tools."""
     if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
-        raise BadRow(DropReason.EMPTY_RESPONSE, f"{place} has no text, {message['content']!r:.20}")
+        raise BadRow(DropReason.EMPTY_RESPONSE, f"{where} has no text, {message['content']!r:.20}")
 
 
 def drop_nulls(value: Any) -> Any:
@@ -86,7 +86,7 @@ def drop_nulls(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in a few characters, whatever it is; of lists and objects (which may nest without end) only the type."""
+    """A value in a few characters, whatever it is; of lists and objects (which may be deeply nested) only the type."""
     if isinstance(value, str):
         return repr(value[:SHORT]) + ("..." if len(value) > SHORT else "")
     is_small = isinstance(value, int) and abs(value) < 10**SHORT  # Python refuses to print integers of 4,301 digits

@@ -1,35 +1,31 @@
-"""Local files of rows: which files make up a split, their kinds, opening them, and naming their bad lines."""
+"""The files of a split: found, downloaded if they are remote, opened, and their bad lines named."""
 
 import glob
+import hashlib
 import json
+import logging
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pyarrow as pa
-from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from smollit.names import first_line, is_path
 
+log = logging.getLogger(__name__)
+Row = dict[str, Any]
 KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ENDINGS = (*KINDS, *(kind + packed for kind in (".jsonl", ".json", ".csv") for packed in COMPRESSIONS))
 READABLE = f"{', '.join(KINDS)} files (the first three also as {' or '.join(COMPRESSIONS)})"
 SHARD = re.compile(r"-\d+-of-\d+$")
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Without datasets' progress bars for reading, filtering and saving; as they were before afterwards."""
-    were_on = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_on:
-            enable_progress_bars()
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a drive letter of Windows has one character
 
 
 def ending(file: Path | str) -> str:
@@ -45,15 +41,17 @@ def kind_of(file: Path) -> str:
 # ---- which files
 
 
-def find_files(dataset: str, split: str) -> tuple[Path, ...]:
-    """The files of a split; none for a hub id, or a folder laid out in a way that only datasets knows.
+def find_files(dataset: str, split: str, cache_dir: Path | None = None) -> tuple[Path, ...]:
+    """The files of a split; none for a hub id, or a folder in a layout that only `datasets` knows.
 
-    A file, a glob, and a folder that `save_to_disk` wrote from one Dataset are all of their rows, whatever the
-    split's name. A folder of files named after splits, or one that was saved from a DatasetDict, gives the split.
+    A file, a glob, a URL, and a folder that `save_to_disk` wrote from one Dataset give all of their rows, whatever
+    the split's name. A folder of files named after splits, or one saved from a DatasetDict, gives the split.
 
     Raises:
         ValueError: If the path does not exist, an ending is unknown, or the folder has other splits only.
     """
+    if URL.match(dataset):
+        return download(dataset, cache_dir)
     path = Path(dataset).expanduser()
     if path.is_file():
         if not ending(path):
@@ -68,10 +66,70 @@ def find_files(dataset: str, split: str) -> tuple[Path, ...]:
     return ()
 
 
+def check_files(files: tuple[Path, ...], split: str) -> None:
+    """Reject files that are wrong in a way that shows without reading them.
+
+    Raises:
+        ValueError: If a file is missing or empty, or the files are of several kinds.
+    """
+    if len({kind_of(file) for file in files}) > 1:
+        raise ValueError(f"the files of split {split!r} are of several kinds: {names_of(files)}")
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is missing: the folder was not copied whole")
+        if file.stat().st_size == 0:
+            raise ValueError(f"{file} is empty: a data set needs at least one row")
+
+
+def download(url: str, cache_dir: Path | None) -> tuple[Path, ...]:
+    """Local copies of the file of a URL, or of all files that match it if it contains `*`; downloaded once.
+
+    fsspec reads the URL: https:// and hf:// always, s3:// and others where their package is installed.
+
+    Raises:
+        ValueError: If a file can't be downloaded, or it is of a kind that can't be read.
+    """
+    folder = cache_dir / "downloads" if cache_dir else Path(tempfile.mkdtemp(prefix="smollit-"))
+    try:
+        system, path = fsspec.url_to_fs(url)
+        paths = sorted(system.glob(path)) if "*" in path else [path]
+        files = [_local_name(folder, system.unstrip_protocol(path)) for path in paths]
+        for file, remote in zip(files, paths, strict=True):
+            if not file.exists():
+                _download_one(system, remote, file)
+    except Exception as error:  # every file system raises its own types
+        raise ValueError(
+            f"`data.dataset` {url} can't be downloaded: {type(error).__name__}: {first_line(error)}."
+            " Check the address, the network and your credentials, or set `data.dataset` to a local copy"
+        ) from error
+    if not files:
+        raise ValueError(f"`data.dataset` is {url!r}, and no file matches it: check the address")
+    return tuple(files)
+
+
+def _local_name(folder: Path, url: str) -> Path:
+    name = url.split("?")[0].rsplit("/", 1)[-1]
+    if not ending(name):
+        raise ValueError(f"only {READABLE} can be read, and {name!r} has none of these endings")
+    return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+
+
+def _download_one(system: fsspec.AbstractFileSystem, remote: str, file: Path) -> None:
+    """Download to a temporary name first, so that another process never sees half a file."""
+    log.info("downloading %s", remote)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        system.get_file(remote, str(partial))
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _files_of_glob(pattern: str) -> tuple[Path, ...]:
     files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
     if not files:
-        raise ValueError(f"`data.dataset` is {pattern!r}, and no file is matched by it: check the path")
+        raise ValueError(f"`data.dataset` is {pattern!r}, and no file matches it: check the path")
     for file in files:
         if not ending(file):
             raise ValueError(f"`data.dataset` is {pattern!r}, which matches {file}, but only {READABLE} can be read")
@@ -84,7 +142,7 @@ def _saved_files(folder: Path, split: str) -> tuple[Path, ...]:
     if splits.is_file():
         names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
         if split not in names:
-            raise ValueError(f"{folder} has no split {split!r}: its files are of the splits {', '.join(sorted(names))}")
+            raise _no_split(folder, split, names)
         folder = folder / split
     state = folder / "state.json"
     if not (state.is_file() and (folder / "dataset_info.json").is_file()):
@@ -101,37 +159,26 @@ def _files_of_split(folder: Path, split: str) -> tuple[Path, ...]:
     readme = folder / "README.md"
     has_own_layout = readme.is_file() and "\nconfigs:" in readme.read_text(encoding="utf-8", errors="replace")
     if by_split and split not in by_split and not has_own_layout:
-        raise ValueError(f"{folder} has no split {split!r}: its files are of the splits {', '.join(sorted(by_split))}")
+        raise _no_split(folder, split, list(by_split))
     return tuple(by_split.get(split, ()))
 
 
-def check_files(files: tuple[Path, ...], split: str) -> None:
-    """Refuse what can be seen to be wrong without reading.
-
-    Raises:
-        ValueError: If a file is missing or empty, or the files are of several kinds.
-    """
-    if len({kind_of(file) for file in files}) > 1:
-        raise ValueError(f"the files of split {split!r} are of several kinds: {names_of(files)}")
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"{file} is missing: the folder was not copied whole")
-        if file.stat().st_size == 0:
-            raise ValueError(f"{file} is empty: a data set needs at least one row")
+def _no_split(folder: Path, split: str, found: list[str]) -> ValueError:
+    return ValueError(f"{folder} has no split {split!r}: its splits are {', '.join(sorted(found))}")
 
 
-# ---- opening them
+# ---- opening them, and naming their bad lines
 
 
 @contextmanager
 def open_bytes(file: Path) -> Iterator[BufferedReader]:
-    """The content of a file, decompressed as its ending says. (pyarrow reads .zst, which Python can from 3.14 on.)
+    """The content of a file, decompressed as its ending says. (pyarrow reads .zst; Python does from 3.14 on.)
 
     Raises:
-        ValueError: If the archive is broken or cut short.
+        ValueError: If the archive is broken or truncated.
     """
     try:
-        # BufferedReader takes anything with readinto(), of which pyarrow's files are not declared to be
+        # BufferedReader takes anything with readinto(), but pyarrow's files are not declared to have it
         with BufferedReader(pa.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix))) as content:  # type: ignore[arg-type]
             yield content
     except OSError as error:
@@ -142,30 +189,31 @@ def open_bytes(file: Path) -> Iterator[BufferedReader]:
         ) from error
 
 
-def iter_lines(file: Path) -> Iterator[str]:
-    """Lines of a text file without their ends; blank ones are left out.
+def parse_line(line: str) -> Row:
+    """The JSON object that a line of a JSON Lines file holds.
 
     Raises:
-        ValueError: If the text is not UTF-8, with the numbers of the first such lines.
+        ValueError: If the line is not JSON, or not an object.
     """
-    with open_bytes(file) as content:
-        for line in content:
-            try:
-                text = line.decode().rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise not_utf8(file) from error
-            if text.strip():
-                yield text
+    try:
+        row = json.loads(line.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of more digits than Python reads; lists without end
+        raise ValueError(f"not JSON ({first_line(error)})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object {{...}}, got {type(row).__name__}")
+    return row
 
 
 def not_utf8(file: Path) -> ValueError:
-    """The error for a file with bytes that are no text."""
+    """The error for a file with bytes that are not text."""
     return ValueError("text that is not UTF-8:\n" + "\n".join(malformed_lines((file,))))
 
 
 def malformed(files: tuple[Path, ...]) -> ValueError:
     """The error that names the first lines that are not JSON."""
-    return ValueError("malformed JSON Lines, mend these first:\n" + "\n".join(malformed_lines(files)))
+    return ValueError("malformed JSON Lines, fix these first:\n" + "\n".join(malformed_lines(files)))
 
 
 def malformed_lines(files: tuple[Path, ...], most: int = 5) -> list[str]:
@@ -174,38 +222,26 @@ def malformed_lines(files: tuple[Path, ...], most: int = 5) -> list[str]:
     for file in files:
         with open_bytes(file) as lines:
             for number, line in enumerate(lines, start=1):
-                problem = _line_problem(line, is_json=kind_of(file) in (".jsonl", ".json"))
-                if problem:
-                    found.append(f"{file}:{number}: {problem}")
+                try:
+                    text = line.decode("utf-8-sig")
+                    if text.strip() and kind_of(file) in (".jsonl", ".json"):
+                        parse_line(text)
+                except UnicodeDecodeError as error:
+                    byte = f"byte {error.object[error.start]:#04x} at {error.start + 1}"
+                    found.append(f"{file}:{number}: not UTF-8 ({byte})")
+                except ValueError as error:
+                    found.append(f"{file}:{number}: {error}")
                 if len(found) == most:
                     return found
     return found
-
-
-def _line_problem(line: bytes, is_json: bool) -> str:
-    try:
-        text = line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start + 1})"
-    if not is_json or not text.strip():
-        return ""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        return f"not JSON ({error.msg} at column {error.colno})"
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({first_line(error)})"
-    return "" if isinstance(value, dict) else f"expected an object {{...}}, got {type(value).__name__}"
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error that an error was raised from, all the way down."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def names_of(files: tuple[Path, ...]) -> str:
     """`a.jsonl, b.jsonl`; of many files, the first three and their number."""
     names = ", ".join(map(str, files[:3]))
     return names if len(files) <= 3 else f"{names} and {len(files) - 3} more"
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that an error was raised from, all the way down."""
+    return error if error.__cause__ is None else root_cause(error.__cause__)

@@ -1,15 +1,18 @@
-"""Several sources as one: parts with weights and caps, and which of their rows an epoch has."""
+"""Parts with weights and caps, which of them are train, val, test and predict, and which rows an epoch has."""
 
 import math
-from dataclasses import dataclass, replace
+import re
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from smollit.data.formats.detect import FormatName
 from smollit.data.sources.source import Source, load_source, seeded
 
 DEFAULT_SPLIT = "train"  # of a part for which nobody names one
+# What the user may call the rows of a part; formats/detect.py knows what each looks like.
+FormatName = Literal["auto", "messages", "prompt_completion", "sharegpt", "alpaca", "text", "dialogue", "preference"]
 
 
 @dataclass
@@ -17,12 +20,12 @@ class Part:
     """One source of a mixture.
 
     Args:
-        dataset: Hub id, folder, file or glob.
+        dataset: Hub id, folder, file, glob or URL.
         split: Split, perhaps with a slice; null takes the data module's.
-        weight: How often each row is seen per epoch: 1 once, 2 twice, 0.5 another random half in each epoch.
+        weight: How often each row is seen per epoch: 1 once, 2 twice, 0.5 a different random half in each epoch.
         max_rows: At most this many rows, drawn at random; when streaming, the first ones. Null takes all.
-        format: What the rows look like; `auto` recognises it.
-        columns: The canonical names of columns to the data set's own.
+        format: What the rows look like; `auto` detects it.
+        columns: Names of columns, as {canonical: the data set's own}.
     """
 
     dataset: str
@@ -33,71 +36,123 @@ class Part:
     columns: dict[str, str] | None = None
 
 
-def check_part(part: Part) -> None:
-    """Refuse numbers that have no meaning.
+@dataclass(frozen=True)
+class Splits:
+    """The data sets and splits that the user named.
+
+    Args:
+        dataset: The parts.
+        train: Split to train on, of parts that name none.
+        val: Split to validate on.
+        test: Split to test on; None is that of `val`.
+        predict: Split whose prompts are answered; None is that of `val`.
+        val_sets: Named sets to validate on, instead of `val`.
+        format: Of parts that do not name one.
+        columns: Of parts that do not name any.
+    """
+
+    dataset: list[Part]
+    _: KW_ONLY
+    train: str
+    val: str | None
+    test: str | None = None
+    predict: str | None = None
+    val_sets: dict[str, Part] = field(default_factory=dict)
+    format: FormatName = "auto"
+    columns: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, part in self.val_sets.items():
+            if part.weight != 1:
+                raise ValueError(f"`data.val_sets.{name}` has a weight, which is for training: remove it")
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"`data.val_sets` has the name {name!r}: use letters, digits, _ and - only")
+
+    def parts(self, name: str) -> dict[str, list[Part]]:
+        """The parts of `train`, `val`, `test` or `predict`, by the key of their examples: `train`, `val/<set>`.
+
+        Each has its split, and the format and columns that it inherits.
+        """
+        if name == "train":
+            return {name: [self._complete(part, self.train) for part in self.dataset]}
+        if name == "val" and self.val_sets:
+            return {f"val/{key}": [self._complete(part, self.val)] for key, part in self.val_sets.items()}
+        split = {"val": self.val, "test": self.test or self.val, "predict": self.predict or self.val}[name]
+        # A part's own split, weight and cap are for training.
+        own = [replace(part, split=split, weight=1.0, max_rows=None) for part in self.dataset]
+        return {name: [self._complete(part, split) for part in own]} if split else {}
+
+    def weights(self) -> list[float]:
+        """How often each row of each training part is seen per epoch."""
+        return [part.weight for part in self.dataset]
+
+    def _complete(self, part: Part, split: str | None) -> Part:
+        return replace(
+            part,
+            split=part.split or split or DEFAULT_SPLIT,
+            format=self.format if part.format == "auto" else part.format,
+            columns=self.columns if part.columns is None else part.columns,
+        )
+
+
+def label(key: str, part: Part, is_alone: bool) -> str:
+    """What logs call a part: its split, its set's name, or both its split and data set."""
+    if not is_alone:
+        return f"{part.split} of {part.dataset}"
+    return key.removeprefix("val/") if key.startswith("val/") else str(part.split)
+
+
+def load_part(part: Part, *, seed: int, cache_dir: Path | None = None, streaming: bool = False) -> Source:
+    """Find the rows of a part; nothing is read yet.
+
+    Args:
+        part: What to load; without a split, `DEFAULT_SPLIT`.
+        seed: Seed of the draw of `max_rows`.
+        cache_dir: Folder of downloads and of the remembered hashes of files.
+        streaming: Whether only `stream` is used.
 
     Raises:
-        ValueError: If the data set has no name, the weight is not above 0, or the cap is below 1.
+        ValueError: If the data set has no name, the weight is not above 0, or the cap is below 1; as `load_source`.
     """
     if not part.dataset.strip():
-        raise ValueError("`dataset` is empty: give a hub id, a folder, a file or a glob")
+        raise ValueError("`dataset` is empty: give a hub id, a folder, a file, a glob or a URL")
     if not (math.isfinite(part.weight) and part.weight > 0):
         raise ValueError(
             f"`weight` of {part.dataset} must be a number above 0 (1: each row once per epoch), got {part.weight}"
         )
     if part.max_rows is not None and part.max_rows < 1:
         raise ValueError(f"`max_rows` of {part.dataset} must be at least 1, or null for all rows, got {part.max_rows}")
-
-
-def load_part(part: Part, seed: int, cache_dir: Path | None = None, streaming: bool = False) -> Source:
-    """The rows of a part; nothing is read yet.
-
-    Args:
-        part: What to load; without a split, `DEFAULT_SPLIT`.
-        seed: Of the draw of `max_rows`.
-        cache_dir: Folder where hashes of files are remembered.
-        streaming: Whether only `stream` of it will be used.
-
-    Raises:
-        ValueError: As `check_part` and `load_source`.
-    """
-    check_part(part)
-    source = load_source(part.dataset, part.split or DEFAULT_SPLIT, cache_dir, streaming)
+    source = load_source(part.dataset, part.split or DEFAULT_SPLIT, cache_dir=cache_dir, streaming=streaming)
     return source if part.max_rows is None else replace(source, max_rows=part.max_rows, seed=seed)
 
 
-def epoch_members(num_rows: list[int], weights: list[float], seed: int, epoch: int) -> list[int]:
-    """Row numbers, in the parts one behind the other, that an epoch has; not shuffled, some perhaps several times.
+def epoch_members(num_rows: list[int], weights: list[float], *, seed: int, epoch: int) -> list[int]:
+    """The row numbers of an epoch, counted through all parts in turn; not shuffled, some perhaps several times.
 
-    A pure function. What a weight has behind its point is a share of the rows that changes from epoch to epoch: at
+    A pure function. The fractional part of a weight is a fraction of the rows that changes from epoch to epoch: at
     0.25, each row comes once in 4 epochs.
 
     Args:
         num_rows: Rows of each part.
         weights: How often each row is seen per epoch.
-        seed: Of the draws.
+        seed: Seed of the draws.
         epoch: Counted from 0.
     """
     members: list[int] = []
     start = 0
     for part, (rows, weight) in enumerate(zip(num_rows, weights, strict=True)):
-        chosen = list(range(rows)) * math.floor(weight) + _extra_rows(rows, weight, seed, epoch, part)
-        members += [start + row for row in chosen]
+        whole, fraction = math.floor(weight), weight - math.floor(weight)
+        least = 1 if whole == 0 and rows else 0  # a part of one row would never be seen at weight 0.4
+        extra = _turn(rows, max(least, round(fraction * rows)), seed=(seed, part), epoch=epoch)
+        members += [start + row for row in list(range(rows)) * whole + extra]
         start += rows
     return members
 
 
-def _num_extra(rows: int, weight: float) -> int:
-    whole, fraction = math.floor(weight), weight - math.floor(weight)
-    least = 1 if whole == 0 and rows else 0  # a part of one row would never be seen at weight 0.4
-    return max(least, round(fraction * rows))
-
-
-def _extra_rows(rows: int, weight: float, seed: int, epoch: int, part: int) -> list[int]:
+def _turn(rows: int, count: int, *, seed: tuple[int, int], epoch: int) -> list[int]:
     """The epoch's piece of a random order of the rows; when the order has no whole piece left, a new order begins."""
-    count = _num_extra(rows, weight)
     if count == 0:
         return []
     turn, piece = divmod(epoch, rows // count)
-    order = torch.randperm(rows, generator=seeded(seed, turn, part))
+    order = torch.randperm(rows, generator=seeded(seed[0], turn, seed[1]))
     return sorted(order[piece * count : (piece + 1) * count].tolist())

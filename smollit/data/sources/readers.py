@@ -1,10 +1,16 @@
-"""Rows of local files: one after the other, or as a data set on disk."""
+"""The rows of files: one after the other, or as a `datasets.Dataset`; and slices of both.
+
+JSON and JSON Lines stay text, in the one column `RAW`, until each row is decoded by itself: Arrow has one type per
+column, and would merge the keys of all rows. `datasets` reads parquet and Arrow; CSV and JSON are read here, because
+its readers name no line, and accept rows with too many cells and columns with the same name.
+"""
 
 import csv
 import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -12,22 +18,43 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, ReadInstruction, Value, concatenate_datasets, load_dataset
+from datasets import (
+    Dataset,
+    Features,
+    ReadInstruction,
+    Value,
+    are_progress_bars_disabled,
+    concatenate_datasets,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_dataset,
+)
 
-from smollit.data.sources.files import iter_lines, kind_of, names_of, not_utf8, open_bytes, quiet_datasets, root_cause
-from smollit.data.sources.raw import RAW
+from smollit.data.sources.files import Row, kind_of, names_of, not_utf8, open_bytes, root_cause
 from smollit.names import first_line
 
-Row = dict[str, Any]
-TABLE_ROWS = 256  # rows that are held at once of a parquet or Arrow file
+RAW = "raw_json_line"  # the one column of a JSON or JSON Lines file
+TABLE_ROWS = 256  # rows of a parquet or Arrow file that are in memory at once
 ROW_NUMBERS = re.compile(r"\[(\d*):(\d*)\]")
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Disable the progress bars of `datasets` inside the block, and restore them after it."""
+    were_on = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
+            enable_progress_bars()
 
 
 # ---- one after the other
 
 
 def iter_rows(files: tuple[Path, ...]) -> Iterator[Row]:
-    """Rows of files in their order; of JSON and JSON Lines, `{RAW: text}`. Only .json files are held as a whole.
+    """Rows of files in their order; of JSON and JSON Lines, `{RAW: text}`. Only .json files are read as a whole.
 
     Raises:
         ValueError: If a file can't be read, with its name, and its line where there are lines.
@@ -44,6 +71,22 @@ def iter_file(file: Path) -> Iterator[Row]:
     if kind == ".json":
         return ({RAW: text} for text in _json_texts(file))
     return _csv_rows(file) if kind == ".csv" else _table_rows(file)
+
+
+def iter_lines(file: Path) -> Iterator[str]:
+    """Lines of a text file without their ends; blank ones are left out.
+
+    Raises:
+        ValueError: If the text is not UTF-8, with the numbers of the first such lines.
+    """
+    with open_bytes(file) as content:
+        for line in content:
+            try:
+                text = line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise not_utf8(file) from error
+            if text.strip():
+                yield text
 
 
 def _json_texts(file: Path) -> list[str]:
@@ -70,11 +113,13 @@ def _csv_rows(file: Path) -> Iterator[Row]:
     """Cells are text: "4" is not a number, and "NA" or an empty cell is not null. Missing last cells are null."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python's own limit of 131,072 is less than a long chat
     with open_bytes(file) as content:
-        # strict: a quote that is never closed would swallow the rest of the file in silence
+        # strict: an unclosed quote would silently swallow the rest of the file
         cells = csv.reader(TextIOWrapper(content, encoding="utf-8-sig", newline=""), strict=True)
         try:
             header = next(cells, [])
-            _check_header(file, header)
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice:
+                raise ValueError(f"could not read {file}: its header names the column {twice[0]!r} twice (line 1)")
             for row in filter(None, cells):
                 if len(row) > len(header):
                     raise ValueError(
@@ -105,17 +150,17 @@ def csv_header(files: tuple[Path, ...]) -> list[str]:
     return first
 
 
-def _check_header(file: Path, header: list[str]) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise ValueError(f"could not read {file}: its header names the column {twice[0]!r} twice (line 1)")
-
-
 def _table_rows(file: Path) -> Iterator[Row]:
     """Rows of a parquet or Arrow file, decoded as `datasets` does."""
     try:
-        for table in _parquet_tables(file) if kind_of(file) == ".parquet" else _arrow_tables(file):
-            yield from rows_of(Dataset(table)[:])
+        if kind_of(file) == ".arrow":
+            for columns in _map_arrow(file).iter(TABLE_ROWS):
+                yield from rows_of(columns)
+            return
+        with pq.ParquetFile(file) as content:
+            # Without threads: pyarrow's may hang in a process that was forked.
+            for batch in content.iter_batches(TABLE_ROWS, use_threads=False):
+                yield from rows_of(Dataset(pa.Table.from_batches([batch]))[:])
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"could not read {file}: {first_line(error)}") from error
 
@@ -123,19 +168,6 @@ def _table_rows(file: Path) -> Iterator[Row]:
 def rows_of(columns: dict[str, list[Any]]) -> Iterator[Row]:
     """Columns of equal length -> rows."""
     return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-
-
-def _parquet_tables(file: Path) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file) as content:
-        # Without threads: pyarrow's may hang in a process that was forked.
-        for batch in content.iter_batches(TABLE_ROWS, use_threads=False):
-            yield pa.Table.from_batches([batch])
-
-
-def _arrow_tables(file: Path) -> Iterator[pa.Table]:
-    rows = _map_arrow(file)
-    for start in range(0, len(rows), TABLE_ROWS):
-        yield rows.data.slice(start, TABLE_ROWS).combine_chunks()
 
 
 def _map_arrow(file: Path) -> Dataset:
@@ -150,33 +182,16 @@ def _map_arrow(file: Path) -> Dataset:
 # ---- as a data set
 
 
-def read_files(files: tuple[Path, ...], split: str, part: str, fingerprint: str) -> Dataset:
-    """Rows of local files of one kind; JSON and JSON Lines have the one column `RAW`, which the encoder decodes.
+def read_files(files: tuple[Path, ...], *, fingerprint: str) -> Dataset:
+    """Rows of local files of one kind; JSON and JSON Lines have the one column `RAW`, which `formats` decodes.
 
     Args:
         files: Files of one kind.
-        split: The split's name, for errors.
-        part: Slice such as `[:5%]`, or nothing.
-        fingerprint: Hash of the files' contents: what `datasets` keeps is found again by it.
+        fingerprint: Hash of the files' contents, by which `datasets` finds its own copy again.
 
     Raises:
-        ValueError: If a file can't be read, or no row is left.
+        ValueError: If a file can't be read.
     """
-    try:
-        with quiet_datasets():
-            rows = _read_whole(files, fingerprint)
-    except Exception as error:  # datasets raises its own and pyarrow's errors for a file it can't read, around ours
-        if "corresponds to no data" in str(error):
-            raise no_rows(names_of(files), split + part) from error
-        ours = next((link for link in _chain(error) if type(link) is ValueError), None)
-        raise ours or ValueError(f"could not read {names_of(files)}: {first_line(root_cause(error))}") from error
-    rows = take_part(rows, part)
-    if not rows:
-        raise no_rows(names_of(files), split + part)
-    return rows
-
-
-def _read_whole(files: tuple[Path, ...], fingerprint: str) -> Dataset:
     kind = kind_of(files[0])
     if kind == ".arrow":
         return concatenate_datasets([_map_arrow(file) for file in files])
@@ -189,39 +204,38 @@ def _read_whole(files: tuple[Path, ...], fingerprint: str) -> Dataset:
 
 
 def _generate(files: tuple[Path, ...], fingerprint: str) -> Iterator[Row]:
-    """Rows for `Dataset.from_generator`, which finds again what it kept by the arguments: so contents are of them."""
+    """Rows for `Dataset.from_generator`, which keys its own copy by the arguments: so the contents are one of them."""
     return iter_rows(files)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__
+def read_error(files: tuple[Path, ...], error: Exception) -> ValueError:
+    """What `read_files` raised as a sentence: ours as it is, else the cause under the wrappers of `datasets`."""
+    ours: BaseException | None = error
+    while ours is not None and type(ours) is not ValueError:
+        ours = ours.__cause__
+    return ours or ValueError(f"could not read {names_of(files)}: {first_line(root_cause(error))}")
 
 
-def no_rows(where: str, split: str) -> ValueError:
-    """The error for a split that is empty."""
-    return ValueError(f"split {split} of {where} has no rows")
+# ---- slices
 
 
-def take_part(rows: Dataset, part: str) -> Dataset:
-    """The slice `[:5%]` or `[100:200]` of rows; all of them when `part` is empty."""
-    if not part:
+def slice_rows(rows: Dataset, row_slice: str) -> Dataset:
+    """The slice `[:5%]` or `[100:200]` of rows; all of them when it is empty."""
+    if not row_slice:
         return rows
-    piece = ReadInstruction.from_spec(f"rows{part}").to_absolute({"rows": len(rows)})[0]
+    piece = ReadInstruction.from_spec(f"rows{row_slice}").to_absolute({"rows": len(rows)})[0]
     wanted = range(len(rows))[piece.from_ : piece.to]
     return rows.select(wanted if wanted else [])
 
 
-def stream_part(rows: Iterator[Row], part: str) -> Iterator[Row]:
-    """The slice `[100:200]` of rows that are not counted beforehand.
+def slice_stream(rows: Iterator[Row], row_slice: str) -> Iterator[Row]:
+    """The slice `[100:200]` of rows whose number is not known.
 
     Raises:
-        ValueError: If the slice is of percents or counts from the end.
+        ValueError: If the slice is in percent, or counts from the end.
     """
-    numbers = ROW_NUMBERS.fullmatch(part)
-    if part and numbers is None:
-        raise ValueError(f"a stream's length is not known: of {part}, give row numbers from the start, as [1000:]")
+    numbers = ROW_NUMBERS.fullmatch(row_slice)
+    if row_slice and numbers is None:
+        raise ValueError(f"a stream's length is not known: instead of {row_slice}, give row numbers, as [1000:]")
     first, end = numbers.groups() if numbers else ("", "")
     return islice(rows, int(first or 0), int(end) if end else None)

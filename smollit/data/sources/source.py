@@ -1,46 +1,51 @@
-"""Where rows come from: a hub id, a local folder laid out as on the hub or saved by `datasets`, files, or a glob."""
+"""Source: the rows of one split of a hub id, folder, file, glob or URL, and the fingerprint of their contents."""
 
 import hashlib
+import json
+import os
 import re
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 
-from smollit.data.formats.drop_reason import BadRow
-from smollit.data.sources.files import check_files, ending, find_files, malformed, names_of, quiet_datasets, root_cause
-from smollit.data.sources.hashes import file_hashes
-from smollit.data.sources.raw import RAW, decode_line
-from smollit.data.sources.readers import TABLE_ROWS, Row, iter_rows, no_rows, read_files, rows_of, stream_part
+from smollit.data.sources import readers
+from smollit.data.sources.files import Row, check_files, ending, find_files, malformed, names_of, parse_line, root_cause
+from smollit.data.sources.readers import RAW
 from smollit.names import first_line
 
 SPLIT = re.compile(r"^(?P<name>[\w.\-]+)(?P<slice>\[-?\d*%?:-?\d*%?\])?$")
-FIRST_ROWS = 100  # rows that say what the columns of JSON are
+FIRST_ROWS = 100  # rows of JSON that define the columns
+HASHES = "file_hashes.json"  # in the cache folder: {path: [size, mtime, ctime, inode, hash]}
+# A file that changed so recently may change again within one tick of the disk's clock, with equal times.
+SETTLED_NS = 2_000_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Rows of one split. Nothing is read before it is asked for, and `fingerprint` does not need the rows.
 
     Args:
-        dataset: Hub id, folder, file or glob.
+        dataset: Hub id, folder, file, glob or URL.
         split: Name of the split, without a slice.
-        part: Slice such as `[:5%]`, or nothing.
+        row_slice: Slice such as `[:5%]`, or nothing.
         files: Local files that the rows come from; empty for a hub id.
         cache_dir: Folder where hashes of files are remembered; none are without it.
-        streaming: Whether only `stream` will be used: then a look at the first rows of a hub id does not load it.
+        streaming: Whether only `stream` is used: then looking at the first rows of a hub id does not load it.
         max_rows: At most this many rows, drawn at random, and kept in their order.
-        seed: Of that draw.
+        seed: Seed of that draw.
     """
 
     dataset: str
     split: str
-    part: str
-    files: tuple[Path, ...]
+    row_slice: str = ""
+    files: tuple[Path, ...] = ()
     cache_dir: Path | None = None
     streaming: bool = False
     max_rows: int | None = None
@@ -51,20 +56,21 @@ class Source:
         """The data set, with the published columns; JSON and JSON Lines files have the one column `RAW`.
 
         Raises:
-            ValueError: If a file can't be read, the hub does not give the split, or no row is left.
+            ValueError: If a file can't be read, the Hub does not have the split, or no row is left.
         """
-        rows = self._whole
+        rows = self._all_rows
         if self.max_rows is None or self.max_rows >= len(rows):
             return rows
-        return rows.select(drawn_rows(len(rows), self.max_rows, self.seed))
+        drawn = torch.randperm(len(rows), generator=seeded(self.seed))[: self.max_rows]
+        return rows.select(sorted(drawn.tolist()))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of what the rows are: of files their contents, else the hub's own fingerprint; and of what is taken."""
-        whole = self._files_fingerprint if self.files else self._whole._fingerprint
+        """Hash of the rows: of the contents of files or `datasets`' fingerprint, and of the slice and the cap."""
+        of_all = self._files_fingerprint if self.files else self._all_rows._fingerprint
         if self.max_rows is None:
-            return whole
-        return hashlib.sha256(f"{whole} {self.max_rows} {self.seed}".encode()).hexdigest()
+            return of_all
+        return hashlib.sha256(f"{of_all} {self.max_rows} {self.seed}".encode()).hexdigest()
 
     def columns(self) -> list[str]:
         """Names of the columns; of JSON, the keys of the first rows.
@@ -75,14 +81,17 @@ class Source:
         first = self._first(FIRST_ROWS)
         if RAW not in first[0]:
             return list(first[0])
-        rows = _decoded(first)
+        rows = _parsed(first)
         if not rows:
             raise malformed(self.files)
         return sorted({name for row in rows for name in row})
 
     def head(self, num_rows: int) -> list[Row]:
-        """The first rows of the split (of files, whatever the slice), decoded; malformed lines are left out."""
-        return _decoded(self._first(num_rows))
+        """The first rows of the split (of files, whatever the slice), with JSON parsed; malformed lines are left out.
+
+        They are named, all at once, when the rows are encoded.
+        """
+        return _parsed(self._first(num_rows))
 
     def stream(self) -> Iterator[Row]:
         """Rows one after the other, of JSON as `{RAW: text}`, for splits that do not fit the disk or the memory.
@@ -92,99 +101,153 @@ class Source:
         Raises:
             ValueError: As `rows`, and if the slice is not of row numbers from the start.
         """
-        rows = iter_rows(self.files) if self.files else self._hub_stream()
-        return islice(stream_part(rows, self.part), self.max_rows)
+        rows = readers.iter_rows(self.files) if self.files else self._hub_stream()
+        return islice(readers.slice_stream(rows, self.row_slice), self.max_rows)
 
     def _first(self, num_rows: int) -> list[Row]:
-        if not self.files and not self.streaming:  # perhaps without a network: what was loaded before will do
-            return self._whole.select(range(min(num_rows, len(self._whole)))).to_list()
-        first = list(islice(iter_rows(self.files) if self.files else self._hub_stream(), num_rows))
+        if not self.files and not self.streaming:  # perhaps without a network: a copy loaded earlier is enough
+            return self._all_rows.select(range(min(num_rows, len(self._all_rows)))).to_list()
+        first = list(islice(readers.iter_rows(self.files) if self.files else self._hub_stream(), num_rows))
         if not first:
-            raise no_rows(names_of(self.files) or self.dataset, self.split + self.part)
+            raise self._no_rows()
         return first
 
     @cached_property
     def _files_fingerprint(self) -> str:
-        digest = hashlib.sha256(self.part.encode())
+        digest = hashlib.sha256(self.row_slice.encode())
         for file, content in zip(self.files, file_hashes(self.files, self.cache_dir), strict=True):
             digest.update(ending(file).encode() + bytes.fromhex(content))
         return digest.hexdigest()
 
     @cached_property
-    def _whole(self) -> Dataset:
-        """The rows before some are drawn."""
-        if self.files:
-            return read_files(self.files, self.split, self.part, self._files_fingerprint)
+    def _all_rows(self) -> Dataset:
+        """The rows of the slice, before `max_rows` of them are drawn."""
         try:
-            with quiet_datasets():
-                rows = load_dataset(self.dataset, split=self.split + self.part)
-        except Exception as error:  # of many types: datasets', the hub's, the network's
-            raise ValueError(_why_not(self.dataset, self.split + self.part, error)) from error
+            with readers.quiet_datasets():
+                if self.files:
+                    rows = readers.slice_rows(
+                        readers.read_files(self.files, fingerprint=self._files_fingerprint), self.row_slice
+                    )
+                else:
+                    rows = load_dataset(self.dataset, split=self.split + self.row_slice)
+        except Exception as error:  # of many types: datasets', pyarrow's, the hub's, the network's
+            if self.files and "corresponds to no data" not in str(error):
+                raise readers.read_error(self.files, error) from error
+            raise (self._no_rows() if self.files else self._hub_error(error)) from error
         if not len(rows):
-            raise no_rows(self.dataset, self.split + self.part)
+            raise self._no_rows()
         return rows
 
     def _hub_stream(self) -> Iterator[Row]:
         try:
-            with quiet_datasets():
-                rows = load_dataset(self.dataset, split=self.split, streaming=True)
+            with readers.quiet_datasets():
+                rows: IterableDataset = load_dataset(self.dataset, split=self.split, streaming=True)
         except Exception as error:  # as above
-            raise ValueError(_why_not(self.dataset, self.split, error)) from error
+            raise self._hub_error(error) from error
         # Not `iter(rows)`: in a worker of a DataLoader that gives the rows of some files only.
-        for columns in rows.iter(batch_size=TABLE_ROWS):
-            yield from rows_of(columns)
+        for columns in rows.iter(batch_size=readers.TABLE_ROWS):
+            yield from readers.rows_of(columns)
+
+    def _no_rows(self) -> ValueError:
+        return ValueError(f"split {self.split}{self.row_slice} of {names_of(self.files) or self.dataset} has no rows")
+
+    def _hub_error(self, error: Exception) -> ValueError:
+        """Why `datasets` can't load the split, in one sentence, and what to do."""
+        cause = first_line(root_cause(error))
+        if any(words in str(error) for words in ("Unknown split", "no data", "Bad split")):
+            return ValueError(f"`{self.dataset}` has no split '{self.split}{self.row_slice}': {cause}")
+        if Path(self.dataset).is_dir():
+            return ValueError(
+                f"the folder {self.dataset} holds no files of split {self.split!r}, and datasets can't read it: {cause}"
+            )
+        return ValueError(
+            f"could not load the data set `{self.dataset}`: not a local file or folder, and not found on the Hub"
+            f" ({first_line(error)}). Check the name and the network, or set `data.dataset` to a local folder or file"
+        )
 
 
-def load_source(dataset: str, split: str, cache_dir: Path | None = None, streaming: bool = False) -> Source:
+def load_source(dataset: str, split: str, *, cache_dir: Path | None = None, streaming: bool = False) -> Source:
     """Find one split, such as `train_sft` or `train_sft[:5%]`; its rows are read when they are first asked for.
 
     Args:
-        dataset: Hub id; a folder laid out as on the hub or written by `save_to_disk`; a file; or a glob.
-        split: Name of the split, perhaps with a slice. Files and globs are all of their rows, whatever the name.
-        cache_dir: Folder where hashes of files are remembered, so that the next start does not read them again.
-        streaming: Whether only `stream` of it will be used.
+        dataset: Hub id; a folder laid out as on the Hub or written by `save_to_disk`; a file; a glob; or a URL.
+        split: Name of the split, perhaps with a slice. Files, globs and URLs give all of their rows, whatever the name.
+        cache_dir: Folder of downloads and of the remembered hashes of files, so that the next start reads neither.
+        streaming: Whether only `stream` is used.
 
     Raises:
-        ValueError: If the folder, file or split can't be found, or a file is empty.
+        ValueError: If the folder, file or split can't be found, a URL can't be downloaded, or a file is empty.
     """
     match = SPLIT.match(split)
     if match is None:
         raise ValueError(f"a split must look like train_sft, train_sft[:5%] or train_sft[100:200], got {split!r}")
-    files = find_files(dataset, match["name"])
+    files = find_files(dataset, match["name"], cache_dir)
     check_files(files, match["name"])
-    return Source(dataset, match["name"], match["slice"] or "", files, cache_dir, streaming)
-
-
-def drawn_rows(num_rows: int, most: int, seed: int) -> list[int]:
-    """`most` of `num_rows` row numbers, drawn at random without putting back, ascending."""
-    return sorted(torch.randperm(num_rows, generator=seeded(seed))[:most].tolist())
+    return Source(
+        dataset=dataset,
+        split=match["name"],
+        row_slice=match["slice"] or "",
+        files=files,
+        cache_dir=cache_dir,
+        streaming=streaming,
+    )
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A generator that is a function of all the numbers; the global random state has no part in it."""
+    """A generator that is a function of all the numbers, whatever the global random state."""
     digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
-def _decoded(rows: Sequence[Row]) -> list[Row]:
-    decoded = [_row_or_none(row) for row in rows]
-    return [row for row in decoded if row is not None]
+def _parsed(rows: Sequence[Row]) -> list[Row]:
+    parsed = []
+    for row in rows:
+        with suppress(ValueError):
+            parsed.append(parse_line(row[RAW]) if RAW in row else row)
+    return parsed
 
 
-def _row_or_none(row: Row) -> Row | None:
+# ---- hashes of contents, remembered: an unchanged file is not read again
+
+
+def file_hashes(files: Sequence[Path], cache_dir: Path | None) -> list[str]:
+    """SHA-256 of each file's content; without `cache_dir`, nothing is remembered."""
+    known = _remembered(cache_dir / HASHES) if cache_dir else {}
+    found: dict[str, list[int | str]] = {}
+    hashes = []
+    for file in files:
+        name, state = str(file.resolve()), _state(file)
+        if known.get(name, [])[:-1] == state:
+            hashes.append(str(known[name][-1]))
+            continue
+        with file.open("rb") as content:
+            hashes.append(hashlib.file_digest(content, "sha256").hexdigest())
+        is_settled = max(state[1:3]) < time.time_ns() - SETTLED_NS
+        if is_settled and _state(file) == state:  # not written to while it was read
+            found[name] = [*state, hashes[-1]]
+    if cache_dir and found:
+        _remember(cache_dir / HASHES, found)
+    return hashes
+
+
+def _state(file: Path) -> list[int]:
+    """What changes with a file; ctime also when a copy keeps the old mtime."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _remembered(memory: Path) -> dict[str, list[int | str]]:
     try:
-        return decode_line(row[RAW]) if RAW in row else row
-    except BadRow:
-        return None  # malformed lines are named, all at once, when the rows are encoded
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        return {name: entry for name, entry in known.items() if isinstance(entry, list) and len(entry) == 5}
+    except (OSError, ValueError, AttributeError):  # none yet, or not ours: files are hashed again
+        return {}
 
 
-def _why_not(dataset: str, split: str, error: Exception) -> str:
-    cause = first_line(root_cause(error))
-    if "Unknown split" in str(error) or "no data" in str(error) or "Bad split" in str(error):
-        return f"`{dataset}` has no split {split!r}: {cause}"
-    if Path(dataset).is_dir():
-        return f"the folder {dataset} holds no files of split {split!r}, and datasets can't read it: {cause}"
-    return (
-        f"could not load the data set `{dataset}`: it is not a local file or folder, and the hub did not give it"
-        f" ({first_line(error)}). Check the name and the network, or set `data.dataset` to a local folder or file"
-    )
+def _remember(memory: Path, found: dict[str, list[int | str]]) -> None:
+    """Add entries, whole or not at all. When two processes save at once, some are lost, and hashed again later."""
+    with suppress(OSError):  # a cache folder that can't be written to is no reason to stop
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        partial = memory.with_name(f".{memory.name}.{os.getpid()}")
+        partial.write_text(json.dumps(_remembered(memory) | found), encoding="utf-8")
+        os.replace(partial, memory)

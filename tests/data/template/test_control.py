@@ -24,7 +24,7 @@ def assistant(content: str, **more: Any) -> dict[str, Any]:
 
 
 def encode(template: ChatTemplate, row: dict[str, Any], kind: Kind = "chat", **options: Any) -> dict[str, Any]:
-    encoder = Encoder(template, EncodeOptions(kind, 512, **options), recognise(list(row), [row], kind))
+    encoder = Encoder(template, EncodeOptions(kind, 512, **options), recognise(list(row), [row], kind=kind))
     return {name: values[0] for name, values in encoder({name: [value] for name, value in row.items()}, [0]).items()}
 
 

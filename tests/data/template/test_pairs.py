@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from smollit.data.batching.collate import collate_pairs, unpacked
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.detect import recognise
-from smollit.data.sources.raw import RAW
+from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template
 from smollit.functional.attention import AttentionBackend
 from smollit.models.causal_lm import CausalLM
@@ -74,7 +74,7 @@ class Setup(NamedTuple):
 @pytest.fixture(scope="module")
 def setup(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Setup:
     template = load_template(tiny_tokenizer, "chatml")
-    form = recognise(["prompt", "chosen", "rejected"], [], "preference")
+    form = recognise(["prompt", "chosen", "rejected"], [], kind="preference")
     return Setup(
         {name: CausalLM(str(tiny_model), attention=name, chunk_size=7) for name in BACKENDS},
         AutoModelForCausalLM.from_pretrained(tiny_model),

@@ -45,7 +45,9 @@ def tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
 def encode(shared: Path, name: str, kind: Kind, template: ChatTemplate) -> Encoded:
     """All rows of all splits, at a length that cuts none."""
     rows = concatenate_datasets([*load_dataset(str(shared / "data" / name)).values()])
-    encoder = Encoder(template, EncodeOptions(kind, 100_000), recognise(rows.column_names, rows.to_list()[:5], kind))
+    encoder = Encoder(
+        template, EncodeOptions(kind, 100_000), recognise(rows.column_names, rows.to_list()[:5], kind=kind)
+    )
     columns = encoder(rows[:], list(range(len(rows))))
     return Encoded(
         rows.to_list(), [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
@@ -156,7 +158,7 @@ def test_the_border_rule_where_it_matters(template: ChatTemplate, tokenizer: Pre
     docs/trained.md shows these ids.
     """
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "  yes"}]
-    encoder = Encoder(template, EncodeOptions("chat", 100), recognise(["messages"], [], "chat"))
+    encoder = Encoder(template, EncodeOptions("chat", 100), recognise(["messages"], [], kind="chat"))
     (ids,), ((start, end),) = (encoder({"messages": [messages]}, [0])[name] for name in ("input_ids", "spans"))
     assert ids[:start] == tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
     assert (ids[start - 4 : start], ids[start:end]) == ([1, 520, 9531, 198], [216, 9805, 2])

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from smollit.data import ChatDataModule, UltraChatDataModule, UltraFeedbackDataModule
 
-TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
+TINY = Path(__file__).resolve().parents[3] / "smollit" / "models" / "tiny"
 Row = dict[str, Any]
 LONG = "long " * 400  # more than `max_length` tokens
 LISTS = ["[]", "[[]]", "[{}]", "[null]", '[{"role": "user", "content": "q"}]', '[{"role": "user"', "{'role': 'user'}"]

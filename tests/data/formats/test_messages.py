@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from smollit.data.formats.detect import Format, to_record
+from smollit.data.formats.converters import to_record
 from smollit.data.formats.drop_reason import BadRow
+from smollit.data.formats.format import Format
 from smollit.data.formats.messages import Roles
 from smollit.data.formats.types import Conversation, Preference, drop_nulls
 

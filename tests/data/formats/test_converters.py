@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from smollit.data.formats.detect import Format, recognise, to_record
+from smollit.data.formats.converters import to_record
+from smollit.data.formats.detect import recognise
 from smollit.data.formats.drop_reason import BadRow
+from smollit.data.formats.format import Format
 from smollit.data.formats.types import Conversation, Kind, Preference, Text, drop_nulls
 
 Row = dict[str, Any]
@@ -39,7 +41,7 @@ def columns_of(rows: list[Row]) -> list[str]:
 
 
 def known(rows: list[Row], kind: Kind = "chat", **options: Any) -> Format:
-    return recognise(columns_of(rows), rows, kind, **options)
+    return recognise(columns_of(rows), rows, kind=kind, **options)
 
 
 def bad(row: Row, format: Format) -> BadRow:
@@ -187,7 +189,7 @@ def test_arrow_changes_nothing(name: str) -> None:
     rows = (CHATS if kind == "chat" else PAIRS)[name][0]
     stored = Dataset.from_list([{column: row.get(column) for column in columns_of(rows)} for row in rows])
     filled = [{column: drop_nulls(value) for column, value in row.items()} for row in stored]
-    assert recognise(stored.column_names, list(stored), kind) == known(rows, kind)
+    assert recognise(stored.column_names, list(stored), kind=kind) == known(rows, kind)
     format = known(rows, kind)
     assert [to_record(row, format) for row in filled] == [to_record(row, format) for row in rows]
     assert [to_record(row, format) for row in stored] == [to_record(row, format) for row in rows]
@@ -285,7 +287,7 @@ def test_names_of_roles(names: str, role: str) -> None:
 
 def test_missing_columns_make_a_short_detail() -> None:
     row = {f"{number}{'x' * 1000}": 1 for number in range(1000)}
-    assert len(bad(row, recognise(["messages"], [], "chat")).detail) < 1500
+    assert len(bad(row, recognise(["messages"], [], kind="chat")).detail) < 1500
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from smollit.data.formats.detect import Format, recognise, to_record
+from smollit.data.formats.converters import to_record
+from smollit.data.formats.detect import recognise
 from smollit.data.formats.drop_reason import BadRow
+from smollit.data.formats.format import Format
 from smollit.data.formats.messages import Roles
 from smollit.data.formats.types import Conversation, Kind, Preference
 
@@ -39,12 +41,12 @@ def columns_of(rows: list[Row]) -> list[str]:
 
 
 def known(rows: list[Row], kind: Kind = "chat", **options: Any) -> Format:
-    return recognise(columns_of(rows), rows, kind, **options)
+    return recognise(columns_of(rows), rows, kind=kind, **options)
 
 
 def refused(columns: list[str], kind: Kind, rows: list[Row] | None = None, **options: Any) -> str:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (the message is what the tests look at)
-        recognise(columns, rows or [], kind, where="split train of d", **options)
+        recognise(columns, rows or [], kind=kind, where="split train of d", **options)
     return str(caught.value)
 
 
@@ -64,15 +66,15 @@ def refused(columns: list[str], kind: Kind, rows: list[Row] | None = None, **opt
     ],
 )
 def test_precedence(columns: list[str], kind: Kind, name: str, left: tuple[str, ...]) -> None:
-    format = recognise(columns, [], kind)
-    assert (format.name, format.left) == (name, left)
-    assert "columns left alone: " + ", ".join(left) in format.describe()
+    format = recognise(columns, [], kind=kind)
+    assert (format.name, format.unused) == (name, left)
+    assert "columns not used: " + ", ".join(left) in format.describe()
 
 
 def test_a_format_that_the_user_wants_comes_first() -> None:
     columns = ["messages", "prompt", "completion", "text"]
     for name in ("messages", "sharegpt", "prompt_completion", "text", "dialogue"):
-        assert recognise(columns, [{"messages": HI}], "chat", name).name == name
+        assert recognise(columns, [{"messages": HI}], kind="chat", format=name).name == name
 
 
 def test_messages_are_read_strictly_when_the_user_says_so() -> None:
@@ -97,10 +99,14 @@ def test_sharegpt_is_described() -> None:
 @pytest.mark.parametrize(
     ("columns", "kind", "said"),
     [
-        (["prompt", "completion"], "chat", "`prompt` is context, `completion` is trained"),
-        (["instruction", "input", "output"], "chat", "Alpaca: `instruction` and `input` ask, `output` answers"),
-        (["text"], "chat", "Plain text: `text`, every token is trained and no chat template is used"),
-        (["chosen", "rejected"], "preference", "`chosen` over `rejected`, prompt from the turns they share"),
+        (["prompt", "completion"], "chat", "`prompt` is context, `completion` has the loss tokens"),
+        (
+            ["instruction", "input", "output"],
+            "chat",
+            "Alpaca: `instruction` and `input` as the user turn, `output` as the assistant turn",
+        ),
+        (["text"], "chat", "Plain text: `text`, every token is a loss token and no chat template is used"),
+        (["chosen", "rejected"], "preference", "`chosen` over `rejected`, prompt from their common turns"),
         (["messages", "system"], "chat", "; system text from `system`"),
         (
             ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"],
@@ -110,7 +116,7 @@ def test_sharegpt_is_described() -> None:
     ],
 )
 def test_formats_are_described(columns: list[str], kind: Kind, said: str) -> None:
-    assert said in recognise(columns, [], kind).describe()
+    assert said in recognise(columns, [], kind=kind).describe()
 
 
 def test_extra_roles_are_kept_and_described() -> None:
@@ -147,7 +153,7 @@ def test_columns_can_be_mapped() -> None:
     }
     format = known(rows, "preference", mapping=mapping)
     assert to_record(rows[0], format) == Preference([user("q")], assistant("a"), assistant("b"), score_gap=2.0)
-    assert format.left == ()
+    assert format.unused == ()
     with pytest.raises(BadRow, match="empty response: worse"):
         to_record(rows[0] | {"worse": ""}, format)
 
@@ -172,7 +178,10 @@ def test_a_part_can_be_switched_off() -> None:
 @pytest.mark.parametrize(
     ("mapping", "named"),
     [
-        ({"messages": "dialogs"}, "from the column 'dialogs', which split train of d does not have. Nearest: dialog"),
+        (
+            {"messages": "dialogs"},
+            "`messages` to the column 'dialogs', which split train of d does not have. Nearest: dialog",
+        ),
         ({"messages": "zzz"}, "Nearest: dialog, id"),
         ({"message": "dialog"}, "the key 'message', which must be one of chosen, completion, "),
         ({"messages": "dialog", "output": "id"}, "maps messages, output, and none of the formats sharegpt, messages,"),
@@ -204,7 +213,7 @@ def test_chats_given_to_the_preference_module_are_refused_in_one_sentence() -> N
 def test_unknown_columns_are_named() -> None:
     said = refused(["a", "b"], "chat")
     assert "has the columns a, b, but chats need" in said
-    assert said.endswith("or `text`. Say with `data.columns` which column plays which part")
+    assert said.endswith("or `text`. Map parts to columns with `data.columns`")
     assert "(none)" in refused([], "chat")
     assert "and 88 more" in refused([str(number) for number in range(100)], "chat")
 

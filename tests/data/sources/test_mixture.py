@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -11,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smollit.data.sources.mixture import Part, check_part, epoch_members, load_part
-from smollit.data.sources.raw import RAW
+from smollit.data.sources.mixture import Part, Splits, epoch_members, label, load_part
+from smollit.data.sources.readers import RAW
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def numbers(path: Path, count: int = 20) -> str:
 
 
 def rows_of(part: Part, seed: int = 0) -> list[int]:
-    return [json.loads(line)["n"] for line in load_part(part, seed).rows[RAW]]
+    return [json.loads(line)["n"] for line in load_part(part, seed=seed).rows[RAW]]
 
 
 # ---- caps
@@ -48,7 +49,7 @@ def test_a_cap_is_taken_of_the_slice_and_may_be_larger_than_it(tmp_path: Path) -
 
 
 def test_a_streamed_cap_takes_the_first_rows(tmp_path: Path) -> None:
-    source = load_part(Part(numbers(tmp_path / "a.jsonl"), max_rows=3), 0)
+    source = load_part(Part(numbers(tmp_path / "a.jsonl"), max_rows=3), seed=0)
     assert [json.loads(row[RAW])["n"] for row in source.stream()] == [0, 1, 2]
 
 
@@ -56,7 +57,7 @@ def test_a_streamed_cap_takes_the_first_rows(tmp_path: Path) -> None:
 def test_caps_and_their_seeds_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     path = numbers(tmp_path / "a.jsonl")
     variants = [(None, 0), (None, 1), (5, 0), (5, 1), (6, 0), (5, 0)]
-    keys = [load_part(Part(path, max_rows=most), seed).fingerprint for most, seed in variants]
+    keys = [load_part(Part(path, max_rows=most), seed=seed).fingerprint for most, seed in variants]
     assert keys[0] == keys[1] and keys[2] == keys[5]  # without a cap, the seed changes nothing
     assert len(set(keys)) == 4
 
@@ -81,9 +82,77 @@ def test_the_default_split_is_for_parts_that_name_none(tmp_path: Path) -> None:
 )
 def test_numbers_without_meaning_are_refused(part: Part, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_part(part)
-    with pytest.raises(ValueError, match=message):
-        load_part(part, 0)
+        load_part(part, seed=0)
+
+
+# ---- which parts are which split
+
+ONE, OTHER = Part("one"), Part("other", split="own[:5]", weight=2.0, max_rows=3, format="sharegpt")
+
+
+def names(splits: Splits, name: str) -> dict[str, list[tuple[str, str | None]]]:
+    return {key: [(part.dataset, part.split) for part in parts] for key, parts in splits.parts(name).items()}
+
+
+def test_parts_take_the_train_split_unless_they_have_their_own() -> None:
+    assert names(Splits([ONE, OTHER], train="train", val="test"), "train") == {
+        "train": [("one", "train"), ("other", "own[:5]")]
+    }
+
+
+def test_a_parts_split_weight_and_cap_are_for_training() -> None:
+    """Validation measures all rows of `val_split`, once each, whatever training takes."""
+    splits = Splits([ONE, OTHER], train="train", val="held")
+    assert names(splits, "val") == {"val": [("one", "held"), ("other", "held")]}
+    assert [(part.weight, part.max_rows) for part in splits.parts("val")["val"]] == [(1.0, None)] * 2
+    assert splits.weights() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["test", "predict"])
+def test_test_and_predict_take_the_validation_split_unless_they_have_their_own(name: str) -> None:
+    assert names(Splits([ONE], train="train", val="held"), name) == {name: [("one", "held")]}
+    assert names(Splits([ONE], train="train", val="held", test="t", predict="p"), name) == {name: [("one", name[0])]}
+    assert names(Splits([ONE], train="train", val=None), name) == {}
+
+
+def test_named_sets_stand_instead_of_the_validation_split() -> None:
+    """Each has a key of its own; the data set's own `val_split` is not read."""
+    splits = Splits([ONE], train="train", val="held", val_sets={"a": Part("two"), "b": replace(OTHER, weight=1.0)})
+    assert names(splits, "val") == {"val/a": [("two", "held")], "val/b": [("other", "own[:5]")]}
+    assert names(splits, "test") == {"test": [("one", "held")]}
+
+
+@pytest.mark.parametrize(
+    ("sets", "error"),
+    [({"b": OTHER}, r"val_sets\.b` has a weight"), ({"v1.5": ONE}, r"the name 'v1\.5': use letters")],
+)
+def test_sets_with_a_weight_or_an_odd_name_are_refused(sets: dict[str, Part], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        Splits([ONE], train="train", val="held", val_sets=sets)
+
+
+def test_parts_inherit_format_and_columns_that_they_do_not_say() -> None:
+    """`auto` and null are what is not said; {} says that nothing is renamed."""
+    parts = [ONE, OTHER, Part("third", columns={})]
+    (found,) = (
+        Splits(parts, train="train", val=None, format="alpaca", columns={"output": "answer"}).parts("train").values()
+    )
+    assert [part.format for part in found] == ["alpaca", "sharegpt", "alpaca"]
+    assert [part.columns for part in found] == [{"output": "answer"}, {"output": "answer"}, {}]
+
+
+def test_what_the_user_named_is_not_changed() -> None:
+    Splits([ONE], train="train", val="held", format="text").parts("train")
+    assert Part("one") == ONE
+
+
+@pytest.mark.parametrize(
+    ("key", "is_alone", "expected"),
+    [("train", True, "train[:5%]"), ("val/math", True, "math"), ("train", False, "train[:5%] of rows")],
+)
+def test_labels(key: str, is_alone: bool, expected: str) -> None:
+    """The split; a set's name; of one of several parts, the split and the data set."""
+    assert label(key, Part("rows", split="train[:5%]"), is_alone) == expected
 
 
 # ---- what an epoch has
@@ -92,24 +161,24 @@ def test_numbers_without_meaning_are_refused(part: Part, message: str) -> None:
 def test_weights_of_one_are_all_rows_once() -> None:
     """2 + 3 rows are 0..4, in every epoch."""
     for epoch in range(3):
-        assert epoch_members([2, 3], [1.0, 1.0], 0, epoch) == [0, 1, 2, 3, 4]
+        assert epoch_members([2, 3], [1.0, 1.0], seed=0, epoch=epoch) == [0, 1, 2, 3, 4]
 
 
 def test_sizes_are_weight_times_rows() -> None:
     """10 * 2.5 = 25; 8 * 0.25 = 2; 1 * 0.2 rounds to 0, and is 1; 0 rows stay none."""
-    members = epoch_members([10, 8, 1, 0], [2.5, 0.25, 0.2, 0.5], 0, 0)
+    members = epoch_members([10, 8, 1, 0], [2.5, 0.25, 0.2, 0.5], seed=0, epoch=0)
     assert [sum(start <= row < end for row in members) for start, end in ((0, 10), (10, 18), (18, 19))] == [25, 2, 1]
     assert len(members) == 28
 
 
 def test_whole_weights_repeat_and_parts_are_one_behind_the_other() -> None:
     """Part 0 is rows 0..2, part 1 is rows 3..4: twice all of it."""
-    assert Counter(epoch_members([3, 2], [1, 2], 7, 5)) == {0: 1, 1: 1, 2: 1, 3: 2, 4: 2}
+    assert Counter(epoch_members([3, 2], [1, 2], seed=7, epoch=5)) == {0: 1, 1: 1, 2: 1, 3: 2, 4: 2}
 
 
 def test_a_quarter_is_seen_once_in_four_epochs() -> None:
     """8 rows at 0.25: 2 per epoch, and epochs 0 to 3 have each row exactly once; so have 4 to 7, in another order."""
-    epochs = [epoch_members([8], [0.25], 1, epoch) for epoch in range(8)]
+    epochs = [epoch_members([8], [0.25], seed=1, epoch=epoch) for epoch in range(8)]
     assert all(len(rows) == 2 for rows in epochs)
     for turn in (epochs[:4], epochs[4:]):
         assert sorted(row for rows in turn for row in rows) == list(range(8))
@@ -118,13 +187,13 @@ def test_a_quarter_is_seen_once_in_four_epochs() -> None:
 
 def test_rows_that_do_not_fit_a_turn_come_by_too() -> None:
     """5 rows at 0.4: 2 per epoch, so 2 epochs leave one row over, another one in each turn."""
-    seen = Counter(row for epoch in range(60) for row in epoch_members([5], [0.4], 0, epoch))
+    seen = Counter(row for epoch in range(60) for row in epoch_members([5], [0.4], seed=0, epoch=epoch))
     assert sum(seen.values()) == 120
     assert set(seen) == set(range(5)) and min(seen.values()) > 15  # 24 on average
 
 
 def test_parts_of_one_size_are_not_drawn_alike() -> None:
-    members = epoch_members([100, 100], [0.5, 0.5], 0, 0)
+    members = epoch_members([100, 100], [0.5, 0.5], seed=0, epoch=0)
     assert [row for row in members if row < 100] != [row - 100 for row in members if row >= 100]
 
 
@@ -137,9 +206,9 @@ def test_each_row_comes_as_often_as_its_weight_says(parts: list[tuple[int, float
     """floor(weight) times, or once more; in all weight x rows, rounded; pure, and global random state stays."""
     num_rows, weights = [rows for rows, _ in parts], [weight for _, weight in parts]
     before = torch.get_rng_state()
-    members = epoch_members(num_rows, weights, seed, epoch)
+    members = epoch_members(num_rows, weights, seed=seed, epoch=epoch)
     assert torch.equal(before, torch.get_rng_state())
-    assert members == epoch_members(num_rows, weights, seed, epoch)
+    assert members == epoch_members(num_rows, weights, seed=seed, epoch=epoch)
     seen, start = Counter(members), 0
     for rows, weight in zip(num_rows, weights, strict=True):
         counts = [seen[row] for row in range(start, start + rows)]

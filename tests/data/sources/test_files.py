@@ -2,9 +2,11 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,9 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
-from smollit.data.sources import hashes
-from smollit.data.sources.files import ENDINGS, find_files, malformed_lines
-from smollit.data.sources.hashes import file_hashes
-from smollit.data.sources.raw import RAW, decode_line
-from smollit.data.sources.readers import iter_rows
-from smollit.data.sources.source import Source, load_source
+from smollit.data.sources.files import ENDINGS, find_files, malformed_lines, parse_line
+from smollit.data.sources.readers import RAW, iter_rows
+from smollit.data.sources.source import HASHES, file_hashes, load_source
 
 ROWS = [{"prompt": f"p{number}", "chosen": "4", "rejected": "NA"} for number in range(6)]
 
@@ -60,7 +59,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def decoded(rows: Any) -> list[dict[str, Any]]:
-    return [decode_line(row[RAW]) if RAW in row else row for row in rows]
+    return [parse_line(row[RAW]) if RAW in row else row for row in rows]
 
 
 # ---- every kind, three ways to its rows
@@ -107,7 +106,7 @@ def test_folders_of_packed_shards_have_splits(tmp_path: Path) -> None:
     write(tmp_path / "data" / "test.jsonl.zst", ROWS[:1])
     assert decoded(load_source(str(tmp_path), "train").rows) == ROWS
     assert decoded(load_source(str(tmp_path), "train[-1:]").rows) == ROWS[-1:]
-    with pytest.raises(ValueError, match="no split 'val': its files are of the splits test, train"):
+    with pytest.raises(ValueError, match="no split 'val': its splits are test, train"):
         load_source(str(tmp_path), "val")
 
 
@@ -124,7 +123,7 @@ def test_a_glob_is_the_files_that_it_matches_in_order(tmp_path: Path) -> None:
 
 
 def test_a_glob_without_files_and_one_with_others_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no file is matched by it: check the path"):
+    with pytest.raises(ValueError, match=r"no file matches it: check the path"):
         load_source(f"{tmp_path}/*.jsonl", "train")
     (tmp_path / "README.md").write_text("about")
     with pytest.raises(ValueError, match=r"matches .*README\.md, but only \.jsonl, "):
@@ -152,7 +151,7 @@ def test_a_saved_dict_gives_the_split(tmp_path: Path) -> None:
     parts = {"train": Dataset.from_list(ROWS[:4]), "test": Dataset.from_list(ROWS[4:])}
     DatasetDict(parts).save_to_disk(tmp_path / "saved")
     assert load_source(str(tmp_path / "saved"), "test").rows.to_list() == ROWS[4:]
-    with pytest.raises(ValueError, match=r"no split 'val': its files are of the splits test, train"):
+    with pytest.raises(ValueError, match=r"no split 'val': its splits are test, train"):
         load_source(str(tmp_path / "saved"), "val")
 
 
@@ -263,81 +262,53 @@ def test_looking_does_not_read_to_the_end(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every file were written long ago."""
-    monkeypatch.setattr(hashes, "SETTLED_NS", -(10**15))
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is 10 s ahead: the files that a test writes have been unchanged for a while."""
+    clock = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: clock() + 10**10)
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files whose contents are read to hash them."""
-    seen: list[str] = []
-    plain = hashes._hash
-    monkeypatch.setattr(hashes, "_hash", lambda file: seen.append(file.name) or plain(file))
-    return seen
+def forge(cache_dir: Path) -> None:
+    """Replace all remembered hashes by zeros: where these are found again, no file was read."""
+    memory = json.loads((cache_dir / HASHES).read_text())
+    (cache_dir / HASHES).write_text(json.dumps({name: [*entry[:-1], "00"] for name, entry in memory.items()}))
 
 
-@pytest.mark.usefixtures("settled")
-def test_a_second_start_reads_no_file(tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two shards are hashed once; the second start knows the key of its cache without opening them."""
-    for shard in range(2):
-        write(tmp_path / "data" / f"train-0000{shard}-of-00002.jsonl", ROWS)
-    first = load_source(str(tmp_path), "train", tmp_path / "cache").fingerprint
-    assert len(reads) == 2
-    monkeypatch.setattr(Source, "rows", property(lambda self: pytest.fail("rows are read")))
-    assert load_source(str(tmp_path), "train", tmp_path / "cache").fingerprint == first
-    assert len(reads) == 2
-    assert load_source(str(tmp_path), "train").fingerprint == first  # nothing is remembered without a folder
-    assert len(reads) == 4
+@pytest.mark.usefixtures("later")
+def test_an_unchanged_file_is_hashed_once(tmp_path: Path) -> None:
+    """The second time, the hash is the remembered one, forged here; without a folder nothing is remembered."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+        file_hashes([tmp_path / name], tmp_path / "cache")  # the entry of `a` stays when that of `b` comes
+    forge(tmp_path / "cache")
+    assert file_hashes([tmp_path / "a", tmp_path / "b"], tmp_path / "cache") == ["00", "00"]
+    assert file_hashes([tmp_path / "a"], None) == [hashlib.sha256(b"a").hexdigest()]
 
 
-@pytest.mark.usefixtures("settled")
-def test_changed_files_are_hashed_anew(tmp_path: Path, reads: list[str]) -> None:
+@pytest.mark.usefixtures("later")
+def test_changed_files_are_hashed_again(tmp_path: Path) -> None:
     """Another size; the same size and another time; and the same size with the old time put back."""
     file = tmp_path / "a.jsonl"
-    found = []
-    for content, time in (("1", 0), ("22", 0), ("33", 1), ("44", 1)):
+    for content, modified in (("1", 0), ("22", 0), ("33", 1), ("44", 1)):
         file.write_text(content)
-        os.utime(file, ns=(10**18, 10**18 + time))
-        found += file_hashes([file], tmp_path / "cache")
-    assert len(set(found)) == 4 == len(reads)
+        os.utime(file, ns=(10**18, 10**18 + modified))
+        assert file_hashes([file], tmp_path / "cache") == [hashlib.sha256(content.encode()).hexdigest()]
 
 
-def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path, reads: list[str]) -> None:
+def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
     """It may change again within one tick of the disk's clock."""
     (tmp_path / "a.jsonl").write_text("1")
-    for _ in range(2):
-        file_hashes([tmp_path / "a.jsonl"], tmp_path / "cache")
-    assert len(reads) == 2
+    file_hashes([tmp_path / "a.jsonl"], tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.usefixtures("settled")
-def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "a.jsonl"
-    file.write_text("1")
-    plain = hashes._hash
-    monkeypatch.setattr(hashes, "_hash", lambda path: (plain(path), path.write_text("22"))[0])
-    file_hashes([file], tmp_path / "cache")
-    assert not (tmp_path / "cache" / hashes.MEMORY).exists()
-
-
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("later")
 @pytest.mark.parametrize("memory", ["", "[1]", '{"x": 3}', "{"])
-def test_a_memory_that_is_broken_is_replaced(tmp_path: Path, reads: list[str], memory: str) -> None:
+def test_a_memory_that_is_broken_is_replaced(tmp_path: Path, memory: str) -> None:
     (tmp_path / "a.jsonl").write_text("1")
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / hashes.MEMORY).write_text(memory)
+    (tmp_path / "cache" / HASHES).write_text(memory)
     assert file_hashes([tmp_path / "a.jsonl"], tmp_path / "cache") == file_hashes([tmp_path / "a.jsonl"], None)
-    file_hashes([tmp_path / "a.jsonl"], tmp_path / "cache")
-    assert len(reads) == 2
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [hashes.MEMORY]  # no half-written file is left
-
-
-@pytest.mark.usefixtures("settled")
-def test_others_entries_stay(tmp_path: Path, reads: list[str]) -> None:
-    for name in ("a", "b", "a", "b"):
-        (tmp_path / name).exists() or (tmp_path / name).write_text(name)
-        file_hashes([tmp_path / name], tmp_path / "cache")
-    assert reads == ["a", "b"]
+    forge(tmp_path / "cache")
+    assert file_hashes([tmp_path / "a.jsonl"], tmp_path / "cache") == ["00"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [HASHES]  # no half-written file is left

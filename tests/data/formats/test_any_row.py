@@ -6,11 +6,13 @@ from typing import Any, get_args
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smollit.data.formats.detect import Format, recognise, to_record
+from smollit.data.formats.converters import to_record
+from smollit.data.formats.detect import recognise
 from smollit.data.formats.drop_reason import BadRow
-from smollit.data.formats.layouts import LAYOUTS, FormatName
+from smollit.data.formats.format import LAYOUTS, Format
 from smollit.data.formats.messages import Roles
 from smollit.data.formats.types import Conversation, Kind, Preference, Text
+from smollit.data.sources.mixture import FormatName
 
 Row = dict[str, Any]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
@@ -36,7 +38,7 @@ def test_nothing_but_a_bad_row_can_come_of_any_row(row: Row) -> None:
         for name in layouts:
             parts = {part: part for part in ALL_PARTS}
             for roles in (Roles(), Roles(("a",), sharegpt=True)):
-                _only_bad_rows(row, Format(name, kind, parts, roles))
+                _only_bad_rows(row, Format(name, kind, parts, roles=roles))
         format = _recognised(row, kind)
         if format is not None:
             assert format.describe()
@@ -45,7 +47,7 @@ def test_nothing_but_a_bad_row_can_come_of_any_row(row: Row) -> None:
 
 def _recognised(row: Row, kind: Kind) -> Format | None:
     try:
-        return recognise(list(row), [row], kind)
+        return recognise(list(row), [row], kind=kind)
     except ValueError:
         return None
 

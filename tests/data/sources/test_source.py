@@ -10,8 +10,8 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from smollit.data.sources.files import malformed_lines, quiet_datasets
-from smollit.data.sources.raw import RAW, decode_line
+from smollit.data.sources.files import malformed_lines, parse_line
+from smollit.data.sources.readers import RAW, quiet_datasets
 from smollit.data.sources.source import load_source
 
 
@@ -40,7 +40,7 @@ def write(path: Path, content: str | bytes) -> str:
 
 def rows_of(dataset: str, split: str = "train") -> list[dict[str, Any]]:
     rows = load_source(dataset, split).rows
-    return [decode_line(line) for line in rows[RAW]] if RAW in rows.column_names else rows.to_list()
+    return [parse_line(line) for line in rows[RAW]] if RAW in rows.column_names else rows.to_list()
 
 
 # ---- kinds of files
@@ -122,7 +122,7 @@ def test_a_wrong_split_names_those_that_exist(tmp_path: Path) -> None:
     """Left to itself, datasets would give `train_sft` for `train`."""
     for split in ("train_sft", "test_sft"):
         write(tmp_path / f"{split}.jsonl", lines([chat("a")]))
-    with pytest.raises(ValueError, match="no split 'train': its files are of the splits test_sft, train_sft"):
+    with pytest.raises(ValueError, match="no split 'train': its splits are test_sft, train_sft"):
         load_source(str(tmp_path), "train")
 
 
@@ -268,5 +268,5 @@ def test_a_file_without_any_json_is_named_with_its_lines(tmp_path: Path) -> None
     """No first row can be read, so there is no column to speak of: the lines are what is wrong."""
     path = tmp_path / "mine.jsonl"
     path.write_text('{"messages": [\nnot json\n')
-    with pytest.raises(ValueError, match=r"mend these first:\n.*mine\.jsonl:1: not JSON.*\n.*mine\.jsonl:2: not JSON"):
+    with pytest.raises(ValueError, match=r"fix these first:\n.*mine\.jsonl:1: not JSON.*\n.*mine\.jsonl:2: not JSON"):
         load_source(str(path), "train").columns()

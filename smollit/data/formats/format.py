@@ -1,0 +1,158 @@
+"""Format: how the rows of a split are read, and which parts each format has; Fields: a row seen through its format."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, NamedTuple
+
+from smollit.data.formats.drop_reason import BadRow, DropReason
+from smollit.data.formats.messages import ALIASES, Roles, parse_text, parse_turns
+from smollit.data.formats.types import Kind, Message, shown
+from smollit.data.sources.files import Row
+from smollit.data.sources.mixture import FormatName
+
+Parts = dict[str, str]  # part -> column
+SCORES = ("score_chosen", "score_rejected")
+
+
+class Layout(NamedTuple):
+    """The parts that a format needs, and those that it may have."""
+
+    needs: tuple[str, ...]
+    may: tuple[str, ...] = ()
+
+
+# In the order of precedence: of the formats that fit, the first is taken.
+LAYOUTS: dict[Kind, dict[FormatName, Layout]] = {
+    "chat": {
+        "sharegpt": Layout(("messages",), ("system",)),
+        "messages": Layout(("messages",), ("system",)),
+        "prompt_completion": Layout(("prompt", "completion"), ("system",)),
+        "alpaca": Layout(("instruction", "output"), ("input", "system")),
+        "dialogue": Layout(("text",), ("system",)),
+        "text": Layout(("text",)),
+    },
+    "preference": {
+        "dialogue": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES)),
+        "preference": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES)),
+    },
+}
+
+
+def parts_of(kind: Kind, name: FormatName) -> tuple[str, ...]:
+    """All parts of a format."""
+    layout = LAYOUTS[kind][name]
+    return layout.needs + layout.may
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the rows of a split are read.
+
+    Args:
+        name: The format.
+        kind: What its rows become.
+        columns: The column of each part, such as {"messages": "conversations"}.
+        roles: Which roles its messages may have, and whether ShareGPT's keys and names are read.
+        seen: Names of roles in the first rows that are read as other roles.
+        unused: Columns that no part uses.
+    """
+
+    name: FormatName
+    kind: Kind
+    columns: Parts
+    _: KW_ONLY
+    roles: Roles = field(default_factory=Roles)
+    seen: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether pairs have the columns of both scores."""
+        return self.columns.keys() >= set(SCORES)
+
+    def describe(self) -> str:
+        """One sentence for the user about how the rows are read."""
+        said = [self._main_columns()]
+        if self.seen:
+            said.append("roles " + ", ".join(f"{name} -> {ALIASES[name.strip().lower()]}" for name in self.seen))
+        if "system" in self.columns:
+            said.append(f"system text from `{self.columns['system']}`")
+        if self.has_scores:
+            said.append("scores from " + " and ".join(f"`{self.columns[part]}`" for part in SCORES))
+        if self.roles.extra:
+            said.append("extra roles " + ", ".join(self.roles.extra))
+        if self.unused:
+            said.append("columns not used: " + listed(self.unused))
+        return "; ".join(said)
+
+    def _main_columns(self) -> str:
+        """The format's name, and what it does with its columns."""
+        columns = {part: f"`{column}`" for part, column in self.columns.items()}
+        match self.name:
+            case "messages" | "sharegpt":
+                name = "ShareGPT" if self.name == "sharegpt" else "Messages"
+                keys = "from/value or role/content" if self.roles.sharegpt else "role/content"
+                return f"{name}: {columns['messages']} ({keys})"
+            case "prompt_completion":
+                context, loss = columns["prompt"], columns["completion"]
+                return f"Prompt and completion: {context} is context, {loss} has the loss tokens"
+            case "alpaca":
+                asked = " and ".join(columns[part] for part in ("instruction", "input") if part in columns)
+                return f"Alpaca: {asked} as the user turn, {columns['output']} as the assistant turn"
+            case "text":
+                return f"Plain text: {columns['text']}, every token is a loss token and no chat template is used"
+            case "dialogue" if self.kind == "chat":
+                return f"Human/Assistant dialogues: {columns['text']}"
+            case _:
+                name = "Human/Assistant dialogues in pairs" if self.name == "dialogue" else "Preference pairs"
+                prompt = f"prompt from {columns['prompt']}" if "prompt" in columns else "prompt from their common turns"
+                return f"{name}: {columns['chosen']} over {columns['rejected']}, {prompt}"
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A row seen through its format.
+
+    Args:
+        row: Columns and their values.
+        columns: The column of each part.
+        roles: Which roles its messages may have.
+    """
+
+    row: Row
+    columns: dict[str, str]
+    roles: Roles
+
+    def name(self, part: str) -> str:
+        """The name of the part's column, for errors."""
+        return self.columns.get(part, part)
+
+    def get(self, part: str) -> Any:
+        """The value, or None if the part has no column or the row no value."""
+        column = self.columns.get(part)
+        return None if column is None else self.row.get(column)
+
+    def need(self, part: str) -> Any:
+        """The value, which must not be null."""
+        value = self.get(part)
+        if value is None:
+            have = ", ".join(sorted(map(shown, self.row))[:20]) or "none"
+            name = self.name(part)
+            raise BadRow(DropReason.MISSING_VALUE, f"the column `{name}` is null or missing (columns: {have})")
+        return value
+
+    def text(self, part: str) -> str:
+        """The text, which is empty if the part has no column, the row no value, or only whitespace."""
+        value = self.get(part)
+        text = "" if value is None else parse_text(value, self.name(part))
+        return text if text.strip() else ""
+
+    def turns(self, part: str, role: str) -> list[Message]:
+        """The turns of a part that must not be null; a text is one turn of `role`."""
+        return parse_turns(self.need(part), role, self.name(part), self.roles)
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names with commas; of many, the first."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "(none)") + more
