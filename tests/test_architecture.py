@@ -25,6 +25,15 @@ ARROWS = {
     "commands": {"batch", "names", "functional", "metrics", "data", "models", "modules", "training"},
     "training": {"batch", "functional", "metrics", "data", "models", "modules"},
 }
+# The same between the rooms of data/, which are the stages of a row's way; "" are the files above them.
+DATA_ARROWS = {
+    "sources": set(),
+    "formats": {"sources"},
+    "template": {"formats"},
+    "encoding": {"sources", "formats", "template"},
+    "batching": {"sources", "formats", "template", "encoding"},
+    "": {"sources", "formats", "template", "encoding", "batching"},
+}
 # Other packages that a room does without, however handy.
 FORBIDDEN = {
     "": {"torch", "transformers", "lightning", "datasets"},
@@ -42,6 +51,11 @@ FILES = sorted((ROOT / "smollit").rglob("*.py"))
 def room(parts: tuple[str, ...]) -> str:
     """smollit.models.causal_lm -> models; smollit itself -> ''."""
     return parts[1] if len(parts) > 1 else ""
+
+
+def data_room(parts: tuple[str, ...]) -> str:
+    """smollit.data.sources.files -> sources; smollit.data.datamodule and smollit.data itself -> ''."""
+    return parts[2] if len(parts) > 2 and parts[2] in DATA_ARROWS else ""
 
 
 def imports(path: Path) -> Iterator[tuple[str, ...]]:
@@ -70,10 +84,22 @@ def test_no_arrow_that_is_not_in_the_plan(path: Path) -> None:
             assert there == here or there in ARROWS[here], f"{path}: there is no arrow {here} -> {there}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "smollit/data").rglob("*.py")), ids=lambda path: path.stem)
+def test_the_rooms_of_data_import_only_earlier_stages(path: Path) -> None:
+    """sources <- formats <- template <- encoding <- batching <- the data modules."""
+    here = data_room(path.relative_to(ROOT).with_suffix("").parts)
+    for parts in imports(path):
+        if parts[:2] == ("smollit", "data"):
+            there = data_room(parts)
+            assert there == here or there in DATA_ARROWS[here], f"{path}: there is no arrow {here} -> {there or 'data'}"
+
+
 def test_every_room_has_its_arrows() -> None:
     """A new room must say here what it may import."""
     rooms = {room(path.relative_to(ROOT).with_suffix("").parts).replace("__init__", "") for path in FILES}
     assert rooms == set(ARROWS)
+    folders = {path.parent.name for path in (ROOT / "smollit/data").glob("*/__init__.py")}
+    assert folders == set(DATA_ARROWS) - {""}
 
 
 def test_callbacks_import_only_smollit() -> None:
