@@ -21,8 +21,8 @@ from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.steps import TOKEN_COLUMNS as COLUMNS
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.format import Format
-from smollit.data.sources.mixture import FormatName
 from smollit.data.formats.types import Kind
+from smollit.data.sources.mixture import FormatName
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template
 
