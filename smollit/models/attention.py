@@ -1,4 +1,4 @@
-"""The attention backends that transformers does not have by itself, and what each backend is given for a batch."""
+"""The attention backend that transformers does not have, and the inputs that every backend takes for a batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,29 +20,29 @@ from smollit.functional.attention import (
     mask_for,
 )
 
-DOCUMENTS = "smollit_documents"  # what transformers calls our backend
+DOCUMENTS = "smollit_documents"  # the name of our backend in transformers
 
 
-class Inputs(NamedTuple):
-    """What the decoder gets.
+class DecoderInputs(NamedTuple):
+    """What the decoder is called with.
 
     Args:
-        input_ids: [R, T], or [1, all real positions] for the backends without padding.
-        position_ids: Likewise; None counts from 0 in each row.
-        mask: What the backend takes as its mask; None is causal.
+        input_ids: [R, T], or [1, all positions that are not padding] for the backends without padding.
+        position_ids: Likewise; None counts from 0 in each sequence.
+        mask: The mask of the backend; None is causal.
         loss_positions: [M] positions that have a label, counted through `input_ids`.
-        options: What else the backend reads.
+        options: Further keyword arguments that the backend reads.
     """
 
     input_ids: Tensor
     position_ids: Tensor | None
-    mask: Any
+    mask: Tensor | BlockMask | None
     loss_positions: Tensor
     options: dict[str, Any]
 
 
 class Layout:
-    """The documents of a joined row. An object, not a list: torch.compile would make code for each list of lengths."""
+    """The documents of the joined sequence. An object: torch.compile would compile anew for each list of lengths."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self.documents = documents
@@ -60,7 +60,7 @@ def _attend_documents(
     smollit_layout: Layout | None = None,
     **kwargs: Any,  # what transformers' models pass to any backend
 ) -> tuple[Tensor, None]:
-    """`document_attention` in transformers' form: heads go behind positions.
+    """`document_attention` with the signature of transformers' attention functions, which put heads after positions.
 
     Without a layout, as in generation, it is transformers' own sdpa.
     """
@@ -75,88 +75,90 @@ ALL_ATTENTION_FUNCTIONS.register(DOCUMENTS, _attend_documents)
 
 
 def transformers_name(backend: AttentionBackend) -> str:
-    """What transformers calls a backend.
+    """The name of a backend in transformers.
 
     Raises:
-        ValueError: If this machine can't run it.
+        ValueError: If this machine can't run the backend.
     """
     if backend == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError(
-            "`model.attention: flash_attention_2` needs a CUDA GPU and the package flash-attn: take `documents`"
+            "`model.attention: flash_attention_2` needs a CUDA GPU and the package flash-attn: use `documents`"
         )
     return DOCUMENTS if backend == "documents" else backend
 
 
 @contextmanager
-def for_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Attention with the mask of left padding, which transformers drops for a backend that it does not know."""
-    backend = model.config._attn_implementation
-    model.set_attn_implementation("sdpa" if backend == DOCUMENTS else backend)
+def attention_for_generation(model: PreTrainedModel, backend: AttentionBackend) -> Iterator[None]:
+    """Switch `documents` to sdpa: transformers drops the mask of left padding for backends that it does not know."""
+    if backend != "documents":
+        yield
+        return
+    model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        model.set_attn_implementation(backend)
+        model.set_attn_implementation(DOCUMENTS)
 
 
-def render(batch: Batch, backend: AttentionBackend, dtype: torch.dtype) -> Inputs:
+def decoder_inputs(batch: Batch, backend: AttentionBackend, dtype: torch.dtype) -> DecoderInputs:
     """A batch as a backend takes it.
 
     Raises:
-        ValueError: If the backend has no branches and the batch has.
+        ValueError: If the batch has responses that share a prompt, and the backend does not support them.
     """
     if backend in WITHOUT_PADDING:
-        return without_padding(batch, backend)
+        return _without_padding(batch, backend)
     if batch.causal:
-        # Plain causal attention: padding is on the right, where no token looks. Position ids that start again at the
-        # padding would make transformers build a mask, and leave its fast kernels.
-        return Inputs(batch.input_ids, None, None, batch.loss_positions, {})
+        # Padding is on the right, where no token attends to it, so causal attention is right. Position ids would start
+        # again at the padding: transformers would then build a mask, and leave its fast kernels.
+        return DecoderInputs(batch.input_ids, None, None, batch.loss_positions, {})
     if backend == "flex_attention":
-        mask: Any = block_mask(batch)
+        mask: Tensor | BlockMask = _block_mask(batch)
     else:
         mask = mask_for(backend, attention_mask(batch.document, batch.branch), dtype)  # type: ignore[arg-type]
-    return Inputs(batch.input_ids, batch.position_ids, mask, batch.loss_positions, {})
+    return DecoderInputs(batch.input_ids, batch.position_ids, mask, batch.loss_positions, {})
 
 
-def without_padding(batch: Batch, backend: AttentionBackend) -> Inputs:
-    """All rows joined into one, without their padding; lengths come from the layout, so the device is not asked."""
+def _without_padding(batch: Batch, backend: AttentionBackend) -> DecoderInputs:
+    """All sequences joined into one, without padding. Lengths come from the layout: the device is not waited for."""
     width = batch.input_ids.shape[1]
-    # The empty batch has one position of padding, so that every rank runs the same operations.
+    # The empty batch keeps one position of padding, so that every rank runs the same operations.
     layout = batch.layout or ((Document(1),),)
-    lengths = [sum(document.length for document in row) for row in layout]
+    lengths = [sum(document.length for document in documents) for documents in layout]
     device = batch.input_ids.device
-    starts = torch.tensor([sum(lengths[:row]) for row in range(len(lengths))]).to(device, non_blocking=True)
-    row = batch.loss_positions.div(width, rounding_mode="floor")
-    documents = [document for row_layout in layout for document in row_layout]
-    return Inputs(
+    starts = torch.tensor([sum(lengths[:index]) for index in range(len(lengths))]).to(device, non_blocking=True)
+    sequence = batch.loss_positions.div(width, rounding_mode="floor")
+    joined = [document for documents in layout for document in documents]
+    return DecoderInputs(
         torch.cat([ids[:length] for ids, length in zip(batch.input_ids, lengths, strict=True)])[None],
-        torch.cat([places[:length] for places, length in zip(batch.position_ids, lengths, strict=True)])[None],
+        torch.cat([ids[:length] for ids, length in zip(batch.position_ids, lengths, strict=True)])[None],
         None,
-        batch.loss_positions - row * width + starts[row],
-        {"smollit_layout": Layout(documents)} if backend == "documents" else flash_options(documents, device),
+        batch.loss_positions - sequence * width + starts[sequence],
+        {"smollit_layout": Layout(joined)} if backend == "documents" else _flash_options(joined, device),
     )
 
 
-def flash_options(documents: Sequence[Document], device: torch.device) -> dict[str, Any]:
-    """The borders of the documents, as flash-attn's kernels for rows of several sequences take them."""
+def _flash_options(documents: Sequence[Document], device: torch.device) -> dict[str, Any]:
+    """The boundaries of the documents, in the form of flash-attn's kernels for packed sequences."""
     if any(document.responses for document in documents):
         raise ValueError(
-            "`model.attention: flash_attention_2` can't let two answers share a prompt: take `documents` or"
+            "`model.attention: flash_attention_2` does not support responses that share a prompt: use `documents` or"
             " `flex_attention` for DPO"
         )
     lengths = torch.tensor([0, *(document.length for document in documents)])
-    borders = lengths.cumsum(0).to(torch.int32).to(device, non_blocking=True)
+    boundaries = lengths.cumsum(0).to(torch.int32).to(device, non_blocking=True)
     longest = int(lengths.max())
-    return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
+    return {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries, "max_length_q": longest, "max_length_k": longest}
 
 
-def block_mask(batch: Batch) -> BlockMask:
-    """The rule of `functional.attention.attention_mask` as FlexAttention takes it."""
+def _block_mask(batch: Batch) -> BlockMask:
+    """The rule of `functional.attention.attention_mask` in the form of FlexAttention."""
     document, branch = batch.document, batch.branch
 
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same_document = document[row, query] == document[row, key]
-        same_branch = (branch[row, key] == 0) | (branch[row, key] == branch[row, query])
+    def attends(sequence: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same_document = document[sequence, query] == document[sequence, key]
+        same_branch = (branch[sequence, key] == 0) | (branch[sequence, key] == branch[sequence, query])
         return same_document & same_branch & (key <= query)
 
-    rows, length = document.shape
-    return create_block_mask(sees, rows, None, length, length, device=document.device)
+    num_sequences, length = document.shape
+    return create_block_mask(attends, num_sequences, None, length, length, device=document.device)

@@ -1,6 +1,5 @@
-"""CausalLM: a transformers model that scores targets. forward(batch) -> TokenScores, never [R, T, V] logits."""
+"""CausalLM: a transformers model that scores loss tokens. forward(batch) -> TokenScores, never [R, T, V] logits."""
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from smollit.batch import PADDING, Batch
 from smollit.functional.attention import AttentionBackend
 from smollit.functional.logps import sequence_index, sum_per_sequence, summed_logps, token_logps
-from smollit.models.attention import for_generation, render, transformers_name
+from smollit.models.attention import attention_for_generation, decoder_inputs, transformers_name
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
 
@@ -44,14 +43,14 @@ class TokenScores(NamedTuple):
 
 
 class CausalLM(nn.Module):
-    """A Llama-like causal language model that scores targets in chunks.
+    """A Llama-like causal language model that scores loss tokens in chunks.
 
     Args:
         model_name: Hub id or local folder, in Hugging Face format.
-        weights: `pretrained` loads the weights; `random` takes only the configuration and starts from scratch.
+        weights: `pretrained` loads the weights; `random` reads only the configuration and starts from scratch.
         dtype: dtype of the weights. Keep fp32 unless the trainer's precision ends in `-true`.
-        attention: How documents are kept apart: see `functional.attention`.
-        chunk_size: Tokens whose logits exist at the same time.
+        attention: Attention backend: see `functional.attention`.
+        chunk_size: Tokens per chunk of the LM head: bounds peak logits memory.
         gradient_checkpointing: true recomputes each layer in the backward pass; `selective` keeps the results of
             matrix products and attention, and recomputes the rest.
         dropout: Attention dropout; null keeps the model's own.
@@ -60,6 +59,7 @@ class CausalLM(nn.Module):
     def __init__(
         self,
         model_name: str,
+        *,
         weights: Literal["pretrained", "random"] = "pretrained",
         dtype: torch.dtype = torch.float32,
         attention: AttentionBackend = "documents",
@@ -70,7 +70,10 @@ class CausalLM(nn.Module):
         super().__init__()
         self.attention = attention
         self.chunk_size = chunk_size
-        self.model: PreTrainedModel = load_model(model_name, weights, dtype, transformers_name(attention), dropout)
+        self.model: PreTrainedModel = load_model(
+            model_name, weights=weights, dtype=dtype, attention=transformers_name(attention), dropout=dropout
+        )
+        self.sliding_window: int | None = self.config.to_dict().get("sliding_window")  # not every model has the setting
         if gradient_checkpointing:
             recompute_layers(self.model, selective=gradient_checkpointing == "selective")
 
@@ -110,11 +113,10 @@ class CausalLM(nn.Module):
         return TokenScores(sums, logps, response_M, hits, means, batch.pairs, batch.score_gap)
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """Last hidden states at the positions with a target, [M, H]; documents and branches see only what
-        `functional.attention` lets them."""
+        """Last hidden states at the loss positions, [M, H], under the attention mask of documents and branches."""
         self._check_length(batch)
-        inputs = render(batch, self.attention, self.model.dtype)
-        # A cache would make transformers forget the position ids' borders, and costs memory.
+        inputs = decoder_inputs(batch, self.attention, self.model.dtype)
+        # With a cache, transformers would ignore where position ids restart, and use more memory.
         output = self.model.base_model(
             input_ids=inputs.input_ids,
             position_ids=inputs.position_ids,
@@ -128,49 +130,38 @@ class CausalLM(nn.Module):
         length = max((document.context_length for documents in batch.layout for document in documents), default=0)
         limit = self.config.max_position_embeddings
         if length > limit:
-            raise ValueError(f"a row has {length} tokens, but the model has {limit} positions: lower `data.max_length`")
-        window = getattr(self.config, "sliding_window", None)
-        masked_by_us = self.attention == "documents" or not batch.causal
-        if masked_by_us and window is not None and length > window:
             raise ValueError(
-                f"a row has {length} tokens, and the model's attention reaches back {window}, which smollit's masks do"
-                " not have yet: lower `data.max_length` so that a row fits into the window, or set `model.attention:"
-                " sdpa` for chats without packing"
+                f"an example has {length} tokens, but the model has {limit} positions: lower `data.max_length`"
             )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CausalLM":
-        # Lightning casts the whole module for bf16-true. Rotary frequencies in bf16 are off by up to 0.2 %: radians,
-        # a thousand positions on. So buffers move, but keep their dtype.
-        kept = [(module, dict(module._buffers)) for module in self.modules()]
-        super()._apply(fn, recurse)
-        for module, buffers in kept:
-            for name, before in buffers.items():
-                after = module._buffers[name]
-                if before is not None and after is not None and after.dtype != before.dtype:
-                    module._buffers[name] = before.to(after.device)
-        return self
+        uses_our_mask = self.attention == "documents" or not batch.causal
+        if uses_our_mask and self.sliding_window is not None and length > self.sliding_window:
+            raise ValueError(
+                f"an example has {length} tokens, and the model has a sliding window of {self.sliding_window}, which"
+                " smollit's masks do not support yet: lower `data.max_length` to that, or set `model.attention: sdpa`"
+                " for chats without packing"
+            )
 
     @torch.no_grad()
     def generate(
         self, batch: Batch, max_new_tokens: int, stop_ids: list[int], temperature: float = 0.0
     ) -> list[list[int]]:
-        """Continue each row's prompt; returns the new token ids per row, without the stop token.
+        """Continue each prompt; returns the new token ids of each, without the stop token.
 
         Args:
-            batch: Rows of one document each, without branches.
-            max_new_tokens: Longest answer.
-            stop_ids: Tokens that end an answer.
-            temperature: 0 takes the likeliest token each time; above 0 draws from the softmax at this temperature.
+            batch: Prompts: sequences of one document each, without responses.
+            max_new_tokens: Maximum number of tokens of a response.
+            stop_ids: Tokens that end a response.
+            temperature: Sampling temperature; 0 decodes greedily.
         """
-        rows = [ids[document != PADDING] for ids, document in zip(batch.input_ids, batch.document, strict=True)]
-        longest = max(len(row) for row in rows)
-        # Left padding, with a mask: every row's next token is then the last position.
+        prompts = [ids[document != PADDING] for ids, document in zip(batch.input_ids, batch.document, strict=True)]
+        longest = max(map(len, prompts))
+        # Left padding, with a mask: the next token of every prompt is then at the last position.
         pad = stop_ids[0] if stop_ids else 0
-        input_ids = torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=pad) for row in rows])
-        mask = torch.stack([nn.functional.pad(torch.ones_like(row), (longest - len(row), 0)) for row in rows])
-        # top_k 0: transformers would draw from the 50 likeliest only.
+        input_ids = torch.stack([nn.functional.pad(ids, (longest - len(ids), 0), value=pad) for ids in prompts])
+        mask = torch.stack([nn.functional.pad(torch.ones_like(ids), (longest - len(ids), 0)) for ids in prompts])
+        # top_k 0: transformers would sample from the 50 most probable tokens only.
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        with for_generation(self.model):
+        with attention_for_generation(self.model, self.attention):
             output: Tensor = self.model.generate(  # type: ignore[operator]
                 input_ids,
                 attention_mask=mask,
@@ -180,7 +171,7 @@ class CausalLM(nn.Module):
                 use_cache=True,
                 **sampling,
             )
-        return [_until_stop(row[longest:].tolist(), stop_ids) for row in output]
+        return [_until_stop(ids[longest:].tolist(), stop_ids) for ids in output]
 
 
 @torch.no_grad()
@@ -190,7 +181,8 @@ def _mean_logits(hidden_MH: Tensor, weight_VH: Tensor) -> Tensor:
 
 
 def _until_stop(token_ids: list[int], stop_ids: list[int]) -> list[int]:
-    for position, token_id in enumerate(token_ids):
+    """The tokens before the first stop token."""
+    for index, token_id in enumerate(token_ids):
         if token_id in stop_ids:
-            return token_ids[:position]
+            return token_ids[:index]
     return token_ids

@@ -1,4 +1,4 @@
-"""The only file that loads a transformers model: with all its weights, or with one clear sentence on why not."""
+"""The only file that loads a transformers model: with all its weights, or with one sentence on why it can't."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,43 +8,89 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from smollit.names import check_folder, first_line
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-# What these settings do to the logits is not in our head, so a model that uses one is refused.
+# Our head does not apply what these settings do to the logits, so a model that uses one is refused.
 UNSUPPORTED_HEAD_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def load_model(
     model_name: str,
+    *,
     weights: Literal["pretrained", "random"],
     dtype: torch.dtype,
     attention: str,
     dropout: float | None,
 ) -> PreTrainedModel:
-    """A transformers model in train mode, with one clear sentence when it can't be had or scored."""
+    """Load a transformers model in train mode.
+
+    Args:
+        model_name: Hub id or local folder, in Hugging Face format.
+        weights: `pretrained` loads the weights; `random` reads only the configuration and starts from scratch.
+        dtype: dtype of the weights.
+        attention: Name of the attention backend in transformers.
+        dropout: Attention dropout; None keeps the model's own.
+
+    Raises:
+        ValueError: If it can't be loaded, or its log-probabilities can't be computed by our head and masks.
+    """
     config = load_config(model_name)
-    for setting in UNSUPPORTED_HEAD_SETTINGS:
-        if getattr(config, setting, None) not in (None, 1, 1.0):
-            raise ValueError(f"`{model_name}` sets `{setting}`, which smollit's log-probabilities do not have yet")
-    other_layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if other_layers:
-        raise ValueError(f"`{model_name}` has layers that smollit's masks do not fit yet: {sorted(other_layers)}")
+    _check_settings(config, model_name)
     if dropout is not None:
         config.attention_dropout = dropout
     if weights == "random":
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     else:
         model = load_pretrained(model_name, config, dtype, attention)
-    # Its own penalties, sampling and stop strings would change what `generate` is asked for, or break it.
+    # The model's own penalties, sampling and stop strings would change what `generate` is asked for, or break it.
     model.generation_config = GenerationConfig()
     check_head(model.eval(), model_name)
+    _keep_buffers_in_fp32(model)
     # from_pretrained returns eval mode, and Lightning keeps it: dropout and checkpointing would be off in silence.
     return model.train()
+
+
+def _check_settings(config: PretrainedConfig, model_name: str) -> None:
+    settings = config.to_dict()
+    for setting in UNSUPPORTED_HEAD_SETTINGS:
+        if settings.get(setting) not in (None, 1, 1.0):
+            raise ValueError(f"`{model_name}` sets `{setting}`, which smollit's log-probabilities do not support yet")
+    other_layers = set(settings.get("layer_types") or ()) - SUPPORTED_LAYERS
+    if other_layers:
+        raise ValueError(f"`{model_name}` has layers that smollit's masks do not support yet: {sorted(other_layers)}")
+
+
+def _keep_buffers_in_fp32(model: nn.Module) -> None:
+    """Restore floating-point buffers, before they are used, if somebody has cast the whole model.
+
+    Lightning does so for bf16-true. Rotary frequencies in bf16 are off by up to 0.2 %: radians, at position 1,000.
+    """
+    for module in model.modules():
+        originals = {
+            name: buffer.clone() for name, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()
+        }
+        if originals:
+            module.register_forward_pre_hook(_RestoreBuffers(originals))
+
+
+class _RestoreBuffers:
+    """A forward pre-hook that gives buffers of another dtype their original values, on the device where they are."""
+
+    def __init__(self, originals: dict[str, Tensor]) -> None:
+        self.originals = originals
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for name, original in self.originals.items():
+            buffer = module.get_buffer(name)
+            if buffer.dtype != original.dtype:
+                setattr(module, name, original.to(buffer.device))
 
 
 def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
@@ -64,19 +110,19 @@ def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtyp
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"could not load the weights of `{model_name}` ({first_line(error)}). Check that the files are whole and"
-            " belong to its config.json, or the network if it is a hub id"
+            " belong to its config.json, or the network if it is a Hub id"
         ) from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
-        # transformers would fill them with random numbers.
+        # transformers would initialise them at random.
         raise ValueError(f"the weights of `{model_name}` lack {len(missing)} tensors of its config.json: {missing[:3]}")
     return model
 
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, model_name: str) -> None:
-    """Refuse a model whose logits are more than hidden @ weight.T: our log-probabilities would not be the model's.
+    """Refuse a model whose logits are not hidden @ weight.T: our log-probabilities would not be the model's.
 
     Raises:
         ValueError: If the head has a bias, or the model does something to the logits.
@@ -84,19 +130,19 @@ def check_head(model: PreTrainedModel, model_name: str) -> None:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         kind = "a bias" if isinstance(head, nn.Linear) else f"the type {type(head).__name__}"
-        raise ValueError(f"the head of `{model_name}` has {kind}, which smollit's log-probabilities do not have yet")
+        raise ValueError(f"the head of `{model_name}` has {kind}, which smollit's log-probabilities do not support yet")
     probe = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
     logits = model(input_ids=probe, use_cache=False).logits
     if not torch.allclose(logits.float(), head(hidden).float(), rtol=1e-3, atol=1e-5):
-        raise ValueError(f"`{model_name}` changes its logits after the head, which smollit can't follow yet")
+        raise ValueError(f"`{model_name}` changes its logits after the head, which smollit does not support yet")
 
 
 def load_config(model_name: str) -> PretrainedConfig:
     """The model's configuration.
 
     Raises:
-        ValueError: If the folder is missing, holds no config.json, or the hub can't be reached or lacks the id.
+        ValueError: If the folder is missing, holds no config.json, or the Hub can't be reached or lacks the id.
     """
     path = Path(model_name)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -106,21 +152,22 @@ def load_config(model_name: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(model_name)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"could not load `{model_name}`: it is not a local folder, and the hub did not give it"
+            f"could not load `{model_name}`: not a local folder, and not found on the Hub"
             f" ({first_line(error)}). Check the name and the network, or give a local folder"
         ) from error
 
 
 def weights_fingerprint(model_name: str) -> str:
-    """What identifies a model's weights, without loading them: SHA-256 of its files, or the hub's commit.
+    """Identify a model's weights without loading them: SHA-256 of its files, or the commit on the Hub.
 
     Raises:
         ValueError: As `load_config`, or if a folder holds no weights.
     """
     folder = Path(model_name)
     if not folder.is_dir():
-        commit = getattr(load_config(model_name), "_commit_hash", None)
-        return f"{model_name}@{commit}"
+        load_config(model_name)  # with an error that says what to do
+        # The Hub's cache keeps files in a folder that is named after their commit.
+        return f"{model_name}@{Path(cached_file(model_name, 'config.json')).parent.name}"
     files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
     if not files:
         raise _no_weights(model_name)
@@ -139,9 +186,9 @@ def _no_weights(model_name: str) -> ValueError:
 
 
 @contextmanager
-def no_progress_bar(wanted: bool) -> Iterator[None]:
-    """No bar for local files, which take a moment, if `wanted`. Downloads keep theirs."""
-    if not wanted or not transformers_logging.is_progress_bar_enabled():
+def no_progress_bar(local: bool) -> Iterator[None]:
+    """Turn off transformers' progress bar for local files, which load in a moment. Downloads keep theirs."""
+    if not local or not transformers_logging.is_progress_bar_enabled():
         yield
         return
     transformers_logging.disable_progress_bar()

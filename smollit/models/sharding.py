@@ -17,16 +17,16 @@ def shard(model: CausalLM, mesh: DeviceMesh | None) -> nn.Module:
 
     Args:
         model: Policy or reference.
-        mesh: The data-parallel mesh of FSDP2. Without one, FSDP wraps if Lightning's FSDP context is on; otherwise the
-            model comes back as it is.
+        mesh: The data-parallel mesh of FSDP2. Without one, FSDP wraps inside Lightning's FSDP context; anywhere else
+            the model is returned unchanged.
     """
     layers = decoder_layers(model)
     if mesh is None:
         for index, layer in enumerate(layers):
             layers[index] = wrap(layer)
         return wrap(model)
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # autocast, not the policy, picks what to compute in
-    # The root gives back what it gathered in the backward pass; a frozen reference has none.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # autocast, not this policy, decides what to compute in
+    # The root frees the gathered weights in the backward pass, which a frozen reference does not have.
     frozen = not any(parameter.requires_grad for parameter in model.parameters())
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -35,12 +35,12 @@ def shard(model: CausalLM, mesh: DeviceMesh | None) -> nn.Module:
 
 
 def decoder_layers(model: CausalLM) -> nn.ModuleList:
-    """The list of layers that is sharded one by one.
+    """The list of decoder layers, which are compiled and sharded one by one.
 
     Raises:
         ValueError: If the model is not built like Llama.
     """
-    layers = getattr(model.model.base_model, "layers", None)
+    layers = dict(model.model.base_model.named_children()).get("layers")
     if not isinstance(layers, nn.ModuleList):
         raise ValueError(f"a {model.config.model_type} model has no list `layers` of decoder layers, as Llama has")
     return layers

@@ -215,8 +215,15 @@ class FineTuningModule(MeasuredModule):
         dropout: float | None = None,
     ) -> CausalLM:
         """A whole model, in the dtype of the trainer's precision, with an embedding for each token of the data."""
-        dtype = self.weights_dtype()
-        model = CausalLM(model_name, weights, dtype, self.attention, self.chunk_size, gradient_checkpointing, dropout)
+        model = CausalLM(
+            model_name,
+            weights=weights,
+            dtype=self.weights_dtype(),
+            attention=self.attention,
+            chunk_size=self.chunk_size,
+            gradient_checkpointing=gradient_checkpointing,
+            dropout=dropout,
+        )
         data: Any = getattr(self._trainer, "datamodule", None)
         vocabulary_size = getattr(data, "vocabulary_size", None)  # another data module has none
         if vocabulary_size is not None:

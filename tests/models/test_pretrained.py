@@ -4,15 +4,13 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoConfig
 
 from smollit.models import CausalLM
-from smollit.models.pretrained import load_model, weights_fingerprint
+from smollit.models.pretrained import weights_fingerprint
 
 
 def edited(model: Path, folder: Path, **settings: Any) -> Path:
@@ -65,24 +63,24 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     """An absolute path, a relative one and a run's folder that do not exist: a folder, not a hub id."""
     for name in (str(tmp_path / "nothing"), "./nothing", "runs/sft/export"):
         with pytest.raises(ValueError, match=r"does not exist: check the path"):
-            load_model(name, "pretrained", torch.float32, "sdpa", None)
+            CausalLM(name)
 
 
 def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no config.json"):
-        load_model(str(tmp_path), "pretrained", torch.float32, "sdpa", None)
+        CausalLM(str(tmp_path))
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path, tiny_model: Path) -> None:
     shutil.copy(tiny_model / "config.json", tmp_path)
     with pytest.raises(ValueError, match=r"no weights.*or set `weights: random`"):
-        load_model(str(tmp_path), "pretrained", torch.float32, "sdpa", None)
+        CausalLM(str(tmp_path))
 
 
 def test_a_hub_that_can_not_be_reached_is_named() -> None:
     """HF_HUB_OFFLINE is set for all tests: one sentence on what to do."""
     with pytest.raises(ValueError, match=r"could not load `nobody/nothing`.*Check the name and the network"):
-        load_model("nobody/nothing", "pretrained", torch.float32, "sdpa", None)
+        CausalLM("nobody/nothing")
 
 
 def test_broken_or_incomplete_weights_are_named(tmp_path: Path, tiny_model: Path) -> None:
@@ -93,7 +91,7 @@ def test_broken_or_incomplete_weights_are_named(tmp_path: Path, tiny_model: Path
     more = edited(tiny_model, tmp_path / "more", num_hidden_layers=3, layer_types=None)
     for folder, text in ((cut, "could not load the weights"), (other, "could not load the weights"), (more, "lack 9")):
         with pytest.raises(ValueError, match=text):
-            load_model(str(folder), "pretrained", torch.float32, "sdpa", None)
+            CausalLM(str(folder))
 
 
 def test_loading_is_quiet(
@@ -127,7 +125,14 @@ def test_a_folder_without_weights_has_no_identity(tmp_path: Path, tiny_model: Pa
         weights_fingerprint(str(tmp_path / "nothing"))
 
 
-def test_weights_of_the_hub_are_identified_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commit that transformers found in its cache; another commit is another model."""
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name: SimpleNamespace(_commit_hash="abc"))
+def test_weights_of_the_hub_are_identified_by_their_commit(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the Hub's cache holds commit abc of a model, its identity is model@abc."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--somebody--model"
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    shutil.copy(tiny_model / "config.json", repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
     assert weights_fingerprint("somebody/model") == "somebody/model@abc"
