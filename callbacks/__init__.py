@@ -1,4 +1,8 @@
-"""Lightning callbacks for a config's `trainer.callbacks`. Add your own here: `smollit` never imports this package."""
+"""Lightning callbacks for a config's `trainer.callbacks`. Add your own here: `smollit` never imports this package.
+
+A callback is a class with typed, documented arguments (they become `--help`) and Lightning's hooks. `Throughput` is the
+one to copy for numbers that are logged, `SampleGenerations` for work with the model, `ExportHuggingFace` for files.
+"""
 
 from callbacks.export_hugging_face import ExportHuggingFace
 from callbacks.sample_generations import SampleGenerations

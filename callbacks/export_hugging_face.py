@@ -6,16 +6,20 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.commands.export import ExportDtype, check_output, export
+from smollit.data.tokenized import TokenizedDataModule
+from smollit.modules import FineTuningModule
 
 log = logging.getLogger(__name__)
 
 
 class ExportHuggingFace(Callback):
-    """Exports the policy when training has ended by itself; a run that was stopped or failed exports nothing.
+    """Writes the policy as a Hugging Face folder at the end of training.
+
+    Resuming a run that has finished exports it too. A run that was stopped or failed exports nothing.
 
     Args:
-        output: Folder to write; null takes `export` in the run's folder.
-        dtype: dtype of the weights; `auto` takes that of the model that training began with.
+        output: Folder to write; null is `export` in the run's folder.
+        dtype: dtype of the weights; `auto` is that of the model that training began with.
     """
 
     def __init__(self, output: str | None = None, dtype: ExportDtype = "auto") -> None:
@@ -23,23 +27,30 @@ class ExportHuggingFace(Callback):
         self.dtype = dtype
 
     def folder(self, trainer: Trainer) -> Path:
-        """Where the export goes."""
+        """The folder to write."""
         return Path(self.output or Path(trainer.default_root_dir) / "export")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Now, not after hours of training.
+        """Refuse a folder that must not be replaced now, not after hours of training."""
         if trainer.is_global_zero:
             check_output(self.folder(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not on_train_end: that is not called when a finished run is resumed, and comes before last.ckpt is saved.
+        """Export. Not in on_train_end, which comes before the last checkpoint is saved and is not called when a
+        finished run is resumed."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             log.info("fast_dev_run: nothing is exported")
             return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, TokenizedDataModule) or not isinstance(pl_module, FineTuningModule):
+            raise ValueError(
+                "ExportHuggingFace exports a smollit module with the chat template of a smollit data module,"
+                f" got {type(pl_module).__name__} and {type(data).__name__}"
+            )
         export(
-            pl_module.policy,  # type: ignore[arg-type]
-            pl_module.model_name,  # type: ignore[arg-type]
-            template=trainer.datamodule.template,  # type: ignore[attr-defined]
+            pl_module.policy,
+            pl_module.model_name,
+            template=data.template,
             output=self.folder(trainer),
             dtype=self.dtype,
             writes=trainer.is_global_zero,

@@ -1,4 +1,4 @@
-"""Throughput: how many tokens the run has seen and trained on, how fast, and the peak of memory."""
+"""Throughput: tokens per second, tokens so far, and the peak of memory."""
 
 import time
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.batch import Batch
+from smollit.modules import FineTuningModule
 from smollit.training.memory import GIB, peak_bytes
 from smollit.training.position import at_step_end
 
@@ -14,15 +15,15 @@ from smollit.training.position import at_step_end
 class Throughput(Callback):
     """Logs `throughput/*` and `memory/peak_gib` at the steps at which the losses are logged.
 
-    Seen tokens are all positions that are not padding; trained tokens are those with a target. Totals are over all
-    devices, count finished optimizer steps only, and go on after a resume. Speeds are over the time since the last
-    log, without validation.
+    Seen tokens are all positions that are not padding; trained tokens are the loss tokens. Totals are summed over all
+    devices, count finished optimizer steps only, and continue after a resume. Tokens per second are over the time since
+    the last log, without validation.
     """
 
     def __init__(self) -> None:
-        self.totals = torch.zeros(2, dtype=torch.long)  # seen, trained
-        self.open_step = torch.zeros(2, dtype=torch.long)  # of this rank, since the last optimizer step
-        self.logged = [0, 0]
+        self.totals = torch.zeros(2, dtype=torch.long)  # seen and trained tokens, of all devices
+        self.pending = torch.zeros(2, dtype=torch.long)  # of this device, since the last optimizer step
+        self.logged = [0, 0]  # the totals at the last log
         self.seconds = 0.0  # of training, since the last log
         self.running_since: float | None = None
 
@@ -39,7 +40,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.totals = self.totals.to(pl_module.device)
-        self.open_step.zero_()
+        self.pending.zero_()
         self.logged = self.totals.tolist()
         self.seconds, self.running_since = 0.0, None
 
@@ -50,22 +51,23 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.open_step += torch.tensor([batch.num_tokens, batch.num_loss_tokens])
+        self.pending += torch.tensor([batch.num_tokens, batch.num_loss_tokens])
         if not at_step_end(trainer):
             return
-        # The sum over ranks is taken at once, so that a checkpoint needs no collective; nothing waits for it here.
-        own = self.open_step.to(pl_module.device, copy=True)
+        # Summed over devices right away, so that a checkpoint needs no collective; nothing waits for the result here.
+        own = self.pending.to(pl_module.device, copy=True)
         self.totals += trainer.strategy.reduce(own, reduce_op="sum")  # type: ignore[arg-type]
-        self.open_step.zero_()
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            pl_module.report(self.measure(trainer, pl_module.device))  # type: ignore[operator]
+        self.pending.zero_()
+        assert isinstance(pl_module, FineTuningModule), "Throughput logs beside the metrics of a smollit module"
+        if pl_module.logs_this_step:
+            pl_module.report(self.measure(trainer, pl_module.device))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.running_since is not None:
             self.pause(pl_module.device)
 
     def pause(self, device: torch.device) -> None:
-        """Stop the clock, when the device has done its work; the next training batch starts it again."""
+        """Stop the clock once the device has finished its work; the next training batch starts it again."""
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         assert self.running_since is not None
@@ -73,7 +75,7 @@ class Throughput(Callback):
         self.running_since = None
 
     def measure(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
-        """Totals, speeds since the last log, and the peak of memory; the same on all ranks."""
+        """Totals, tokens per second since the last log, and the peak of memory; the same on all devices."""
         totals = self.totals.tolist()
         self.pause(device)
         own = torch.tensor([self.seconds, peak_bytes(device) / GIB], dtype=torch.float32, device=device)

@@ -1,4 +1,7 @@
-"""Fixtures that all tests share: a tiny tokenizer, a tiny model with weights, and the real rows of ../shared."""
+"""What all tests share: a tiny model with its tokenizer, examples, batches, short runs, and the real rows of ../shared.
+
+Fixtures are found by name; functions are imported, as in `from tests.conftest import example_chats`.
+"""
 
 # The hub library reads its environment when it is imported
 import os
@@ -6,16 +9,137 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing downloads
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from smollit.batch import Batch
+from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
+from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
+from smollit.modules import DPOModule, FineTuningModule, SFTModule
+from smollit.training import SmollitTrainer
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "smollit" / "models" / "tiny"
 SAMPLES = ROOT / "smollit" / "data" / "samples"
+
+
+Example = dict[str, Any]
+QUIET = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+# ---- examples and batches, without a tokenizer
+
+
+def chats_of(*ids: list[int]) -> list[Example]:
+    """Chats of these tokens, with a loss from their second token on."""
+    return [{"input_ids": tokens, "spans": [1, len(tokens)], "row": row} for row, tokens in enumerate(ids)]
+
+
+def example_chats(count: int = 8) -> list[Example]:
+    """Chats of different lengths: number i has 3 + i tokens, of which the last i + 1 are loss tokens."""
+    ids = [[(7 * row + 3 * index) % 90 + 3 for index in range(3 + row)] for row in range(count)]
+    return [{"input_ids": tokens, "spans": [2, len(tokens)], "row": row} for row, tokens in enumerate(ids)]
+
+
+def example_pairs(count: int = 8) -> list[Example]:
+    """Preference pairs: prompts of 2 tokens, chosen responses of 2, 3, 4, 2, ... tokens, rejected ones of 2."""
+    return [
+        {"prompt_ids": [1, 20 + i], "chosen_ids": [30 + i] * (1 + i % 3) + [2], "rejected_ids": [50 + i, 2], "row": i}
+        for i in range(count)
+    ]
+
+
+def batch_of(examples: list[Example], *, packed: bool = False) -> Batch:
+    """A batch of chats or pairs: each in a sequence of its own, or all packed into one."""
+    collate = collate_pairs if "prompt_ids" in examples[0] else collate_chats
+    return collate([examples] if packed else unpacked(examples))
+
+
+def edited(model: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of a model's folder with other settings in config.json."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# ---- runs
+
+
+def fit_batches(module: FineTuningModule, batches: list[Batch], folder: Path, **options: Any) -> SmollitTrainer:
+    """Train on these batches for one epoch, without a data module, logs and checkpoints. Returns the trainer."""
+    trainer = SmollitTrainer(str(folder), **{"max_epochs": 1, **QUIET, **options})
+    trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    return trainer
+
+
+class Run(NamedTuple):
+    """A module, data and a trainer that fit together."""
+
+    trainer: SmollitTrainer
+    module: FineTuningModule
+    data: UltraChatDataModule | UltraFeedbackDataModule
+    folder: Path
+
+    def fit(self, **options: Any) -> "Run":
+        """Train."""
+        self.trainer.fit(self.module, datamodule=self.data, **options)
+        return self
+
+
+@pytest.fixture
+def make_run(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> Callable[..., Run]:
+    """make_run([callbacks], kind="dpo", model={...}, data={...}, max_steps=2).fit(): 8 sample rows of at most 48
+    tokens, 2 per batch, on the tiny model, with logs and checkpoints in a run folder."""
+
+    def make(
+        callbacks: list[Callback] | None = None,
+        kind: str = "sft",
+        model: dict[str, Any] | None = None,
+        folder: str = "run",
+        data: dict[str, Any] | None = None,
+        **trainer: Any,
+    ) -> Run:
+        data_class, samples, splits = (
+            (UltraChatDataModule, "ultrachat", {"train_split": "train_sft[:8]", "val_split": "test_sft[:4]"})
+            if kind == "sft"
+            else (
+                UltraFeedbackDataModule,
+                "ultrafeedback",
+                {"train_split": "train_prefs[:8]", "val_split": "test_prefs[:4]"},
+            )
+        )
+        common = {"max_length": 48, "train_batch_size": 2, "val_batch_size": 2}
+        options = {"tokenizer_name": str(tiny_model), "cache_dir": str(cache_dir), **common, **splits, **(data or {})}
+        module_class = SFTModule if kind == "sft" else DPOModule
+        defaults = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "log_every_n_steps": 1}
+        return Run(
+            SmollitTrainer(str(tmp_path / folder), callbacks=callbacks, **{**defaults, **trainer}),
+            module_class(**{"model_name": str(tiny_model), "learning_rate": 1e-2, **(model or {})}),
+            data_class(**{"dataset": str(SAMPLES / samples), **options}),
+            tmp_path / folder,
+        )
+
+    return make
+
+
+# ---- the tiny model, and the real rows
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ class ExportCommand(Command):
         """Load the policy on the CPU from the checkpoint, and export it."""
         checkpoint = run.trainer.find_checkpoint(self.ckpt_path or "last")
         assert checkpoint is not None
-        policy = CausalLM(run.model.model_name, run.model.weights)
+        policy = CausalLM(run.model.model_name, weights=run.model.weights)
         fit_vocabulary(policy.model, run.datamodule.vocabulary_size, run.datamodule.add_tokens)
         load_weights(policy, Path(checkpoint), run.model.model_name)
         output = Path(self.output or run.folder / "export")

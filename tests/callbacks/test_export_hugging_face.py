@@ -1,4 +1,4 @@
-"""ExportHuggingFace: only what was trained to its end, and again when asked again."""
+"""ExportHuggingFace: runs that trained to their end are exported, and only those."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def embedding(folder: Path) -> torch.Tensor:
     return AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight.detach()
 
 
-def test_the_trained_weights_stand_in_the_runs_folder(make_run: Any) -> None:
+def test_the_trained_weights_are_in_the_runs_folder(make_run: Any) -> None:
     """After 2 steps the export's embedding is the policy's, bit for bit, and no longer the source's."""
     run = make_run([ExportHuggingFace()], max_steps=2).fit()
     found = embedding(run.folder / "export")
@@ -59,15 +59,12 @@ def test_resuming_a_finished_run_exports(make_run: Any) -> None:
     assert torch.equal(embedding(run.folder / "export"), first.module.policy.model.get_input_embeddings().weight)
 
 
-def test_last_ckpt_stands_before_the_export_begins(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An export that fails, as on a full disk, costs no training."""
-
-    def full_disk(*args: Any) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("callbacks.export_hugging_face.export", full_disk)
-    run = make_run([ExportHuggingFace()], max_steps=2)
-    with pytest.raises(OSError, match="No space"):
+def test_last_ckpt_is_saved_before_the_export_begins(make_run: Any, tmp_path: Path) -> None:
+    """An export that fails, here since a file is in the way of its folder by then, costs no training."""
+    output = tmp_path / "in" / "the" / "way"
+    block = At(lambda: (tmp_path / "in").write_text("a file"))
+    run = make_run([block, ExportHuggingFace(str(output))], max_steps=2)
+    with pytest.raises(OSError, match="in"):
         run.fit()
     checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2

@@ -1,19 +1,16 @@
-"""SampleGenerations: looks at the run, and leaves no trace in it."""
+"""SampleGenerations: observes the run, and does not change it."""
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from callbacks import SampleGenerations
-from callbacks.sample_generations import as_markdown, folded, forget_later_steps
-from smollit.models import CausalLM
+from callbacks.sample_generations import Sample, as_markdown, wrapped
 
 PROMPTS = ["Which city is the capital of Canada?", "Hi"]
 
@@ -35,7 +32,7 @@ def greedy(model_name: str, prompt: str, num_tokens: int) -> str:
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_samples_are_drawn_before_after_validation_and_at_the_end(make_run: Any) -> None:
+def test_samples_are_generated_before_after_validation_and_at_the_end(make_run: Any) -> None:
     """Validation every 2 of 3 steps and after the last: steps 0, 2, 3, each prompt once."""
     run = make_run([SampleGenerations(PROMPTS, max_new_tokens=4)], max_steps=3, val_every_n_steps=2).fit()
     assert steps(run.folder) == [0, 0, 2, 2, 3, 3]
@@ -43,7 +40,7 @@ def test_samples_are_drawn_before_after_validation_and_at_the_end(make_run: Any)
     assert {sample["reference"] for sample in samples(run.folder)} == {None}
 
 
-def test_samples_are_drawn_every_n_optimizer_steps(make_run: Any) -> None:
+def test_samples_are_generated_every_n_optimizer_steps(make_run: Any) -> None:
     """8 rows, 2 per batch, 2 batches per step, 2 epochs: 4 steps; every 3rd, and the last; not at validations."""
     callback = SampleGenerations(["Hi"], every_n_steps=3, max_new_tokens=2)
     run = make_run([callback], max_epochs=2, accumulate_grad_batches=2, val_every_n_steps=1).fit()
@@ -51,8 +48,10 @@ def test_samples_are_drawn_every_n_optimizer_steps(make_run: Any) -> None:
 
 
 def test_policy_and_reference_begin_with_what_transformers_says(make_run: Any) -> None:
-    """Step 0: policy = reference = greedy answer of the source; the reference stays so while the policy learns."""
-    run = make_run([SampleGenerations(PROMPTS, max_new_tokens=8)], kind="dpo", max_steps=3).fit()
+    """Step 0: policy = reference = greedy response of the source, although training has dropout and checkpointing; the
+    reference stays so while the policy learns."""
+    model = {"dropout": 0.5, "gradient_checkpointing": True}
+    run = make_run([SampleGenerations(PROMPTS, max_new_tokens=8)], "dpo", model, max_steps=3).fit()
     expected = [greedy(run.module.model_name, prompt, 8) for prompt in PROMPTS]
     found = samples(run.folder)
     assert [sample["policy"] for sample in found[:2]] == expected
@@ -61,8 +60,8 @@ def test_policy_and_reference_begin_with_what_transformers_says(make_run: Any) -
 
 
 @pytest.mark.parametrize(("reference", "is_there"), [("precomputed", False), ("offloaded", True)])
-def test_a_reference_that_is_not_in_memory_gives_no_answers(make_run: Any, reference: str, is_there: bool) -> None:
-    """Scored beforehand, it is gone; offloaded, it answers on the CPU."""
+def test_a_reference_that_is_not_in_memory_has_no_responses(make_run: Any, reference: str, is_there: bool) -> None:
+    """Precomputed, it is not in memory; offloaded, it generates on the CPU."""
     callback = SampleGenerations(["Hi"], max_new_tokens=2)
     run = make_run([callback], kind="dpo", model={"reference": reference}, max_steps=1).fit()
     assert [sample["reference"] is not None for sample in samples(run.folder)] == [is_there] * 2
@@ -83,7 +82,10 @@ def test_tensorboard_shows_the_texts(make_run: Any) -> None:
 def test_the_run_is_the_same_with_and_without(make_run: Any, kind: str) -> None:
     """Dropout 0.5 makes the weights depend on the random state: equal to the bit, also with sampling at 1.0."""
     runs = []
-    for folder, callbacks in (("without", []), ("with", [SampleGenerations(PROMPTS, 1, 4, temperature=1.0)])):
+    for folder, callbacks in (
+        ("without", []),
+        ("with", [SampleGenerations(PROMPTS, every_n_steps=1, max_new_tokens=4, temperature=1.0)]),
+    ):
         torch.manual_seed(0)
         model = {"dropout": 0.5, "gradient_checkpointing": True}
         run = make_run(callbacks, kind, model, folder, max_steps=3, val_every_n_steps=2).fit()
@@ -91,54 +93,8 @@ def test_the_run_is_the_same_with_and_without(make_run: Any, kind: str) -> None:
     assert torch.equal(*runs)
 
 
-class Spy(SampleGenerations):
-    """Notes modes and random state around each drawing."""
-
-    def sample(self, trainer: Any, module: Any) -> None:
-        before = self.note(module)
-        super().sample(trainer, module)
-        for old, new in zip(before, self.note(module), strict=True):
-            assert old == new
-
-    @staticmethod
-    def note(module: Any) -> tuple[Any, ...]:
-        modes = [part.training for part in module.modules()]
-        return modes, torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-
-
-def test_random_state_and_modes_are_as_before(make_run: Any) -> None:
-    """One layer that somebody put in eval mode stays so, among others in train mode; three random states too."""
-    run = make_run([Spy(["Hi"], every_n_steps=1, max_new_tokens=3, temperature=1.0)], max_steps=2)
-    run.module.on_train_start = lambda: run.module.policy.model.base_model.layers[0].eval()
-    run.fit()
-    assert steps(run.folder) == [0, 1, 2]
-    layers = run.module.policy.model.base_model.layers
-    assert [layer.training for layer in layers] == [False, True]
-
-
-def test_answers_are_generated_in_eval_mode(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropout would be noise, and checkpointing in train mode turns the cache off; training itself is in train mode."""
-    modes = []
-    generate, forward = CausalLM.generate, CausalLM.forward
-
-    def watched(name: str, function: Any) -> Any:
-        def call(self: CausalLM, *args: Any, **kwargs: Any) -> Any:
-            modes.append((name, {part.training for part in self.modules()}))
-            return function(self, *args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(CausalLM, "generate", watched("generate", generate))
-    monkeypatch.setattr(CausalLM, "forward", watched("forward", forward))
-    callback = SampleGenerations(["Hi"], every_n_steps=1, max_new_tokens=2)
-    model = {"gradient_checkpointing": True}
-    make_run([callback], model=model, max_steps=2, limit_val_batches=0).fit()
-    sampled, trained = ("generate", {False}), ("forward", {True})
-    assert modes == [sampled, trained, sampled, trained, sampled]
-
-
-def test_the_seed_makes_drawn_answers_repeatable(make_run: Any) -> None:
-    """Same seed, same answers at step 0; another seed, others."""
+def test_the_seed_makes_sampled_responses_repeatable(make_run: Any) -> None:
+    """Same seed, same responses at step 0; another seed, others."""
     answers = []
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         callback = SampleGenerations(["Hi"], max_new_tokens=12, temperature=1.0, seed=seed)
@@ -146,7 +102,7 @@ def test_the_seed_makes_drawn_answers_repeatable(make_run: Any) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_a_resumed_run_goes_on_with_the_file(make_run: Any) -> None:
+def test_a_resumed_run_continues_the_file(make_run: Any) -> None:
     """Stopped after step 2, with samples of steps that were lost: steps 0, 2, 3, 4 once each, as without the stop."""
     make_run([SampleGenerations(["Hi"], max_new_tokens=2)], max_steps=2).fit()
     callback = SampleGenerations(["Hi"], every_n_steps=1, max_new_tokens=2)
@@ -158,19 +114,16 @@ def test_a_resumed_run_goes_on_with_the_file(make_run: Any) -> None:
     assert "lost" not in (run.folder / "samples.jsonl").read_text()
 
 
-def test_a_new_run_in_the_same_folder_starts_a_new_file(tmp_path: Path) -> None:
-    """Step 0: nothing of the old run stays; step 2: what it wrote up to there."""
-    path = tmp_path / "samples.jsonl"
-    lines = [f'{{"step": {step}}}\n' for step in (0, 2, 4)]
-    for step, kept in ((2, lines[:2]), (0, [])):
-        path.write_text("".join(lines))
-        forget_later_steps(path, step)
-        assert path.read_text() == "".join(kept)
+def test_a_new_run_in_the_same_folder_starts_a_new_file(make_run: Any) -> None:
+    """The samples of a run of 2 steps, then of a run of 1 step that does not resume: steps 0 and 1 only."""
+    for max_steps in (2, 1):
+        run = make_run([SampleGenerations(["Hi"], max_new_tokens=2)], max_steps=max_steps).fit()
+    assert steps(run.folder) == [0, 1]
 
 
-def test_markdown_does_not_interpret_the_answer() -> None:
+def test_markdown_does_not_interpret_the_response() -> None:
     """Every line of a text is indented by four: a code block, whatever it holds."""
-    sample = {"step": 1, "prompt": "a", "policy": "# b\n<i>c</i>", "reference": None}
+    sample = Sample(step=1, prompt="a", policy="# b\n<i>c</i>", reference=None)
     assert as_markdown(sample) == "**prompt**\n\n    a\n\n**policy**\n\n    # b\n    <i>c</i>"
 
 
@@ -189,6 +142,6 @@ def test_options_without_meaning_are_refused(options: dict[str, Any], named: str
         SampleGenerations(**options)
 
 
-def test_long_lines_are_folded_between_words() -> None:
+def test_long_lines_are_wrapped_between_words() -> None:
     """Width 7: "aa bb c" is 7 wide, so "dd" starts a new line; an empty line and indentation stay."""
-    assert folded("aa bb c dd\n\n  x", width=7) == ["aa bb c", "dd", "", "  x"]
+    assert wrapped("aa bb c dd\n\n  x", width=7) == ["aa bb c", "dd", "", "  x"]

@@ -1,6 +1,6 @@
-"""CausalLM against plain transformers: full logits and log_softmax, one unpadded row per sequence."""
+"""CausalLM against plain transformers: full logits and log_softmax, one unpadded sequence for each response."""
 
-import json
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,32 +9,34 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from smollit.batch import Batch
-from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
+from smollit.data.batching.collate import collate, collate_chats, collate_pairs, response_positions, unpacked
 from smollit.functional.attention import AttentionBackend
 from smollit.models.attention import decoder_inputs
 from smollit.models.causal_lm import CausalLM, TokenScores
 from smollit.models.recompute import GradientCheckpointing
+from tests.conftest import Example, batch_of, chats_of, edited
 
 TRAINED_ON_CPU: tuple[AttentionBackend, ...] = ("documents", "sdpa", "eager")
-# flex_attention has no backward pass on a CPU: here it is only looked at, and trained in tests/gpu
+# flex_attention has no backward pass on a CPU: tests/gpu trains it
 BACKENDS: tuple[AttentionBackend, ...] = (*TRAINED_ON_CPU, "flex_attention")
 PROMPT, CHOSEN, REJECTED = [1, 50, 60, 70], [80, 90, 2], [81, 91, 101, 111, 2]
-PAIRS = [
+PAIRS: list[Example] = [
     {"prompt_ids": PROMPT, "chosen_ids": CHOSEN, "rejected_ids": REJECTED, "row": 0},
     {"prompt_ids": [1, 55], "chosen_ids": [65, 75, 85, 2], "rejected_ids": [2], "row": 1},
 ]
-ANSWERS = [(pair["prompt_ids"], pair[name]) for pair in PAIRS for name in ("chosen_ids", "rejected_ids")]
+RESPONSES = [(pair["prompt_ids"], pair[name]) for pair in PAIRS for name in ("chosen_ids", "rejected_ids")]
 
 
-def answer_logps(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> Tensor:
-    """log p of each answer token: one row, no padding, all logits, log_softmax."""
-    logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0].float()
+def plain_logps(model: PreTrainedModel, prompt: list[int], response: list[int]) -> Tensor:
+    """log p of each response token: one sequence, no padding, all logits, log_softmax."""
+    logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0].float()
     logps = torch.log_softmax(logits, dim=1)
-    return torch.stack([logps[len(prompt) + index - 1, token] for index, token in enumerate(answer)])
+    return torch.stack([logps[len(prompt) + index - 1, token] for index, token in enumerate(response)])
 
 
 def score(model: CausalLM, batch: Batch, **options: Any) -> TokenScores:
@@ -43,26 +45,15 @@ def score(model: CausalLM, batch: Batch, **options: Any) -> TokenScores:
         return model(batch, **options)
 
 
-def chats_of(*ids: list[int]) -> list[dict[str, Any]]:
-    """Chats that are trained from their second token on."""
-    return [{"input_ids": tokens, "spans": [1, len(tokens)], "row": row} for row, tokens in enumerate(ids)]
-
-
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
-
-
-def edited(model: Path, folder: Path, **settings: Any) -> Path:
-    """A copy of a model's folder with other settings in config.json."""
-    shutil.copytree(model, folder)
-    config = json.loads((folder / "config.json").read_text()) | settings
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    """By the parameters' names in transformers."""
+    named = {name.removeprefix("model."): parameter.grad for name, parameter in module.named_parameters()}
+    return {name: gradient.clone() for name, gradient in named.items() if gradient is not None}
 
 
 @pytest.fixture(autouse=True)
 def _flex_attention_without_its_compiler() -> Iterator[None]:
-    """It would compile a minute for each shape; uncompiled it computes the same."""
+    """It would compile for a minute for each shape; uncompiled it computes the same."""
     torch.compiler.set_stance("force_eager")
     yield
     torch.compiler.set_stance("default")
@@ -76,131 +67,130 @@ def plain(tiny_model: Path) -> PreTrainedModel:
 # ---- scores
 
 
-# case: dpo-loss-09
+def random_responses(seed: int) -> list[list[Example]]:
+    """Two sequences with two examples and one, of 1 to 3 responses to a prompt of 1 to 5 tokens."""
+    rng = random.Random(seed)
+
+    def ids(length: int) -> list[int]:
+        return [rng.randrange(3, 2000) for _ in range(length)]
+
+    examples = [
+        {"prompt_ids": ids(rng.randint(1, 5)), "responses": [ids(rng.randint(1, 4)) for _ in range(count)], "row": 0}
+        for count in (3, rng.randint(1, 3), rng.randint(1, 3))
+    ]
+    return [examples[:2], examples[2:]]
+
+
+# case: dpo-loss-09, packing-01
 @pytest.mark.parametrize("attention", BACKENDS)
-def test_a_pair_that_shares_its_prompt_scores_like_separate_rows(
-    tiny_model: Path, plain: PreTrainedModel, attention: AttentionBackend
+@pytest.mark.parametrize("seed", range(3))
+def test_responses_that_share_a_prompt_are_scored_like_separate_sequences(
+    tiny_model: Path, plain: PreTrainedModel, attention: AttentionBackend, seed: int
 ) -> None:
-    """sum log p(answer | prompt) of 4 answers, each pair in a row and both in one row: to 1e-6 relative."""
+    """Random packed documents with up to 3 responses: sums of log p to 1e-5, and the gradients of the sums, weighted
+    with 1, -2, 3, ..., to 1e-5, equal those of each prompt + response alone. So no response attends to another one, or
+    to another document."""
     model = CausalLM(str(tiny_model), attention=attention, chunk_size=3)
-    expected = torch.stack([answer_logps(plain, *answer).sum() for answer in ANSWERS])
-    for rows in (unpacked(PAIRS), [PAIRS]):
-        scores = score(model, collate_pairs(rows))
-        assert len(scores.logps) == sum(len(answer) for _, answer in ANSWERS)
-        torch.testing.assert_close(scores.sums, expected, rtol=1e-6, atol=1e-6)
+    sequences = random_responses(seed)
+    batch = collate(sequences, lambda example: response_positions(example["prompt_ids"], example["responses"]))
+    sums = score(model, batch._replace(pairs=torch.zeros(0, 2, dtype=torch.long))).sums
+    alone = [(e["prompt_ids"], response) for examples in sequences for e in examples for response in e["responses"]]
+    expected = torch.stack([plain_logps(plain, *one).sum() for one in alone])
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
+    if attention in TRAINED_ON_CPU:
+        weights = torch.tensor([(-1) ** index * (index + 1.0) for index in range(len(alone))])
+        (sums * weights).sum().backward()
+        (expected * weights).sum().backward()
+        torch.testing.assert_close(gradients(model), gradients(plain), rtol=1e-5, atol=2e-5)
 
 
 # case: dpo-loss-09
-@pytest.mark.parametrize("attention", TRAINED_ON_CPU)
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_pair_that_shares_its_prompt_has_the_gradients_of_separate_rows(
-    tiny_model: Path, plain: PreTrainedModel, attention: AttentionBackend, packed: bool
-) -> None:
-    """Of the sums of 4 answers, weighted with 1, -2, 3 and -4; in two rows, or packed in one."""
-    model = CausalLM(str(tiny_model), attention=attention, chunk_size=3)
-    found = model(collate_pairs([PAIRS] if packed else unpacked(PAIRS))).sums
-    expected = torch.stack([answer_logps(plain, *answer).sum() for answer in ANSWERS])
-    weights = torch.tensor([1.0, -2.0, 3.0, -4.0])
-    (found * weights).sum().backward()
-    (expected * weights).sum().backward()
-    ours = {name.removeprefix("model."): gradient for name, gradient in gradients(model).items()}
-    for name, gradient in gradients(plain).items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("pairs", [PAIRS[:1], PAIRS])
-def test_sums_of_answers_are_those_of_their_tokens(tiny_model: Path, pairs: list[dict[str, Any]]) -> None:
-    """One pair (the head in one pass) and two (logits made again): sums of log p and gradients of -1, 2, -3 and 4 times
-    the sums equal those of `logps`, which any loss may use, to 1e-6 relative. 2 N sums, chosen before rejected."""
-    model = CausalLM(str(tiny_model), chunk_size=3)
-    batch = collate_pairs(unpacked(pairs))
+def test_sums_and_their_gradients_are_those_of_the_tokens(tiny_model: Path, pairs: list[Example]) -> None:
+    """One pair (the head in one pass) and two (the logits computed twice): the sums over each response, chosen before
+    rejected, and gradients of -1, 2, -3 and 4 times the sums equal those by way of every token's log p."""
+    model, batch = CausalLM(str(tiny_model), chunk_size=3), batch_of(pairs)
     weights = torch.tensor([-1.0, 2.0, -3.0, 4.0])[: 2 * len(pairs)]
-    expected = model(batch, token_gradients=True).sums
+    tokens = model(batch, token_gradients=True)
+    parts = tokens.logps.split([len(pair[name]) for pair in pairs for name in ("chosen_ids", "rejected_ids")])
+    expected = torch.stack([part.sum() for part in parts])
     (expected * weights).sum().backward()
     before = gradients(model)
     model.zero_grad()
     scores = model(batch)
     (scores.sums * weights).sum().backward()
-    torch.testing.assert_close(scores.sums, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(scores.per_response(scores.logps), scores.sums.detach())
+    for sums in (scores.sums, tokens.sums, scores.per_response(scores.logps)):
+        torch.testing.assert_close(sums, expected, rtol=1e-6, atol=1e-6)
     assert not scores.logps.requires_grad
     torch.testing.assert_close(gradients(model), before, rtol=1e-5, atol=1e-6)
 
 
-# case: mask-01, dpo-loss-12
+# case: mask-01, dpo-loss-12, packing-01
 @pytest.mark.parametrize("attention", BACKENDS)
-def test_rows_do_not_depend_on_their_batch_mates(
-    tiny_model: Path, plain: PreTrainedModel, attention: AttentionBackend
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_chats_do_not_depend_on_the_rest_of_the_batch(
+    tiny_model: Path,
+    plain: PreTrainedModel,
+    attention: AttentionBackend,
+    training: bool,
+    checkpointing: bool,
+    packed: bool,
 ) -> None:
-    """Chats of 4 and 8 tokens in one padded batch score as each alone, the turn ends (id 2) included."""
-    ids = [[1, 50, 60, 2], [1, 51, 61, 71, 2, 81, 91, 2]]
-    spans = [[2, 4], [2, 5, 6, 8]]
-    model = CausalLM(str(tiny_model), attention=attention)
+    """Chats of 4 and 8 tokens, padded or packed, score as each does alone, the turn ends (id 2) included."""
+    ids, spans = [[1, 50, 60, 2], [1, 51, 61, 71, 2, 81, 91, 2]], [[2, 4], [2, 5, 6, 8]]
+    model = CausalLM(str(tiny_model), attention=attention, gradient_checkpointing=checkpointing).train(training)
     chats = [{"input_ids": i, "spans": s, "row": 0} for i, s in zip(ids, spans, strict=True)]
-    scores = score(model, collate_chats(unpacked(chats)))
-    expected = []
-    for row, span in zip(ids, spans, strict=True):
-        every = answer_logps(plain, row[:1], row[1:])
+    scores, expected = score(model, batch_of(chats, packed=packed)), []
+    for tokens, span in zip(ids, spans, strict=True):
+        every = plain_logps(plain, tokens[:1], tokens[1:])
         expected += [every[start - 1 : end - 1] for start, end in zip(span[::2], span[1::2], strict=True)]
-    torch.testing.assert_close(scores.logps, torch.cat(expected), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores.logps, torch.cat(expected).detach(), rtol=1e-5, atol=1e-5)
 
 
 # case: data-15
 @pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("multiple", [8, 16])
 def test_extra_padding_changes_nothing(tiny_model: Path, attention: AttentionBackend, multiple: int) -> None:
-    """Chats of 9 and 3 tokens, rows of 8 or 16 positions, one behind the other in a row of 10, and pairs likewise:
-    equal log-probabilities and counts."""
+    """Chats of 9 and 3 tokens, and pairs, each in a sequence of its own and packed: equal log-probabilities."""
     chats, model = chats_of(list(range(40, 49)), [40, 41, 42]), CausalLM(str(tiny_model), attention=attention)
-    for collate, rows, num_tokens in (
-        (collate_chats, unpacked(chats), 8 + 2),
-        (collate_chats, [chats], 8 + 2),
-        (collate_pairs, unpacked(PAIRS), (3 + 3 + 5) + (1 + 4 + 1)),
-        (collate_pairs, [PAIRS], (3 + 3 + 5) + (1 + 4 + 1)),
+    for collated, sequences in (
+        (collate_chats, unpacked(chats)),
+        (collate_chats, [chats]),
+        (collate_pairs, unpacked(PAIRS)),
+        (collate_pairs, [PAIRS]),
     ):
-        padded, bare = collate(rows, multiple), collate(rows)
+        padded, bare = collated(sequences, multiple), collated(sequences)
         assert padded.input_ids.shape[1] % multiple == 0
-        assert padded.num_tokens == bare.num_tokens == num_tokens
         torch.testing.assert_close(score(model, padded).logps, score(model, bare).logps, rtol=1e-6, atol=1e-6)
 
 
 # case: metrics-12
-def test_correct_and_mean_logits_are_those_of_the_same_positions(tiny_model: Path, plain: PreTrainedModel) -> None:
-    """arg-max and mean over all logits at the positions with a target; 3 + 5 + 4 + 1 of them."""
-    model = CausalLM(str(tiny_model))
-    scores = model(collate_pairs(unpacked(PAIRS[:1])), correct=True, mean_logits=True)
-    positions, means = [], []
-    for answer in (CHOSEN, REJECTED):
-        logits = plain(input_ids=torch.tensor([PROMPT + answer])).logits[0]
-        there = logits[len(PROMPT) - 1 : -1]
-        positions += (there.argmax(dim=1) == torch.tensor(answer)).tolist()
-        means.append(there.mean(dim=1))
-    assert scores.correct.tolist() == positions
-    torch.testing.assert_close(scores.mean_logits, torch.cat(means), rtol=1e-4, atol=1e-6)
-
-
-def test_targets_that_the_model_predicts_are_correct(tiny_model: Path, plain: PreTrainedModel) -> None:
-    """The target is the arg-max of the row's last logits: correct; another word: not."""
+def test_correct_and_mean_logits_are_those_of_the_loss_tokens(tiny_model: Path, plain: PreTrainedModel) -> None:
+    """arg-max and mean over all logits at the positions with a label, 3 + 5 of them; only where requested."""
+    model, batch = CausalLM(str(tiny_model)), batch_of(PAIRS[:1])
+    scores, hits, means = model(batch, correct=True, mean_logits=True), [], []
+    for response in (CHOSEN, REJECTED):
+        logits = plain(input_ids=torch.tensor([PROMPT + response])).logits[0, len(PROMPT) - 1 : -1]
+        hits += (logits.argmax(dim=1) == torch.tensor(response)).tolist()
+        means.append(logits.mean(dim=1))
+    assert scores.correct.tolist() == hits
+    torch.testing.assert_close(scores.mean_logits, torch.cat(means).detach(), rtol=1e-4, atol=1e-6)
+    assert model(batch).correct is model(batch).mean_logits is None
     best = plain(input_ids=torch.tensor([PROMPT])).logits[0, -1].argmax().item()
-    model = CausalLM(str(tiny_model))
-    for token, correct in ((best, True), ((best + 1) % 2048, False)):
-        chat = {"input_ids": [*PROMPT, token], "spans": [4, 5], "row": 0}
-        assert model(collate_chats(unpacked([chat])), correct=True).correct.tolist() == [correct]
-
-
-def test_what_was_not_asked_for_is_not_computed(tiny_model: Path) -> None:
-    """Neither hits nor mean logits: each is another look at all words."""
-    scores = CausalLM(str(tiny_model))(collate_pairs(unpacked(PAIRS)))
-    assert scores.correct is None
-    assert scores.mean_logits is None
+    predicted = [{"input_ids": [*PROMPT, token], "spans": [4, 5], "row": 0} for token in (best, (best + 1) % 2048)]
+    assert model(batch_of(predicted), correct=True).correct.tolist() == [True, False]
 
 
 # case: mask-02
 @pytest.mark.parametrize("attention", TRAINED_ON_CPU)
-def test_a_batch_without_targets_scores_nothing_with_a_graph(tiny_model: Path, attention: AttentionBackend) -> None:
-    """0 targets and 0 rows: the sum is 0.0, and all 20 parameters get a gradient of 0."""
+def test_a_batch_without_loss_tokens_has_a_graph_with_zero_gradients(
+    tiny_model: Path, attention: AttentionBackend
+) -> None:
+    """A chat without a loss span, and no examples at all: the sum is 0.0, and all 20 parameters get a gradient of 0."""
     model = CausalLM(str(tiny_model), attention=attention, gradient_checkpointing=True)
-    untrained = collate_chats(unpacked([{"input_ids": PROMPT, "spans": [], "row": 0}]))
+    untrained = batch_of([{"input_ids": PROMPT, "spans": [], "row": 0}])
     for batch in (untrained, collate_chats([]), collate_pairs([])):
         total = model(batch).sums.sum()
         assert total.item() == 0.0
@@ -209,99 +199,49 @@ def test_a_batch_without_targets_scores_nothing_with_a_graph(tiny_model: Path, a
         assert all(gradient.abs().max() == 0 for gradient in gradients(model).values())
 
 
-# ---- attention
-
-
-# case: packing-01
-@pytest.mark.parametrize("attention", BACKENDS)
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("num_rows", [1, 2])
-def test_packed_documents_score_as_if_alone(
-    tiny_model: Path, attention: AttentionBackend, training: bool, checkpointing: bool, num_rows: int
-) -> None:
-    """Documents of 5 and 4 ids in one row: |log p(packed) - log p(alone)| < 1e-5; another document A leaves B as is."""
-    model = CausalLM(str(tiny_model), attention=attention, gradient_checkpointing=checkpointing).train(training)
-    first, second, other = chats_of([1, 50, 60, 70, 2], [1, 51, 61, 2], [9, 8, 7, 6, 5])
-    alone = torch.cat([score(model, collate_chats([[chat]])).logps for chat in (first, second)])
-    packed = score(model, collate_chats([[first, second]] * num_rows)).logps
-    changed = score(model, collate_chats([[other, second]] * num_rows)).logps
-    torch.testing.assert_close(packed, alone.repeat(num_rows), rtol=0, atol=1e-5)
-    for row in range(num_rows):
-        torch.testing.assert_close(changed[7 * row + 4 : 7 * row + 7], alone[4:], rtol=0, atol=1e-5)
-        assert (changed[7 * row : 7 * row + 4] - alone[:4]).abs().max() > 1e-3
-
-
-# case: packing-01
-@pytest.mark.parametrize("attention", BACKENDS)
-def test_packed_pairs_score_as_if_alone(tiny_model: Path, attention: AttentionBackend) -> None:
-    """Three pairs in rows of two and one; with other tokens in any part of the first pair, the others stay as they
-    are: nobody sees another pair's prompt, chosen or rejected answer."""
-    model = CausalLM(str(tiny_model), attention=attention)
-    third = PAIRS[0] | {"prompt_ids": [1, 7, 9], "chosen_ids": [5, 2]}
-    alone = torch.cat([score(model, collate_pairs([[pair]])).sums for pair in (*PAIRS, third)])
-    packed = score(model, collate_pairs([PAIRS, [third]])).sums
-    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
-    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
-        other = PAIRS[0] | {name: [token + 300 for token in PAIRS[0][name]]}
-        changed = score(model, collate_pairs([[other, PAIRS[1]], [third]])).sums
-        assert (changed[:2] - alone[:2]).abs().max() > 1e-3
-        torch.testing.assert_close(changed[2:], alone[2:], rtol=0, atol=1e-5)
-        if name != "prompt_ids":  # the two answers of one pair do not see each other either
-            kept = 1 if name == "chosen_ids" else 0
-            torch.testing.assert_close(changed[kept], alone[kept], rtol=0, atol=1e-5)
-
-
-# case: packing-03
-@pytest.mark.parametrize("attention", BACKENDS)
-def test_packing_keeps_the_trained_tokens_and_their_mean_loss(tiny_model: Path, attention: AttentionBackend) -> None:
-    """3 chats with 2, 5 and 3 trained tokens: 10 either way, mean loss to 1e-5; pairs likewise."""
-    model = CausalLM(str(tiny_model), attention=attention)
-    spans = [[2, 4], [1, 3, 4, 7], [3, 6]]
-    chats = [{"input_ids": list(range(30, 37))[: s[-1]], "spans": s, "row": 0} for s in spans]
-    for collate, examples, trained in ((collate_chats, chats, 2 + 2 + 3 + 3), (collate_pairs, PAIRS, 3 + 5 + 4 + 1)):
-        packed, apart = collate([examples]), collate(unpacked(examples))
-        assert packed.num_loss_tokens == apart.num_loss_tokens == trained
-        found, expected = score(model, packed), score(model, apart)
-        torch.testing.assert_close(found.logps.mean(), expected.logps.mean(), rtol=1e-5, atol=0)
-        assert torch.equal(found.response, expected.response)
-
-
 # case: packing-03
 @pytest.mark.parametrize("attention", TRAINED_ON_CPU)
-def test_packing_keeps_the_gradients(tiny_model: Path, attention: AttentionBackend) -> None:
-    """Of the sum over 3 chats, packed in 2 rows or each in its own: to 1e-5."""
-    found = []
+@pytest.mark.parametrize("kind", ["chats", "pairs"])
+def test_packing_keeps_loss_tokens_mean_loss_and_gradients(
+    tiny_model: Path, attention: AttentionBackend, kind: str
+) -> None:
+    """3 chats with 4 + 3 + 4 loss tokens, or 2 pairs with 3 + 5 + 4 + 1: mean loss and gradients to 1e-5."""
     chats = chats_of([1, 50, 60, 70, 2], [1, 51, 61, 2], [9, 8, 7, 6, 5])
-    for rows in (unpacked(chats), [chats[:2], chats[2:]]):
-        model = CausalLM(str(tiny_model), attention=attention)
-        model(collate_chats(rows)).sums.sum().backward()
+    examples, count = (chats, 11) if kind == "chats" else (PAIRS, 13)
+    losses, found = [], []
+    for packed in (True, False):
+        model, batch = CausalLM(str(tiny_model), attention=attention), batch_of(examples, packed=packed)
+        assert batch.num_loss_tokens == count
+        losses.append(model(batch).sums.sum() / count)
+        losses[-1].backward()
         found.append(gradients(model))
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+# ---- attention
 
 
 # case: packing-05
 def test_flash_attention_is_refused_on_a_cpu(tiny_model: Path) -> None:
-    """No quiet fallback: it says what is missing and what to take."""
+    """No fallback in silence: the error says what is missing and what to use."""
     with pytest.raises(ValueError, match=r"`model.attention: flash_attention_2` needs a CUDA GPU.*use `documents`"):
         CausalLM(str(tiny_model), attention="flash_attention_2")
 
 
-def test_flash_attention_is_told_the_borders_and_refuses_pairs() -> None:
-    """Chats of 4 and 3 positions in one row: borders 0, 4 and 7, the longest 4. It has no branches."""
-    options = decoder_inputs(
-        collate_chats([chats_of([1, 2, 3, 4, 5], [6, 7, 8, 9])]), "flash_attention_2", torch.float32
-    ).options
+def test_flash_attention_gets_boundaries_and_refuses_pairs() -> None:
+    """Chats of 4 and 3 positions, packed: boundaries 0, 4 and 7, the longest 4."""
+    batch = batch_of(chats_of([1, 2, 3, 4, 5], [6, 7, 8, 9]), packed=True)
+    options = decoder_inputs(batch, "flash_attention_2", torch.float32).options
     assert options["cu_seq_lens_q"].tolist() == options["cu_seq_lens_k"].tolist() == [0, 4, 7]
     assert options["max_length_q"] == options["max_length_k"] == 4
     with pytest.raises(ValueError, match=r"does not support responses that share a prompt: use `documents`"):
-        decoder_inputs(collate_pairs([PAIRS]), "flash_attention_2", torch.float32)
+        decoder_inputs(batch_of(PAIRS), "flash_attention_2", torch.float32)
 
 
-@pytest.mark.parametrize("collate", [collate_chats, collate_pairs])
-def test_documents_computes_the_real_tokens_only(tiny_model: Path, collate: Any) -> None:
-    """Rows of 8 + 2 and 8 positions (pairs: 11 + 6 and 11) padded to a multiple of 64: every linear layer of every
+@pytest.mark.parametrize("kind", ["chats", "pairs"])
+def test_documents_computes_no_padding(tiny_model: Path, kind: str) -> None:
+    """Sequences of 8 + 2 and 8 positions (pairs: 11 + 6 and 11) padded to a multiple of 64: every linear layer of every
     decoder layer gets [1, sum of lengths]; the empty batch has one position."""
     sizes: set[torch.Size] = set()
     model = CausalLM(str(tiny_model))
@@ -309,63 +249,53 @@ def test_documents_computes_the_real_tokens_only(tiny_model: Path, collate: Any)
         for part in layer.modules():
             if isinstance(part, nn.Linear):
                 part.register_forward_hook(lambda _, inputs, output: sizes.add(inputs[0].shape[:2]))
-    pairs = collate is collate_pairs
-    examples = PAIRS if pairs else chats_of(list(range(9)), [7, 8, 9])
-    model(collate([examples, examples[:1]], 64))
-    assert sizes == {torch.Size([1, 11 + 6 + 11 if pairs else 8 + 2 + 8])}
+    examples, collated, total = (
+        (PAIRS, collate_pairs, 11 + 6 + 11)
+        if kind == "pairs"
+        else (chats_of(list(range(9)), [7, 8, 9]), collate_chats, 8 + 2 + 8)
+    )
+    model(collated([examples, examples[:1]], 64))
+    assert sizes == {torch.Size([1, total])}
     sizes.clear()
-    model(collate([]))
+    model(collated([]))
     assert sizes == {torch.Size([1, 1])}
 
 
-def test_rows_of_one_document_need_no_mask(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two padded chats: scaled_dot_product_attention gets no mask and is_causal, so its fast kernels stay in use: one
-    call per layer for both rows (sdpa), or per layer and chat (documents)."""
+@pytest.mark.parametrize(("attention", "num_calls"), [("sdpa", 2), ("documents", 2 * 2)])
+def test_sequences_of_one_chat_need_no_mask(tiny_model: Path, attention: AttentionBackend, num_calls: int) -> None:
+    """Two padded chats: scaled_dot_product_attention gets no mask and is_causal, so that its fast kernels are used: one
+    call per layer for both chats (sdpa), or per layer and chat (documents)."""
     calls: list[tuple[Any, Any]] = []
-    attend = nn.functional.scaled_dot_product_attention
 
-    def watch(*args: Any, **options: Any) -> Tensor:
-        calls.append((options.get("attn_mask"), options.get("is_causal")))
-        return attend(*args, **options)
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is nn.functional.scaled_dot_product_attention:
+                calls.append((kwargs.get("attn_mask"), kwargs.get("is_causal")))
+            return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watch)
-    for attention, num_calls in (("sdpa", 2), ("documents", 2 * 2)):
-        model = CausalLM(str(tiny_model), attention=attention)  # type: ignore[arg-type]
-        calls.clear()
-        model(collate_chats(unpacked(chats_of(list(range(30, 39)), [30, 31, 32, 33]))))
-        assert calls == [(None, True)] * num_calls
+    model = CausalLM(str(tiny_model), attention=attention)
+    with Watch():
+        model(batch_of(chats_of(list(range(30, 39)), [30, 31, 32, 33])))
+    assert calls == [(None, True)] * num_calls
 
 
 @pytest.mark.parametrize("attention", TRAINED_ON_CPU)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_masks_fit_under_autocast(tiny_model: Path, attention: AttentionBackend, dtype: torch.dtype) -> None:
+def test_autocast_keeps_log_probabilities_in_fp32(
+    tiny_model: Path, attention: AttentionBackend, dtype: torch.dtype
+) -> None:
     """fp32 weights under bf16 and fp16 autocast: log p within 2 % of fp32, in fp32, and finite gradients."""
     model = CausalLM(str(tiny_model), attention=attention)
-    expected = model(collate_pairs(unpacked(PAIRS))).logps
+    expected = model(batch_of(PAIRS)).logps
     with torch.autocast("cpu", dtype):
-        found = model(collate_pairs(unpacked(PAIRS))).logps
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
-    model(collate_pairs(unpacked(PAIRS))).sums.sum().backward()
+        found = model(batch_of(PAIRS))
+    assert found.logps.dtype == found.sums.dtype == torch.float32
+    torch.testing.assert_close(found.logps, expected, rtol=0.02, atol=0.02)
+    found.sums.sum().backward()
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
-# ---- gradient checkpointing, dtypes, casts
-
-
-# case: precision-01
-@pytest.mark.parametrize("attention", TRAINED_ON_CPU)
-def test_checkpointing_runs_every_layer_twice(tiny_model: Path, attention: AttentionBackend) -> None:
-    """2 layers: 2 forwards, and 2 more in the backward pass; without checkpointing 2 and none."""
-    for checkpointing, expected in ((True, 4), (False, 2)):
-        model = CausalLM(str(tiny_model), attention=attention, gradient_checkpointing=checkpointing)
-        calls: list[int] = []
-        for layer in model.model.model.layers:
-            layer.self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        loss = model(collate_pairs(unpacked(PAIRS))).sums.sum()
-        assert len(calls) == 2
-        loss.backward()
-        assert len(calls) == expected
+# ---- gradient checkpointing
 
 
 # case: perf-04
@@ -375,39 +305,43 @@ def test_checkpointing_runs_every_layer_twice(tiny_model: Path, attention: Atten
 def test_checkpointing_gives_the_same_gradients(
     tiny_model: Path, attention: AttentionBackend, checkpointing: GradientCheckpointing, frozen: bool
 ) -> None:
-    """Packed pairs, to 1e-6. With frozen embeddings the input of layer 0 needs no gradient: its weights get theirs all
-    the same."""
+    """Packed pairs, to 1e-6; also with frozen embeddings, where the input of layer 0 needs no gradient."""
     found = []
     for setting in (False, checkpointing):
         model = CausalLM(str(tiny_model), attention=attention, gradient_checkpointing=setting)
         model.model.get_input_embeddings().weight.requires_grad_(not frozen)
-        model(collate_pairs([PAIRS])).sums.sum().backward()
+        model(batch_of(PAIRS, packed=True)).sums.sum().backward()
         found.append(gradients(model))
-    assert any(".layers.0." in name for name in found[0])
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-6, atol=1e-6)
+    assert any(".layers.0." in f".{name}" for name in found[0])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
-def test_selective_checkpointing_repeats_layers_but_not_their_matrix_products(tiny_model: Path) -> None:
-    """Floating-point operations of matrix products, forward and backward: as many as without checkpointing, and fewer
-    than with whole layers recomputed; each of the 2 layers is entered twice all the same."""
+# case: precision-01
+@pytest.mark.parametrize("attention", TRAINED_ON_CPU)
+def test_checkpointing_repeats_layers_and_selective_not_their_matrix_products(
+    tiny_model: Path, attention: AttentionBackend
+) -> None:
+    """2 layers: 2 forwards, and 2 more in the backward pass with checkpointing. Floating-point operations of matrix
+    products: as many with `selective` as without, and fewer than with whole layers recomputed."""
     operations, entered = {}, {}
     for setting in (True, "selective", False):
         calls: list[int] = []
-        model = CausalLM(str(tiny_model), gradient_checkpointing=setting)  # type: ignore[arg-type]
+        model = CausalLM(str(tiny_model), attention=attention, gradient_checkpointing=setting)  # type: ignore[arg-type]
         for layer in model.model.model.layers:
             layer.self_attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         with FlopCounterMode(display=False) as counter:
-            model(collate_pairs([PAIRS])).sums.sum().backward()
+            model(batch_of(PAIRS, packed=True)).sums.sum().backward()
         operations[setting], entered[setting] = counter.get_flop_counts()["Global"][torch.ops.aten.mm], len(calls)
     assert operations[True] > operations["selective"] == operations[False]
     assert entered == {True: 4, "selective": 4, False: 2}
 
 
+# ---- weights, dtypes, settings
+
+
 # case: precision-02, precision-04
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
-def test_weights_load_in_the_dtype_asked_for_and_not_in_the_checkpoints(
+def test_weights_load_in_the_requested_dtype_and_not_in_the_checkpoints(
     tiny_model: Path, tmp_path: Path, stored: torch.dtype
 ) -> None:
     """A bf16 or fp16 checkpoint gives fp32 parameters."""
@@ -415,81 +349,78 @@ def test_weights_load_in_the_dtype_asked_for_and_not_in_the_checkpoints(
     assert {parameter.dtype for parameter in CausalLM(str(tmp_path)).parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.bfloat16()])
-def test_a_cast_leaves_the_rotary_frequencies_alone(tiny_model: Path, cast: Any) -> None:
+def test_a_cast_leaves_the_rotary_frequencies_alone(tiny_model: Path) -> None:
     """Cast as a part of another module, as Lightning does for bf16-true: log p of 512 tokens equals, to the bit, that
     of weights loaded in bf16. With frequencies in bf16, 0.1 would be 0.10010: 0.05 radians off at position 500."""
-    chat = collate_chats([chats_of([1, 50, 60, 70] * 128)])
+    chat = batch_of(chats_of([1, 50, 60, 70] * 128))
     expected = CausalLM(str(tiny_model), dtype=torch.bfloat16)(chat).logps
     model = CausalLM(str(tiny_model))
-    cast(nn.Sequential(model))
+    nn.Sequential(model).to(torch.bfloat16)
     assert next(model.parameters()).dtype == torch.bfloat16
     assert torch.equal(model(chat).logps, expected)
 
 
-def test_random_weights_take_only_the_configuration(tmp_path: Path, tiny_model: Path) -> None:
+def test_random_weights_need_only_the_configuration(tmp_path: Path, tiny_model: Path) -> None:
     """config.json alone, bf16: 20 parameters, all bf16, in train mode."""
     shutil.copy(tiny_model / "config.json", tmp_path)
     model = CausalLM(str(tmp_path), weights="random", dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert len(list(model.parameters())) == 20
+    assert [parameter.dtype for parameter in model.parameters()] == [torch.bfloat16] * 20
     assert model.training
     assert model.model.training
 
 
 def test_dropout_is_the_models_own_unless_set(tiny_model: Path, tmp_path: Path) -> None:
-    """config.json says 0.3: null keeps it, 0 turns it off."""
+    """config.json says 0.3: two passes in train mode differ. `dropout=0` turns it off: they are equal."""
     folder = str(edited(tiny_model, tmp_path / "model", attention_dropout=0.3))
-    assert CausalLM(folder).model.model.layers[0].self_attn.attention_dropout == 0.3
-    assert CausalLM(folder, dropout=0.0).model.model.layers[0].self_attn.attention_dropout == 0.0
+    for dropout, is_equal in ((None, False), (0.0, True)):
+        model = CausalLM(folder, dropout=dropout)
+        assert torch.equal(model(batch_of(PAIRS)).logps, model(batch_of(PAIRS)).logps) == is_equal
 
 
-def test_an_untied_head_is_trained_by_itself(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_untied_head_has_gradients_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
     """tie_word_embeddings false: 21 parameters, and the head's gradient is that of plain transformers."""
     config = AutoConfig.from_pretrained(tiny_model)
     config.tie_word_embeddings = False
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     model, plain = CausalLM(str(tmp_path)), AutoModelForCausalLM.from_pretrained(tmp_path)
-    model(collate_pairs(unpacked(PAIRS[:1]))).sums.sum().backward()
-    (answer_logps(plain, PROMPT, CHOSEN).sum() + answer_logps(plain, PROMPT, REJECTED).sum()).backward()
+    model(batch_of(PAIRS[:1])).sums.sum().backward()
+    torch.stack([plain_logps(plain, PROMPT, response).sum() for response in (CHOSEN, REJECTED)]).sum().backward()
     assert len(list(model.parameters())) == 21
     torch.testing.assert_close(model.model.lm_head.weight.grad, plain.lm_head.weight.grad, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", BACKENDS)
-def test_generation_stops_and_does_not_depend_on_batch_mates(tiny_model: Path, attention: AttentionBackend) -> None:
-    """Greedy answers of two prompts together equal each alone, and end before the stop token; scoring afterwards is as
-    it was."""
+def test_generation_stops_and_does_not_depend_on_the_rest_of_the_batch(
+    tiny_model: Path, attention: AttentionBackend
+) -> None:
+    """Greedy responses to two prompts together equal each alone, and end before the stop token; scores afterwards are
+    equal to those before."""
     model = CausalLM(str(tiny_model), attention=attention).eval()
-    before = score(model, collate_pairs([PAIRS])).logps
+    before = score(model, batch_of(PAIRS, packed=True)).logps
     chats = [{"input_ids": [*ids, 5], "spans": [len(ids), len(ids) + 1], "row": 0} for ids in (PROMPT, [1, 9])]
-    together = model.generate(collate_chats(unpacked(chats)), 5, [2])
-    assert together == [model.generate(collate_chats(unpacked([chat])), 5, [2])[0] for chat in chats]
+    together = model.generate(batch_of(chats), 5, [2])
+    assert together == [model.generate(batch_of([chat]), 5, [2])[0] for chat in chats]
     stop = together[0][2]
-    assert model.generate(collate_chats(unpacked(chats[:1])), 5, [stop]) == [together[0][: together[0].index(stop)]]
-    assert torch.equal(score(model, collate_pairs([PAIRS])).logps, before)
+    assert model.generate(batch_of(chats[:1]), 5, [stop]) == [together[0][: together[0].index(stop)]]
+    assert torch.equal(score(model, batch_of(PAIRS, packed=True)).logps, before)
 
 
 def test_examples_longer_than_a_sliding_window_are_refused_with_our_masks(tiny_model: Path, tmp_path: Path) -> None:
     """Window 4, and responses of 3 + 3 and 3 + 5 positions: our mask would attend to more than the model's own."""
     model = CausalLM(str(edited(tiny_model, tmp_path / "model", sliding_window=4)))
     with pytest.raises(ValueError, match="has 8 tokens, and the model has a sliding window of 4"):
-        model(collate_pairs(unpacked(PAIRS)))
-    model(collate_chats([chats_of([5] * 5, [6] * 5)]))  # 4 positions each: within the window
+        model(batch_of(PAIRS))
+    model(batch_of(chats_of([5] * 5, [6] * 5), packed=True))  # 4 positions each: within the window
     with pytest.raises(ValueError, match="sliding window of 4"):
-        model(collate_chats(unpacked(chats_of([5] * 6))))
+        model(batch_of(chats_of([5] * 6)))
 
 
-def test_rows_longer_than_the_positions_are_refused(tiny_model: Path) -> None:
-    """1,024 positions, 1,025 tokens with a next one."""
+def test_examples_may_be_as_long_as_the_positions_and_packed_sequences_longer(tiny_model: Path) -> None:
+    """1,024 positions: 1,025 tokens with a next one are refused; two packed chats of 600 score as each does alone."""
     limit = AutoConfig.from_pretrained(tiny_model).max_position_embeddings
-    chat = {"input_ids": [5] * (limit + 2), "spans": [1, 2], "row": 0}
-    with pytest.raises(ValueError, match=f"{limit} positions"):
-        CausalLM(str(tiny_model))(collate_chats(unpacked([chat])))
-
-
-def test_packed_rows_may_be_longer_than_the_positions(tiny_model: Path) -> None:
-    """1,024 positions, and two chats of 600 in one row: each fits, and scores as if alone."""
     model, chat = CausalLM(str(tiny_model)), chats_of([5, 6, 7] * 200)
+    with pytest.raises(ValueError, match=f"{limit} positions"):
+        model(batch_of(chats_of([5] * (limit + 2))))
     with torch.no_grad():
-        torch.testing.assert_close(model(collate_chats([chat * 2])).logps[599:], model(collate_chats([chat])).logps)
+        packed = model(batch_of(chat * 2, packed=True)).logps
+        torch.testing.assert_close(packed[599:], model(batch_of(chat)).logps)

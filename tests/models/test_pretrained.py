@@ -1,6 +1,5 @@
-"""Models that can't be had, or that we could not score rightly, are refused in one sentence."""
+"""Models that can't be loaded, or whose log-probabilities would be wrong, are refused in one sentence."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -11,14 +10,7 @@ from transformers import AutoConfig
 
 from smollit.models import CausalLM
 from smollit.models.pretrained import weights_fingerprint
-
-
-def edited(model: Path, folder: Path, **settings: Any) -> Path:
-    """A copy of a model's folder with other settings in config.json."""
-    shutil.copytree(model, folder)
-    config = json.loads((folder / "config.json").read_text()) | settings
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+from tests.conftest import edited
 
 
 @pytest.mark.parametrize(
@@ -59,19 +51,14 @@ def test_a_model_that_changes_its_logits_under_another_name_is_refused(
         CausalLM(str(tmp_path), weights="random")
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    """An absolute path, a relative one and a run's folder that do not exist: a folder, not a hub id."""
+def test_a_folder_that_lacks_something_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    """An absolute path, a relative one and a run's folder that do not exist, which are no Hub ids; a folder without a
+    config; one without weights."""
     for name in (str(tmp_path / "nothing"), "./nothing", "runs/sft/export"):
         with pytest.raises(ValueError, match=r"does not exist: check the path"):
             CausalLM(name)
-
-
-def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no config.json"):
         CausalLM(str(tmp_path))
-
-
-def test_a_folder_without_weights_is_named(tmp_path: Path, tiny_model: Path) -> None:
     shutil.copy(tiny_model / "config.json", tmp_path)
     with pytest.raises(ValueError, match=r"no weights.*or set `weights: random`"):
         CausalLM(str(tmp_path))

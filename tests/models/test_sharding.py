@@ -22,22 +22,6 @@ def test_fsdp_reduces_gradients_and_keeps_rotary_frequencies_in_fp32(precision: 
     assert config.reduce_dtype == config.buffer_dtype == torch.float32
 
 
-# case: fsdp-02
-def test_layers_are_wrapped_and_the_tied_embedding_is_not(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `wrap` marking what it gets: 2 decoder layers and the CausalLM, and the tie holds."""
-    wrapped: list[nn.Module] = []
-
-    def mark(module: nn.Module) -> nn.Module:
-        wrapped.append(module)
-        return module
-
-    monkeypatch.setattr("smollit.models.sharding.wrap", mark)
-    model = CausalLM(str(tiny_model))
-    assert shard(model, None) is model
-    assert [type(module).__name__ for module in wrapped] == ["LlamaDecoderLayer"] * 2 + ["CausalLM"]
-    assert model.model.lm_head.weight is model.model.model.embed_tokens.weight
-
-
 def test_without_a_sharding_strategy_the_model_is_as_it_was(tiny_model: Path) -> None:
     """`wrap` outside Lightning's FSDP context does nothing."""
     model = CausalLM(str(tiny_model))
