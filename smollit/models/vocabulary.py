@@ -1,4 +1,4 @@
-"""An embedding for each token id that the data can hold."""
+"""One embedding for each token of the data's tokenizer."""
 
 import logging
 
@@ -11,14 +11,14 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def fit_vocabulary(model: PreTrainedModel, vocabulary_size: int, can_grow: bool) -> None:
-    """See that the model has an embedding for each token; add rows for new ones, never take any away.
+    """Add embeddings for new tokens; never remove any.
 
-    New rows are the mean of the old ones, in the embeddings and in the head: a new token begins as an average one, and
-    policy and reference begin equal.
+    New rows are the mean of the old ones, in the embeddings and in the head. So a new token begins as an average one,
+    and policy and reference begin equal.
 
     Args:
         model: A transformers model; tied embeddings stay tied.
-        vocabulary_size: Number of token ids that the tokenizer can give.
+        vocabulary_size: Number of tokens of the tokenizer.
         can_grow: Whether the user wants tokens added.
 
     Raises:
@@ -31,11 +31,11 @@ def fit_vocabulary(model: PreTrainedModel, vocabulary_size: int, can_grow: bool)
         return
     if not can_grow:
         raise ValueError(
-            f"the tokenizer has {vocabulary_size:,} tokens, and the model embeddings for {before:,}: take the model's"
-            " own tokenizer, or set `data.add_tokens: true` to add rows for the others"
+            f"the tokenizer has {vocabulary_size:,} tokens, but the model has embeddings for {before:,}: use the"
+            " model's own tokenizer, or set `data.add_tokens: true` to add embeddings for the others"
         )
     model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         assert isinstance(layer, nn.Embedding | nn.Linear)
         layer.weight[before:] = layer.weight[:before].mean(dim=0, dtype=torch.float32).to(layer.weight.dtype)
-    log.info("embeddings grew from %s to %s rows, for new tokens", f"{before:,}", f"{vocabulary_size:,}")
+    log.info("embeddings grew from %s to %s, for new tokens", f"{before:,}", f"{vocabulary_size:,}")
