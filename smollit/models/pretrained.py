@@ -166,9 +166,9 @@ def weights_fingerprint(model_name: str) -> str:
     folder = Path(model_name)
     if not folder.is_dir():
         load_config(model_name)  # with an error that says what to do
-        file = cached_file(model_name, "config.json")
-        assert file is not None, "load_config found it"
-        return f"{model_name}@{Path(file).parent.name}"  # the Hub's cache names its folders after commits
+        cached = cached_file(model_name, "config.json")
+        assert cached is not None, "load_config found it"
+        return f"{model_name}@{Path(cached).parent.name}"  # the Hub's cache names its folders after commits
     files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
     if not files:
         raise _no_weights(model_name)
