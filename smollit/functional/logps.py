@@ -11,30 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_Found = tuple[list[Tensor], list[Tensor]]  # log p and correctness of the labels, chunk by chunk
 MAX_WEIGHT_GRADIENTS = 2  # buffers of the head's size that are held at one time: for one chat, or one pair
 
 
 class HeadOutput(NamedTuple):
-    """Scores of M loss tokens, without the [M, V] logits.
-
-    Args:
-        logps: [M] log p(label | prefix), fp32, with gradient.
-        correct: [M] bool, True where the label has the largest logit; None unless requested.
-    """
+    """log p(label | prefix), [M], fp32; and, if requested, whether the label has the largest logit, [M]."""
 
     logps: Tensor
     correct: Tensor | None
 
 
 class SummedOutput(NamedTuple):
-    """Scores of M loss tokens, of which only sums of log-probabilities can be differentiated.
-
-    Args:
-        sums: [S] sum of each sequence's `logps`, fp32, with gradient.
-        logps: [M] log p(label | prefix), fp32, without gradient.
-        correct: [M] bool, True where the label has the largest logit; None unless requested.
-    """
+    """HeadOutput with the sums of `logps` over each sequence, [S], which have the gradient; `logps` has none."""
 
     sums: Tensor
     logps: Tensor
@@ -42,7 +30,7 @@ class SummedOutput(NamedTuple):
 
 
 class _Options(NamedTuple):
-    """How a head runs: tokens per chunk, dtype of the matrix products, and whether `correct` is requested."""
+    """Tokens per chunk, dtype of the matrix products, and whether `correct` is requested."""
 
     chunk_size: int
     dtype: torch.dtype
@@ -82,21 +70,17 @@ def summed_logps(
 ) -> SummedOutput:
     """Sums of `token_logps` over sequences; for one or two sequences, the logits are computed only once.
 
-    The gradient of a sum has the factor 1 for each token. So the gradients of a chunk are known while its logits exist,
-    except for one factor per sequence, and the backward pass needs no logits. This takes one gradient buffer of the
-    head's size per sequence, so it is done for at most MAX_WEIGHT_GRADIENTS of them. For more sequences, and in fp16,
-    whose range needs the factors first, the logits are computed again in the backward pass, as in `token_logps`.
+    In a sum, the gradient of each token has the factor 1. So the gradients of a chunk are known while its logits exist,
+    except for one factor per sequence. This takes one gradient buffer of the head's size per sequence, so it is done
+    for at most MAX_WEIGHT_GRADIENTS of them. For more sequences, and in fp16, whose range needs the factors first, the
+    logits are computed again in the backward pass, as in `token_logps`.
 
     Args:
-        hidden_MH: [M, H] last hidden states at the positions that have a label.
-        weight_VH: [V, H] weight of the head.
-        labels_M: [M] token ids.
+        hidden_MH, weight_VH, labels_M, chunk_size, correct: As for `token_logps`.
         lengths: Loss tokens of each of the S sequences, which follow one another; M in all.
-        chunk_size: Tokens per chunk, at least 1: bounds peak logits memory.
-        correct: Also say where the label has the largest logit.
 
     Raises:
-        ValueError: If the shapes do not match or `chunk_size` is below 1.
+        ValueError: Likewise.
     """
     options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct)
     if sum(lengths) != len(labels_M):
@@ -121,7 +105,7 @@ def sum_per_sequence(values_M: Tensor, sequence_M: Tensor, num_sequences: int) -
 def sequence_index(lengths: Sequence[int], device: torch.device) -> Tensor:
     """Index of the sequence of each token, [M]: lengths 2 and 3 give 0 0 1 1 1. The device is not waited for."""
     counts = torch.tensor(lengths, dtype=torch.long).to(device, non_blocking=True)
-    return torch.arange(len(lengths), device=device).repeat_interleave(counts, output_size=sum(lengths))
+    return torch.repeat_interleave(counts, output_size=sum(lengths))
 
 
 def _check(hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size: int, correct: bool) -> _Options:
@@ -136,11 +120,29 @@ def _check(hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size
     return _Options(chunk_size, dtype, correct)
 
 
+class _Found:
+    """Log p of the labels, and whether they have the largest logit if that is requested, chunk by chunk."""
+
+    def __init__(self, correct: bool) -> None:
+        self.logps: list[Tensor] = []
+        self.correct: list[Tensor] | None = [] if correct else None
+
+    def add(self, logps_CV: Tensor, label_C: Tensor) -> None:
+        """Look the labels of a chunk up."""
+        self.logps.append(logps_CV.gather(1, label_C[:, None])[:, 0])
+        if self.correct is not None:
+            self.correct.append(self.logps[-1] >= logps_CV.amax(dim=1))
+
+    def joined(self) -> tuple[Tensor, Tensor | None]:
+        """Of all chunks, [M]."""
+        return torch.cat(self.logps), None if self.correct is None else torch.cat(self.correct)
+
+
 class _ChunkedHead(torch.autograd.Function):
     """log softmax(h W^T)[label], with dlogit = g (onehot - softmax) computed again per chunk in the backward pass.
 
-    The same as autograd over checkpointed chunks, in fewer passes over the logits, which cost the most beside the
-    matrix products. The gradient of the weight is summed over the chunks in one fp32 buffer.
+    As autograd over checkpointed chunks, in fewer passes over the logits, which are slow beside the matrix products.
+    The gradient of the weight is summed over the chunks in one fp32 buffer.
     """
 
     @staticmethod
@@ -149,19 +151,19 @@ class _ChunkedHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, labels)
         ctx.options = options
-        found: _Found = ([], [])
+        found = _Found(options.correct)
         with torch.autocast(hidden.device.type, enabled=False):
             weight = weight.to(options.dtype)
             for part, label in _chunks(options.chunk_size, hidden, labels):
                 logps_CV = F.log_softmax((part.to(options.dtype) @ weight.T).float(), dim=1)
-                _keep_labels(logps_CV, label, found, options)
+                found.add(logps_CV, label)
                 del logps_CV  # before the next chunk's logits are computed
-        return _joined(found, options)
+        return found.joined()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, labels = ctx.saved_tensors
-        chunk_size, dtype, _correct = ctx.options
+        chunk_size, dtype, _ = ctx.options
         grad_hidden = torch.empty_like(hidden)
         grad_weight = _weight_gradient(weight)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -185,9 +187,9 @@ class _SummedHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, lengths: tuple[int, ...], options: _Options
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        chunk_size, dtype, _correct = options
+        chunk_size, dtype, _ = options
         grad_hidden, grad_weights = torch.empty_like(hidden), []
-        found: _Found = ([], [])
+        found = _Found(options.correct)
         sequences = zip(*(tensor.split(lengths) for tensor in (hidden, labels, grad_hidden)), strict=True)
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
@@ -197,7 +199,7 @@ class _SummedHead(torch.autograd.Function):
                 for part, label, out in _chunks(chunk_size, *sequence):
                     part = part.to(dtype)
                     logps_CV = F.log_softmax((part @ cast_weight.T).float(), dim=1)
-                    _keep_labels(logps_CV, label, found, options)
+                    found.add(logps_CV, label)
                     if grad_weights:
                         one = torch.ones_like(logps_CV[:, :1])
                         grad_logits = logps_CV.exp_().neg_().scatter_add_(1, label[:, None], one).to(dtype)
@@ -207,7 +209,7 @@ class _SummedHead(torch.autograd.Function):
         ctx.lengths, ctx.weight_dtype = lengths, weight.dtype
         if grad_weights:
             ctx.save_for_backward(grad_hidden, *grad_weights)
-        logps, correct = _joined(found, options)
+        logps, correct = found.joined()
         ctx.mark_non_differentiable(*(tensor for tensor in (logps, correct) if tensor is not None))
         return torch.stack([sequence.sum() for sequence in logps.split(lengths)]), logps, correct
 
@@ -235,18 +237,6 @@ def _chunks(chunk_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """
     count = max(1, math.ceil(len(tensors[0]) / chunk_size))
     return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
-
-
-def _keep_labels(logps_CV: Tensor, label: Tensor, found: _Found, options: _Options) -> None:
-    """Keep log p of a chunk's labels, and whether they have the largest logit if that is requested."""
-    found[0].append(logps_CV.gather(1, label[:, None])[:, 0])
-    if options.correct:
-        found[1].append(found[0][-1] >= logps_CV.amax(dim=1))
-
-
-def _joined(found: _Found, options: _Options) -> tuple[Tensor, Tensor | None]:
-    """Log p and correctness of all chunks, [M]."""
-    return torch.cat(found[0]), torch.cat(found[1]) if options.correct else None
 
 
 def _backpropagate(

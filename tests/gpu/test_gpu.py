@@ -13,16 +13,15 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import SGD
-from torch.utils.data import DataLoader
 from transformers.utils import is_flash_attn_2_available
 
 from smollit.batch import Batch
 from smollit.commands.export import whole_weights
-from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
+from smollit.data.batching.collate import collate_chats, collate_pairs
 from smollit.models import CausalLM
 from smollit.models.sharding import decoder_layers, unwrap
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
-from smollit.training import SmollitTrainer
+from tests.conftest import batch_of, chats_of, example_chats, example_pairs, fit_batches
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,13 +31,7 @@ KINDS = ("sft", "dpo")
 # Of the loss of the first step, relative to fp32's: bf16 has 8 bits, fp16 11.
 TOLERANCE = {"32-true": 1e-5, "bf16-mixed": 2e-2, "bf16-true": 2e-2, "16-mixed": 5e-3}
 CLIP, LEARNING_RATE = 0.01, 0.05
-CHATS = [
-    {"input_ids": [(7 * i + 3 * j) % 90 + 3 for j in range(3 + i)], "spans": [2, 3 + i], "row": i} for i in range(8)
-]
-PAIRS = [
-    {"prompt_ids": [1, 20 + i], "chosen_ids": [30 + i] * (1 + i % 3) + [2], "rejected_ids": [50 + i, 2], "row": i}
-    for i in range(8)
-]
+EXAMPLES = {"sft": example_chats(), "dpo": example_pairs()}
 
 
 class Watched:
@@ -66,34 +59,33 @@ def fit(
     kind: str, model: Path, folder: Path, precision: str, strategy: str = "auto", **options: Any
 ) -> FineTuningModule:
     """One optimizer step over two micro-batches, clipped at a norm of 0.01, and the export's weights."""
-    module_type, examples, collate = (
-        (WatchedSFT, CHATS, collate_chats) if kind == "sft" else (WatchedDPO, PAIRS, collate_pairs)
-    )
-    module = module_type(
-        str(model),
+    module = (WatchedSFT if kind == "sft" else WatchedDPO)(
+        model_name=str(model),
         optimizer=lambda params: SGD(params),
         learning_rate=LEARNING_RATE,
         schedule="constant",
         chunk_size=3,
         gradient_checkpointing=True,
     )
-    trainer = SmollitTrainer(
-        default_root_dir=str(folder),
+    examples = EXAMPLES[kind]
+    fit_batches(
+        module,
+        [batch_of(examples[:3]), batch_of(examples[3:], packed=True)],
+        folder,
         accelerator="gpu",
-        devices=1,
         precision=precision,
         strategy=strategy,
-        max_epochs=1,
         accumulate_grad_batches=2,
         gradient_clip_val=CLIP,
-        logger=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        **({"enable_checkpointing": False} | options),
+        **options,
     )
-    micro_batches = [collate(unpacked(examples[:3])), collate([examples[3:]])]
-    trainer.fit(module, DataLoader(micro_batches, batch_size=None))  # type: ignore[arg-type]
     return module
+
+
+def in_two_sequences(kind: str) -> Batch:
+    """8 chats or pairs, packed into sequences of 5 and 3, on the GPU."""
+    collate = collate_chats if kind == "sft" else collate_pairs
+    return move_data_to_device(collate([EXAMPLES[kind][:5], EXAMPLES[kind][5:]]), torch.device("cuda"))
 
 
 # case: precision-02, precision-04
@@ -163,14 +155,12 @@ def test_checkpoints_are_whole_and_safe_to_read(strategy: str, tiny_model: Path,
 
 # case: perf-03
 def test_memory_stays_below_the_logits(tiny_model: Path) -> None:
-    """One row of 1,000 tokens, 2,048 words, chunks of 8: scoring and its backward pass stay below the 8 MB of fp32
+    """One chat of 1,000 positions, 2,048 words, chunks of 8: scoring and its backward pass stay below the 8 MB of fp32
     logits on top of what the layers take."""
-    module = SFTModule(str(tiny_model), chunk_size=8)
+    module = SFTModule(model_name=str(tiny_model), chunk_size=8)
     module.configure_model()
     module.cuda()
-    chat = {"input_ids": [5] * 1001, "spans": [1, 1001], "row": 0}
-    batch = collate_chats(unpacked([chat]))
-    batch = move_data_to_device(batch, torch.device("cuda"))
+    batch = move_data_to_device(batch_of(chats_of([5] * 1001)), torch.device("cuda"))
     policy = unwrap(module.policy)
     peaks = []
     for chunk_size in (8, 1000):
@@ -193,14 +183,10 @@ def scores_and_gradients(model: Path, attention: Any, dtype: torch.dtype, batch:
 # case: packing-01, packing-03
 @pytest.mark.parametrize("attention", ["documents", "sdpa", "eager", "flex_attention"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_backend_packs_like_single_rows(kind: str, attention: Any, tiny_model: Path) -> None:
-    """8 chats or pairs in rows of 5 and 3, against each in its own row by `eager`: log-probabilities to 1e-4 and
+def test_every_backend_packs_like_single_sequences(kind: str, attention: Any, tiny_model: Path) -> None:
+    """8 chats or pairs in sequences of 5 and 3, against each alone by `eager`: log-probabilities to 1e-4 and
     gradients to 1e-3 in fp32."""
-    examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
-    device = torch.device("cuda")
-    packed, alone = (
-        move_data_to_device(collate(r), device) for r in ([examples[:5], examples[5:]], unpacked(examples))
-    )
+    packed, alone = in_two_sequences(kind), move_data_to_device(batch_of(EXAMPLES[kind]), torch.device("cuda"))
     expected = scores_and_gradients(tiny_model, "eager", torch.float32, alone)
     found = scores_and_gradients(tiny_model, attention, torch.float32, packed)
     assert found.keys() == expected.keys()
@@ -212,8 +198,8 @@ def test_every_backend_packs_like_single_rows(kind: str, attention: Any, tiny_mo
 # case: packing-01
 @pytest.mark.skipif(not is_flash_attn_2_available(), reason="needs the package flash-attn")
 def test_flash_attention_packs_like_documents(tiny_model: Path) -> None:
-    """8 chats in rows of 5 and 3, bf16: log-probabilities within 2 % of `documents`."""
-    batch = move_data_to_device(collate_chats([CHATS[:5], CHATS[5:]]), torch.device("cuda"))
+    """8 chats in sequences of 5 and 3, bf16: log-probabilities within 2 % of `documents`."""
+    batch = in_two_sequences("sft")
     found, expected = (
         scores_and_gradients(tiny_model, attention, torch.bfloat16, batch)["logps"]
         for attention in ("flash_attention_2", "documents")
@@ -224,12 +210,11 @@ def test_flash_attention_packs_like_documents(tiny_model: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_micro_batch_waits_for_the_device(kind: str, tiny_model: Path) -> None:
     """Two training steps with their backward passes under torch's own check: any synchronisation is an error."""
-    examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
     module = (SFTModule if kind == "sft" else DPOModule)(str(tiny_model), gradient_checkpointing=True)
     module.configure_model()
     module.cuda()
     module.on_validation_start()
-    batch = move_data_to_device(collate([examples[:5], examples[5:]]), torch.device("cuda"))
+    batch = in_two_sequences(kind)
     module.training_step(batch, 0).backward()  # once before: kernels are loaded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -241,7 +226,7 @@ def test_no_micro_batch_waits_for_the_device(kind: str, tiny_model: Path) -> Non
 
 def test_an_offloaded_reference_scores_on_the_device(tiny_model: Path) -> None:
     """As the frozen one does; its weights are on the CPU before and after."""
-    batch = move_data_to_device(collate_pairs([PAIRS]), torch.device("cuda"))
+    batch = in_two_sequences("dpo")
     found = []
     for mode in ("frozen", "offloaded"):
         module = DPOModule(str(tiny_model), reference=mode)  # type: ignore[arg-type]
