@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
+from callbacks import Throughput
 from smollit.batch import Batch
 from smollit.commands.export import whole_weights
 from smollit.data import UltraFeedbackDataModule
@@ -29,6 +30,7 @@ from smollit.metrics import preference_metrics, values
 from smollit.models.sharding import gradient_norm, scale_gradients
 from smollit.modules import DPOModule, FineTuningModule, SFTModule, precomputed
 from smollit.training import SmollitTrainer
+from tests.conftest import example_chats, example_pairs
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("sft", "dpo")
@@ -36,13 +38,8 @@ STRATEGIES = ("ddp", "fsdp2")
 TRAIN = ((range(0, 1), range(1, 3)), (range(3, 6), range(6, 8)))  # examples of each rank's two micro-batches
 VAL = ((range(0, 2), range(2, 3)), (range(3, 5), range(0)))  # 5 rows: rank 1's last batch is empty
 CLIP = 0.01
-CHATS = [
-    {"input_ids": [(7 * i + 3 * j) % 90 + 3 for j in range(3 + i)], "spans": [2, 3 + i], "row": i} for i in range(8)
-]  # chat i has i + 1 targets
-PAIRS = [
-    {"prompt_ids": [1, 20 + i], "chosen_ids": [30 + i] * (1 + i % 3) + [2], "rejected_ids": [50 + i, 2], "row": i}
-    for i in range(8)
-]
+CHATS, PAIRS = example_chats(), example_pairs()
+TIMES = ("train/epoch", "per_second", "memory/")  # names of metrics that differ from run to run, in part
 Found = dict[str, Any]
 
 
@@ -98,6 +95,7 @@ def run(
         enable_progress_bar=False,
         log_every_n_steps=2,
         num_sanity_val_steps=0,
+        callbacks=[Throughput()],
         **options,
     )
     path = str(folder / "checkpoints" / "last.ckpt") if resume else None
@@ -152,8 +150,8 @@ def precomputed_run(model: str, folder: Path, devices: int) -> Found:
 
     data = UltraFeedbackDataModule(
         str(ROOT / "smollit" / "data" / "samples" / "ultrafeedback"),
-        "train_prefs[:9]",
-        "test_prefs[:4]",
+        train_split="train_prefs[:9]",
+        val_split="test_prefs[:4]",
         tokenizer_name=model,
         max_length=64,
         max_dropped_share=1.0,
@@ -314,13 +312,15 @@ def test_clipping_by_value_works_on_shards(ranks: list[Found], single: Found) ->
 # case: metrics-02, metrics-06
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_both_ranks_log_the_figures_of_one_process(kind: str, strategy: str, ranks: list[Found], single: Found) -> None:
-    """Training means over all tokens or pairs of 2 steps; validation on 5 rows, of which rank 1 has 2 and an empty
-    batch: every figure to 1e-5 relative."""
-    expected = {name: value for name, value in single[kind]["logged"].items() if name != "train/epoch"}
-    assert any(name.startswith("val/") for name in expected)
-    for found in ranks:
-        logged = {name: value for name, value in found[f"{kind}-{strategy}"]["logged"].items() if name != "train/epoch"}
+def test_both_ranks_log_the_metrics_of_one_process(kind: str, strategy: str, ranks: list[Found], single: Found) -> None:
+    """Training means over all tokens or pairs of 2 steps, and their total number of tokens; validation on 5 rows, of
+    which rank 1 has 2 and an empty batch: every metric to 1e-5 relative."""
+    expected, *others = (
+        {name: value for name, value in logged.items() if not any(part in name for part in TIMES)}
+        for logged in (single[kind]["logged"], *(found[f"{kind}-{strategy}"]["logged"] for found in ranks))
+    )
+    assert {"val/loss", "throughput/seen_tokens", "throughput/trained_tokens"} <= expected.keys()
+    for logged in others:
         assert logged == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 

@@ -30,11 +30,12 @@ class SummedOutput(NamedTuple):
 
 
 class _Options(NamedTuple):
-    """Tokens per chunk, dtype of the matrix products, and whether `correct` is requested."""
+    """Tokens per chunk, dtype of the matrix products, whether `correct` is requested, and the lengths to sum over."""
 
     chunk_size: int
     dtype: torch.dtype
     correct: bool
+    lengths: tuple[int, ...] = ()
 
 
 def token_logps(
@@ -76,17 +77,16 @@ def summed_logps(
     logits are computed again in the backward pass, as in `token_logps`.
 
     Args:
-        hidden_MH, weight_VH, labels_M, chunk_size, correct: As for `token_logps`.
+        hidden_MH, weight_VH, labels_M, chunk_size, correct: As for `token_logps`, which raises the same errors.
         lengths: Loss tokens of each of the S sequences, which follow one another; M in all.
-
-    Raises:
-        ValueError: Likewise.
     """
     options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct)
     if sum(lengths) != len(labels_M):
         raise ValueError(f"`lengths` must sum to the number of labels, {len(labels_M)}, got {sum(lengths)}")
     if 1 <= len(lengths) <= MAX_WEIGHT_GRADIENTS and options.dtype != torch.float16:
-        return SummedOutput(*_SummedHead.apply(hidden_MH, weight_VH, labels_M, tuple(lengths), options))
+        return SummedOutput(
+            *_SummedHead.apply(hidden_MH, weight_VH, labels_M, options._replace(lengths=tuple(lengths)))
+        )
     logps_M, correct_M = _ChunkedHead.apply(hidden_MH, weight_VH, labels_M, options)
     sums_S = sum_per_sequence(logps_M, sequence_index(lengths, logps_M.device), len(lengths))
     return SummedOutput(sums_S, logps_M.detach(), correct_M)
@@ -163,7 +163,7 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, labels = ctx.saved_tensors
-        chunk_size, dtype, _ = ctx.options
+        chunk_size, dtype, *_ = ctx.options
         grad_hidden = torch.empty_like(hidden)
         grad_weight = _weight_gradient(weight)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -185,9 +185,9 @@ class _SummedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, lengths: tuple[int, ...], options: _Options
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, options: _Options
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        chunk_size, dtype, _ = options
+        chunk_size, dtype, _, lengths = options
         grad_hidden, grad_weights = torch.empty_like(hidden), []
         found = _Found(options.correct)
         sequences = zip(*(tensor.split(lengths) for tensor in (hidden, labels, grad_hidden)), strict=True)
@@ -222,7 +222,7 @@ class _SummedHead(torch.autograd.Function):
         grad_weight.mul_(grad[0])
         for other, factor in zip(others, grad[1:], strict=True):
             grad_weight.addcmul_(other, factor)
-        return grad_hidden, grad_weight.to(ctx.weight_dtype), None, None, None
+        return grad_hidden, grad_weight.to(ctx.weight_dtype), None, None
 
 
 def _weight_gradient(weight: Tensor) -> Tensor:

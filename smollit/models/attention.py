@@ -55,6 +55,7 @@ def _attend_documents(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    *,
     scaling: float | None = None,
     dropout: float = 0.0,
     smollit_layout: Layout | None = None,

@@ -88,26 +88,26 @@ def collate(
     sequences: Sequence[Sequence[Example]], to_positions: Callable[[Example], Positions], pad_to_multiple_of: int = 1
 ) -> Batch:
     """Pad every field to one width. No sequences give the empty batch: one sequence of padding without labels."""
-    rows = [[to_positions(example) for example in sequence] for sequence in sequences]
-    longest = max((sum(len(part.input_ids) for part in parts) for parts in rows), default=1)
+    packed = [[to_positions(example) for example in sequence] for sequence in sequences]
+    longest = max((sum(len(part.input_ids) for part in parts) for parts in packed), default=1)
     width = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
-    labels = _pad([[label for part in parts for label in part.labels] for parts in rows], width, IGNORE)
+    labels = _pad([[label for part in parts for label in part.labels] for parts in packed], width, IGNORE)
     return Batch(
-        input_ids=_pad([[token for part in parts for token in part.input_ids] for parts in rows], width, 0),
+        input_ids=_pad([[token for part in parts for token in part.input_ids] for parts in packed], width, 0),
         labels=labels,
-        position_ids=_pad([[index for part in parts for index in part.position_ids] for parts in rows], width, 0),
-        document=_pad(_documents(rows), width, PADDING),
-        branch=_pad([[branch for part in parts for branch in part.branch] for parts in rows], width, SHARED),
+        position_ids=_pad([[index for part in parts for index in part.position_ids] for parts in packed], width, 0),
+        document=_pad(_documents(packed), width, PADDING),
+        branch=_pad([[branch for part in parts for branch in part.branch] for parts in packed], width, SHARED),
         loss_positions=(labels.view(-1) != IGNORE).nonzero()[:, 0],
         example_ids=torch.tensor([example["row"] for sequence in sequences for example in sequence], dtype=torch.long),
-        layout=tuple(tuple(part.document for part in parts) for parts in rows),
+        layout=tuple(tuple(part.document for part in parts) for parts in packed),
     )
 
 
-def _documents(rows: Sequence[Sequence[Positions]]) -> list[list[int]]:
+def _documents(packed: Sequence[Sequence[Positions]]) -> list[list[int]]:
     """The index, counted through the batch, of the example that each position belongs to."""
-    indices = iter(range(sum(map(len, rows))))
-    return [[index for part in parts for index in [next(indices)] * len(part.input_ids)] for parts in rows]
+    indices = iter(range(sum(map(len, packed))))
+    return [[index for part in parts for index in [next(indices)] * len(part.input_ids)] for parts in packed]
 
 
 def _pad(lists: Sequence[list[int]], width: int, value: int) -> Tensor:
