@@ -16,13 +16,14 @@ ARROWS = {
     "main": {"cli", "commands"},
     "cli": {"modules", "data", "commands", "training"},
     "batch": set(),
-    "names": set(),
+    "errors": set(),
+    "paths": set(),
     "functional": {"batch"},
     "metrics": {"functional"},
-    "data": {"batch", "names"},
-    "models": {"functional", "batch", "names"},
+    "data": {"batch", "errors", "paths"},
+    "models": {"functional", "batch", "errors", "paths"},
     "modules": {"models", "functional", "metrics", "batch"},
-    "commands": {"batch", "names", "functional", "metrics", "data", "models", "modules", "training"},
+    "commands": {"batch", "errors", "paths", "functional", "metrics", "data", "models", "modules", "training"},
     "training": {"batch", "functional", "metrics", "data", "models", "modules"},
 }
 # The same between the rooms of data/, which are the stages of a row's way; "" are the files above them.
@@ -38,7 +39,8 @@ DATA_ARROWS = {
 FORBIDDEN = {
     "": {"torch", "transformers", "lightning", "datasets"},
     "batch": {"transformers", "lightning", "datasets"},
-    "names": {"torch", "transformers", "lightning", "datasets"},
+    "errors": {"torch", "transformers", "lightning", "datasets"},
+    "paths": {"torch", "transformers", "lightning", "datasets"},
     "functional": {"transformers", "lightning", "datasets", "torchmetrics"},
     "metrics": {"transformers", "lightning", "datasets"},
     "data": {"torchmetrics"},

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from smollit.names import check_folder, first_line
+from smollit.errors import first_line
+from smollit.paths import check_folder
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 # Our head does not apply what these settings do to the logits, so a model that uses one is refused.

@@ -16,7 +16,8 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from smollit.names import first_line, is_path
+from smollit.errors import first_line
+from smollit.paths import is_path
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]

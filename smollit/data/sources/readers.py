@@ -31,7 +31,7 @@ from datasets import (
 )
 
 from smollit.data.sources.files import Row, kind_of, names_of, not_utf8, open_bytes, root_cause
-from smollit.names import first_line
+from smollit.errors import first_line
 
 RAW = "raw_json_line"  # the one column of a JSON or JSON Lines file
 TABLE_ROWS = 256  # rows of a parquet or Arrow file that are in memory at once

@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from smollit.data.sources import readers
 from smollit.data.sources.files import Row, check_files, ending, find_files, malformed, names_of, parse_line, root_cause
 from smollit.data.sources.readers import RAW
-from smollit.names import first_line
+from smollit.errors import first_line
 
 SPLIT = re.compile(r"^(?P<name>[\w.\-]+)(?P<slice>\[-?\d*%?:-?\d*%?\])?$")
 FIRST_ROWS = 100  # rows of JSON that define the columns

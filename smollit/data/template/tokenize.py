@@ -13,7 +13,8 @@ from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.template.control import ControlText
 from smollit.data.template.jinja import Span
 from smollit.data.template.renderer import RenderedChat
-from smollit.names import check_folder, first_line
+from smollit.errors import first_line
+from smollit.paths import check_folder
 
 MAX_COUNTS = 10_000  # texts between contents are few; those of tool calls may be many
 Branch = Literal["shared", "chosen", "rejected"]

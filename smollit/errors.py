@@ -1,0 +1,6 @@
+"""Text of other libraries' errors, for our own."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
