@@ -1,6 +1,6 @@
-"""Which characters of a rendered chat are trained: by generation markers, or by rendering the turns before."""
+"""Which characters of a rendered chat count in the loss: assistant turns and their end markers, and nothing else."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,18 +10,17 @@ from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Preference
 from smollit.data.template.template import ChatTemplate, load_template
 
+Load = Callable[..., ChatTemplate]
+Messages = list[dict[str, Any]]
+BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{{ '\\n' }}{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}<assistant>{% endif %}"
+PREFIX = TURNS + PROMPT
+TRIM = PREFIX.replace("m.content", "m.content | trim")
 MARKED = (
     "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}"
     "{% generation %}{{ m.content }}<end>{% endgeneration %}{% else %}{{ m.content }}<end>{% endif %}{{ '\\n' }}"
     "{% endfor %}" + PROMPT
-)
-# Thoughts of earlier turns are taken out once more turns follow: no prefix of the whole is what a prompt would be.
-FORGETS = (
-    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}"
-    "{{ m.content if loop.last else m.content | replace('.', '') }}<end>{% endgeneration %}"
-    "{% else %}{{ m.content }}<end>{% endif %}{{ '\\n' }}{% endfor %}" + PROMPT
 )
 LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '<s>[INST] ' + m.content | trim + ' [/INST]' }}"
@@ -34,117 +33,138 @@ def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
-CHAT = [turn("user", "a?"), turn("assistant", "b."), turn("user", "c?"), turn("assistant", "d.")]
+def user(content: str, **more: Any) -> dict[str, Any]:
+    return turn("user", content, **more)
 
 
-@pytest.fixture
-def load(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Any:
-    """Loads a template from its text, as users do from a file."""
-
-    def build(text: str, **options: Any) -> ChatTemplate:
-        (tmp_path / "mine.jinja").write_text(text)
-        return load_template(tiny_tokenizer, str(tmp_path / "mine.jinja"), **options)
-
-    return build
+def assistant(content: str, **more: Any) -> dict[str, Any]:
+    return turn("assistant", content, **more)
 
 
-def trained(template: ChatTemplate, messages: list[dict[str, Any]], train_on: Any = "assistant") -> list[str]:
-    segments = template.segment_chat(Conversation(messages), train_on).segments
-    return [segment.text for segment in segments if segment.in_loss]
+CHAT = [user("a?"), assistant("b."), user("c?"), assistant("d.")]
 
 
-def context(template: ChatTemplate, messages: list[dict[str, Any]]) -> list[str]:
-    return [segment.text for segment in template.segment_chat(Conversation(messages)).segments if not segment.in_loss]
+def in_loss(template: ChatTemplate, messages: Messages, train_on: Any = "assistant") -> list[str]:
+    """The text of each loss span."""
+    chat = template.render(messages)
+    return [chat.text[start:end] for start, end, _ in template.loss_spans(chat, train_on)]
 
 
-# ---- which way
+def context(template: ChatTemplate, messages: Messages) -> list[str]:
+    """The text before each loss span: segments divide it further where control text stands in it."""
+    joined: dict[int, str] = {}
+    for segment in template.segment_chat(Conversation(messages)).segments:
+        if not segment.in_loss:
+            joined[segment.message] = joined.get(segment.message, "") + segment.text
+    return list(joined.values())
+
+
+def pair_texts(template: ChatTemplate, pair: Preference) -> list[str]:
+    """Prompt, chosen, rejected."""
+    segments = template.segment_pair(pair).segments
+    assert [segment.in_loss for segment in segments] == [segment.branch != "shared" for segment in segments]
+    return ["".join(s.text for s in segments if s.branch == branch) for branch in ("shared", "chosen", "rejected")]
+
+
+# ---- assistant turns
+
+
+# case: mask-05
+def test_every_assistant_turn_counts_with_its_end_and_nothing_else(chatml: ChatTemplate) -> None:
+    assert in_loss(chatml, CHAT) == ["b.<|im_end|>", "d.<|im_end|>"]
+    assert context(chatml, CHAT) == [
+        "<|im_start|>user\na?<|im_end|>\n<|im_start|>assistant\n",
+        "\n<|im_start|>user\nc?<|im_end|>\n<|im_start|>assistant\n",
+    ]
 
 
 # case: mask-03
-def test_markers_are_used_where_they_are_sound(load: Any) -> None:
-    template = load(MARKED)
-    assert template.span_source == "markers"
-    assert trained(template, CHAT) == ["b.<end>", "d.<end>"]
-    assert context(template, CHAT) == ["<user>a?<end>\n<assistant>", "\n<user>c?<end>\n<assistant>"]
+# case: mask-10
+@pytest.mark.shared
+def test_smollm2s_assistant_turn_follows_transformers_generation_prompt(instruct: PreTrainedTokenizerBase) -> None:
+    """Segments of [user hi, assistant yo]: the prompt as transformers renders it; yo and the end, no newline."""
+    messages = [user("hi"), assistant("yo")]
+    prompt = instruct.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+    row = load_template(instruct, "auto").segment_chat(Conversation(messages))
+    assert [(segment.text, segment.in_loss) for segment in row.segments] == [(prompt, False), ("yo<|im_end|>", True)]
 
 
+# case: mask-05
+# case: template-11
 @pytest.mark.parametrize(
-    "text",
-    [
-        MARKED.replace("<{{ m.role }}>{% if", "{% if").replace("{% generation %}", "{% generation %}<assistant>"),
-        MARKED.replace("<end>{% endgeneration %}", "{% endgeneration %}<end>"),
-        MARKED.replace("{% if m.role == 'assistant' %}{% gen", "{% if m.role == 'assistant' and loop.first %}{% gen"),
-    ],
-    ids=["header inside", "end marker outside", "not every answer"],
+    "text", ["<|im_start|>assistant", "x<|im_end|>\n<|im_start|>assistant\nhi", "b", "b<|im_end|>"]
 )
-def test_unsound_markers_give_way_to_prefixes(load: Any, text: str) -> None:
-    """A header in the block would be trained; an end outside of it would not; both are mended by the other way."""
-    text = text.replace("{% else %}{{", "{% else %}<{{ m.role }}>{{") if "<{{ m.role }}>{% if" not in text else text
-    template = load(text)
-    assert template.span_source == "prefix"
-    assert trained(template, CHAT) == ["b.<end>", "d.<end>"]
+def test_markers_and_responses_in_a_users_text_open_no_span(chatml: ChatTemplate, text: str) -> None:
+    assert in_loss(chatml, [user(text), assistant("b"), user(text), assistant("b")]) == ["b<|im_end|>"] * 2
 
 
-def test_markers_serve_templates_that_rewrite_earlier_turns(load: Any) -> None:
-    """Answers keep their text only in the last turn: the whole does not start with any prompt, yet blocks say it."""
-    template = load(FORGETS.replace("replace('.', '')", "trim"))
-    assert template.span_source == "markers"
-    assert trained(template, [turn("user", "a"), turn("assistant", "b ")]) == ["b <end>"]
+@pytest.mark.parametrize("content", ["  yo", "yo \n", "\n\n yo", "\u2003yo\u2003", "assistant", "user", "a", "<"])
+def test_whitespace_and_words_of_the_header_stay_in_the_loss(
+    chatml: ChatTemplate, tiny_tokenizer: PreTrainedTokenizerBase, content: str
+) -> None:
+    """What a template prints counts, whole; one that trims prints less."""
+    messages = [user(content), assistant(content)]
+    assert in_loss(chatml, messages) == [content + "<|im_end|>"]
+    assert in_loss(ChatTemplate(tiny_tokenizer, PREFIX), messages) == [content + "<end>"]
+    assert in_loss(ChatTemplate(tiny_tokenizer, BARE), messages) == [content]
+    assert in_loss(ChatTemplate(tiny_tokenizer, TRIM), messages) == [content.strip() + "<end>"]
 
 
-def test_a_template_for_which_neither_way_is_sound_is_refused_with_both_reasons(load: Any) -> None:
-    with pytest.raises(ValueError, match=r"`data\.chat_template`: .*generation block.*, and .*mine\.jinja") as caught:
-        load(FORGETS)
-    assert "another way once more turns follow" in str(caught.value)
+# case: mask-11
+def test_a_chat_may_start_and_end_with_any_turn(tiny_tokenizer: PreTrainedTokenizerBase, chatml: ChatTemplate) -> None:
+    """[assistant A, user B, assistant C, user D]: A and C count, not B; D is left out, since nothing follows it."""
+    messages = [assistant("A"), user("B"), assistant("C"), user("D")]
+    row = ChatTemplate(tiny_tokenizer, BARE).segment_chat(Conversation(messages))
+    assert [(segment.text, segment.in_loss) for segment in row.segments] == [("A", True), ("B", False), ("C", True)]
+    assert in_loss(chatml, messages) == ["A<|im_end|>", "C<|im_end|>"]
+    assert context(chatml, messages)[0] == "<|im_start|>assistant\n"
 
 
-@pytest.mark.parametrize("prompt", [PROMPT.replace("<assistant>", "<assistant><think>"), ""])
-def test_markers_are_not_sound_where_another_prompt_stands_before_them(load: Any, prompt: str) -> None:
-    """The blocks are right, but at inference the answer would follow other text."""
-    with pytest.raises(ValueError, match=r"puts something else before messages\[1\].*, and "):
-        load(MARKED.replace(PROMPT, prompt))
+# case: mask-10
+def test_text_that_the_generation_prompt_gives_does_not_count(load: Load) -> None:
+    """An empty thought, in assistant turns and in the generation prompt alike, is context."""
+    thought = "{{ '<think></think>' if m.role == 'assistant' }}"
+    template = load(TURNS.replace("{{ m.content", thought + "{{ m.content") + PROMPT.replace("t>", "t><think></think>"))
+    assert in_loss(template, [user("a"), assistant("think")]) == ["think<end>"]
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (TURNS, "has no generation prompt"),
-        (TURNS + "{{ messages | length }}" + PROMPT, "puts something else before"),
-        (
-            TURNS.replace("m.content", "m.content | upper") + PROMPT,
-            "does not print the text of an assistant turn unchanged",
-        ),
-        (TURNS + PROMPT.replace("<assistant>", "<assistant><think>"), "puts something else before"),
-        (TURNS + "{{ '!' if messages[-1].role == 'assistant' }}" + PROMPT, "another way once more turns follow"),
-    ],
-)
-def test_templates_without_sound_prefixes_are_refused_when_loaded(load: Any, text: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason) as caught:
-        load(text)
-    assert "`data.chat_template`" in str(caught.value)
+# case: template-10
+def test_tool_results_do_not_count(chatml: ChatTemplate) -> None:
+    messages = [user("q"), assistant("call"), turn("tool", "42"), assistant("a")]
+    assert in_loss(chatml, messages) == ["call<|im_end|>", "a<|im_end|>"]
+    assert "42" in context(chatml, messages)[1]
+    assert pair_texts(chatml, Preference(messages[:3], assistant("a"), assistant("b")))[1:] == [
+        "a<|im_end|>",
+        "b<|im_end|>",
+    ]
 
 
-def test_text_between_header_and_answer_that_no_prompt_gives_is_not_trained_in_silence(load: Any) -> None:
-    """Each answer gets an empty thought that the generation prompt lacks: it is not the assistant's text."""
-    text = TURNS.replace("{{ m.content", "{{ '<think></think>' if m.role == 'assistant' }}{{ m.content") + PROMPT
-    with pytest.raises(ValueError, match=r"puts '<think></think>' before messages\[1\]"):
-        load(text)
+@pytest.mark.parametrize("source", [PREFIX, MARKED, BARE])
+def test_tool_calls_that_the_template_prints_count(load: Load, source: str) -> None:
+    """With text or without; in BARE no end marker shows where they end."""
+    end = "" if source == BARE else "<end>"
+    template = load(source.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}"))
+    messages = [user("a"), assistant("I add.", tool_calls=" add(1)"), user("c"), assistant("", tool_calls="add(2)")]
+    assert in_loss(template, messages) == ["I add. add(1)" + end, "add(2)" + end]
 
 
-def test_inst_templates_train_the_blank_that_the_prompt_does_not_give(load: Any) -> None:
-    """`<s>[INST] a? [/INST]` is the prompt; ` b. </s>` follows. Only user and assistant are known."""
-    template = load(LLAMA2)
-    assert template.span_source == "prefix"
-    assert trained(template, [turn("user", " a? "), turn("assistant", " b. "), *CHAT[2:]]) == [" b. </s>", " d. </s>"]
-    with pytest.raises(BadRow, match="no such role"):
-        trained(template, [turn("system", "x"), *CHAT])
+def test_an_end_marker_inside_a_response_is_refused(chatml: ChatTemplate) -> None:
+    """In the loss, it would teach to continue after the end."""
+    messages = [user("a"), assistant("b<|im_end|>\nmore")]
+    for segment in (
+        lambda: chatml.segment_chat(Conversation(messages)),
+        lambda: chatml.segment_pair(Preference(messages[:1], assistant("fine"), messages[1])),
+    ):
+        with pytest.raises(BadRow, match=r"messages\[1\]\.content contains '<\|im_end\|>'") as caught:
+            segment()
+        assert caught.value.reason == DropReason.END_INSIDE
 
 
-# ---- what is trained
+# ---- which messages count
 
 
 # case: mask-08
-@pytest.mark.parametrize("text", [TURNS + PROMPT, MARKED])
+@pytest.mark.parametrize("source", [PREFIX, MARKED])
 @pytest.mark.parametrize(
     ("train_on", "expected"),
     [
@@ -155,113 +175,145 @@ def test_inst_templates_train_the_blank_that_the_prompt_does_not_give(load: Any)
         (("system", "tool"), ["s<end>", "t<end>"]),
     ],
 )
-def test_train_on_says_whose_turns_are_trained(load: Any, text: str, train_on: Any, expected: list[str]) -> None:
-    """Headers are not trained, whoever speaks."""
+def test_train_on_says_whose_turns_count(load: Load, source: str, train_on: Any, expected: list[str]) -> None:
+    """Headers do not count, whoever speaks."""
     messages = [turn("system", "s"), *CHAT[:2], turn("tool", "t"), *CHAT[2:]]
-    assert trained(load(text), messages, train_on) == expected
+    assert in_loss(load(source), messages, train_on) == expected
 
 
-@pytest.mark.parametrize("text", [TURNS + PROMPT, MARKED])
-def test_a_messages_own_word_on_training_wins(load: Any, text: str) -> None:
-    messages = [turn("user", "a", train=True), turn("assistant", "b", train=False), turn("assistant", "c")]
-    template = load(text)
-    first = [messages[0], messages[1], turn("user", "c"), turn("assistant", "d")]
-    assert trained(template, first) == ["a<end>", "d<end>"]
-    assert trained(template, [*first[:3], turn("assistant", "d", train=False)], "last") == ["a<end>"]
-    with pytest.raises(BadRow, match="no loss tokens"):
-        trained(template, [turn("user", "a"), turn("assistant", "b", train=False)])
-
-
-def test_templates_never_see_whether_a_message_is_trained(load: Any) -> None:
-    template = load("{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.train }}<end>{% endfor %}" + PROMPT)
-    assert "False" not in template.render([turn("user", "a", train=False)]).text
+@pytest.mark.parametrize("source", [PREFIX, MARKED])
+def test_a_messages_own_train_overrides_train_on(load: Load, source: str) -> None:
+    messages = [user("a", train=True), assistant("b", train=False), user("c"), assistant("d")]
+    template = load(source.replace("<end>", "{{ m.train }}<end>"))  # templates never see it
+    assert in_loss(template, messages) == ["a<end>", "d<end>"]
+    assert in_loss(template, [*messages[:3], assistant("d", train=False)], "last") == ["a<end>"]
+    with pytest.raises(BadRow, match=r"no loss tokens: no message counts in the loss: `data\.train_on` is 'last'"):
+        in_loss(template, [user("a"), assistant("b", train=False)], "last")
 
 
 # case: template-10
-def test_an_answer_goes_on_where_the_prompts_last_turn_ends(load: Any) -> None:
-    """prompt ..., assistant "Sure: "; chosen "yes": one turn "Sure: yes", of which "yes<end>" is trained."""
-    template = load(TURNS + PROMPT)
-    start = turn("assistant", "Sure: ")
-    pair = Preference([turn("user", "q"), start], turn("assistant", "yes"), turn("assistant", "no"))
-    texts = [(segment.text, segment.branch) for segment in template.segment_pair(pair).segments]
-    assert texts == [
-        ("<user>q<end>\n<assistant>Sure: ", "shared"),
-        ("yes<end>", "chosen"),
-        ("no<end>", "rejected"),
-    ]
-    chat = [turn("user", "q"), {**start, "train": False}, turn("assistant", "yes")]
-    assert trained(template, chat) == trained(template, chat, "last") == ["yes<end>"]
+@pytest.mark.parametrize("source", [PREFIX, TRIM])
+def test_a_response_continues_the_prompts_last_turn(load: Load, source: str) -> None:
+    """A prompt that ends with assistant "Sure: " and "yes" are one turn "Sure: yes", of which "yes<end>" counts.
+
+    A template that trims prints 6 of the 8 given characters of "  Sure: ": these are context, too.
+    """
+    template, given = load(source), assistant("  Sure: " if source == TRIM else "Sure: ")
+    before = "<user>q<end>\n<assistant>Sure: "
+    chat = [user("q"), {**given, "train": False}, assistant("yes")]
+    assert in_loss(template, chat) == in_loss(template, chat, "last") == ["yes<end>"]
+    assert context(template, chat) == [before]
+    pair = Preference([user("q"), given], assistant("yes"), assistant("no"))
+    assert pair_texts(template, pair) == [before, "yes<end>", "no<end>"]
 
 
-def test_a_given_start_may_be_trimmed_by_the_template(load: Any) -> None:
-    """`  Sure: ` + `yes ` is printed as `Sure: yes`: 2 of the given 8 characters are gone, 6 are context."""
-    template = load(TURNS.replace("m.content", "m.content | trim") + PROMPT)
-    chat = [turn("user", "q"), turn("assistant", "  Sure: "), turn("assistant", "yes ")]
-    assert trained(template, chat) == ["yes<end>"]
-    assert context(template, chat) == ["<user>q<end>\n<assistant>Sure: "]
+# case: template-01
+# case: dpo-loss-08
+@pytest.mark.shared
+def test_responses_of_a_pair_hold_no_system_text(instruct: PreTrainedTokenizerBase) -> None:
+    """SmolLM2's template adds a system turn to a turn that is rendered alone; here it stands once, in the prompt."""
+    pair = Preference([user("q")], assistant("a"), assistant("b"))
+    prompt, *responses = pair_texts(load_template(instruct, "auto"), pair)
+    assert prompt.count("<|im_start|>system") == 1
+    assert responses == ["a<|im_end|>", "b<|im_end|>"]
 
 
-def test_tool_calls_that_the_template_prints_are_trained(load: Any) -> None:
-    for text in (TURNS + PROMPT, MARKED):
-        template = load(text.replace("{{ m.content }}<end>", "{{ m.content }}{{ m.tool_calls }}<end>"))
-        call = turn("assistant", "I add.", tool_calls="add(1)")
-        assert trained(template, [turn("user", "a"), call, *CHAT]) == ["I add.add(1)<end>", "b.<end>", "d.<end>"]
+# ---- how spans are found
 
 
-def test_tool_calls_are_trained_also_where_no_end_marker_shows_where_they_end(load: Any) -> None:
-    template = load("{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}")
-    call = turn("assistant", "I add.", tool_calls=" add(1)")
-    assert trained(template, [turn("user", "a"), call, turn("user", "c"), CHAT[1]]) == ["I add. add(1)", "b."]
+# case: mask-03
+def test_markers_are_used_where_they_are_sound(load: Load) -> None:
+    template = load(MARKED)
+    assert template.span_source == "markers"
+    assert in_loss(template, CHAT) == ["b.<end>", "d.<end>"]
+    assert context(template, CHAT) == ["<user>a?<end>\n<assistant>", "\n<user>c?<end>\n<assistant>"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        MARKED.replace("<{{ m.role }}>{% if", "{% if")
+        .replace("{% generation %}", "{% generation %}<assistant>")
+        .replace("{% else %}{{", "{% else %}<{{ m.role }}>{{"),
+        MARKED.replace("<end>{% endgeneration %}", "{% endgeneration %}<end>"),
+        MARKED.replace("{% if m.role == 'assistant' %}{% gen", "{% if m.role == 'assistant' and loop.first %}{% gen"),
+    ],
+    ids=["header inside", "end marker outside", "not every turn"],
+)
+def test_unsound_markers_give_way_to_prefixes(load: Load, source: str) -> None:
+    """A header in the block would count; an end outside of it would not. Prefixes find the right spans."""
+    template = load(source)
+    assert template.span_source == "prefix"
+    assert in_loss(template, CHAT) == ["b.<end>", "d.<end>"]
+
+
+def test_markers_serve_templates_that_rewrite_earlier_turns(load: Load) -> None:
+    """Only the last turn may keep its whitespace: a chat need not start with its prompts, and the blocks are right."""
+    trims = "{{ m.content if loop.last else m.content | trim }}<end>{% end"
+    template = load(MARKED.replace("{{ m.content }}<end>{% end", trims))
+    assert template.span_source == "markers"
+    assert in_loss(template, [user("a"), assistant("b"), user("c"), assistant("d ")]) == ["b<end>", "d <end>"]
+
+
+def test_inst_templates_put_the_space_that_the_prompt_does_not_give_into_the_loss(load: Load) -> None:
+    """`<s>[INST] a? [/INST]` is the prompt; ` b. </s>` follows. Only user and assistant are known."""
+    template = load(LLAMA2)
+    assert template.span_source == "prefix"
+    assert in_loss(template, [user(" a? "), assistant(" b. "), *CHAT[2:]]) == [" b. </s>", " d. </s>"]
+    with pytest.raises(BadRow, match="no such role"):
+        in_loss(template, [turn("system", "x"), *CHAT])
+
+
+def test_the_prompt_is_verified_on_each_row(load: Load) -> None:
+    """The generation prompt changes once somebody writes /think, which no probe does: such rows are refused."""
+    header = "<assistant>{{ '<think>' if '/think' in messages[0].content }}"
+    template = load(TURNS + PROMPT.replace("<assistant>", header))
+    assert in_loss(template, CHAT) == ["b.<end>", "d.<end>"]
+    with pytest.raises(BadRow) as caught:
+        in_loss(template, [user("a /think"), *CHAT[1:]])
+    assert caught.value.reason == DropReason.REFUSED_BY_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [
+        ("{{ raise_exception('no') }}", "fails with TemplateError: no"),
+        ("{{ messages[0].absent.key }}", "fails with UndefinedError"),
+        ("{{ 1 // 0 }}", "fails with ZeroDivisionError"),
+        ("{% for %}", "fails with TemplateSyntaxError"),
+    ],
+)
+def test_a_template_that_fails_refuses_the_row_by_name(
+    tiny_tokenizer: PreTrainedTokenizerBase, broken: str, what: str
+) -> None:
+    template = ChatTemplate(tiny_tokenizer, PREFIX + broken, name="the chat template mine.jinja")
+    with pytest.raises(BadRow, match=r"mine\.jinja " + what) as caught:
+        template.segment_chat(Conversation(CHAT))
+    assert caught.value.reason == DropReason.REFUSED_BY_TEMPLATE
 
 
 # ---- where contents stand
 
 
-@pytest.mark.parametrize("text", [TURNS + PROMPT, MARKED, LLAMA2])
-def test_contents_are_located_also_where_they_look_alike(load: Any, text: str) -> None:
+@pytest.mark.parametrize("source", [PREFIX, MARKED, LLAMA2])
+def test_contents_are_located_even_where_they_look_alike(load: Load, source: str) -> None:
     """Contents that equal headers, each other, or nothing: slices of the text are the (trimmed) contents, in order."""
-    template = load(text)
+    template = load(source)
     contents = ["<user>", "<user>", "", " x ", "\ue000\ue001", "\ue000"]
     messages = [turn("assistant" if i % 2 else "user", content) for i, content in enumerate(contents)]
-    for _ in range(2):  # the second time by what was kept of the first
+    for _ in range(2):  # the second time by what the first one learned
         chat = template.render(messages)
-        found = chat.contents
-        assert found is not None
-        trims = text == LLAMA2
-        assert [chat.text[start:end] for start, end in found] == [c.strip() if trims else c for c in contents]
-        assert found == sorted(found)
+        assert chat.contents == sorted(chat.contents or [])
+        printed = [chat.text[start:end] for start, end in chat.contents]
+        assert printed == [content.strip() if source == LLAMA2 else content for content in contents]
 
 
-def test_a_kept_skeleton_is_not_believed_where_the_text_is_another(load: Any) -> None:
-    """Contents that start with ! are printed in another way: no slice can be shown to be theirs."""
-    text = TURNS.replace("{{ m.content }}", "{{ '(' if m.content.startswith('!') }}{{ m.content }}") + PROMPT
-    template = load(text)
-    plain, odd = [turn("user", "a"), turn("assistant", "b")], [turn("user", "!"), turn("assistant", "b")]
-    assert template.render(plain).contents == [(6, 7), (24, 25)]
-    assert template.render(odd).contents is None
-    assert trained(template, odd) == ["b<end>"]
+def test_what_was_learned_of_a_chat_is_verified_on_the_next(load: Load) -> None:
+    """Contents that start with ! are printed in another way: they are not located, and the span is found by renders.
 
-
-def test_the_last_answers_prompt_is_proven_on_each_row(load: Any) -> None:
-    """The generation prompt changes once somebody writes /think, which no probe does: such rows are refused."""
-    prompt = PROMPT.replace("<assistant>", "<assistant>{{ '<think>' if '/think' in messages[0].content }}")
-    template = load(TURNS + prompt)
-    assert trained(template, CHAT) == ["b.<end>", "d.<end>"]
-    with pytest.raises(BadRow) as caught:
-        trained(template, [turn("user", "a /think"), *CHAT[1:]])
-    assert caught.value.reason == DropReason.REFUSED_BY_TEMPLATE
-
-
-def test_layout_of_generation_blocks(load: Any) -> None:
-    chat = load(MARKED).render(CHAT[:2])
-    assert [chat.text[start:end] for start, end in chat.blocks] == ["b.<end>"]
-
-
-def test_shapes_of_roles_say_what_is_trimmed_and_what_ends_a_turn(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    renderer = ChatTemplate(tiny_tokenizer, LLAMA2)
-    user, assistant = renderer.shape("user"), renderer.shape("assistant")
-    assert user is not None
-    assert assistant is not None
-    assert (user.fit(" a "), user.end) == ("a", " [/INST]")
-    assert (assistant.fit(" a "), assistant.end) == ("a", " </s>")
-    assert renderer.shape("system") is None
+    `<user>a<end>\\n<assistant>b` has a at 6 and b at 24.
+    """
+    template = load(TURNS.replace("{{ m.content }}", "{{ '(' if m.content.startswith('!') }}{{ m.content }}") + PROMPT)
+    assert template.render([user("a"), assistant("b")]).contents == [(6, 7), (24, 25)]
+    assert template.render([user("!"), assistant("b")]).contents is None
+    assert in_loss(template, [user("!"), assistant("b")]) == ["b<end>"]

@@ -1,4 +1,4 @@
-"""From a row to scores: a pair that shares its prompt scores as two plain rows through transformers' full logits."""
+"""From a row to scores: a pair that shares its prompt scores as two sequences through transformers' full logits."""
 
 import json
 from itertools import chain
@@ -45,21 +45,21 @@ PIECES = [
 ]
 texts = st.lists(st.sampled_from(PIECES) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), max_size=6)
 texts = texts.map("".join).filter(lambda text: "<|" not in text)
-answers = texts.filter(lambda text: bool(text.strip()))
+responses = texts.filter(lambda text: bool(text.strip()))
 
 
 @st.composite
 def prompts(draw: st.DrawFn) -> list[Turn]:
-    """Perhaps a system text, some turns and answers, and a question or a tool's result at the end."""
+    """Perhaps a system text, some turns, and a question or a tool's result at the end."""
     turns = [{"role": "system", "content": draw(texts)}] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(0, 2))):
-        turns += [{"role": "user", "content": draw(texts)}, {"role": "assistant", "content": draw(answers)}]
+        turns += [{"role": "user", "content": draw(texts)}, {"role": "assistant", "content": draw(responses)}]
         if draw(st.booleans()):
-            turns += [{"role": "tool", "content": draw(texts)}, {"role": "assistant", "content": draw(answers)}]
+            turns += [{"role": "tool", "content": draw(texts)}, {"role": "assistant", "content": draw(responses)}]
     return [*turns, {"role": draw(st.sampled_from(["user", "tool"])), "content": draw(texts)}]
 
 
-pairs = st.tuples(prompts(), answers, answers).filter(lambda pair: pair[1] != pair[2])
+pairs = st.tuples(prompts(), responses, responses).filter(lambda pair: pair[1] != pair[2])
 
 
 class Setup(NamedTuple):
@@ -92,13 +92,13 @@ def encode(setup: Setup, rows: list[Pair]) -> list[dict[str, Any]]:
 
 
 def expected_logps(setup: Setup, pair: Pair) -> list[list[float]]:
-    """Log-probabilities of the tokens of both answers: written out by hand, two rows, no mask, all logits."""
+    """Log-probabilities of the tokens of both responses: written out by hand, two sequences, no mask, all logits."""
     prompt, *both = pair
     text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in prompt)
     before = setup.tokenizer.encode(text + "<|im_start|>assistant\n", add_special_tokens=False)
     found = []
-    for answer in both:
-        ids = setup.tokenizer.encode(answer + "<|im_end|>", add_special_tokens=False)
+    for response in both:
+        ids = setup.tokenizer.encode(response + "<|im_end|>", add_special_tokens=False)
         with torch.no_grad():
             logits = setup.plain(input_ids=torch.tensor([before + ids]), use_cache=False).logits[0].double()
         logps = torch.log_softmax(logits, dim=1)
@@ -107,7 +107,7 @@ def expected_logps(setup: Setup, pair: Pair) -> list[list[float]]:
 
 
 def scored(setup: Setup, rows: list[Pair], backend: AttentionBackend, packed: bool) -> tuple[Tensor, Tensor]:
-    """Log-probability of every answer token, and the sums [2 * pairs]: chosen, rejected, chosen, ..."""
+    """Log-probability of every response token, and the sums [2 * pairs]: chosen, rejected, chosen, ..."""
     examples = encode(setup, rows)
     batch = collate_pairs([examples] if packed else unpacked(examples))
     with torch.no_grad():
@@ -123,10 +123,10 @@ QUIET = settings(max_examples=25, deadline=None, suppress_health_check=list(Heal
 @QUIET
 @given(rows=st.lists(pairs, min_size=1, max_size=3), packed=st.booleans())
 @example(rows=[([{"role": "user", "content": "Answer: "}], "yes", "no")], packed=False)
-@example(rows=[([{"role": "user", "content": "q"}], "  two blanks ", "\nno\n")] * 2, packed=True)
+@example(rows=[([{"role": "user", "content": "q"}], "  two spaces ", "\nno\n")] * 2, packed=True)
 @example(rows=[([{"role": "user", "content": ""}], "the", "the same start")], packed=True)
-def test_pairs_score_as_separate_rows(setup: Setup, rows: list[Pair], packed: bool) -> None:
-    """Each token of each answer, and the sums, on both backends; packed in one row or a row each."""
+def test_pairs_score_as_separate_sequences(setup: Setup, rows: list[Pair], packed: bool) -> None:
+    """Each token of each response, and the sums, on both backends; packed in one sequence or one each."""
     expected = [logps for row in rows for logps in expected_logps(setup, row)]
     for backend in BACKENDS:
         logps, sums = scored(setup, rows, backend, packed)
@@ -136,7 +136,7 @@ def test_pairs_score_as_separate_rows(setup: Setup, rows: list[Pair], packed: bo
 
 @QUIET
 @given(rows=st.lists(pairs, min_size=1, max_size=3), packed=st.booleans())
-def test_swapped_answers_swap_their_scores(setup: Setup, rows: list[Pair], packed: bool) -> None:
+def test_swapped_responses_swap_their_scores(setup: Setup, rows: list[Pair], packed: bool) -> None:
     """[chosen, rejected] of every pair becomes [rejected, chosen]."""
     swapped = [(prompt, rejected, chosen) for prompt, chosen, rejected in rows]
     for backend in BACKENDS:
@@ -146,11 +146,11 @@ def test_swapped_answers_swap_their_scores(setup: Setup, rows: list[Pair], packe
 
 
 # case: template-10
-def test_an_answer_that_goes_on_a_given_turn_scores_behind_it(setup: Setup) -> None:
-    """The prompt ends with "Sure:": the answers' tokens stand behind it, with no header and no end between."""
+def test_a_response_that_continues_a_given_turn_follows_it(setup: Setup) -> None:
+    """The prompt ends with "Sure:": the responses' tokens follow it, with no header and no end between."""
     prompt = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Sure:"}]
     (example_,) = encode(setup, [(prompt, " yes", " no")])
     text = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nSure:"
     assert example_["prompt_ids"] == setup.tokenizer.encode(text, add_special_tokens=False)
-    for name, answer in (("chosen_ids", " yes"), ("rejected_ids", " no")):
-        assert example_[name] == setup.tokenizer.encode(answer + "<|im_end|>", add_special_tokens=False)
+    for name, response in (("chosen_ids", " yes"), ("rejected_ids", " no")):
+        assert example_[name] == setup.tokenizer.encode(response + "<|im_end|>", add_special_tokens=False)

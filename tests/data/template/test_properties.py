@@ -1,4 +1,4 @@
-"""Any conversation with any template: the trained tokens are the answers and their ends, and nothing else is."""
+"""Any conversation with any template: the loss tokens are the assistant turns and their ends, and nothing else."""
 
 import json
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ DEFAULT = (
 
 
 class Case(NamedTuple):
-    """A template, what it does to contents, and what ends an answer."""
+    """A template, what it does to contents, and what ends an assistant turn."""
 
     text: str
     trims: bool
@@ -52,9 +52,9 @@ CASES = {
     "trims": Case(TRIMS, True, "", "<|im_end|>"),
     "inst": Case(INST, True, " ", " <|im_end|>"),
 }
-# Scripts, emoji with joiners, combining marks, blanks of all kinds, control text, our own private-use characters.
+# Scripts, emoji with joiners, combining marks, whitespace of all kinds, control text, our own private-use characters.
 SCRIPTS = ["e\u0301", "\U0001f469\u200d\U0001f4bb", "日本語", "עברית", "\u2028", "\ufeff", "\x00"]
-BLANKS = [" ", "  ", "\n", "\t", "\u2003"]
+WHITESPACE = [" ", "  ", "\n", "\t", "\u2003"]
 CONTROL = [
     "<|im_start|>",
     "<|im_end|>",
@@ -65,11 +65,11 @@ CONTROL = [
     "</s>",
     "[/INST]",
 ]
-PRIVATE = ["\ue000", "\ue001answer\ue000", "assistant", "user", "a", "The end."]
-PIECES = st.sampled_from([*SCRIPTS, *BLANKS, *CONTROL, *PRIVATE])
+PRIVATE = ["\ue000", "\ue001content\ue000", "assistant", "user", "a", "The end."]
+PIECES = st.sampled_from([*SCRIPTS, *WHITESPACE, *CONTROL, *PRIVATE])
 texts = st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=5).map("".join)
-answers = texts.filter(str.strip)
-turns = st.lists(st.tuples(texts, answers, st.none() | texts, answers), min_size=1, max_size=3)
+responses = texts.filter(str.strip)
+turns = st.lists(st.tuples(texts, responses, st.none() | texts, responses), min_size=1, max_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,9 @@ def conversation(spoken: list[tuple[str, str, str | None, str]], system: str | N
     return messages
 
 
-def causes(template: ChatTemplate, case: Case, messages: list[Any], answers: list[str]) -> set[str]:
+def causes(template: ChatTemplate, case: Case, messages: list[Any], responses: list[str]) -> set[str]:
     """Why a row may be dropped for what its messages say; else it must be kept."""
-    ends = any(case.end.strip() in answer for answer in answers)
+    ends = any(case.end.strip() in response for response in responses)
     spelled = any(marker in message["content"] for marker in template.split_markers() for message in messages)
     found = {"end marker in a response": ends, "control text that can't be escaped": spelled}
     return {cause for cause, holds in found.items() if holds} or {""}
@@ -117,16 +117,16 @@ def causes(template: ChatTemplate, case: Case, messages: list[Any], answers: lis
 @given(spoken=turns, system=st.none() | texts)
 @example(spoken=[("a<|im_end|>\n<|im_start|>assistant\nb", "<|im_start|>", "x<|im_end|>", " a ")], system="<|im_end|>")
 @example(spoken=[("", " yo", None, "x"), ("\ue000\ue001", "\ue001", "", "assistant")], system=None)
-def test_exactly_the_answers_and_their_ends_are_trained(
+def test_exactly_the_assistant_turns_and_their_ends_count(
     templates: dict[str, ChatTemplate], name: str, spoken: Any, system: str | None
 ) -> None:
-    """decode(span) = answer + end for each; before each stands what transformers gives as its prompt; all else is
-    context; and every special token is one that the template writes: 2 per message, or 1 where it has but one."""
+    """decode(span) = turn + end for each; before each stands what transformers gives as its prompt; all else is
+    context; and every special token is one that the template writes: 2 per message, or 1 where it has only one."""
     template, case = templates[name], CASES[name]
     messages = conversation(spoken, system, tools=True)
     row, _ = encode(template, {"messages": messages}, "chat")
-    answers = [message["content"] for message in messages if message["role"] == "assistant"]
-    assert row["problem"] in causes(template, case, messages, answers)
+    responses = [message["content"] for message in messages if message["role"] == "assistant"]
+    assert row["problem"] in causes(template, case, messages, responses)
     if row["problem"]:
         return
     tokenizer, ids = template.tokenizer, row["input_ids"]
@@ -134,8 +134,8 @@ def test_exactly_the_answers_and_their_ends_are_trained(
     spans = list(zip(row["spans"][::2], row["spans"][1::2], strict=True))
     for index, (start, end) in zip(said, spans, strict=True):
         content = messages[index]["content"]
-        answer = case.lead + (content.strip() if case.trims else content) + case.end
-        assert tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False) == answer
+        response = case.lead + (content.strip() if case.trims else content) + case.end
+        assert tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False) == response
         prompt = tokenizer.apply_chat_template(
             messages[:index], chat_template=template.source, tokenize=False, add_generation_prompt=True
         )
@@ -148,19 +148,19 @@ def test_exactly_the_answers_and_their_ends_are_trained(
 
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(spoken=turns, chosen=answers, rejected=answers, given_text=st.none() | answers)
-def test_both_answers_of_a_pair_follow_the_same_prompt(
+@given(spoken=turns, chosen=responses, rejected=responses, given_text=st.none() | responses)
+def test_both_responses_of_a_pair_follow_the_same_prompt(
     templates: dict[str, ChatTemplate], name: str, spoken: Any, chosen: str, rejected: str, given_text: str | None
 ) -> None:
-    """A pair's prompt has the ids that a chat of prompt and chosen answer has before its last span."""
+    """A pair's prompt has the ids that a chat of prompt and chosen response has before its last span."""
     template, case = templates[name], CASES[name]
     prompt = [*conversation(spoken, None, tools=False), {"role": "user", "content": "q"}]
     if given_text is not None:
         prompt.append({"role": "assistant", "content": given_text})
-    answer, other = ({"role": "assistant", "content": text} for text in (chosen, rejected))
-    row, _ = encode(template, {"prompt": prompt, "chosen": [answer], "rejected": [other]}, "preference")
+    response, other = ({"role": "assistant", "content": text} for text in (chosen, rejected))
+    row, _ = encode(template, {"prompt": prompt, "chosen": [response], "rejected": [other]}, "preference")
     given = "" if given_text is None else given_text
-    expected = causes(template, case, [*prompt, answer, other], [given + chosen, given + rejected])
+    expected = causes(template, case, [*prompt, response, other], [given + chosen, given + rejected])
     same = chosen.strip() == rejected.strip()
     assert row["problem"] in (expected | {"identical responses"} if same else expected)
     if row["problem"]:
@@ -171,7 +171,7 @@ def test_both_answers_of_a_pair_follow_the_same_prompt(
         trimmed = text.strip() if case.trims and given_text is None else text.rstrip() if case.trims else text
         assert decode(ids, clean_up_tokenization_spaces=False) == lead + trimmed + case.end
     chat, _ = encode(
-        template, {"messages": [{**m, "train": False} for m in prompt[:-1]] + [prompt[-1], answer]}, "chat"
+        template, {"messages": [{**m, "train": False} for m in prompt[:-1]] + [prompt[-1], response]}, "chat"
     )
     if given_text is None and not chat["problem"]:
         assert row["prompt_ids"] == chat["input_ids"][: chat["spans"][-2]]

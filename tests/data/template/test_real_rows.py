@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from datasets import concatenate_datasets, load_dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.detect import recognise
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.shared
 Row = dict[str, Any]
 EMPTY, EQUAL = "empty response", "identical responses"
 END, ASSISTANT = "<|im_end|>", "<|im_start|>assistant\n"
-# SmolLM2's template with {% generation %} round each answer and its end: it must print the same text.
+# SmolLM2's template with {% generation %} round each assistant turn and its end: it must print the same text.
 TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
 MARKED_TURN = (
     "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
@@ -33,13 +33,13 @@ class Encoded(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def template(shared: Path) -> ChatTemplate:
-    return load_template(AutoTokenizer.from_pretrained(shared / "models/smollm2-tokenizer/instruct-135M"), "auto")
+def template(instruct: PreTrainedTokenizerBase) -> ChatTemplate:
+    return load_template(instruct, "auto")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
-    return template.tokenizer
+def tokenizer(instruct: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    return instruct
 
 
 def encode(shared: Path, name: str, kind: Kind, template: ChatTemplate) -> Encoded:
@@ -79,7 +79,7 @@ def marked(tokenizer: PreTrainedTokenizerBase, messages: list[Row]) -> tuple[lis
     return said["input_ids"], said["assistant_masks"]
 
 
-def borders(example: Row) -> Iterator[tuple[int, int]]:
+def spans_of(example: Row) -> Iterator[tuple[int, int]]:
     return zip(example["spans"][::2], example["spans"][1::2], strict=True)
 
 
@@ -87,23 +87,23 @@ def borders(example: Row) -> Iterator[tuple[int, int]]:
 # case: mask-05
 # case: mask-08
 # case: mask-10
-def test_every_answer_of_every_chat_is_trained_with_its_end(chats: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
-    """1,390 chats: trained ids decode to each answer + <|im_end|>; all ids to the rendered chat up to the last one."""
+def test_every_assistant_turn_of_every_chat_counts_with_its_end(
+    chats: Encoded, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """1,390 chats: loss tokens decode to each assistant turn + <|im_end|>; all ids to the chat up to the last one."""
     assert len(chats.rows) == 1390
     assert {example["problem"] for example in chats.examples} == {""}
     for row, example in zip(chats.rows, chats.examples, strict=True):
         messages, ids = messages_of(row["messages"]), example["input_ids"]
-        answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
-        assert [tokenizer.decode(ids[start:end]) for start, end in borders(example)] == [text + END for text in answers]
+        turns = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+        assert [tokenizer.decode(ids[start:end]) for start, end in spans_of(example)] == [text + END for text in turns]
         rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-        assert tokenizer.decode(ids) == rendered[: rendered.rindex(answers[-1]) + len(answers[-1]) + len(END)]
+        assert tokenizer.decode(ids) == rendered[: rendered.rindex(turns[-1]) + len(turns[-1]) + len(END)]
 
 
 # case: mask-05
-def test_nothing_that_a_user_or_the_template_wrote_is_trained(
-    chats: Encoded, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """What stands between the trained spans: the system text and the users' turns, each up to the next header."""
+def test_nothing_that_a_user_or_the_template_wrote_counts(chats: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What stands between the loss spans: the system text and the users' turns, each up to the next header."""
     for row, example in zip(chats.rows, chats.examples, strict=True):
         turns = [turn["content"] for turn in row["messages"]]
         edges = [0, *example["spans"]][: len(example["spans"])]
@@ -114,20 +114,22 @@ def test_nothing_that_a_user_or_the_template_wrote_is_trained(
 
 
 # case: mask-03
-def test_chats_train_as_many_tokens_as_transformers_masks(chats: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Chat by chat: the same ids too, so no answer of these chats meets the border rule."""
+def test_loss_tokens_of_chats_are_those_of_transformers_mask(
+    chats: Encoded, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Chat by chat: the same ids too, so no turn of these chats meets the boundary rule."""
     for row, example in zip(chats.rows, chats.examples, strict=True):
         ids, mask = marked(tokenizer, messages_of(row["messages"]))
         assert ids[: len(example["input_ids"])] == example["input_ids"]
-        assert {place for place, trained in enumerate(mask) if trained} == {
-            place for start, end in borders(example) for place in range(start, end)
+        assert {position for position, counts in enumerate(mask) if counts} == {
+            position for start, end in spans_of(example) for position in range(start, end)
         }
 
 
 # case: template-01
 # case: data-03
 def test_pairs_decode_to_the_rendered_chats(pairs: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
-    """1,200 pairs: prompt + answer is the rendered chat without its last newline; the prompt is inference's."""
+    """1,200 pairs: prompt + response is the rendered chat without its last newline; the prompt is inference's."""
     assert len(pairs.rows) == 1200
     for row, example in zip(pairs.rows, pairs.examples, strict=True):
         if example["problem"]:
@@ -141,8 +143,10 @@ def test_pairs_decode_to_the_rendered_chats(pairs: Encoded, tokenizer: PreTraine
             assert tokenizer.decode(example[f"{name}_ids"]) == messages[-1]["content"] + END
 
 
-def test_pairs_train_as_many_tokens_as_transformers_masks(pairs: Encoded, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Answer by answer: the ids of the whole chat, and the number of trained ones. None meets the border rule."""
+def test_loss_tokens_of_pairs_are_those_of_transformers_mask(
+    pairs: Encoded, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Response by response: the ids of the whole chat, and the number of loss tokens. None meets the boundary rule."""
     assert sorted(filter(None, (example["problem"] for example in pairs.examples))) == [EMPTY] * 2 + [EQUAL] * 5
     for row, example in zip(pairs.rows, pairs.examples, strict=True):
         for name in ("chosen", "rejected") if not example["problem"] else ():
@@ -152,10 +156,10 @@ def test_pairs_train_as_many_tokens_as_transformers_masks(pairs: Encoded, tokeni
 
 
 # case: data-02
-def test_the_border_rule_where_it_matters(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Two blanks behind the header's newline: jointly one token `ĊĠ`, 3805, which no prompt ends with at inference.
+def test_the_boundary_rule_where_it_matters(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Two spaces after the header's newline: jointly one token `ĊĠ`, 3805, which no prompt ends with at inference.
 
-    docs/trained.md shows these ids.
+    docs/loss_tokens.md shows these ids.
     """
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "  yes"}]
     encoder = Encoder(template, EncodeOptions("chat", 100), recognise(["messages"], [], kind="chat"))
@@ -167,7 +171,7 @@ def test_the_border_rule_where_it_matters(template: ChatTemplate, tokenizer: Pre
 
 # case: template-08
 def test_the_articles_markers_are_pieces_for_smollm(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Ids of docs/trained.md: 5 + 6 + 3 pieces, and ChatML's two markers are one token each."""
+    """Ids of docs/loss_tokens.md: 5 + 6 + 3 pieces, and ChatML's two markers are one token each."""
     pieces = {marker: tokenizer.encode(marker) for marker in ("<|user|>", "<|assistant|>", "</s>")}
     assert pieces == {
         "<|user|>": [44, 108, 4093, 108, 46],
@@ -175,5 +179,3 @@ def test_the_articles_markers_are_pieces_for_smollm(tokenizer: PreTrainedTokeniz
         "</s>": [9617, 99, 46],
     }
     assert [tokenizer.encode(marker) for marker in ("<|im_start|>", END)] == [[1], [2]]
-    assert load_template(tokenizer, "article").split_markers() == ["</s>", "<|assistant|>", "<|user|>"]
-    assert load_template(tokenizer, "chatml").split_markers() == []

@@ -1,0 +1,122 @@
+"""load_template: which template is used, which is refused, and what happens to the system text that it adds."""
+
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from smollit.data.template.template import ChatTemplate, load_template
+
+Load = Callable[..., ChatTemplate]
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<assistant>{% endif %}"
+MARKED = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<end>"
+    "{% endgeneration %}{% else %}{{ m.content }}<end>{% endif %}{% endfor %}"
+)
+# Periods of earlier turns are taken out once more turns follow: no prefix of the whole is what a prompt would be.
+FORGETS = MARKED.replace(
+    "{{ m.content }}<end>{% endg", "{{ m.content if loop.last else m.content | replace('.', '') }}<end>{% endg"
+)
+OWN = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+# ---- which template
+
+
+# case: template-04
+def test_a_tokenizer_without_a_template_gets_chatml_for_chats_only(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    assert tiny_tokenizer.chat_template is None
+    assert load_template(tiny_tokenizer, "auto").source == load_template(tiny_tokenizer, "chatml").source
+    with pytest.raises(ValueError, match="start from a folder that an SFT run exported"):
+        load_template(tiny_tokenizer, "auto", allow_default=False)
+
+
+def test_a_jinja_file_is_used_and_an_unknown_name_says_what_is_known(
+    load: Load, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert load(TURNS + PROMPT).turn_end() == "<end>"
+    with pytest.raises(ValueError, match="must be auto, chatml, article or a Jinja file, and 'zephyr' is not a file"):
+        load_template(tiny_tokenizer, "zephyr")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% for %}", "fails with TemplateSyntaxError"),
+        ("{{ raise_exception('never') }}", "fails with TemplateError: never"),
+        (TURNS, r"puts '<assistant>' before messages\[1\], but has no generation prompt"),
+        (TURNS + "{{ messages | length }}" + PROMPT, "puts something else before"),
+        (TURNS.replace("m.content", "m.content | upper") + PROMPT, "does not print the text of an assistant turn"),
+        (TURNS + PROMPT.replace("<assistant>", "<assistant><think>"), "puts something else before"),
+        (TURNS + "{{ '!' if messages[-1].role == 'assistant' }}" + PROMPT, "in another way once more turns follow"),
+        (  # an empty thought that the generation prompt lacks is not the assistant's text
+            TURNS.replace("{{ m.content", "{{ '<think></think>' if m.role == 'assistant' }}{{ m.content") + PROMPT,
+            r"puts '<think></think>' before messages\[1\]",
+        ),
+        # The blocks are right, but at inference other text would stand before the turn.
+        (MARKED + PROMPT.replace("<assistant>", "<assistant><think>"), r"something else before messages\[1\].*, and "),
+        (MARKED, r"puts something else before messages\[1\].*, and "),
+        (FORGETS + PROMPT, "generation block, and .*mine.jinja renders the turns up to .* in another way"),
+    ],
+)
+def test_a_template_without_sound_loss_spans_is_refused_with_the_reasons(load: Load, source: str, reason: str) -> None:
+    """Of markers and prefixes, where it has both."""
+    with pytest.raises(ValueError, match=r"`data\.chat_template`: .*mine\.jinja .*" + reason) as caught:
+        load(source)
+    assert "set `data.chat_template` to chatml or another file" in str(caught.value)
+
+
+def test_the_date_is_part_of_what_the_cache_depends_on(load: Load, chatml: ChatTemplate) -> None:
+    """Where the template prints the date, the cache's text holds today's; else it is the source alone."""
+    dated = load("{{ strftime_now('%Y') }}" + TURNS + PROMPT)
+    days = {date.today(), (datetime.now() - timedelta(minutes=5)).date()}  # two at midnight
+    assert dated.cache_text in {dated.source + day.isoformat() for day in days}
+    assert any("today's date" in note for note in dated.notes())
+    assert chatml.cache_text == chatml.source
+
+
+# ---- the system text that a template adds
+
+
+# case: template-01
+@pytest.mark.shared
+def test_the_default_system_text_is_found_kept_dropped_or_replaced(instruct: PreTrainedTokenizerBase) -> None:
+    """Only that turn changes: with a system message of the data, all three render the same."""
+    spoken = """It's {{ "odd" }} \\ \n{% and %} ö"""
+    templates = [load_template(instruct, "auto", default_system=choice) for choice in ("keep", "drop", spoken)]
+    assert [template.default_system_text() for template in templates] == [OWN, "", spoken]
+    assert ["adds the system text" in "".join(template.notes()) for template in templates] == [True, False, True]
+    turn, rest = f"<|im_start|>system\n{OWN}<|im_end|>\n", "<|im_start|>user\nhi<|im_end|>\n"
+    rendered = [template.render([user("hi")]).text for template in templates]
+    assert rendered == [turn + rest, rest, turn.replace(OWN, spoken) + rest]
+    chat = [{"role": "system", "content": "Be brief."}, user("hi")]
+    expected = f"<|im_start|>system\nBe brief.<|im_end|>\n{rest}<|im_start|>assistant\n"
+    assert {template.prompt_text(chat) for template in templates} == {expected}
+    assert len({template.source for template in templates}) == 3
+
+
+def test_dropping_keeps_what_stands_before_the_system_turn(load: Load) -> None:
+    """BOS stands before the turn, and an escaped quote and line break in it."""
+    own = "{% if messages[0].role != 'system' %}{{- '<system>Don\\'t\\nlie<end>' }}{% endif %}"
+    template = load("<s>" + own + TURNS + PROMPT, default_system="drop")
+    assert template.render([user("a")]).text == "<s><user>a<end>"
+
+
+# case: template-01
+def test_a_system_text_that_can_not_be_changed_is_an_error(load: Load, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    """The source writes it as two strings; or there is none to replace (but to drop none is fine)."""
+    pieces = "{% if messages[0].role != 'system' %}<system>{{ 'Be ' + 'kind' }}<end>{% endif %}" + TURNS + PROMPT
+    assert load(pieces).default_system_text() == "Be kind"
+    with pytest.raises(ValueError, match=r"`data.default_system` can't be applied.*'Be kind'.*Give a Jinja file"):
+        load(pieces, default_system="drop")
+    plain = load_template(tiny_tokenizer, "chatml", default_system="drop")
+    assert plain.source == load_template(tiny_tokenizer, "chatml").source
+    with pytest.raises(ValueError, match="adds no system text that it could replace: put a system message"):
+        load_template(tiny_tokenizer, "chatml", default_system="Be kind.")
