@@ -163,7 +163,7 @@ def test_escaping_is_what_transformers_does_when_asked(instruct: PreTrainedToken
 )
 def test_rows_with_control_text_may_be_dropped_or_refused(chatml: ChatTemplate, option: Any, reason: str) -> None:
     example = encode(chatml, {"messages": [user(INJECTED), assistant("a")]}, control_text=option)
-    assert (example["problem"], example["control"], example["input_ids"]) == (reason, 2, [])
+    assert (example["problem"], example["input_ids"]) == (reason, [])
     assert encode(chatml, {"messages": [user("x"), assistant("a")]}, control_text=option)["problem"] == ""
 
 
@@ -171,7 +171,7 @@ def test_markers_of_several_tokens_can_not_be_escaped(tiny_tokenizer: PreTrained
     """The article's `</s>` is plain text to this tokenizer; once it is a token, special or not, text is distinct."""
     template = load_template(tiny_tokenizer, "article")
     example = encode(template, {"messages": [user("a</s>b"), assistant("c")]})
-    assert (example["problem"], example["control"]) == ("control text that can't be escaped", 1)
+    assert example["problem"] == "control text that can't be escaped"
     assert "'</s>' in a message gives the same tokens as the template's own marker" in example["detail"]
     assert encode(template, {"messages": [user("<|im_end|>"), assistant("b")]})["problem"] == ""
     tokenizer = copy.deepcopy(tiny_tokenizer)
