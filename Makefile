@@ -16,7 +16,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m smollit fit --config configs/demo/sft.yaml
 	$(BIN)/python -m smollit fit --config configs/demo/dpo.yaml
 	@echo
-	@$(BIN)/python -m smollit.commands.learned runs/demo/sft runs/demo/dpo
+	@$(BIN)/python -m smollit.commands.summarize_runs runs/demo/sft runs/demo/dpo
 	@echo "Look at the runs:  $(BIN)/tensorboard --logdir runs"
 
 test: $(VENV)/ready

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smollit.commands.learned import answers, changes, describe
+from smollit.commands.summarize_runs import changes, describe, sample_responses
 from smollit.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def test_shipped_config_trains_and_exports(config: str, tiny_model: Path, cache_
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
     assert (tmp_path / "config.yaml").is_file()
     assert (tmp_path / "export" / "model.safetensors").is_file()
-    assert len(answers(tmp_path)) == 3
+    assert len(sample_responses(tmp_path)) == 3
     assert {change.last_step for change in changes(tmp_path)} == {2}
 
 

@@ -1,4 +1,7 @@
-"""What a run learned, from its folder: python -m smollit.commands.learned runs/demo/sft runs/demo/dpo."""
+"""Summarizes runs from their folders: validation metrics and sample responses, before and after training.
+
+python -m smollit.commands.summarize_runs runs/demo/sft runs/demo/dpo
+"""
 
 import argparse
 import json
@@ -11,7 +14,7 @@ SHOWN = ("val/loss", "val/perplexity", "val/token_accuracy", "val/rewards/accura
 
 
 class Change(NamedTuple):
-    """A validation metric before the first step (or at its first validation) and at the last."""
+    """A validation metric at the first validation of a run, which may be before the first step, and at the last."""
 
     name: str
     first_step: int
@@ -36,8 +39,8 @@ def changes(run: Path) -> list[Change]:
     ]
 
 
-def answers(run: Path, most: int = 3) -> list[tuple[str, str, str]]:
-    """(prompt, answer before, answer after) of the run's sample prompts."""
+def sample_responses(run: Path, most: int = 3) -> list[tuple[str, str, str]]:
+    """(prompt, response before, response after) of the run's sample prompts."""
     file = run / "samples.jsonl"
     if not file.is_file():
         return []
@@ -53,14 +56,14 @@ def describe(run: Path) -> str:
     for change in changes(run):
         before = f"{change.first:9.4f} at step {change.first_step}"
         lines.append(f"  {change.name:<24} {before} -> {change.last:9.4f} at step {change.last_step}")
-    for prompt, before, after in answers(run):
+    for prompt, before, after in sample_responses(run):
         lines += [f"  {prompt}", f"    before: {_short(before)}", f"    after:  {_short(after)}"]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Print the reports of the runs that are named on the command line."""
-    parser = argparse.ArgumentParser(description="What runs learned: metrics and answers, before and after.")
+    parser = argparse.ArgumentParser(description="Validation metrics and sample responses of runs, before and after training.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     for run in parser.parse_args().runs:
         print(describe(run), end="\n\n")
