@@ -15,8 +15,8 @@ from typing import Any
 from datasets import Dataset
 from rich.console import Console
 
-from smollit.commands.inspect.inspect import inspect
-from smollit.commands.inspect.view import SplitView
+from smollit.commands.inspect.command import InspectCommand
+from smollit.commands.inspect.split_view import SplitView
 from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.detect import recognise
@@ -49,7 +49,7 @@ def draw_all(output: Path, shared: Path | None = None) -> list[Path]:
         "inspect_chat": make_view(chats, "train_sft", "chat", str(tokenizer), "chatml"),
         "inspect_pair": make_view(pairs, "train_prefs", "preference", str(tokenizer), "chatml"),
         "inspect_article": make_view(chats, "train_sft", "chat", str(tokenizer), "article"),
-        "inspect_broken": make_view(pairs, "train_prefs", "preference", str(tokenizer), "chatml", same_answers),
+        "inspect_broken": make_view(pairs, "train_prefs", "preference", str(tokenizer), "chatml", same_responses),
     }
     output.mkdir(parents=True, exist_ok=True)
     return [draw(view, output / f"{name}.svg") for name, view in views.items()]
@@ -69,18 +69,25 @@ def make_view(
     )
     examples = rows.map(encoder, batched=True, with_indices=True, remove_columns=rows.column_names)
     good = examples.filter(lambda problem: problem == "", input_columns="problem")
-    return SplitView(split, len(rows), rows.__getitem__, encoder, good, count_examples(examples))
+    return SplitView(
+        name=split,
+        num_rows=len(rows),
+        row=rows.__getitem__,
+        encoder=encoder,
+        examples=good,
+        report=count_examples(examples),
+    )
 
 
-def same_answers(row: Row) -> Row:
-    """What the article's step does: it writes one answer into both columns."""
+def same_responses(row: Row) -> Row:
+    """What the article's step does: it writes one response into both columns."""
     return {**row, "rejected": row["chosen"]}
 
 
 def draw(view: SplitView, path: Path) -> Path:
     """One row of a split and what is said about all, as an SVG that loads nothing from elsewhere."""
     console = Console(record=True, width=WIDTH, force_terminal=True, color_system="truecolor", file=StringIO())
-    inspect(view, num_rows=1, console=console)
+    InspectCommand(num_rows=1).show(view, console)
     console.print()  # the picture's lower edge cuts into its last line
     svg = console.export_svg(title="python -m smollit inspect", unique_id=path.stem, font_aspect_ratio=0.602)
     path.write_text(WEB_FONT.sub("", svg).replace("Fira Code", "DejaVu Sans Mono"), encoding="utf-8")

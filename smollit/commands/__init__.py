@@ -24,7 +24,7 @@ GROUPS = {
     },
     "look": {
         "inspect": Entry(
-            "Show rows with their loss tokens, lengths, what was cut or dropped, and warnings.",
+            "Show rows with their loss tokens, lengths, what was truncated or dropped, and warnings.",
             "smollit.commands.inspect.command",
             "InspectCommand",
         ),
@@ -37,7 +37,7 @@ GROUPS = {
     "use": {
         "validate": Entry("Measure the validation split.", "smollit.commands.lightning", "ValidateCommand"),
         "test": Entry("Measure the test split.", "smollit.commands.lightning", "TestCommand"),
-        "predict": Entry("Answer the prompts of a split.", "smollit.commands.lightning", "PredictCommand"),
+        "predict": Entry("Continue the prompts of a split.", "smollit.commands.lightning", "PredictCommand"),
         "export": Entry(
             "Write a checkpoint as a Hugging Face folder, read it back and compare.",
             "smollit.commands.export",

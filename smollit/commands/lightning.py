@@ -57,14 +57,14 @@ class TestCommand(Command):
 
 @dataclass(kw_only=True)
 class PredictCommand(Command):
-    """Answer the prompts of a split.
+    """Continue the prompts of a split.
 
     Args:
-        ckpt_path: Checkpoint that answers; `last` takes the newest of the run's folder; null the model as it is.
+        ckpt_path: Checkpoint that responds; `last` takes the newest of the run's folder; null the model as it is.
     """
 
     ckpt_path: str | None = None
 
     def run(self, run: ConfiguredRun) -> None:
-        """Answer, into predictions.jsonl in the run's folder."""
+        """Write the responses to predictions.jsonl in the run's folder."""
         run.trainer.predict(run.model, datamodule=run.datamodule, return_predictions=False, ckpt_path=self.ckpt_path)

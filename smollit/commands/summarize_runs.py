@@ -63,7 +63,9 @@ def describe(run: Path) -> str:
 
 def main() -> None:
     """Print the reports of the runs that are named on the command line."""
-    parser = argparse.ArgumentParser(description="Validation metrics and sample responses of runs, before and after training.")
+    parser = argparse.ArgumentParser(
+        description="Validation metrics and sample responses of runs, before and after training."
+    )
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     for run in parser.parse_args().runs:
         print(describe(run), end="\n\n")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.commands.inspect.shown import show
+from smollit.commands.inspect.pieces import inspect_row
 from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.encoding.report import Report, verify_report
@@ -255,14 +255,14 @@ def test_shown_pieces_are_the_example(make: Any, kind: Kind, truncate: str) -> N
     for max_length in (12, 30, 60, 90, 500):
         encoder = make(kind, max_length, truncate=truncate)
         (example,) = encode(encoder, [row])
-        shown = show(encoder, {RAW: json.dumps(row)}, 0)
+        shown = inspect_row(encoder, {RAW: json.dumps(row)}, 0)
         assert shown.problem == example["problem"]
         if example["problem"]:
             continue
-        kept = [token for piece in shown.pieces if piece.state != "cut" for token in piece.ids]
+        kept = [token for piece in shown.pieces if piece.state != "truncated" for token in piece.ids]
         assert kept == [token for name in COLUMNS[kind] if name != "spans" for token in example[name]]
-        assert example["loss_tokens"] == sum(len(piece.ids) for piece in shown.pieces if piece.state == "trained")
-        assert any(piece.state == "cut" for piece in shown.pieces) == example["truncated"] == (max_length < 200)
+        assert example["loss_tokens"] == sum(len(piece.ids) for piece in shown.pieces if piece.state == "loss")
+        assert any(piece.state == "truncated" for piece in shown.pieces) == example["truncated"] == (max_length < 200)
 
 
 def test_shown_pieces_have_roles_and_notes(make: Any) -> None:
@@ -274,7 +274,7 @@ def test_shown_pieces_have_roles_and_notes(make: Any) -> None:
         ("user", "context", "<|im_end|>"),
         ("user", "context", "<|im_end|>\n"),
         ("assistant", "context", "<|im_start|>assistant\n"),
-        ("assistant", "trained", "yo<|im_end|>"),
+        ("assistant", "loss", "yo<|im_end|>"),
     ]
     assert (shown.index, shown.problem, shown.notes) == (7, "", ["1 control text escaped"])
 

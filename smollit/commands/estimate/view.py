@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from smollit.commands.inspect.rows import is_plain, say
+from smollit.commands.console import is_plain, say
 from smollit.training.memory import GIB
 
 if TYPE_CHECKING:

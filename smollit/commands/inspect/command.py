@@ -1,28 +1,42 @@
-"""The command `inspect`: its arguments, and the splits that it shows."""
+"""The command `inspect`: rows as training uses them, what was changed in them, and what looks wrong."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from smollit.commands.command import Command, ConfiguredRun
-from smollit.commands.inspect.inspect import inspect
-from smollit.commands.inspect.run import views
+from smollit.commands.console import is_plain, say, visible
+from smollit.commands.inspect.findings import Finding, find_all
+from smollit.commands.inspect.pieces import InspectedRow, inspect_row
+from smollit.commands.inspect.print_row import legend, print_row
+from smollit.commands.inspect.split_view import SplitView, views
+from smollit.data.sources.readers import RAW
+
+SOURCE_SHOWN = 600  # characters of a row that can't be rendered
+MARKS = {"wrong": ("✗", "bold red"), "note": ("!", "yellow")}
 
 
 @dataclass(kw_only=True)
 class InspectCommand(Command):
-    """Show rows with their loss tokens, lengths, what was cut or dropped, and warnings.
+    """Show rows with their loss tokens, lengths, what was truncated or dropped, and warnings.
 
     Args:
         split: Which split.
         row: Show the row of this number, counted from 0, in full.
         num_rows: Number of rows to show.
-        find: Show rows whose text holds this.
-        problems: Show rows that were dropped, cut, or changed, with the reason.
+        find: Show rows whose rendered text holds this.
+        problems: Show rows that were dropped, truncated, or had control text escaped, with the reason.
         ids: Show token ids too.
         histogram: Draw the lengths into this PNG file.
+        json: Write the counts and the findings into this file.
         strict: Exit with 1 if something is wrong.
         ckpt_path: Not used: here so that one config serves all commands.
     """
@@ -34,15 +48,113 @@ class InspectCommand(Command):
     problems: bool = False
     ids: bool = False
     histogram: Path | None = None
+    json: Path | None = None
     strict: bool = False
     ckpt_path: str | None = None
 
     def run(self, run: ConfiguredRun) -> None:
-        """Show every part of the split; exit with 1 if `strict` and something is wrong."""
-        console, code = Console(), 0
-        for view in views(run.datamodule)[self.split]:
-            code |= inspect(
-                view, self.row, self.num_rows, self.find, self.problems, self.ids, self.histogram, self.strict, console
-            )
-        if code:
-            raise SystemExit(code)
+        """Show every part of the split.
+
+        Raises:
+            SystemExit: With code 1, if `strict` and something is wrong.
+        """
+        shown = views(run.datamodule)[self.split]
+        findings = {view.name: self.show(view, Console()) for view in shown}
+        if self.json is not None:
+            write_json(self.json, shown, findings)
+        if self.strict and any(finding.severity == "wrong" for found in findings.values() for finding in found):
+            raise SystemExit(1)
+
+    def show(self, view: SplitView, console: Console) -> list[Finding]:
+        """Print a part of a split; return what looks wrong.
+
+        Raises:
+            ValueError: If there is no such row.
+        """
+        if self.row is not None and not 0 <= self.row < view.num_rows:
+            raise ValueError(f"split {view.name} has rows 0 to {view.num_rows - 1:,}, and no row {self.row}")
+        if self.row is None:
+            say(console, view.report.summary(view.name) + "\n")
+        say(console, legend(is_plain(console)))
+        rows = self.choose(view)
+        for row in rows:
+            self._print(console, view, row)
+        findings = find_all(view)
+        if self.row is None:
+            say(console, f"{len(rows):,} {'row' if len(rows) == 1 else 'rows'} shown. {self._more(view)}\n")
+        if self.row is None or self.strict:
+            print_findings(console, findings)
+        if self.histogram is not None:
+            draw_histogram(console, view, self.histogram)
+        return findings
+
+    def choose(self, view: SplitView) -> list[InspectedRow]:
+        """The rows that were asked for: by number, by text, those with a problem, or the first good ones."""
+        if self.row is not None:
+            return [inspect_row(view.encoder, view.row(self.row), self.row)]
+        numbers: Iterable[int] = view.problems() if self.problems else view.column("row").tolist()
+        if self.find is not None and not self.problems:
+            numbers = range(view.num_rows)
+        if not len(view.examples):
+            numbers = range(view.num_rows)  # none is good: the dropped ones say more than nothing
+        return list(islice(self._matching(view, numbers), self.num_rows))
+
+    def _matching(self, view: SplitView, numbers: Iterable[int]) -> Iterator[InspectedRow]:
+        for number in numbers:
+            row = inspect_row(view.encoder, view.row(number), number)
+            if self.find is None or self.find in "".join(piece.text for piece in row.pieces):
+                yield row
+
+    def _print(self, console: Console, view: SplitView, row: InspectedRow) -> None:
+        in_full = self.row is not None or self.find is not None
+        print_row(console, view.name, row, view.encoder.template.tokenizer, in_full=in_full, ids=self.ids)
+        if not row.pieces:  # it never became a chat
+            source = view.row(row.index)
+            say(console, f"    {source.get(RAW, source)!s:.{SOURCE_SHOWN}}\n")
+
+    def _more(self, view: SplitView) -> str:
+        count = len(view.problems())
+        if self.problems:
+            return f"{count:,} of {view.num_rows:,} were dropped, truncated or escaped"
+        if self.find is not None:
+            return "--num_rows shows more"
+        rest = f"--problems the {count:,} that were" if count else "none was"
+        return f"--row N shows one in full, {rest} dropped, truncated or escaped"
+
+
+def print_findings(console: Console, findings: list[Finding]) -> None:
+    """Print the findings, a paragraph each."""
+    if not findings:
+        say(console, "nothing looks wrong")
+    for finding in findings:
+        mark, style = MARKS[finding.severity]
+        if is_plain(console):
+            say(console, f"{mark} {finding.text}".replace("\n", "\n  "))
+        else:
+            grid = Table.grid(padding=(0, 1))
+            grid.add_row(Text(mark, style), Text(visible(finding.text)))
+            console.print(grid)
+
+
+def write_json(path: Path, shown: list[SplitView], findings: dict[str, list[Finding]]) -> None:
+    """Write the report and the findings of each part, by its name."""
+    parts = {
+        view.name: asdict(view.report) | {"findings": [finding._asdict() for finding in findings[view.name]]}
+        for view in shown
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(parts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def draw_histogram(console: Console, view: SplitView, path: Path) -> None:
+    """Draw the lengths.
+
+    Raises:
+        ValueError: If matplotlib is not installed, or no row is kept.
+    """
+    if find_spec("matplotlib") is None:
+        raise ValueError("`--histogram` draws with matplotlib, which is not installed: `pip install 'smollit[plots]'`")
+    from smollit.commands.inspect.histogram import draw  # matplotlib takes a second to load
+
+    draw(view, path)
+    say(console, f"lengths drawn: {path}")

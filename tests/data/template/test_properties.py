@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from smollit.commands.inspect.shown import show
+from smollit.commands.inspect.pieces import inspect_row
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.types import Kind
@@ -187,13 +187,13 @@ def test_shown_pieces_spell_the_chat_and_hold_its_ids(
     template = templates[name]
     messages = conversation(spoken, system, tools=True)
     row, encoder = encode(template, {"messages": messages}, "chat")
-    shown = show(encoder, {"messages": messages}, 5)
+    shown = inspect_row(encoder, {"messages": messages}, 5)
     if row["problem"]:
         assert shown.problem == row["problem"]
         return
     assert template.render(messages).text.startswith("".join(piece.text for piece in shown.pieces))
     assert [token for piece in shown.pieces for token in piece.ids] == row["input_ids"]
-    trained = [token for piece in shown.pieces if piece.state == "trained" for token in piece.ids]
+    trained = [token for piece in shown.pieces if piece.state == "loss" for token in piece.ids]
     assert len(trained) == row["loss_tokens"]
     assert {piece.role for piece in shown.pieces} <= {"system", "user", "tool", "assistant"}
 

@@ -1,4 +1,4 @@
-"""What is likely to be wrong with a split, its template or its settings: number, share, and what to do."""
+"""What is likely to be wrong with a split, its template or its settings: number, fraction, and what to do."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -6,29 +6,29 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from smollit.commands.inspect.view import SplitView
+from smollit.commands.inspect.split_view import SplitView
 from smollit.data.encoding.report import fraction, verify_report
 from smollit.data.formats.types import Conversation, Preference
 
-NUM_LOOKED_AT = 500  # rows, evenly spread, whose texts are compared
-SHORTEST_QUESTION = 20  # characters; shorter questions may well stand in an answer
-MANY_REPEATS = 0.05  # share of the rows that were looked at
-SLICE = 10_000  # examples that are looked at once
+NUM_COMPARED = 500  # rows, evenly spread, whose texts are compared
+SHORTEST_QUESTION = 20  # characters; shorter questions may well be in a response
+MAX_REPEATS = 0.05  # fraction of these rows
+SLICE = 10_000  # examples that are read at once
 
 
 class Finding(NamedTuple):
-    """Something to look at; `wrong` fails `--strict`, a `note` does not."""
+    """Something to look at: `wrong` fails `--strict`, a `note` does not."""
 
     severity: Literal["wrong", "note"]
     text: str
 
 
 def find_all(view: SplitView) -> list[Finding]:
-    """All that is to be said about a split, the worst first."""
-    checks = [refusal, split_markers, untrained_end, shared_rows, repeated_prompts]
+    """All findings about a split, the worst first."""
+    checks = [refusal, split_markers, ends_outside_loss, shared_rows, repeated_prompts]
     wrong = [*(line for check in checks for line in check(view)), *view.report.concerns()]
-    told = "\n".join(wrong)  # a refusal names the dropped rows already
-    notes = [line for line in view.report.notes() if line not in told]
+    said = "\n".join(wrong)  # a refusal names the dropped rows already
+    notes = [line for line in view.report.notes() if line not in said]
     return [Finding("wrong", line) for line in wrong] + [Finding("note", line) for line in notes]
 
 
@@ -52,64 +52,64 @@ def split_markers(view: SplitView) -> list[str]:
     ]
 
 
-def untrained_end(view: SplitView) -> list[str]:
-    """Whether no answer trains the token that ends it."""
+def ends_outside_loss(view: SplitView) -> list[str]:
+    """Whether no response has the token that ends it in the loss."""
     if not view.report.kept:
         return []
-    ends, answers = count_ends(view)
+    ends, responses = count_ends(view)
     if ends:
         return []
     return [
-        f"no trained answer, of {answers:,}, ends with a token that stops generation: the model would not learn to"
-        " stop. Take a template that ends answers with a single token, such as chatml, or raise `data.max_length` if"
-        " all answers are cut"
+        f"no loss span, of {responses:,}, ends with a token that stops generation: the model would not learn to"
+        " stop. Use a template that ends turns with a single token, such as chatml, or raise `data.max_length` if"
+        " all responses are truncated"
     ]
 
 
 def count_ends(view: SplitView) -> tuple[int, int]:
-    """How many trained stretches end with a stop token, and how many there are."""
+    """How many loss spans end with a stop token, and how many there are."""
     stops = np.array(view.encoder.template.stop_ids())
-    ends, answers = 0, 0
-    names = ["input_ids", "spans"] if "spans" in view.examples.column_names else ["chosen_ids"]
+    ends, responses = 0, 0
+    names = ["input_ids", "spans"] if view.has_chats else ["chosen_ids"]
     for table in view.examples.select_columns(names).with_format("arrow").iter(batch_size=SLICE):
         last = _last_tokens(table)
         ends += int(np.isin(last, stops).sum())
-        answers += len(last)
-    return ends, answers
+        responses += len(last)
+    return ends, responses
 
 
 def shared_rows(view: SplitView) -> list[str]:
     """Chats, or prompts of pairs, that this split has in common with another."""
     lines = []
     here = np.unique(view.column("digest"))
-    what = "chats" if "spans" in view.examples.column_names else "prompts"
+    what = "chats" if view.has_chats else "prompts"
     for other in view.others:
         there = np.unique(other.column("digest"))
         count, smaller = len(np.intersect1d(here, there)), max(min(len(here), len(there)), 1)
         if count:
             lines.append(
-                f"{fraction(count, smaller, what)} of the smaller split stand in both {view.name} and {other.name}:"
-                " validation would praise what was learned by heart. Take them out of one of the two"
+                f"{fraction(count, smaller, what)} of the smaller split are in both {view.name} and {other.name}:"
+                " validation would measure memorization. Remove them from one of the two"
             )
     return lines
 
 
 def repeated_prompts(view: SplitView) -> list[str]:
-    """Whether answers begin with the question that they answer."""
+    """Whether responses start with the question that they answer."""
     numbers = view.column("row")
-    chosen = numbers[np.unique(np.linspace(0, len(numbers) - 1, NUM_LOOKED_AT).astype(int))] if len(numbers) else []
-    repeats = [repeats_prompt(view.encoder.parse(view.row(int(number)))) for number in chosen]
-    if sum(repeats) <= MANY_REPEATS * len(repeats):
+    compared = numbers[np.unique(np.linspace(0, len(numbers) - 1, NUM_COMPARED).astype(int))] if len(numbers) else []
+    repeats = [repeats_prompt(view.encoder.parse(view.row(int(number)))) for number in compared]
+    if sum(repeats) <= MAX_REPEATS * len(repeats):
         return []
     return [
-        f"in {fraction(sum(repeats), len(repeats), 'rows that were looked at')} an answer repeats"
-        " the question before it says anything: the model would learn to echo. Look at the step that"
-        " made this data: answers must not hold the prompt"
+        f"in {fraction(sum(repeats), len(repeats), 'compared rows')} a response starts with"
+        " the question before it: the model would learn to echo. Look at the step that made this data: responses must"
+        " not contain the prompt"
     ]
 
 
 def repeats_prompt(record: Any) -> bool:
-    """Whether a trained answer, for pairs the chosen one, starts with the question before it."""
+    """Whether an assistant turn, for pairs the chosen response, starts with the question before it."""
     if isinstance(record, Conversation):
         messages = record.messages
     elif isinstance(record, Preference):
@@ -117,7 +117,8 @@ def repeats_prompt(record: Any) -> bool:
     else:
         return False
     return any(
-        len(question) >= SHORTEST_QUESTION and answer.startswith(question) for question, answer in _exchanges(messages)
+        len(question) >= SHORTEST_QUESTION and response.startswith(question)
+        for question, response in _exchanges(messages)
     )
 
 
@@ -128,7 +129,7 @@ def _exchanges(messages: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _last_tokens(table: Any) -> Any:
-    """The last token of each trained stretch of a slice of examples."""
+    """The last token of each loss span of a slice of examples."""
     if "chosen_ids" in table.column_names:
         ids = table["chosen_ids"].combine_chunks()
         return _values(ids)[ids.offsets.to_numpy()[1:] - ids.offsets[0].as_py() - 1]

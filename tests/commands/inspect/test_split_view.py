@@ -7,12 +7,12 @@ from typing import Any
 import datasets
 import pytest
 
-from smollit.commands.inspect.run import views
-from smollit.commands.inspect.shown import show
+from smollit.commands.inspect.pieces import inspect_row
+from smollit.commands.inspect.split_view import views
 from smollit.data import ChatDataModule, Part, PreferenceDataModule
 from smollit.data.encoding import cache
 
-TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
+TINY = Path(__file__).resolve().parents[3] / "smollit" / "models" / "tiny"
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +47,8 @@ def test_views_have_the_examples_and_rows_of_training(tmp_path: Path) -> None:
     data.setup("fit")
     (train,), (val,) = found["train"], found["val"]
     assert train.examples["input_ids"][:] == data.examples["train"].rows["input_ids"][:]
-    shown = show(val.encoder, val.row(1), 1)
-    assert "f" in "".join(piece.text for piece in shown.pieces if piece.state == "trained")
+    shown = inspect_row(val.encoder, val.row(1), 1)
+    assert "f" in "".join(piece.text for piece in shown.pieces if piece.state == "loss")
 
 
 def test_what_training_would_refuse_can_be_looked_at(tmp_path: Path) -> None:
@@ -94,4 +94,4 @@ def test_a_stream_can_be_looked_at(tmp_path: Path) -> None:
     data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdef")), streaming=True)
     (view,) = views(data)["train"]
     assert view.num_rows == 4
-    assert "trained" in {piece.state for piece in show(view.encoder, view.row(0), 0).pieces}
+    assert "loss" in {piece.state for piece in inspect_row(view.encoder, view.row(0), 0).pieces}

@@ -1,0 +1,149 @@
+"""A row on its way through the encoder, as text: pieces with their tokens, and whether they count in the loss."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.steps import DroppedRow, TokenizedRow, TruncatedRow
+from smollit.data.formats.types import Text
+from smollit.data.template.jinja import Span
+from smollit.data.template.renderer import RenderedChat
+from smollit.data.template.template import ChatTemplate
+from smollit.data.template.tokenize import Branch, Segment
+
+State = Literal["loss", "context", "truncated"]
+TurnEnd = tuple[int, str]  # where, in characters, a turn ends, and its role
+
+
+class Piece(NamedTuple):
+    """A stretch of text with its token ids: of one role, and in one state."""
+
+    text: str
+    ids: list[int]
+    role: str
+    state: State
+    branch: Branch
+
+
+@dataclass(frozen=True)
+class InspectedRow:
+    """A row, encoded as examples are.
+
+    Args:
+        index: Its number in the split.
+        pieces: Its text; the ids of those that are not truncated, joined, are the example's.
+        problem: Why it was dropped, or empty.
+        detail: Where in the row, and what came.
+        notes: What was changed in it.
+    """
+
+    index: int
+    pieces: list[Piece]
+    problem: str
+    detail: str
+    notes: list[str]
+
+
+def inspect_row(encoder: Encoder, row: dict[str, Any], index: int) -> InspectedRow:
+    """Encode a row as its example is, and keep the text."""
+    (found,) = encoder.encode([row])
+    if isinstance(found, DroppedRow):
+        reached, problem, detail = found.reached, str(found.bad.reason), found.bad.detail
+    else:
+        reached, problem, detail = found.truncated, "", ""
+    if reached is None:  # it never became a chat
+        return InspectedRow(index, [], problem, detail, [])
+    if isinstance(reached, TokenizedRow):
+        reached = TruncatedRow(reached, [(0, len(ids)) for ids in reached.ids])
+    return InspectedRow(index, pieces_of(encoder.template, reached), problem, detail, notes(reached))
+
+
+def pieces_of(template: ChatTemplate, row: TruncatedRow) -> list[Piece]:
+    """The text of a row, starting with the turns that were truncated from its start."""
+    tokenized, rendered = row.tokenized, row.tokenized.rendered
+    pieces = [
+        Piece(turn["content"], template.encode([turn["content"]])[0], turn["role"], "truncated", "shared")
+        for turn in tokenized.cut_turns
+    ]
+    start = 0
+    turns = turn_ends(template, rendered.row.chats[0]) if rendered.row.chats else []
+    for number, (segment, ids, kept) in enumerate(zip(rendered.row.segments, tokenized.ids, row.kept, strict=True)):
+        ends = [0, *template.token_ends(segment)]
+        states = token_states(segment, len(ids), kept, is_first=number == 0)
+        roles = [(end - start, role) for end, role in turns if end > start] or [(0, _role(row, segment))]
+        marks = [
+            (state, next((role for end, role in roles if ends[token] < end), roles[-1][1]))
+            for token, state in enumerate(states)
+        ]
+        for first, last in _stretches(marks):
+            state, role = marks[first]
+            pieces.append(Piece(segment.text[ends[first] : ends[last]], ids[first:last], role, state, segment.branch))
+        start += len(segment.text)
+    return pieces
+
+
+def token_states(segment: Segment, num_tokens: int, kept: Span, *, is_first: bool) -> list[State]:
+    """The state of each token of a segment.
+
+    Args:
+        segment: The segment.
+        num_tokens: Number of its tokens.
+        kept: Those that are kept, [start, end).
+        is_first: Whether it is the row's first segment, whose first token nothing predicts: it is not in the loss.
+    """
+    inside: State = "loss" if segment.in_loss else "context"
+    states: list[State] = [inside if kept[0] <= token < kept[1] else "truncated" for token in range(num_tokens)]
+    if is_first and states[:1] == ["loss"]:
+        states[0] = "context"
+    return states
+
+
+def turn_ends(template: ChatTemplate, chat: RenderedChat) -> list[TurnEnd]:
+    """Where each turn ends in the rendered chat, with its role; empty if the contents were not located."""
+    ends: list[TurnEnd] = []
+    text = template.default_system.whole if template.default_system else ""
+    if text and chat.messages[0]["role"] != "system" and chat.text.startswith(text):
+        ends.append((len(text), "system"))
+    for message, (_, end), following in zip(
+        chat.messages, chat.contents or [], [*(chat.contents or [])[1:], (len(chat.text), 0)], strict=False
+    ):
+        shape = template.shape(message["role"])
+        end += len(shape.end) if shape and shape.end and chat.text.startswith(shape.end, end) else 0
+        between = chat.text[end : following[0]]
+        ends.append((end + len(between) - len(between.lstrip()), message["role"]))
+    return ends
+
+
+def notes(row: TruncatedRow) -> list[str]:
+    """What was changed in the row."""
+    tokenized, rendered = row.tokenized, row.tokenized.rendered
+    lost = sum(map(len, tokenized.ids)) - sum(end - start for start, end in row.kept)
+    plain = sum(segment.escaped for segment in rendered.row.segments)
+    control = f"{_plural(plain, 'control text')} escaped" if plain else _plural(rendered.num_control, "control text")
+    return [
+        *([control] if rendered.num_control else []),
+        *([f"{_plural(len(tokenized.cut_turns), 'turn')} truncated from the start"] if tokenized.cut_turns else []),
+        *([f"{_plural(lost, 'token')} truncated"] if lost else []),
+    ]
+
+
+def _role(row: TruncatedRow, segment: Segment) -> str:
+    rendered = row.tokenized.rendered
+    if isinstance(rendered.record, Text) or not rendered.row.chats:
+        return "text"
+    role: str = rendered.row.chats[0].messages[segment.message]["role"]
+    return role
+
+
+def _stretches(marks: list[tuple[State, str]]) -> Iterator[Span]:
+    """Runs [start, end) of equal marks."""
+    start = 0
+    for index in range(1, len(marks) + 1):
+        if index == len(marks) or marks[index] != marks[start]:
+            yield start, index
+            start = index
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -1,0 +1,88 @@
+"""SplitView: one split as training has it, and how to get those of a data module."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from smollit.data import ChatDataModule
+from smollit.data.batching.dataset import column
+from smollit.data.encoding.cache import EncodedPart
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.report import Report
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitView:
+    """One split: its rows as they came, and the examples that training reads from the cache.
+
+    Args:
+        name: Name of the split.
+        num_rows: Number of rows of the source.
+        row: Returns the source's row of a number, counted from 0.
+        encoder: Made the examples.
+        examples: The good rows, tokenized; the column `row` has their numbers in the source.
+        report: Counts of these rows.
+        max_dropped_share: Fraction of rows, 0 to 1, that may be dropped before a run is refused.
+        others: The run's other splits, which should not share rows with this one.
+    """
+
+    name: str
+    num_rows: int
+    row: Callable[[int], dict[str, Any]]
+    encoder: Encoder
+    examples: Dataset
+    report: Report
+    max_dropped_share: float = 0.1
+    others: list["SplitView"] = field(default_factory=list)
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether the examples are chats, not pairs."""
+        return "spans" in self.examples.column_names
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of numbers of the examples, as an array."""
+        return column(self.examples, name)
+
+    def problems(self) -> list[int]:
+        """Numbers of the rows that were dropped, truncated, or had control text escaped, in order."""
+        good = self.column("row")
+        changed = good[self.column("truncated").astype(bool) | (self.column("control") > 0)]
+        dropped = np.setdiff1d(np.arange(self.num_rows), good)
+        return np.union1d(dropped, changed).astype(int).tolist()
+
+
+def views(data: ChatDataModule) -> dict[str, list[SplitView]]:
+    """The parts of train, val and test as training has them: tokenized if need be, and not refused if they are bad.
+
+    Each knows the parts of the other splits, whose rows it should not share.
+    """
+    alone = {name: [_view(part, data) for parts in data.parts(name).values() for part in parts] for name in SPLITS}
+    everything = [(name, view) for name, found in alone.items() for view in found]
+    return {
+        name: [
+            replace(view, others=[other for kind, other in everything if kind != name and other.name != view.name])
+            for view in found
+        ]
+        for name, found in alone.items()
+    }
+
+
+def _view(part: EncodedPart, data: ChatDataModule) -> SplitView:
+    part.build(data.num_proc)
+    examples, report = part.read()
+    return SplitView(
+        name=part.label,
+        num_rows=report.rows,
+        row=lambda index: part.source.rows[index],
+        encoder=part.encoder,
+        examples=examples,
+        report=report,
+        max_dropped_share=data.max_dropped_share,
+    )
