@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -82,5 +83,7 @@ class MeasuredModule(LightningModule):
             # Lightning's own x axis is one behind while fitting, so only other commands use it.
             self.log(name, value, prog_bar=on_bar, logger=not fitting, batch_size=1, rank_zero_only=False)
         if fitting:
+            metrics = {name: float(value) for name, value in named.items()}
+            self.trainer.logged_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
             for logger in self.trainer.loggers:
-                logger.log_metrics({name: float(value) for name, value in named.items()}, self.trainer.global_step)
+                logger.log_metrics(metrics, self.trainer.global_step)

@@ -1,13 +1,14 @@
 """Checkpoints: they appear whole or not at all, old ones go, and a bad one is answered with a good one's name."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from smollit.training.position import at_step_end
 
@@ -17,6 +18,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path`: to a file beside it, flushed to the disk, then renamed."""
+        if "://" in str(path):  # a remote file system has its own way to write whole files
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
@@ -72,6 +76,21 @@ def newest_first(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint written last, or None."""
     return next(iter(newest_first(folder)), None)
+
+
+def best_checkpoint(callbacks: Iterable[Callback], folder: Path) -> Path | None:
+    """The best checkpoint by a ModelCheckpoint's metric, of this process or noted in the folder's newest file."""
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+            return Path(callback.best_model_path)
+    newest = latest_checkpoint(folder)
+    states = check_readable(newest).get("callbacks", {}).values() if newest else ()
+    noted = [state["best_model_path"] for state in states if isinstance(state, dict) and state.get("best_model_path")]
+    for path in map(Path, noted):
+        for place in (path, folder / path.name):  # the run's folder may have been moved
+            if place.exists():
+                return place
+    return None
 
 
 def check_readable(path: str | Path) -> dict[str, Any]:

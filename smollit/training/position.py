@@ -10,7 +10,8 @@ from smollit.data.batching.sampler import BatchSampler
 
 def at_step_end(trainer: Trainer) -> bool:
     """Whether the batch that was just done ended an optimizer step."""
-    return not trainer.fit_loop.epoch_loop._should_accumulate()
+    done = trainer.fit_loop.batch_idx + 1
+    return done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches or trainer.is_last_batch
 
 
 def num_examples(trainer: Trainer) -> int:

@@ -13,6 +13,7 @@ from torch import nn
 from smollit.batch import PADDING, Batch
 from smollit.data.template.template import ChatTemplate
 from smollit.models.sharding import is_sharded
+from smollit.modules import FineTuningModule
 
 log = logging.getLogger(__name__)
 FILE = "predictions.jsonl"
@@ -29,6 +30,8 @@ class WritePredictions(Callback):
         self.part: TextIO | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if type(pl_module).predict_step is not FineTuningModule.predict_step:
+            return  # what another `predict_step` gives is for its own author
         policy = pl_module.policy
         assert isinstance(policy, nn.Module)
         if is_sharded(policy):
@@ -40,7 +43,8 @@ class WritePredictions(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any, **kwargs: Any
     ) -> None:
-        assert self.part is not None
+        if self.part is None:
+            return
         template = trainer.datamodule.template  # type: ignore[attr-defined]
         prompts = zip(batch.input_ids, batch.document, strict=True)
         # The empty batch that keeps ranks in step has one row of padding and no outputs.
@@ -51,6 +55,8 @@ class WritePredictions(Callback):
         self.part.flush()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.part is None:
+            return
         self.close()
         trainer.strategy.barrier("all predictions are written")
         if trainer.is_global_zero:

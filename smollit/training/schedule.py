@@ -13,7 +13,8 @@ NEVER = sys.maxsize  # an interval in micro-batches that is not reached
 class ValidateEverySteps(Callback):
     """Validate every `every_n_steps` optimizer steps and after the last one.
 
-    Lightning's own interval counts micro-batches, and so drifts when the last window of an epoch is short.
+    Lightning's own interval counts micro-batches, and so drifts when the last accumulation window of an epoch is
+    short. There is no public way to ask for a validation: `val_check_batch` is the number that its loop looks at.
     """
 
     def __init__(self, every_n_steps: int) -> None:

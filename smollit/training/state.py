@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from smollit.data import ChatDataModule
@@ -44,9 +45,10 @@ class RunState(Callback):
     epoch is kept as the start of the next one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, force: bool = False) -> None:
         self.config: State = {}
-        self.force = False
+        self.force = force
+        self.ended: str | None = None  # why a callback ended the run that is resumed
         self.epoch = 0
         self.rows = 0  # of this epoch, up to the last optimizer step, over all ranks
         self.batches = 0  # the same in micro-batches
@@ -64,7 +66,7 @@ class RunState(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.epoch, self.rows, self.batches, self.total_batches = trainer.current_epoch, 0, 0, 0
         self.has_trained, self.begins_step, self.random_state = False, True, None
-        self.unlogged, self.optimizers_before = {}, []
+        self.unlogged, self.optimizers_before, self.ended = {}, [], None
         self._set_position(trainer, self.epoch, 0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,6 +136,7 @@ class RunState(Callback):
             "num_skipped_steps": getattr(pl_module, "num_skipped_steps", 0),
             "optimizers": self.optimizers,
             "config": self.config,
+            "ended": stopped_early(trainer) if trainer.should_stop else None,
         }
         set_progress(checkpoint, epoch, batches, self.total_batches)
 
@@ -164,6 +167,9 @@ class RunState(Callback):
         begin_again(trainer)
         whole, left = num_batches(trainer, 0), num_batches(trainer, rows)
         set_progress(checkpoint, state["epoch"], whole - left, state["epoch"] * whole + whole - left)
+        self.ended = still_ended(trainer, state.get("ended"))
+        if self.ended and not self.force:
+            trainer.should_stop = True
         self.rows = rows
         self.optimizers_before = state["optimizers"]
         if trainer.global_rank < len(state["random_states"]):
@@ -173,6 +179,12 @@ class RunState(Callback):
             pl_module.go_on_from(state.get("unlogged", {}) if trainer.is_global_zero else {})
             pl_module.num_skipped_steps = state.get("num_skipped_steps", 0)
         log.info("resumed in epoch %s, with %s of its rows done", state["epoch"], f"{rows:,}")
+
+    def why_ended(self, trainer: Trainer) -> str:
+        """Why a resumed run makes no step."""
+        if self.ended:
+            return f"{self.ended} Set `trainer.force_resume: true`, or leave that callback out, to train on"
+        return "`trainer.max_steps` or `max_epochs` asks for no more"
 
     def _check_config(self, saved: State, never: tuple[str, ...]) -> None:
         before, now = flatten(saved), flatten(self.config)
@@ -199,6 +211,20 @@ def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
     data = trainer.datamodule  # type: ignore[attr-defined]
     names = (*data.token_settings, *data.order_settings) if isinstance(data, ChatDataModule) else ()
     return (*FIXED, *(f"data.init_args.{name}" for name in names))
+
+
+def stopped_early(trainer: Trainer) -> dict[str, str] | None:
+    """The EarlyStopping that ended the run, by its state key, and its reason; None if it was something else."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+            return {"by": callback.state_key, "why": callback.stopping_reason_message}
+    return None
+
+
+def still_ended(trainer: Trainer, ended: dict[str, str] | None) -> str | None:
+    """Why the run stays ended: the callback that ended it is there again."""
+    keys = [callback.state_key for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    return f"EarlyStopping ended the run: {ended['why']}" if ended and ended["by"] in keys else None
 
 
 def over_ranks(sums: dict[str, Tensor]) -> dict[str, list[float]]:

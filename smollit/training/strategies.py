@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import MixedPrecision
 
 
@@ -37,7 +37,9 @@ class Sharded2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
 
-def register() -> None:
-    """Make the names known to `Trainer(strategy=...)`."""
-    StrategyRegistry.register("fsdp", ShardedStrategy, "FSDP, reduced in fp32", override=True)
-    StrategyRegistry.register("fsdp2", Sharded2Strategy, "FSDP2, data parallel", override=True)
+BY_NAME: dict[str, type[Strategy]] = {"fsdp": ShardedStrategy, "fsdp2": Sharded2Strategy}
+
+
+def by_name(strategy: str | Strategy) -> str | Strategy:
+    """Our strategy for `fsdp` and `fsdp2`; anything else as it is, for Lightning's registry."""
+    return BY_NAME[strategy]() if isinstance(strategy, str) and strategy in BY_NAME else strategy

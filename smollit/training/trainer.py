@@ -1,18 +1,27 @@
 """SmollitTrainer: Lightning's Trainer with run folders, exact resume, and intervals in optimizer steps."""
 
+import inspect
 import logging
+import os
+from ast import literal_eval
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
 
+from smollit.modules import FineTuningModule
 from smollit.training.checkpoint_io import (
     AtomicCheckpointIO,
     PeriodicCheckpoint,
+    best_checkpoint,
     check_readable,
     check_resumable,
     latest_checkpoint,
@@ -26,17 +35,36 @@ from smollit.training.quiet import quiet
 from smollit.training.schedule import ValidateEverySteps
 from smollit.training.state import RunState
 from smollit.training.stop import GracefulStop
-from smollit.training.strategies import register
+from smollit.training.strategies import by_name
 from smollit.training.summary import StartSummary
 
 log = logging.getLogger(__name__)
-register()
+DEFAULT_ROOT = "runs/default"
 
 
 class SmollitTrainer(Trainer):
-    """Lightning's Trainer for one run in one folder.
+    """Lightning's Trainer, for one run in one folder.
 
-    What every run needs is built in code, so a config that replaces the list of callbacks can't lose it.
+    With any LightningModule it does what Trainer does, with these exceptions:
+
+    - `default_root_dir` is `runs/default` unless it is set;
+    - `val_every_n_steps` and `checkpoint_every_n_steps` are intervals in optimizer steps;
+    - checkpoint files are written whole or not at all;
+    - `strategy="fsdp"` reduces gradients in fp32 and saves whole checkpoints; `"fsdp2"` is data parallel FSDP2;
+    - Lightning's advertisements and a few of its notes are not shown (see quiet.py).
+
+    A FineTuningModule gets, besides, what every run of smollit promises:
+
+    - TensorBoard events and checkpoints lie in the run's folder itself, not in `lightning_logs/version_n`;
+    - a checkpoint stands at the end of an optimizer step, and a run that resumes from it is equal to the bit to one
+      that never stopped: it also holds random states, pending metrics, and the settings, which a resume compares;
+    - SIGTERM and Ctrl-C finish the optimizer step and save last.ckpt, as does the end of training;
+    - only `ckpt_path` resumes, and `last` is the newest checkpoint of the run's folder;
+    - a start summary, predictions in a file, and advice when memory runs out.
+
+    A plain Trainer with a ChatDataModule resumes at the right batch too, since the position in the data is in the
+    data module's state. It does not keep random states and pending metrics, loses the gradients of an unfinished
+    accumulation window, and takes every epoch to be as long as the first.
 
     Args:
         default_root_dir: The run's folder: config.yaml, checkpoints/, TensorBoard events, exports.
@@ -46,151 +74,262 @@ class SmollitTrainer(Trainer):
             training and at a stop.
         keep_checkpoints: How many of those to keep, besides last.ckpt.
         force_resume: Let a resumed run change settings that give its saved state another meaning.
+        strategy: How the work is divided among devices: `auto`, `ddp`, `fsdp`, `fsdp2`, or a Strategy.
         callbacks: Callbacks besides the built-in ones.
         logger: true logs to TensorBoard in the run's folder; false logs nothing.
         enable_checkpointing: false saves no checkpoints at all.
+        enable_progress_bar: false shows no progress bar.
+        enable_model_summary: true adds Lightning's table of modules to the start summary.
         use_distributed_sampler: Leave this false: the data module deals rows out to the devices itself.
-        enable_model_summary: true adds Lightning's table of modules to our own summary.
         **options: All other options of Lightning's Trainer.
     """
 
     def __init__(
         self,
-        default_root_dir: str = "runs/default",
+        default_root_dir: str | Path | None = DEFAULT_ROOT,
+        *,
         val_every_n_steps: int | None = None,
         checkpoint_every_n_steps: int | None = None,
         keep_checkpoints: int = 2,
         force_resume: bool = False,
+        strategy: str | Strategy = "auto",
         callbacks: list[Callback] | Callback | None = None,
-        logger: Any = True,
-        enable_checkpointing: bool = True,
+        logger: Any = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
         use_distributed_sampler: bool = False,
-        enable_model_summary: bool = False,
         **options: Any,
     ) -> None:
-        quiet()
-        root = Path(default_root_dir)
-        self.run_state = RunState()
-        self.run_state.force = force_resume
-        self.checkpoint_folder = root / "checkpoints"
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        built_in: list[Callback] = [self.run_state, StartSummary(), WritePredictions(), OutOfMemory()]
+        named = {
+            "strategy": None if strategy == "auto" else strategy,
+            "logger": logger,
+            "enable_checkpointing": enable_checkpointing,
+            "enable_progress_bar": enable_progress_bar,
+            "enable_model_summary": enable_model_summary,
+        }
+        options = from_environment() | options | {name: value for name, value in named.items() if value is not None}
+        options["strategy"] = by_name(options.get("strategy", "auto"))
+        if default_root_dir != DEFAULT_ROOT or "default_root_dir" not in options:
+            options["default_root_dir"] = default_root_dir
+        root = Path(options["default_root_dir"] or Path.cwd())
+        self.callbacks: list[Callback]
+        self.run_state = RunState(force_resume)
+        self.checkpoint_folder = root / "checkpoints"
+        extra: list[Callback] = []
         if val_every_n_steps is not None:
-            built_in.append(ValidateEverySteps(val_every_n_steps))
-        if enable_checkpointing and checkpoint_every_n_steps is not None:
-            built_in.append(PeriodicCheckpoint(self.checkpoint_folder, checkpoint_every_n_steps, keep_checkpoints))
-        if options.get("enable_progress_bar") is not False and not any(isinstance(c, AnyProgressBar) for c in given):
-            built_in.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
-        if logger is True:
-            logger = TensorBoardLogger(save_dir=str(root), name="", version="", default_hp_metric=False)
-        super().__init__(
-            default_root_dir=str(root),
-            # The stop is asked last: it leaves the run when all others have seen the batch.
-            callbacks=[*built_in, *given, GracefulStop(self.checkpoint_folder if enable_checkpointing else None)],
-            logger=logger,
-            enable_checkpointing=enable_checkpointing and any(isinstance(c, Checkpoint) for c in built_in + given),
-            enable_model_summary=enable_model_summary,
-            use_distributed_sampler=use_distributed_sampler,
-            **options,
-        )
-        if self.strategy._checkpoint_io is None:  # the user gave none of their own
+            extra.append(ValidateEverySteps(val_every_n_steps))
+            options |= interval_in_batches(val_every_n_steps, options)
+        saves = options.get("enable_checkpointing") is not False
+        if saves and checkpoint_every_n_steps is not None:
+            extra.append(PeriodicCheckpoint(self.checkpoint_folder, checkpoint_every_n_steps, keep_checkpoints))
+        with quiet():
+            super().__init__(callbacks=[*given, *extra], use_distributed_sampler=use_distributed_sampler, **options)
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
+        self._given = [*given, *extra]
+        self._saves = saves
+        self._shows_modules = options.get("enable_model_summary") is True
+        self._logs_to_root = options.get("logger") in (None, True) and not self.fast_dev_run  # type: ignore[attr-defined]
+        self._is_prepared = self.barebones  # then nothing is added
 
-    def fit(  # type: ignore[override]
+    # ---- what a run of smollit promises
+
+    def prepare(self, model: LightningModule | None) -> bool:
+        """Add, once, what every run of a FineTuningModule has; return whether `model` is one."""
+        if not isinstance(model or self.lightning_module, FineTuningModule):
+            return False
+        if self._is_prepared:
+            return True
+        self._is_prepared = True
+        root = str(self.default_root_dir)
+        if self._logs_to_root:
+            self.loggers = [TensorBoardLogger(save_dir=root, name="", version="", default_hp_metric=False)]
+        by_default: list[Callback] = [callback for callback in self.callbacks if callback not in self._given]
+        replaced = [c for c in by_default if type(c) is ModelCheckpoint or isinstance(c, ModelSummary | AnyProgressBar)]
+        first: list[Callback] = [self.run_state, StartSummary(), WritePredictions(), OutOfMemory()]
+        if any(isinstance(callback, AnyProgressBar) for callback in replaced):
+            first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
+        kept = [callback for callback in self.callbacks if callback not in replaced or self._keeps(callback)]
+        checkpoints = [callback for callback in kept if isinstance(callback, Checkpoint)]
+        others = [callback for callback in kept if callback not in checkpoints]
+        # The stop is asked last: it leaves the run when all others have seen the batch.
+        stop = GracefulStop(self.checkpoint_folder if self._saves else None)
+        self.callbacks = [*first, *others, stop, *checkpoints]
+        return True
+
+    def _keeps(self, callback: Callback) -> bool:
+        """Whether a callback that Lightning added by default was asked for by name."""
+        return isinstance(callback, ModelSummary) and self._shows_modules
+
+    @contextmanager
+    def _resumes_only_from(self, path: str | None) -> Iterator[None]:
+        """Only `ckpt_path` resumes: Lightning also goes by what OnExceptionCheckpoint and SLURM left in the folder."""
+        self.ckpt_path = None
+        self._checkpoint_connector._user_managed = path is None
+        try:
+            yield
+        finally:
+            self._checkpoint_connector._user_managed = False
+
+    def _resume_path(self, ckpt_path: str | Path | None) -> str | None:
+        newest = latest_checkpoint(self.checkpoint_folder)
+        if ckpt_path == "last" and newest is None:
+            return None
+        if ckpt_path is None:
+            if newest is not None:
+                log.warning("%s holds checkpoints of an earlier run: a new run replaces them", self.checkpoint_folder)
+            return None
+        path = self.find_checkpoint(ckpt_path)
+        assert path is not None
+        check_resumable(path)
+        return path
+
+    def find_checkpoint(self, ckpt_path: str | Path | None) -> str | None:
+        """The file that `ckpt_path` means, or None for the model as it is.
+
+        Args:
+            ckpt_path: A path; `last` is the newest of the run's folder, `best` the one that a ModelCheckpoint keeps.
+
+        Raises:
+            ValueError: If it is missing or can't be read, or the run has no such checkpoint.
+        """
+        if ckpt_path is None:
+            return None
+        if ckpt_path == "last":
+            path = latest_checkpoint(self.checkpoint_folder)
+        elif ckpt_path == "best":
+            path = best_checkpoint(self.callbacks, self.checkpoint_folder)
+        else:
+            path = Path(ckpt_path)
+        if path is None:
+            raise ValueError(
+                f"there is no {ckpt_path} checkpoint in {self.checkpoint_folder}: train first"
+                f"{' with a ModelCheckpoint that monitors a metric' if ckpt_path == 'best' else ''}, or set `ckpt_path`"
+                " to a file, or to null for the model as it is"
+            )
+        check_readable(path)
+        return str(path)
+
+    # ---- Trainer's methods
+
+    def fit(
         self,
         model: LightningModule,
         train_dataloaders: Any | None = None,
         val_dataloaders: Any | None = None,
         datamodule: LightningDataModule | None = None,
-        ckpt_path: str | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
     ) -> None:
-        """Train, or go on training.
+        """Train, or resume training.
 
         Args:
-            model: What to train.
+            model: The module to train.
             train_dataloaders: Batches, if there is no data module.
             val_dataloaders: Batches, if there is no data module.
             datamodule: Where batches come from.
             ckpt_path: A checkpoint to resume from; `last` takes the newest of the run's folder, or starts if there is
-                none; null starts anew.
+                none; null starts a new run.
+            weights_only: false lets a checkpoint of your own execute code; smollit's need none.
         """
-        newest = latest_checkpoint(self.checkpoint_folder)
-        if ckpt_path == "last":
-            ckpt_path = str(newest) if newest else None
-        if ckpt_path is not None:
-            check_resumable(ckpt_path)
-        elif newest is not None:
-            log.warning("%s holds checkpoints of an earlier run: a new run replaces them", self.checkpoint_folder)
-        # Lightning goes on by itself from what some callbacks and SLURM left behind: here only `ckpt_path` resumes.
-        self._checkpoint_connector._user_managed = ckpt_path is None
+        data = (train_dataloaders, val_dataloaders, datamodule)
+        if not self.prepare(model):
+            return super().fit(model, *data, ckpt_path, weights_only)
+        path = self._resume_path(ckpt_path)
         if isinstance(self.accelerator, CPUAccelerator):
             keep_freed_memory()
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, True)
-        self._checkpoint_connector._user_managed = False
-        if ckpt_path is not None and not self.run_state.has_trained:
-            log.info(
-                "nothing to do: %s is at step %s, and `trainer.max_steps` or `max_epochs` asks for no more",
-                ckpt_path,
-                self.global_step,
-            )
+        with quiet(), self._resumes_only_from(path):
+            super().fit(model, *data, path, True if weights_only is None else weights_only)
+        if path is not None and not self.run_state.has_trained:
+            log.info("nothing to do: %s is at step %s, and %s", path, self.global_step, self.run_state.why_ended(self))
+        return None
 
-    def validate(  # type: ignore[override]
+    def validate(
         self,
-        model: LightningModule,
+        model: LightningModule | None = None,
         dataloaders: Any | None = None,
-        ckpt_path: str | None = None,
+        ckpt_path: str | Path | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
     ) -> Any:
         """Measure the validation split.
 
         Args:
-            model: What to measure.
+            model: The module to measure; null takes the one that was trained.
             dataloaders: Batches, if there is no data module.
-            ckpt_path: A checkpoint to measure; `last` takes the newest of the run's folder; null the model as it is.
-            verbose: Print the figures.
+            ckpt_path: A checkpoint to measure; `last` takes the newest of the run's folder, `best` the best by a
+                ModelCheckpoint's metric; null the model as it is.
+            verbose: Print the metrics.
             datamodule: Where batches come from.
+            weights_only: false lets a checkpoint of your own execute code; smollit's need none.
         """
-        return super().validate(model, dataloaders, self.find_checkpoint(ckpt_path), verbose, datamodule, True)
+        model, path, safe = self._evaluated(model, ckpt_path, weights_only)
+        with quiet():
+            return super().validate(model, dataloaders, path, verbose, datamodule, safe)
 
-    def test(  # type: ignore[override]
+    def test(
         self,
-        model: LightningModule,
+        model: LightningModule | None = None,
         dataloaders: Any | None = None,
-        ckpt_path: str | None = None,
+        ckpt_path: str | Path | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
     ) -> Any:
         """Measure the test split.
 
         Args:
-            model: What to measure.
+            model: The module to measure; null takes the one that was trained.
             dataloaders: Batches, if there is no data module.
-            ckpt_path: A checkpoint to measure; `last` takes the newest of the run's folder; null the model as it is.
-            verbose: Print the figures.
+            ckpt_path: A checkpoint to measure; `last` takes the newest of the run's folder, `best` the best by a
+                ModelCheckpoint's metric; null the model as it is.
+            verbose: Print the metrics.
             datamodule: Where batches come from.
+            weights_only: false lets a checkpoint of your own execute code; smollit's need none.
         """
-        return super().test(model, dataloaders, self.find_checkpoint(ckpt_path), verbose, datamodule, True)
+        model, path, safe = self._evaluated(model, ckpt_path, weights_only)
+        with quiet():
+            return super().test(model, dataloaders, path, verbose, datamodule, safe)
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
-        model: LightningModule,
+        model: LightningModule | None = None,
         dataloaders: Any | None = None,
         datamodule: LightningDataModule | None = None,
         return_predictions: bool | None = None,
-        ckpt_path: str | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
     ) -> Any:
-        """Answer the prompts of a split.
+        """Respond to the prompts of a split.
 
         Args:
-            model: What answers.
+            model: The module that responds; null takes the one that was trained.
             dataloaders: Batches, if there is no data module.
             datamodule: Where batches come from.
-            return_predictions: Return the answers, from Python.
-            ckpt_path: A checkpoint that answers; `last` takes the newest of the run's folder; null the model as it is.
+            return_predictions: Return the responses, from Python.
+            ckpt_path: A checkpoint that responds; `last` takes the newest of the run's folder, `best` the best by a
+                ModelCheckpoint's metric; null the model as it is.
+            weights_only: false lets a checkpoint of your own execute code; smollit's need none.
         """
+        model, path, safe = self._evaluated(model, ckpt_path, weights_only)
+        with quiet():
+            return super().predict(model, dataloaders, datamodule, return_predictions, path, safe)
+
+    def _evaluated(
+        self, model: LightningModule | None, ckpt_path: str | Path | None, weights_only: bool | None
+    ) -> tuple[LightningModule | None, str | Path | None, bool | None]:
+        """Module, checkpoint and `weights_only` of a command that does not train."""
+        if not self.prepare(model):
+            return model, ckpt_path, weights_only
         path = self.find_checkpoint(ckpt_path)
-        return super().predict(model, dataloaders, datamodule, return_predictions, path, True)
+        if model is None and path is None:  # Lightning: the best of the run
+            best = best_checkpoint(self.callbacks, self.checkpoint_folder)
+            path = str(best) if best else None
+            model = self.lightning_module
+        return model, path, True if weights_only is None else weights_only
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -198,20 +337,28 @@ class SmollitTrainer(Trainer):
         steps = num_steps(self)
         return super().estimated_stepping_batches if steps is None else steps
 
-    def find_checkpoint(self, ckpt_path: str | None) -> str | None:
-        """The file that `ckpt_path` means, or None for the model as it is.
 
-        Raises:
-            ValueError: If it is missing or can't be read, or is `last` and the run has none.
-        """
-        if ckpt_path == "last":
-            newest = latest_checkpoint(self.checkpoint_folder)
-            if newest is None:
-                raise ValueError(
-                    f"there is no checkpoint in {self.checkpoint_folder}: train first, or set `ckpt_path` to a file,"
-                    " or to null for the model as it is"
-                )
-            ckpt_path = str(newest)
-        if ckpt_path is not None:
-            check_readable(ckpt_path)
-        return ckpt_path
+def from_environment() -> dict[str, Any]:
+    """Trainer's arguments from PL_TRAINER_<ARGUMENT>: Lightning looks for the name of the class, which is ours."""
+    found: dict[str, Any] = {}
+    for name in inspect.signature(Trainer).parameters:
+        value = os.environ.get(f"PL_TRAINER_{name.upper()}")
+        if value:
+            found[name] = value
+            with suppress(ValueError, SyntaxError):
+                found[name] = literal_eval(value)
+    return found
+
+
+def interval_in_batches(every_n_steps: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Trainer's arguments for a validation every so many optimizer steps.
+
+    Lightning's EarlyStopping and ModelCheckpoint read them: their defaults mean once per epoch.
+
+    Raises:
+        ValueError: If the interval is given in micro-batches too.
+    """
+    if options.get("val_check_interval") is not None:
+        raise ValueError("`trainer.val_check_interval` has no effect beside `val_every_n_steps`: set only one of them")
+    batches = every_n_steps * (options.get("accumulate_grad_batches") or 1)
+    return {"val_check_interval": batches, "check_val_every_n_epoch": None}
