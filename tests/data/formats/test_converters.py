@@ -1,56 +1,31 @@
-"""Every format becomes the same chats and pairs, whatever the rows look like."""
+"""Rows of every format become the same chats and pairs, or a BadRow that says why and where."""
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
 
-from smollit.data.formats.converters import to_record
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.converters import decode_row, to_record
 from smollit.data.formats.drop_reason import BadRow
-from smollit.data.formats.format import Format
-from smollit.data.formats.types import Conversation, Kind, Preference, Text, drop_nulls
+from smollit.data.formats.types import Conversation, Kind, Preference, Text
+from tests.data.formats.conftest import (
+    HI,
+    Row,
+    assistant,
+    bad,
+    columns_of,
+    gpt,
+    human,
+    known,
+    pair,
+    system,
+    turns,
+    user,
+)
 
-Row = dict[str, Any]
-
-
-def system(content: Any) -> Row:
-    return {"role": "system", "content": content}
-
-
-def user(content: Any) -> Row:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any) -> Row:
-    return {"role": "assistant", "content": content}
-
-
-def human(value: Any) -> Row:
-    return {"from": "human", "value": value}
-
-
-def gpt(value: Any) -> Row:
-    return {"from": "gpt", "value": value}
-
-
-def columns_of(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def known(rows: list[Row], kind: Kind = "chat", **options: Any) -> Format:
-    return recognise(columns_of(rows), rows, kind=kind, **options)
-
-
-def bad(row: Row, format: Format) -> BadRow:
-    with pytest.raises(BadRow) as caught:
-        to_record(row, format)
-    return caught.value
-
-
-HI = [user("hi"), assistant("yo")]
 CHATS: dict[str, tuple[list[Row], list[list[Row]]]] = {
     "messages": (
         [
@@ -95,7 +70,7 @@ CHATS: dict[str, tuple[list[Row], list[list[Row]]]] = {
             {"prompt": [user("hi")], "completion": [assistant("yo")]},
             {"prompt": [*HI, user("more")], "completion": [assistant("no")]},
         ],
-        # The answers of the prompt are context.
+        # The assistant turns of the prompt are context.
         [HI, [HI[0], HI[1] | {"train": False}, user("more"), assistant("no")]],
     ),
     "alpaca": (
@@ -160,25 +135,17 @@ PAIRS: dict[str, tuple[list[Row], list[tuple[Any, ...]]]] = {
 # ---- rows of every format
 
 
-# case: template-07
-@pytest.mark.parametrize("name", CHATS)
-def test_chats_of_every_format(name: str) -> None:
+# case: template-07 data-03
+@pytest.mark.parametrize("name", [*CHATS, *PAIRS])
+def test_rows_of_every_format(name: str) -> None:
     """Written by hand: what a row says, and the turns that it means."""
-    rows, expected = CHATS[name]
-    format = known(rows)
+    kind: Kind = "chat" if name in CHATS else "preference"
+    rows, expected = (CHATS | PAIRS)[name]
+    format = known(rows, kind)
     assert format.name == ("messages" if name.startswith("messages") else name.split()[0])
     records = [to_record(row, format) for row in rows]
-    assert [record.messages for record in records if isinstance(record, Conversation)] == expected
-
-
-# case: data-03
-@pytest.mark.parametrize("name", PAIRS)
-def test_pairs_of_every_format(name: str) -> None:
-    rows, expected = PAIRS[name]
-    format = known(rows, "preference")
-    assert format.name == name.split()[0]
-    records = [to_record(row, format) for row in rows]
-    assert [(r.prompt, r.chosen, r.rejected, r.score_gap) for r in records if isinstance(r, Preference)] == expected
+    found = [one.messages if isinstance(one, Conversation) else tuple(vars(one).values()) for one in records]
+    assert found == expected
 
 
 # case: template-03
@@ -186,12 +153,11 @@ def test_pairs_of_every_format(name: str) -> None:
 def test_arrow_changes_nothing(name: str) -> None:
     """Arrow gives each row all keys of all rows, as None; one of mixed texts and parts it refuses."""
     kind: Kind = "chat" if name in CHATS else "preference"
-    rows = (CHATS if kind == "chat" else PAIRS)[name][0]
+    rows = (CHATS | PAIRS)[name][0]
     stored = Dataset.from_list([{column: row.get(column) for column in columns_of(rows)} for row in rows])
-    filled = [{column: drop_nulls(value) for column, value in row.items()} for row in stored]
-    assert recognise(stored.column_names, list(stored), kind=kind) == known(rows, kind)
     format = known(rows, kind)
-    assert [to_record(row, format) for row in filled] == [to_record(row, format) for row in rows]
+    assert known(list(stored), kind) == format
+    assert [to_record(decode_row(row), format) for row in stored] == [to_record(row, format) for row in rows]
     assert [to_record(row, format) for row in stored] == [to_record(row, format) for row in rows]
 
 
@@ -199,44 +165,165 @@ def test_arrow_changes_nothing(name: str) -> None:
 def test_json_text_in_a_cell_changes_nothing(name: str) -> None:
     """As in CSV files."""
     rows, expected = CHATS[name]
-    cells = [
-        {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()} for row in rows
-    ]
-    format = known(cells)
-    assert format == known(rows)
-    assert [asdict(to_record(cell, format))["messages"] for cell in cells] == expected
+    cells = [{key: item if isinstance(item, str) else json.dumps(item) for key, item in row.items()} for row in rows]
+    assert known(cells) == known(rows)
+    assert [asdict(to_record(cell, known(rows)))["messages"] for cell in cells] == expected
 
 
 def test_plain_text() -> None:
-    """The text as it is, with its blanks; nothing but blanks is a bad row."""
+    """The text as it is, with its whitespace; nothing but whitespace is a bad row."""
     format = known([{"text": " Once.\n"}])
     assert to_record({"text": " Once.\n"}, format) == Text(" Once.\n")
-    assert bad({"text": " \n"}, format).reason == "empty text"
-    assert bad({"text": None}, format).reason == "missing value"
-    assert bad({"text": ["a"]}, format).reason == "content is not text"
+    for value, reason in ((" \n", "empty text"), (None, "missing value"), (["a"], "content is not text")):
+        assert bad({"text": value}, format).reason == reason
+
+
+# case: template-03
+def test_nulls_inside_values_are_left_out_at_any_depth() -> None:
+    """Arrow gives every struct all keys of the column, filled with None."""
+    row = {"messages": [user("a") | {"calls": None}, {"f": [{"x": 1, "y": None}], "z": 0}], "none": None}
+    assert decode_row(row) == {"messages": [user("a"), {"f": [{"x": 1}], "z": 0}], "none": None}
+
+
+# case: template-03
+def test_null_content_beside_tool_calls_is_empty_text() -> None:
+    """null -> "", and keys that are null are gone."""
+    call = {"role": "assistant", "content": None, "name": None, "tool_calls": [{"name": "add"}]}
+    assert turns({"messages": [user("hi"), call]})[1] == assistant("") | {"tool_calls": [{"name": "add"}]}
 
 
 # case: template-10
 def test_a_completion_may_continue_the_prompt() -> None:
     """prompt [q, "The sum"] + " is 4": two assistant turns in a row, of which the first is context."""
     row = {"prompt": [user("q"), assistant("The sum")], "completion": " is 4"}
-    record = to_record(row, known([row]))
-    assert asdict(record)["messages"] == [user("q"), assistant("The sum") | {"train": False}, assistant(" is 4")]
-    row = {"prompt": [user("q"), assistant("x"), assistant("y")], "completion": "z"}
-    assert bad(row, known([row])).reason == "odd role order"
+    assert turns(row) == [user("q"), assistant("The sum") | {"train": False}, assistant(" is 4")]
+    assert bad({"prompt": [user("q"), assistant("x"), assistant("y")], "completion": "z"}).reason == "odd role order"
+
+
+def test_a_name_begins_a_turn_only_after_an_empty_line() -> None:
+    assert turns({"text": "Human: a\nHuman: b\n\nAssistant: c"}) == [user("a\nHuman: b"), assistant("c")]
+
+
+@pytest.mark.parametrize("text", ["Once.", "Once.\n\nHuman: a\n\nAssistant: b"])
+def test_a_text_among_dialogues_is_a_bad_row(text: str) -> None:
+    """Two dialogues to one text: the text does not begin with a turn."""
+    rows: list[Row] = [*CHATS["dialogue"][0], {"text": text}]
+    assert bad(rows[2], known(rows)).reason == "malformed dialogue"
+
+
+# case: template-10
+@pytest.mark.parametrize(
+    ("names", "role"),
+    [
+        ("human user prompter Human USER", "user"),
+        ("gpt assistant chatgpt gpt4 gpt-4 bard bing claude gemini model bot chatbot ai function_call", "assistant"),
+        ("tool function observation tool_response function_response ipython", "tool"),
+    ],
+)
+def test_names_of_roles(names: str, role: str) -> None:
+    for name in names.split():
+        said = [{"from": "system", "value": "s"}, {"from": name, "value": "a"}]
+        said += [gpt("b")] if role != "assistant" else []
+        assert turns({"conversations": said})[1] == {"role": role, "content": "a"}
+
+
+# case: template-10
+@pytest.mark.parametrize("after", [[], [assistant("c")]])
+def test_roles_that_the_user_lists_are_kept(after: list[Row]) -> None:
+    """Such a role may also be the one that responds. Else it is unknown, and the detail says how to list it."""
+    messages = [user("a"), {"role": "critic", "content": "b"}, *after]
+    assert turns({"messages": messages}, extra_roles=["critic"]) == messages
+    assert "messages[1].role is 'critic'" in bad({"messages": messages}).detail
+    assert "data.extra_roles" in bad({"messages": messages}).detail
+
+
+@pytest.mark.parametrize("message", [human("a"), {"role": "Human", "content": "a"}])
+def test_sharegpt_is_named_where_the_user_wants_messages(message: Row) -> None:
+    caught = bad({"messages": [message, assistant("b")]}, known([{"messages": HI}], format="messages"))
+    assert caught.reason == "unknown role"
+    assert "`data.format: sharegpt` reads it" in caught.detail
 
 
 @pytest.mark.parametrize(
-    ("row", "cause", "named"),
+    ("said", "meant"),
+    [
+        ({"train": False}, {"train": False}),
+        ({"train": True}, {"train": True}),
+        ({"weight": 0}, {"train": False}),
+        ({"weight": 1.0}, {}),
+        ({"weight": 1, "train": True}, {"train": True}),
+        ({"train": 0, "weight": 0.0}, {"train": False}),
+        ({"train": None, "weight": None}, {}),
+    ],
+)
+def test_train_and_weight_become_one_key(said: Row, meant: dict[str, bool]) -> None:
+    assert turns({"messages": [user("a"), assistant("b") | said]}) == [user("a"), assistant("b") | meant]
+
+
+# ---- pairs
+
+
+def test_system_text_of_the_conversations_is_kept() -> None:
+    """`prompt` holds only the user's turn; the conversations also have the system text."""
+    row = {"prompt": "q"} | {name: [system("s"), user("q"), assistant(name)] for name in ("chosen", "rejected")}
+    assert pair(row)[0] == [system("s"), user("q")]
+
+
+@pytest.mark.parametrize("wrap", [str, lambda text: [assistant(text)]])
+@pytest.mark.parametrize("prompt", ["q", [user("q")], json.dumps([user("q")])])
+def test_texts_and_single_messages_are_the_same_pair(wrap: Any, prompt: Any) -> None:
+    assert pair({"prompt": prompt, "chosen": wrap("a"), "rejected": wrap("b")}) == PAIR
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"x": 1}]', "[1, 2]", "[{not json", '{"role": "user"}', '[{"from": "a", "to": "b"}]']
+)
+def test_responses_that_only_look_like_messages_stay_text(text: str) -> None:
+    assert pair({"prompt": "q", "chosen": text, "rejected": "b"})[1] == assistant(text)
+
+
+def test_messages_printed_by_python_are_not_a_response() -> None:
+    """str(list) in a CSV cell would otherwise become the response's text."""
+    row = {"prompt": "q", "chosen": str([user("q"), assistant("a")]), "rejected": "b"}
+    assert bad(row).reason == "malformed messages"
+
+
+# case: template-10
+def test_a_prompt_may_end_with_a_tool_result_or_the_start_of_the_response() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "ask"}]}
+    prompt = [user("q"), call, {"role": "tool", "content": "42"}]
+    row = {"prompt": prompt, "chosen": "a", "rejected": "b"}
+    assert [turn["role"] for turn in pair(row)[0]] == ["user", "assistant", "tool"]
+    prompt = [user("q"), assistant("The sum")]
+    row = {"prompt": prompt, "chosen": " is 4", "rejected": " is 5"}
+    assert pair(row) == (prompt, assistant(" is 4"), assistant(" is 5"), None)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "gap"),
+    [(1, 3, -2.0), ("4.5", " 4 ", 0.5), ("", "4", None), (None, None, None), ("-1", 1.5, -2.5)],
+)
+def test_scores_may_be_texts_or_missing(chosen: Any, rejected: Any, gap: float | None) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": chosen, "score_rejected": rejected}
+    assert pair(row)[3] == gap
+
+
+@pytest.mark.parametrize("score", ["good", "nan", float("nan"), float("inf"), True, [1], 10**400])
+def test_scores_that_are_no_numbers_are_bad_rows(score: Any) -> None:
+    caught = bad({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": score})
+    assert caught.reason == "malformed score"
+    assert "`score_rejected` must be a number" in caught.detail
+
+
+# ---- bad rows: those of messages and of pairs of texts are in test_malformed.py
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "named"),
     [
         ({"conversations": [human("a"), gpt(None)]}, "null content", "conversations[1].value is null"),
         ({"conversations": [human("a"), {"from": "x", "value": "b"}]}, "unknown role", "conversations[1].from is 'x'"),
         ({"conversations": [human("a"), gpt("")]}, "empty response", "conversations[1]"),
-        (
-            {"conversations": [human("a"), human("b"), gpt("c")]},
-            "odd role order",
-            "conversations[0] and conversations[1]",
-        ),
         ({"messages": [system("s"), *HI], "system": "t"}, "two system texts", "`system`"),
         ({"messages": HI, "system": 5}, "content is not text", "system must be text, got 5"),
         ({"prompt": " ", "completion": "a"}, "no prompt", "`prompt`"),
@@ -249,75 +336,38 @@ def test_a_completion_may_continue_the_prompt() -> None:
         ({"instruction": "q", "output": 5}, "content is not text", "output must be text, got 5"),
         ({"text": "Human: a\n\nAssistant: "}, "empty response", "text[1]"),
         ({"text": "Human: a\n\nHuman: b\n\nAssistant: c"}, "odd role order", "text[0] and text[1]"),
+        (
+            {"chosen": "Human: q\n\nAssistant: a", "rejected": "Human: r\n\nAssistant: b"},
+            "prompts differ",
+            "not the same in chosen and rejected",
+        ),
+        (
+            {"chosen": "Human: q\n\nAssistant: a", "rejected": "Human: q\n\nAssistant: a\n\nHuman: c"},
+            "response is not an assistant turn",
+            "`rejected`",
+        ),
+        ({"chosen": "Human: q\n\nAssistant: a", "rejected": "Human: q\n\nAssistant:"}, "empty response", "rejected"),
     ],
 )
-def test_bad_rows_name_the_place(row: Row, cause: str, named: str) -> None:
-    caught = bad(row, known([row]))
-    assert caught.reason == cause
+def test_bad_rows_name_the_column_and_the_message(row: Row, reason: str, named: str) -> None:
+    caught = bad(row)
+    assert caught.reason == reason
     assert named in caught.detail
 
 
-@pytest.mark.parametrize("text", ["Once.", "Once.\n\nHuman: a\n\nAssistant: b"])
-def test_a_text_among_dialogues_is_a_bad_row(text: str) -> None:
-    """Two dialogues to one text: the text does not begin with a turn."""
-    rows: list[Row] = [*CHATS["dialogue"][0], {"text": text}]
-    assert bad(rows[2], known(rows)).reason == "malformed dialogue"
+def test_details_are_short_and_valid_unicode() -> None:
+    """Arrow refuses a lone surrogate; a role of a million characters helps nobody, nor do 1,000 long columns."""
+    chats = known([{"messages": HI}])
+    assert bad({"messages": [{"role": "\ud800" * 10**6, "content": "a"}]}, chats).detail.encode()
+    assert len(bad({"messages": [{"role": "r" * 10**6, "content": "a"}]}, chats).detail) < 300
+    assert len(bad({f"{number}{'x' * 1000}": 1 for number in range(1000)}, chats).detail) < 1500
 
 
-def test_a_name_begins_a_turn_only_behind_an_empty_line() -> None:
-    row = {"text": "Human: a\nHuman: b\n\nAssistant: c"}
-    assert to_record(row, known([row])) == Conversation([user("a\nHuman: b"), assistant("c")])
-
-
-@pytest.mark.parametrize(
-    ("names", "role"),
-    [
-        ("human user prompter Human USER", "user"),
-        ("gpt assistant chatgpt gpt4 gpt-4 bard bing claude gemini model bot chatbot ai function_call", "assistant"),
-        ("tool function observation tool_response function_response ipython", "tool"),
-    ],
-)
-def test_names_of_roles(names: str, role: str) -> None:
-    for name in names.split():
-        row = {"conversations": [{"from": "system", "value": "s"}, {"from": name, "value": "a"}]}
-        if role != "assistant":
-            row["conversations"].append(gpt("b"))
-        assert asdict(to_record(row, known([row])))["messages"][1] == {"role": role, "content": "a"}
-
-
-def test_missing_columns_make_a_short_detail() -> None:
-    row = {f"{number}{'x' * 1000}": 1 for number in range(1000)}
-    assert len(bad(row, recognise(["messages"], [], kind="chat")).detail) < 1500
-
-
-@pytest.mark.parametrize(
-    ("chosen", "rejected", "cause"),
-    [
-        ("Human: q\n\nAssistant: a", "Human: r\n\nAssistant: b", "prompts differ"),
-        ("Human: q\n\nAssistant: a", "Human: q\n\nAssistant: a\n\nHuman: c", "response is not an assistant turn"),
-        ("Human: q\n\nAssistant: a", "Human: q\n\nAssistant:", "empty response"),
-    ],
-)
-def test_bad_pairs_of_dialogues(chosen: str, rejected: str, cause: str) -> None:
-    row = {"chosen": chosen, "rejected": rejected}
-    assert bad(row, known([row], "preference")).reason == cause
-
-
-@pytest.mark.parametrize(
-    ("chosen", "rejected", "gap"),
-    [(1, 3, -2.0), ("4.5", " 4 ", 0.5), ("", "4", None), (None, None, None), ("-1", 1.5, -2.5)],
-)
-def test_scores_may_be_texts_or_missing(chosen: Any, rejected: Any, gap: float | None) -> None:
-    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": chosen, "score_rejected": rejected}
-    assert asdict(to_record(row, known([row], "preference")))["score_gap"] == gap
-
-
-@pytest.mark.parametrize("score", ["good", "nan", float("nan"), float("inf"), True, [1], 10**400])
-def test_scores_that_are_no_numbers_are_bad_rows(score: Any) -> None:
-    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": score}
-    caught = bad(row, known([row], "preference"))
-    assert caught.reason == "malformed score"
-    assert "`score_rejected` must be a number" in caught.detail
+@pytest.mark.parametrize("depth", [500, 200_000])
+def test_what_nests_too_deeply_is_a_bad_row(depth: int) -> None:
+    """JSON text of so many lists, and of an integer that Python refuses to read."""
+    for value in ("[" * depth, f"[{'9' * 5000}]", [10**5000]):
+        assert bad({"messages": value}).reason == "malformed messages"
 
 
 # ---- real rows
@@ -325,23 +375,23 @@ def test_scores_that_are_no_numbers_are_bad_rows(score: Any) -> None:
 
 @pytest.mark.shared
 @pytest.mark.parametrize(("name", "kind"), [("ultrachat_200k", "chat"), ("ultrafeedback_binarized", "preference")])
-def test_real_rows_keep_their_turns(shared: Any, name: str, kind: Kind) -> None:
-    """The columns as they are: of 2,590 rows, 2 have an empty answer; 136 pairs have equal scores."""
+def test_real_rows_keep_their_turns(shared: Path, name: str, kind: Kind) -> None:
+    """The columns as they are: of 2,590 rows, 2 have an empty response; 136 pairs have equal scores."""
     files = sorted((shared / "data" / name / "data").glob("*.parquet"))
     rows = [row for file in files for row in Dataset.from_parquet(str(file))]
     format = known(rows[:100], kind)
-    records, causes = [], []
+    records, reasons = [], []
     for row in rows:
         try:
-            record = to_record(row, format)
+            one = to_record(row, format)
         except BadRow as caught:
-            causes.append(caught.reason)
+            reasons.append(caught.reason)
             continue
-        records.append(record)
-        if isinstance(record, Conversation):
-            assert record.messages == row["messages"]
-        if isinstance(record, Preference):
-            assert [*record.prompt, record.chosen] == row["chosen"]
-            assert [*record.prompt, record.rejected] == row["rejected"]
-    assert causes == ([] if kind == "chat" else ["empty response"] * 2)
-    assert sum(asdict(record).get("score_gap") == 0 for record in records) == (0 if kind == "chat" else 136)
+        records.append(one)
+        if isinstance(one, Conversation):
+            assert one.messages == row["messages"]
+        if isinstance(one, Preference):
+            assert [*one.prompt, one.chosen] == row["chosen"]
+            assert [*one.prompt, one.rejected] == row["rejected"]
+    assert reasons == ([] if kind == "chat" else ["empty response"] * 2)
+    assert sum(asdict(one).get("score_gap") == 0 for one in records) == (0 if kind == "chat" else 136)

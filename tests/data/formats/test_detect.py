@@ -1,7 +1,6 @@
 """Which format a split has: from its columns and first rows, or from the config; and what does not fit."""
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,39 +8,11 @@ import pytest
 from smollit.data.formats.converters import to_record
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.drop_reason import BadRow
-from smollit.data.formats.format import Format
 from smollit.data.formats.messages import Roles
-from smollit.data.formats.types import Conversation, Kind, Preference
+from smollit.data.formats.types import Kind
+from tests.data.formats.conftest import HI, Row, assistant, columns_of, gpt, human, known, pair, turns, user
 
-Row = dict[str, Any]
-
-
-def user(content: str) -> Row:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> Row:
-    return {"role": "assistant", "content": content}
-
-
-def human(value: str) -> Row:
-    return {"from": "human", "value": value}
-
-
-def gpt(value: str) -> Row:
-    return {"from": "gpt", "value": value}
-
-
-HI = [user("hi"), assistant("yo")]
-LEFT = ("messages", "score_chosen")  # one score alone is no score
-
-
-def columns_of(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def known(rows: list[Row], kind: Kind = "chat", **options: Any) -> Format:
-    return recognise(columns_of(rows), rows, kind=kind, **options)
+LONE = ("messages", "score_chosen")  # one score alone is not used
 
 
 def refused(columns: list[str], kind: Kind, rows: list[Row] | None = None, **options: Any) -> str:
@@ -54,7 +25,7 @@ def refused(columns: list[str], kind: Kind, rows: list[Row] | None = None, **opt
 
 
 @pytest.mark.parametrize(
-    ("columns", "kind", "name", "left"),
+    ("columns", "kind", "name", "unused"),
     [
         (["prompt", "prompt_id", "messages"], "chat", "messages", ("prompt", "prompt_id")),
         (["text", "conversations", "messages"], "chat", "messages", ("text", "conversations")),
@@ -62,13 +33,13 @@ def refused(columns: list[str], kind: Kind, rows: list[Row] | None = None, **opt
         (["prompt", "completion", "instruction", "output"], "chat", "prompt_completion", ("instruction", "output")),
         (["instruction", "input", "output", "text"], "chat", "alpaca", ("text",)),
         (["text", "id"], "chat", "text", ("id",)),
-        (["prompt", "chosen", "rejected", "messages", "score_chosen"], "preference", "preference", LEFT),
+        (["prompt", "chosen", "rejected", "messages", "score_chosen"], "preference", "preference", LONE),
     ],
 )
-def test_precedence(columns: list[str], kind: Kind, name: str, left: tuple[str, ...]) -> None:
+def test_precedence(columns: list[str], kind: Kind, name: str, unused: tuple[str, ...]) -> None:
     format = recognise(columns, [], kind=kind)
-    assert (format.name, format.unused) == (name, left)
-    assert "columns not used: " + ", ".join(left) in format.describe()
+    assert (format.name, format.unused) == (name, unused)
+    assert "columns not used: " + ", ".join(unused) in format.describe()
 
 
 def test_a_format_that_the_user_wants_comes_first() -> None:
@@ -77,16 +48,16 @@ def test_a_format_that_the_user_wants_comes_first() -> None:
         assert recognise(columns, [{"messages": HI}], kind="chat", format=name).name == name
 
 
-def test_messages_are_read_strictly_when_the_user_says_so() -> None:
+def test_texts_are_dialogues_where_most_of_them_are() -> None:
+    """One of three is not most."""
+    assert known([{"text": "Human: a\n\nAssistant: b"}, {"text": "Once."}, {"text": "Twice."}]).name == "text"
+
+
+def test_sharegpt_under_messages_is_detected_but_a_format_of_the_user_is_strict() -> None:
     rows = [{"messages": [human("hi"), gpt("yo")]}]
     assert known(rows).name == "sharegpt"
     with pytest.raises(BadRow, match=r"`data\.format: sharegpt` reads it"):
         to_record(rows[0], known(rows, format="messages"))
-
-
-def test_a_dialogue_among_texts_is_a_text() -> None:
-    """One of three."""
-    assert known([{"text": "Human: a\n\nAssistant: b"}, {"text": "Once."}, {"text": "Twice."}]).name == "text"
 
 
 def test_sharegpt_is_described() -> None:
@@ -124,18 +95,9 @@ def test_extra_roles_are_kept_and_described() -> None:
     rows = [{"conversations": [human("a"), {"from": "observation", "value": "b"}, gpt("c")]}]
     format = known(rows, extra_roles=["observation"])
     assert format.roles == Roles(("observation",), sharegpt=True)
-    assert [turn["role"] for turn in asdict(to_record(rows[0], format))["messages"]] == [
-        "user",
-        "observation",
-        "assistant",
-    ]
+    roles = [turn["role"] for turn in turns(rows[0], extra_roles=["observation"])]
+    assert roles == ["user", "observation", "assistant"]
     assert "roles human -> user, gpt -> assistant; extra roles observation" in format.describe()
-
-
-def test_answers_that_look_like_edges_stay_text() -> None:
-    """Only from with value is ShareGPT."""
-    row = {"prompt": "q", "chosen": '[{"from": "a", "to": "b"}]', "rejected": "b"}
-    assert asdict(to_record(row, known([row], "preference")))["chosen"] == assistant(row["chosen"])
 
 
 # ---- the user's mapping
@@ -152,7 +114,7 @@ def test_columns_can_be_mapped() -> None:
         "score_rejected": "down",
     }
     format = known(rows, "preference", mapping=mapping)
-    assert to_record(rows[0], format) == Preference([user("q")], assistant("a"), assistant("b"), score_gap=2.0)
+    assert pair(rows[0], kind="preference", mapping=mapping) == ([user("q")], assistant("a"), assistant("b"), 2.0)
     assert format.unused == ()
     with pytest.raises(BadRow, match="empty response: worse"):
         to_record(rows[0] | {"worse": ""}, format)
@@ -160,8 +122,7 @@ def test_columns_can_be_mapped() -> None:
 
 @pytest.mark.parametrize("part", ["messages", "conversations"])
 def test_messages_and_conversations_are_one_part(part: str) -> None:
-    rows = [{"dialog": [human("hi"), gpt("yo")]}]
-    assert to_record(rows[0], known(rows, mapping={part: "dialog"})) == Conversation(HI)
+    assert turns({"dialog": [human("hi"), gpt("yo")]}, mapping={part: "dialog"}) == HI
 
 
 def test_a_mapping_chooses_among_the_formats_that_fit() -> None:
@@ -171,8 +132,7 @@ def test_a_mapping_chooses_among_the_formats_that_fit() -> None:
 
 
 def test_a_part_can_be_switched_off() -> None:
-    rows = [{"messages": HI, "system": "a version number"}]
-    assert to_record(rows[0], known(rows, mapping={"system": ""})) == Conversation(HI)
+    assert turns({"messages": HI, "system": "a version number"}, mapping={"system": ""}) == HI
 
 
 @pytest.mark.parametrize(
@@ -225,17 +185,16 @@ def test_a_format_says_what_it_needs() -> None:
     )
 
 
-@pytest.mark.parametrize("answer", ["a", [assistant("a")], assistant("a"), json.dumps([assistant("a")])])
-def test_pairs_without_a_prompt_are_refused_at_once(answer: Any) -> None:
-    rows = [{"question": "q", "chosen": answer, "rejected": answer}]
+@pytest.mark.parametrize("response", ["a", [assistant("a")], assistant("a"), json.dumps([assistant("a")])])
+def test_pairs_without_a_prompt_are_refused_at_once(response: Any) -> None:
+    rows = [{"question": "q", "chosen": response, "rejected": response}]
     assert "such as `data.columns: {prompt: question}`" in refused(columns_of(rows), "preference", rows)
 
 
-def test_written_messages_are_no_answer_alone() -> None:
+def test_written_messages_are_not_a_response_alone() -> None:
     """JSON text of a whole conversation brings its prompt."""
     row = {part: json.dumps([user("q"), assistant(part)]) for part in ("chosen", "rejected")}
-    record = to_record(row, known([row], "preference"))
-    assert record == Preference([user("q")], assistant("chosen"), assistant("rejected"))
+    assert pair(row)[:3] == ([user("q")], assistant("chosen"), assistant("rejected"))
 
 
 def test_pairs_of_which_some_lack_a_prompt_are_counted_row_by_row() -> None:
@@ -244,5 +203,5 @@ def test_pairs_of_which_some_lack_a_prompt_are_counted_row_by_row() -> None:
 
 
 def test_without_rows_there_is_nothing_to_refuse() -> None:
-    """Only null answers: the rows are counted, not the split refused."""
+    """Only null responses: the rows are counted, not the split refused."""
     assert known([{"chosen": None, "rejected": None}], "preference").name == "preference"

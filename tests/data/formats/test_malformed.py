@@ -14,32 +14,17 @@ import pytest
 from datasets import Dataset
 
 from smollit.data import ChatDataModule, UltraChatDataModule, UltraFeedbackDataModule
+from tests.conftest import TINY
+from tests.data.formats.conftest import Row, assistant, user
 
-TINY = Path(__file__).resolve().parents[3] / "smollit" / "models" / "tiny"
-Row = dict[str, Any]
 LONG = "long " * 400  # more than `max_length` tokens
 LISTS = ["[]", "[[]]", "[{}]", "[null]", '[{"role": "user", "content": "q"}]', '[{"role": "user"', "{'role': 'user'}"]
 TEXTS = ["", " ", "\n\n", "\ud800", "a\udfffb", "\x00", "\x1b[2J", "\ufeff", "\u202e", "<|im_end|>", "<|im_start|>",
          "x<|im_end|>\n<|im_start|>assistant\nhi", "<|endoftext|>", "{{ 1 / 0 }}", "{% endfor %}", "Human:", "None",
          "\n\nHuman: a\n\nAssistant: b", "nan", "-1", "\ue000\ue001", LONG, "\U0010ffff"]  # fmt: skip
 NUMBERS = [0, 1, -1, 2**63, -(2**70), 10**400, 0.5, math.nan, math.inf, -math.inf, True, False]
-ROLES = [
-    "",
-    "User",
-    "USER ",
-    "bot",
-    "human",
-    "gpt",
-    "root",
-    "system",
-    "tool",
-    "assistant",
-    "user",
-    "\ud800",
-    None,
-    5,
-    [],
-]
+ROLES = ["", "User", "USER ", "bot", "human", "gpt", "root", "system", "tool", "assistant", "user", "\ud800", None, 5,
+         []]  # fmt: skip
 PARTS = [[{"type": "text", "text": "a"}], [{"type": "image_url", "image_url": {"url": "x"}}], [{"type": "text"}], ["a"],
          [None], [[]], [{"text": "a"}], [{"type": None, "text": "a"}], [{"type": "text", "text": 5}]]  # fmt: skip
 CALLS = [{"tool_calls": [{"name": "f", "arguments": {"x": "<|im_end|>"}}]}, {"tool_calls": []}, {"tool_calls": "x"},
@@ -62,14 +47,6 @@ def deep(depth: int) -> Any:
 
 
 POISONS: list[Any] = [None, [], {}, [[]], [None], [{}], {"": {}}, deep(60), *LISTS, *TEXTS, *NUMBERS, *PARTS, *CALLS]
-
-
-def user(content: Any) -> Row:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any) -> Row:
-    return {"role": "assistant", "content": content}
 
 
 # ---- one good row of each format
@@ -210,7 +187,7 @@ def module(tmp_path: Path, dataset: str, is_pair: bool, **options: Any) -> ChatD
     return kind(dataset, **options)
 
 
-def prepared(tmp_path: Path, dataset: str, is_pair: bool, **options: Any) -> ChatDataModule:
+def set_up(tmp_path: Path, dataset: str, is_pair: bool, **options: Any) -> ChatDataModule:
     made = module(tmp_path, dataset, is_pair, **options)
     made.prepare_data()
     made.setup("fit")
@@ -224,13 +201,13 @@ def kept_rows(made: ChatDataModule) -> dict[int, str]:
 
 def details(made: ChatDataModule) -> list[tuple[str, str]]:
     """Cause and detail of every row, straight from the encoder."""
-    (part,) = made.prepared("train")["train"]
+    (part,) = made.parts("train")["train"]
     columns = part.encoder(part.source.rows[:], list(range(len(part.source.rows))))
     return list(zip(columns["problem"], columns["detail"], strict=True))
 
 
 def check(made: ChatDataModule, alone: ChatDataModule, good: list[int]) -> None:
-    """Every row is kept or has a cause and a place; the good rows are kept, and as if alone."""
+    """Every row is kept or has a reason and a place; the good rows are kept, and as if alone."""
     report, kept = made.reports["train"], kept_rows(made)
     assert report.kept + sum(report.dropped.values()) == report.rows
     assert len(kept) == report.kept
@@ -252,8 +229,8 @@ def test_malformed_json_lines_are_counted_and_leave_the_others_alone(tmp_path: P
     name, is_pair = FORMATS[make]
     good = [make(f"good {number}") for number in range(GOOD)]
     rows, places = mixed(spoiled_rows(make, EACH), good)
-    alone = prepared(tmp_path, write_lines(tmp_path / "good.jsonl", good), is_pair, format=name)
-    made = prepared(tmp_path, write_lines(tmp_path / "all.jsonl", rows), is_pair, format=name)
+    alone = set_up(tmp_path, write_lines(tmp_path / "good.jsonl", good), is_pair, format=name)
+    made = set_up(tmp_path, write_lines(tmp_path / "all.jsonl", rows), is_pair, format=name)
     assert made.reports["train"].rows == EACH + GOOD
     assert sum(made.reports["train"].dropped.values()) > EACH / 4
     check(made, alone, places)
@@ -265,7 +242,7 @@ def test_two_processes_count_what_one_counts(tmp_path: Path, make: Any) -> None:
     name, is_pair = FORMATS[make]
     dataset = write_lines(tmp_path / "all.jsonl", mixed(spoiled_rows(make, 1_400), [make("good")])[0])
     one, two = (
-        prepared(tmp_path, dataset, is_pair, format=name, num_proc=number, cache_dir=str(tmp_path / str(number)))
+        set_up(tmp_path, dataset, is_pair, format=name, num_proc=number, cache_dir=str(tmp_path / str(number)))
         for number in (1, 2)
     )
     assert one.reports == two.reports
@@ -308,46 +285,55 @@ def test_malformed_tables_are_counted_too(tmp_path: Path, make: Any, ending: str
         Dataset.from_dict({key: [*map(as_cell, values)] for key, values in columns.items()}).to_csv(dataset)
     else:
         Dataset.from_dict({key: as_column(values) for key, values in columns.items()}).to_parquet(dataset)
-    alone = prepared(tmp_path, write_lines(tmp_path / "good.jsonl", good), is_pair, format=name)
-    check(prepared(tmp_path, dataset, is_pair, format=name), alone, places)
+    alone = set_up(tmp_path, write_lines(tmp_path / "good.jsonl", good), is_pair, format=name)
+    check(set_up(tmp_path, dataset, is_pair, format=name), alone, places)
 
 
 # ---- faults by name
 
 
-PLAIN: dict[str, tuple[Row, str, str]] = {
-    # what is wrong: row, cause, what the detail says
+CHATS: dict[str, tuple[Row, str, str]] = {
+    # what is wrong: row, reason, what the detail says
     "not a list": ({"messages": 5}, "malformed messages", "messages must be a list"),
     "a text": ({"messages": "hello"}, "malformed messages", "messages is a text that is not JSON"),
+    "printed by Python": ({"messages": str([user("q")])}, "malformed messages", "is a text that is not JSON"),
     "nothing": ({}, "missing value", "`messages` is null or missing"),
     "null": ({"messages": None}, "missing value", "`messages` is null or missing"),
     "empty": ({"messages": []}, "empty conversation", "messages is an empty list"),
     "null turn": ({"messages": [user("q"), None]}, "malformed messages", r"messages\[1\] must have `role`"),
     "nested": ({"messages": [[user("q")]]}, "malformed messages", r"messages\[0\] must have `role`"),
+    "lists": ({"messages": {"role": ["user"], "content": ["a"]}}, "malformed messages", "must be a list"),
     "null content": ({"messages": [user("q"), assistant(None)]}, "null content", r"messages\[1\].content"),
     "no content": ({"messages": [user("q"), {"role": "assistant"}]}, "null content", r"messages\[1\].content"),
     "number": ({"messages": [user("q"), assistant(5)]}, "content is not text", r"messages\[1\].content .* got 5"),
+    "object": ({"messages": [user({"a": 1}), assistant("a")]}, "content is not text", r"\[0\].content .* got dict"),
     "NaN": ({"messages": [user(math.nan), assistant("a")]}, "content is not text", r"messages\[0\].content .* got nan"),
     "huge": ({"messages": [user(10**400), assistant("a")]}, "content is not text", r"messages\[0\].content .* got int"),
     "image": ({"messages": [user([{"type": "image"}]), assistant("a")]}, "content is not text", "type 'image'"),
+    "text part": ({"messages": [user(["a"]), assistant("a")]}, "content is not text", r"content\[0\] .* type 'str'"),
     "role": ({"messages": [{"role": "root", "content": "q"}, assistant("a")]}, "unknown role", "'root'"),
+    "role list": ({"messages": [{"role": ["user"], "content": "q"}]}, "unknown role", r"messages\[0\].role is list"),
     "no role": ({"messages": [{"content": "q"}, assistant("a")]}, "unknown role", r"\[0\].role is null or missing"),
     "late system": ({"messages": [user("q"), {"role": "system", "content": "s"}]}, "odd role order", r"messages\[1\]"),
     "two users": ({"messages": [user("q"), user("r"), assistant("a")]}, "odd role order", "both user turns"),
     "two answers": ({"messages": [user("q"), assistant("a"), assistant("b")]}, "odd role order", "both assistant"),
     "no answer": ({"messages": [user("q")]}, "no assistant turn", r"messages\[0\]"),
     "blank answer": ({"messages": [user("q"), assistant(" \n")]}, "empty response", r"messages\[1\] has no text"),
+    "blank later": ({"messages": [user("q"), assistant("a"), user("r"), assistant([])]}, "empty response", r"\[3\]"),
     "surrogate": ({"messages": [user("q\ud800"), assistant("a")]}, "text is not valid Unicode", "lone surrogate"),
     "end inside": ({"messages": [user("q"), assistant("a<|im_end|>b")]}, "end marker in a response", r"messages\[1\]"),
     "weight": ({"messages": [user("q"), assistant("a") | {"weight": 2}]}, "malformed weight", r"messages\[1\].weight"),
+    "half": ({"messages": [user("q"), assistant("a") | {"weight": 0.5}]}, "malformed weight", "1 or 0, got 0.5"),
+    "train text": ({"messages": [user("q"), assistant("a") | {"train": "false"}]}, "malformed weight", "got 'false'"),
     "disagree": ({"messages": [user("q"), assistant("a") | {"weight": 0, "train": True}]},
                  "malformed weight", "disagree"),
     "untrained": ({"messages": [user("q"), assistant("a") | {"train": False}]}, "no loss tokens", "no message"),
     "all cut": ({"messages": [user("q" * 999), assistant("a")]}, "no loss tokens", "max_length is 128"),
     "deep": ({"messages": [user("q"), assistant(deep(900))]}, "content is not text", r"messages\[1\].content"),
 }  # fmt: skip
-PAIRED: dict[str, tuple[Row, str, str]] = {
+PAIRS: dict[str, tuple[Row, str, str]] = {
     "no prompt": ({"chosen": "a", "rejected": "b"}, "no prompt", "there is no `prompt`"),
+    "empty prompt": ({"prompt": "", "chosen": "a", "rejected": "b"}, "no prompt", "there is no `prompt`"),
     "no chosen": ({"prompt": "q", "rejected": "b"}, "missing value", "`chosen` is null or missing"),
     "null rejected": ({"prompt": "q", "chosen": "a", "rejected": None}, "missing value", "`rejected` is null"),
     "equal": ({"prompt": "q", "chosen": "a", "rejected": "a"}, "identical responses", "same text"),
@@ -357,9 +343,18 @@ PAIRED: dict[str, tuple[Row, str, str]] = {
     "blank answer": ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty response", "rejected has no text"),
     "user answers": ({"prompt": "q", "chosen": "a", "rejected": [user("b")]},
                      "response is not an assistant turn", "`rejected`"),
+    "user last": ({"prompt": "q", "chosen": "a", "rejected": [user("q"), user("b")]},
+                  "response is not an assistant turn", "`rejected`"),
+    "tool answers": ({"prompt": "q", "chosen": "a", "rejected": [{"role": "tool", "content": "b"}]},
+                     "response is not an assistant turn", "`rejected`"),
+    "two users": ({"prompt": [user("q"), user("r")], "chosen": "a", "rejected": "b"}, "odd role order", r"prompt\[1\]"),
+    "two answers": ({"prompt": [user("q"), assistant("x"), assistant("y")], "chosen": "a", "rejected": "b"},
+                    "odd role order", r"prompt\[1\] and prompt\[2\]"),
     "other prompt": ({"prompt": "q", "chosen": [user("r"), assistant("a")], "rejected": [user("r"), assistant("b")]},
                      "prompts differ", "`prompt` is not what chosen and rejected begin with"),
     "two prompts": ({"chosen": [user("q"), assistant("a")], "rejected": [user("r"), assistant("b")]},
+                    "prompts differ", "chosen"),
+    "one repeats": ({"prompt": "q", "chosen": [user("q"), assistant("a")], "rejected": "b"},
                     "prompts differ", "chosen"),
     "score": ({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": "high", "score_rejected": 1},
               "malformed score", "`score_chosen` must be a number, got 'high'"),
@@ -370,17 +365,17 @@ PAIRED: dict[str, tuple[Row, str, str]] = {
 }  # fmt: skip
 
 
+# case: template-03 template-07 data-03 data-11
 @pytest.mark.parametrize("is_pair", [False, True])
-def test_each_fault_has_its_cause_and_names_its_place(tmp_path: Path, is_pair: bool) -> None:
-    """In one file behind 20 good rows, so that the format is recognised by itself."""
-    faults = PAIRED if is_pair else PLAIN
-    good = [
-        (text_pair(str(n)) | {"score_chosen": 2, "score_rejected": 1}) if is_pair else messages(str(n))
-        for n in range(20)
-    ]
-    dataset = write_lines(tmp_path / "all.jsonl", [*good, *(row for row, _, _ in faults.values())])
-    made = prepared(tmp_path, dataset, is_pair)
-    assert set(kept_rows(made)) == set(range(20))
-    for (name, (_, cause, place)), said in zip(faults.items(), details(made)[20:], strict=True):
-        assert said[0] == cause, (name, said)
+def test_each_fault_has_its_reason_and_names_its_place(tmp_path: Path, is_pair: bool) -> None:
+    """In one file after 30 good rows, so that the format is detected and most rows can be used."""
+    faults = PAIRS if is_pair else CHATS
+    scores = {"score_chosen": 2, "score_rejected": 1}
+    good = [text_pair(str(n)) | scores if is_pair else messages(str(n)) for n in range(30)]
+    made = set_up(
+        tmp_path, write_lines(tmp_path / "all.jsonl", [*good, *(row for row, _, _ in faults.values())]), is_pair
+    )
+    assert set(kept_rows(made)) == set(range(30))
+    for (name, (_, reason, place)), said in zip(faults.items(), details(made)[30:], strict=True):
+        assert said[0] == reason, (name, said)
         assert re.search(place, said[1]), (name, said)
