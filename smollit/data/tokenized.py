@@ -22,7 +22,7 @@ from smollit.data.template.tokenize import load_tokenizer
 
 log = logging.getLogger("smollit.data")
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-SOURCE_SETTINGS = ("dataset", "train_split", "format", "columns", "extra_roles")
+SOURCE_SETTINGS = ("dataset", "train_split", "format", "columns", "extra_roles", "convert")
 TEMPLATE_SETTINGS = ("tokenizer_name", "chat_template", "add_tokens", "default_system")
 ENCODE_SETTINGS = tuple(field.name for field in fields(EncodeOptions) if field.name != "kind")
 
@@ -43,6 +43,7 @@ class TokenizedDataModule(LightningDataModule):
             with turns that start with `Human:` and `Assistant:`) or `preference`; `auto` detects it from the columns.
         columns: Columns that have another name than their part, such as {messages: dialog}.
         extra_roles: Roles that messages may have besides system, user, assistant and tool.
+        convert: Function of your own that turns each row into one of a known format, such as `my_module.from_threads`.
         tokenizer_name: Hub id or folder of the tokenizer; null takes the model's.
         chat_template: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
         add_tokens: Add the template's markers to the tokenizer as single tokens where they are not. The model gets
@@ -79,6 +80,7 @@ class TokenizedDataModule(LightningDataModule):
         format: FormatName = "auto",
         columns: dict[str, str] | None = None,
         extra_roles: list[str] | None = None,
+        convert: str | None = None,
         tokenizer_name: str | None = None,
         chat_template: str = "auto",
         add_tokens: bool = False,
@@ -108,6 +110,7 @@ class TokenizedDataModule(LightningDataModule):
             columns=columns,
         )
         self.extra_roles = extra_roles or []
+        self.convert = convert
         self.tokenizer_name = tokenizer_name
         self.chat_template = chat_template
         self.add_tokens = add_tokens
@@ -215,6 +218,7 @@ class TokenizedDataModule(LightningDataModule):
                 template=self.template,
                 options=self.encode_options,
                 extra_roles=self.extra_roles,
+                convert=self.convert,
                 cache_dir=self.cache_dir,
                 seed=self.seed,
                 streaming=streaming,

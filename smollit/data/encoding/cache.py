@@ -9,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import FORMAT_VERSION, EncodeOptions, Encoder
 from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.steps import TOKEN_COLUMNS
+from smollit.data.formats.convert import Converter
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.drop_reason import DropReason
 from smollit.data.sources.files import malformed
@@ -97,6 +98,7 @@ def find_part(
     template: ChatTemplate,
     options: EncodeOptions,
     extra_roles: Sequence[str] = (),
+    convert: str | None = None,
     cache_dir: Path,
     seed: int = 0,
     streaming: bool = False,
@@ -109,6 +111,7 @@ def find_part(
         template: Renders and tokenizes.
         options: What changes tokens besides rows, tokenizer and template.
         extra_roles: Roles that messages may have besides the known ones.
+        convert: Function that turns each row into one of a known format.
         cache_dir: Folder of all encoded data.
         seed: Seed of the draw of `max_rows`.
         streaming: Whether its rows are only streamed.
@@ -118,6 +121,10 @@ def find_part(
     """
     source = load_part(part, seed=seed, cache_dir=cache_dir, streaming=streaming)
     columns, head, where = source.columns(), source.head(NUM_HEAD_ROWS), f"split {part.split} of {part.dataset}"
+    converter = Converter(convert) if convert else None
+    if converter:
+        head = [converter(row) for row in head]
+        columns = list(dict.fromkeys(name for row in head for name in row))
     form = recognise(
         columns,
         head,
@@ -127,6 +134,7 @@ def find_part(
         extra_roles=extra_roles,
         where=where,
     )
+    form = replace(form, convert=converter)
     _log_line(f"{label}: {form.describe()}")
     return EncodedPart(label, part, source, Encoder(template, options, form), cache_dir)
 
@@ -134,7 +142,7 @@ def find_part(
 def cache_key(source: Source, encoder: Encoder) -> str:
     """Hash of everything that changes the tokens: rows and their format, tokenizer, template, options, version."""
     tokenizer = encoder.template.tokenizer
-    parts = {
+    parts: dict[str, object] = {
         "source": source.fingerprint,
         "format": [encoder.format.name, encoder.format.columns, asdict(encoder.format.roles)],
         "tokenizer": encoder.template.tokenizer_hash,
@@ -143,6 +151,8 @@ def cache_key(source: Source, encoder: Encoder) -> str:
         "options": asdict(encoder.options),
         "version": FORMAT_VERSION,
     }
+    if encoder.format.convert:
+        parts["convert"] = encoder.format.convert.key
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

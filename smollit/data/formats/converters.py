@@ -49,6 +49,7 @@ def to_record(row: Row, format: Format) -> Conversation | Preference | Text:
     Raises:
         BadRow: If it is malformed in any way.
     """
+    row = format.convert(row) if format.convert else row
     try:
         return _convert(Fields(row, format.columns, format.roles), format)
     except RecursionError as error:

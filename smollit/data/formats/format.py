@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
+from smollit.data.formats.convert import Converter
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.messages import ALIASES, Roles, parse_text, parse_turns
 from smollit.data.formats.types import Kind, Message, shown
@@ -55,6 +56,7 @@ class Format:
         roles: Which roles its messages may have, and whether ShareGPT's keys and names are read.
         seen: Names of roles in the first rows that are read as other roles.
         unused: Columns that no part uses.
+        convert: Turns each row into one of this format before it is read; None leaves rows as they are.
     """
 
     name: FormatName
@@ -64,6 +66,7 @@ class Format:
     roles: Roles = field(default_factory=Roles)
     seen: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    convert: Converter | None = None
 
     @property
     def has_scores(self) -> bool:
@@ -73,6 +76,8 @@ class Format:
     def describe(self) -> str:
         """One sentence for the user about how the rows are read."""
         said = [self._main_columns()]
+        if self.convert:
+            said.append(f"rows from {self.convert.name}")
         if self.seen:
             said.append("roles " + ", ".join(f"{name} -> {ALIASES[name.strip().lower()]}" for name in self.seen))
         if "system" in self.columns:

@@ -1,0 +1,74 @@
+"""`data.convert`: rows of any shape, turned into a known format by a function of the user's."""
+
+from pathlib import Path
+
+import pytest
+
+from smollit.data import ChatDataModule, UltraChatDataModule
+
+THREADS = '{"thread": "What barks?|A dog."}\n{"thread": "What meows?|A cat."}\n'
+SPLIT = """
+def from_threads(row):
+    question, reply = row["thread"].split("|")
+    return {"prompt": question, "completion": reply}
+
+def broken(row):
+    return row["text"]
+
+def of_texts(row):
+    return list(row.values())
+"""
+
+
+def threads(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, *, convert: str) -> ChatDataModule:
+    """Two rows in one column, and the module `threads` in the folder that the command is started from."""
+    (folder / "threads.jsonl").write_text(THREADS)
+    (folder / f"{convert.partition('.')[0]}.py").write_text(SPLIT)
+    monkeypatch.syspath_prepend(folder)
+    return UltraChatDataModule(
+        str(folder / "threads.jsonl"),
+        val_split=None,
+        convert=convert,
+        tokenizer_name=str(tiny_model),
+        cache_dir=str(folder / "cache"),
+    )
+
+
+def test_a_converted_row_is_a_row_of_its_format(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`question|reply` -> prompt and completion: only the reply and its end are loss tokens."""
+    data = threads(tmp_path, tiny_model, monkeypatch, convert="threads_one.from_threads")
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch.num_examples == 2
+    spoken = data.template.tokenizer.decode(batch.labels.flatten()[batch.loss_positions].tolist())
+    assert sorted(spoken.replace("<|im_end|>", "|").split("|")[:2]) == ["A cat.", "A dog."]
+
+
+def test_another_source_of_the_function_meets_no_old_examples(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = threads(tmp_path, tiny_model, monkeypatch, convert="threads_two.from_threads")
+    (before,) = data.parts("train")["train"]
+    changed = threads(tmp_path, tiny_model, monkeypatch, convert="threads_three.from_threads")
+    (tmp_path / "threads_three.py").write_text(SPLIT + "\n# changed\n")
+    (after,) = changed.parts("train")["train"]
+    assert before.folder != after.folder
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("broken", r"`data.convert: threads_four.broken` fails with KeyError \('text'\) on the row .*thread"),
+        ("of_texts", r"`data.convert: threads_four.of_texts` must return a dict of columns, got list"),
+        ("missing", r"`data.convert` must name a function.*'threads_four.missing' is none"),
+    ],
+)
+def test_errors_name_the_function_and_the_row(
+    function: str, said: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = threads(tmp_path, tiny_model, monkeypatch, convert=f"threads_four.{function}")
+    with pytest.raises(ValueError, match=said):
+        data.prepare_data()
