@@ -3,7 +3,7 @@
 Shapes: R sequences, T positions of a sequence, M loss tokens, N examples, P pairs.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -87,3 +87,21 @@ class Batch(NamedTuple):
     def response_lengths(self) -> list[int]:
         """Loss tokens of each response, document by document. Where there are responses, the lengths sum to M."""
         return [length for documents in self.layout for document in documents for length in document.responses]
+
+
+@runtime_checkable
+class TokenSource(Protocol):
+    """What modules ask of a data module besides batches. Smollit's data modules have it; another one may."""
+
+    add_tokens: bool
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids that a batch may hold. The model gets embeddings for new ones if `add_tokens` is set."""
+
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """Names of the validation sets, one for each validation loader; empty if they have none."""
+
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a response."""

@@ -1,5 +1,5 @@
 """Causal language models of transformers, and how they are sharded."""
 
-from smollit.models.causal_lm import CausalLM, TokenScores
+from smollit.models.causal_lm import CausalLM
 
-__all__ = ["CausalLM", "TokenScores"]
+__all__ = ["CausalLM"]

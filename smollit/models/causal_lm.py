@@ -1,6 +1,6 @@
 """CausalLM: a transformers model that scores loss tokens. forward(batch) -> TokenScores, never [R, T, V] logits."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,37 +9,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from smollit.batch import PADDING, Batch
 from smollit.functional.attention import AttentionBackend
 from smollit.functional.logps import sequence_index, sum_per_sequence, summed_logps, token_logps
+from smollit.functional.scores import TokenScores
 from smollit.models.attention import attention_for_generation, decoder_inputs, transformers_name
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
-
-
-class TokenScores(NamedTuple):
-    """Scores of the M loss tokens of a batch, in order, and their sums over each of its S responses.
-
-    A batch of chats has one sum, over all its loss tokens.
-
-    Args:
-        sums: [S] sums of `logps`, with gradient: log p(response | prompt) of each response.
-        logps: [M] log p(label | prefix), fp32; with gradient only where it was requested.
-        response: [M] index of each token's response, counted through the batch; 0 for chats.
-        correct: [M] bool, True where the label has the largest logit; None unless requested.
-        mean_logits: [M] mean of the logits over the vocabulary, without gradient; None unless requested.
-        pairs: [P, 2] indices of the chosen and the rejected response; None for chats.
-        score_gap: [P] score of the chosen minus score of the rejected response, where every pair has scores.
-    """
-
-    sums: Tensor
-    logps: Tensor
-    response: Tensor
-    correct: Tensor | None
-    mean_logits: Tensor | None
-    pairs: Tensor | None
-    score_gap: Tensor | None
-
-    def per_response(self, values_M: Tensor) -> Tensor:
-        """Sums of the loss tokens' values over each response: [M] -> [S]."""
-        return sum_per_sequence(values_M, self.response, self.sums.numel())
 
 
 class CausalLM(nn.Module):

@@ -1,0 +1,45 @@
+"""Pairs: a chosen and a rejected response to one prompt, as sums over the loss tokens of each. P pairs."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Pairs(NamedTuple):
+    """What a preference loss is computed from. The columns of [P, 2] are the chosen and the rejected response.
+
+    Args:
+        policy: [P, 2] log pi(y | x), a sum over the response's tokens, with gradient.
+        reference: [P, 2] log pi_ref(y | x), likewise, without gradient.
+        num_tokens: [P, 2] number of loss tokens of the response.
+        logits: [P, 2] sum over the loss tokens of their mean logit over the vocabulary; only metrics use it.
+        score_gap: [P] score of the chosen minus score of the rejected response; None if a pair has none.
+    """
+
+    policy: Tensor
+    reference: Tensor
+    num_tokens: Tensor
+    logits: Tensor
+    score_gap: Tensor | None = None
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """log pi(y | x) - log pi_ref(y | x), [P, 2]."""
+        return self.policy - self.reference
+
+    @property
+    def margin(self) -> Tensor:
+        """Log-ratio of the chosen minus log-ratio of the rejected response, [P]: what beta multiplies in eq. 7."""
+        chosen, rejected = self.log_ratios.unbind(dim=1)
+        return chosen - rejected
+
+
+def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:
+    """r = beta (log pi(y | x) - log pi_ref(y | x)), for tensors of one shape.
+
+    Eq. 5 of https://arxiv.org/abs/2305.18290, without the term that is the same for all responses to a prompt.
+    """
+    if policy_logps.shape != reference_logps.shape:
+        expected, found = tuple(policy_logps.shape), tuple(reference_logps.shape)
+        raise ValueError(f"`reference_logps` must be {expected} to match `policy_logps`, got {found}")
+    return beta * (policy_logps - reference_logps)

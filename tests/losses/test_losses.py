@@ -1,0 +1,168 @@
+"""Each loss against hand arithmetic, and against its paper's equation written out and differentiated by autograd."""
+
+import math
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from smollit.functional.pairs import Pairs, implicit_rewards
+from smollit.losses import DPO, IPO, Hinge, PreferenceLoss
+
+
+def make_pairs(policy: Any, reference: Any, num_tokens: Any = None, gaps: list[float] | None = None) -> Pairs:
+    """Pairs from numbers: [chosen, rejected] of each."""
+    policy, reference = (torch.as_tensor(logps, dtype=torch.float64) for logps in (policy, reference))
+    num_tokens = torch.ones_like(policy) if num_tokens is None else torch.tensor(num_tokens, dtype=torch.float64)
+    gap = None if gaps is None else torch.tensor(gaps, dtype=torch.float64)
+    return Pairs(policy, reference, num_tokens, torch.zeros_like(policy), gap)
+
+
+# Chosen -8 against -12 over 4 tokens, rejected -9 against -6 over 3: log-ratios 4 and -3, margin 7.
+PAIR = ([[-8.0, -9.0]], [[-12.0, -6.0]], [[4, 3]])
+
+
+# case: dpo-loss-10, dpo-loss-11
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (DPO(), math.log(1 + math.exp(-0.7))),  # -log sigmoid(0.1 x 7)
+        (DPO(beta=0.2), math.log(1 + math.exp(-1.4))),
+        (DPO(label_smoothing=0.1), 0.9 * math.log(1 + math.exp(-0.7)) + 0.1 * math.log(1 + math.exp(0.7))),
+        (DPO(scores="offset", score_scale=0.5), math.log(1 + math.exp(-0.7 + 0.5 * 3))),  # a gap of 3
+        (IPO(), 9.0),  # means over tokens: 4/4 - (-3/3) = 2; the target is 1 / (2 x 0.1) = 5; (2 - 5)^2
+        (Hinge(), 0.3),  # 1 - 0.1 x 7
+        (Hinge(beta=0.2), 0.0),  # 1 - 1.4 is below 0
+        (IPO(nll_weight=0.5), 9.0 + 0.5 * 8 / 4),  # 8 nats over 4 tokens
+    ],
+    ids=repr,
+)
+def test_each_loss_has_its_value(loss: PreferenceLoss, expected: float) -> None:
+    """One pair; the weight is 1."""
+    losses, weights = loss(make_pairs(*PAIR, gaps=[3.0]))
+    assert losses.item() == pytest.approx(expected, abs=1e-12)
+    assert weights.tolist() == [1.0]
+
+
+def written_out(loss: PreferenceLoss, pairs: Pairs) -> Tensor:
+    """The papers' equations, with the sigmoid and the means as they stand there."""
+    (chosen, rejected), (ref_chosen, ref_rejected) = pairs.policy.T, pairs.reference.T
+    margin = torch.log(chosen.exp() / ref_chosen.exp()) - torch.log(rejected.exp() / ref_rejected.exp())
+    if isinstance(loss, IPO):
+        means = (pairs.policy - pairs.reference) / pairs.num_tokens
+        return (means[:, 0] - means[:, 1] - 1 / (2 * loss.beta)) ** 2
+    if isinstance(loss, Hinge):
+        return torch.maximum(torch.zeros(()).double(), 1 - loss.beta * margin)
+    assert isinstance(loss, DPO)
+    right, wrong = (1 / (1 + torch.exp(-sign * loss.beta * margin)) for sign in (1, -1))
+    return -(1 - loss.label_smoothing) * torch.log(right) - loss.label_smoothing * torch.log(wrong)
+
+
+@pytest.mark.parametrize("loss", [DPO(beta=0.3), DPO(beta=0.3, label_smoothing=0.2), IPO(beta=0.3), Hinge(beta=0.3)])
+def test_gradients_are_those_of_the_papers_equation(loss: PreferenceLoss) -> None:
+    """6 random pairs: losses, and gradients with respect to log pi of both responses."""
+    torch.manual_seed(0)
+    logps, reference = torch.randn(2, 6, 2, dtype=torch.float64).mul(3).sub(10)
+    num_tokens = torch.randint(1, 9, (6, 2)).tolist()
+    found, expected = (make_pairs(logps.clone(), reference, num_tokens) for _ in range(2))
+    for pairs in (found, expected):
+        pairs.policy.requires_grad_()
+    losses = loss(found)[0]
+    torch.testing.assert_close(losses, written_out(loss, expected))
+    losses.sum().backward()
+    written_out(loss, expected).sum().backward()
+    torch.testing.assert_close(found.policy.grad, expected.policy.grad)
+
+
+# case: dpo-loss-01
+def test_equal_policies_cost_log_two_and_pull_the_responses_apart() -> None:
+    """Margin 0 -> -log sigmoid(0) = ln 2; d/d chosen = -beta (1 - sigmoid(0)) = -0.05, and +0.05 for rejected."""
+    pairs = make_pairs([[-3.0, -5.0]], [[-3.0, -5.0]])
+    pairs.policy.requires_grad_()
+    losses, _ = DPO()(pairs)
+    losses.sum().backward()
+    assert losses.item() == pytest.approx(math.log(2), abs=1e-12)
+    assert pairs.policy.grad is not None
+    assert pairs.policy.grad.tolist() == [[pytest.approx(-0.05), pytest.approx(0.05)]]
+
+
+def test_a_smoothed_loss_is_least_where_the_policy_doubts_as_much_as_the_labels() -> None:
+    """e = 0.1: the derivative is 0 at sigmoid(beta m) = 0.9, so at beta m = ln 9."""
+    pairs = make_pairs([[math.log(9) / 0.1, 0.0]], [[0.0, 0.0]])
+    pairs.policy.requires_grad_()
+    DPO(label_smoothing=0.1)(pairs)[0].sum().backward()
+    assert pairs.policy.grad is not None
+    assert pairs.policy.grad.abs().max().item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_far_margins_stay_finite() -> None:
+    """beta m = -1,000 in fp32: the loss is 1,000, not the infinity of log(sigmoid)."""
+    zeros = torch.zeros(1, 2)
+    pairs = Pairs(torch.tensor([[0.0, 10_000.0]]), zeros, zeros + 1, zeros)
+    assert DPO()(pairs)[0].item() == 1000.0
+
+
+def test_an_offset_equal_to_the_scaled_margin_costs_log_two() -> None:
+    """Margins 6, -1 and 2, beta 0.5, gaps 1, 2 and 1: -log sigmoid of 3 - 1, -0.5 - 2 and 1 - 1."""
+    pairs = make_pairs([[2.0, -4.0], [0.0, 1.0], [4.0, 2.0]], torch.zeros(3, 2), gaps=[1.0, 2.0, 1.0])
+    found = DPO(beta=0.5, scores="offset")(pairs)[0]
+    assert found.tolist() == pytest.approx([math.log(1 + math.exp(x)) for x in (-2, 2.5, 0)], abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", [DPO, IPO, Hinge])
+def test_weights_are_the_scaled_gaps_and_never_negative(loss: type[PreferenceLoss]) -> None:
+    """Gaps 1.5, 0 and -2 at scale 2: weights 3, 0 and 0; the losses stay those without weights."""
+    pairs = make_pairs([[2.0, -4.0]] * 3, torch.zeros(3, 2), gaps=[1.5, 0.0, -2.0])
+    losses, weights = loss(scores="weight", score_scale=2.0)(pairs)
+    assert weights.tolist() == [3.0, 0.0, 0.0]
+    assert torch.equal(losses, loss()(pairs)[0])
+
+
+@pytest.mark.parametrize("scores", ["weight", "offset"])
+def test_scores_must_be_there_to_be_used(scores: Any) -> None:
+    """Pairs without scores: refused, with what to do; ignored, they are pairs like any other."""
+    with pytest.raises(ValueError, match=rf"`model.loss.scores` is {scores}, and some pairs have no scores.*`ignore`"):
+        DPO(scores=scores)(make_pairs(*PAIR))
+    DPO()(make_pairs(*PAIR))
+
+
+def test_rewards_are_beta_times_the_log_ratio_without_gradient() -> None:
+    """beta 0.5: (-8 - -12) / 2 = 2 and (-9 - -6) / 2 = -1.5; eq. 5."""
+    pairs = make_pairs(*PAIR)
+    pairs.policy.requires_grad_()
+    rewards = Hinge(beta=0.5).rewards(pairs)
+    assert {side: reward.tolist() for side, reward in rewards.items()} == {"chosen": [2.0], "rejected": [-1.5]}
+    assert not any(reward.requires_grad for reward in rewards.values())
+    with pytest.raises(ValueError, match=r"`reference_logps` must be \(1,\) to match"):
+        implicit_rewards(torch.zeros(1), torch.zeros(2), beta=0.1)
+
+
+# case: dpo-loss-11
+@pytest.mark.parametrize(
+    ("loss", "option", "value"),
+    [
+        (DPO, "beta", 0.0),
+        (IPO, "beta", -1.0),
+        (DPO, "label_smoothing", 0.5),
+        (DPO, "label_smoothing", -0.1),
+        (Hinge, "nll_weight", -1.0),
+        (DPO, "score_scale", 0.0),
+    ],
+)
+def test_arguments_without_a_meaning_are_refused(loss: Any, option: str, value: float) -> None:
+    """The setting and the value are named."""
+    with pytest.raises(ValueError, match=rf"`model.loss.{option}` must be .*, got {value}"):
+        loss(**{option: value})
+
+
+def test_a_loss_has_only_arguments_that_it_uses_and_never_changes() -> None:
+    """Neither IPO nor Hinge can be given label smoothing; all arguments are keywords."""
+    for loss in (IPO, Hinge):
+        with pytest.raises(TypeError, match="label_smoothing"):
+            loss(label_smoothing=0.1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="positional"):
+        DPO(0.1)  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        DPO().beta = 0.2  # type: ignore[misc]

@@ -1,0 +1,99 @@
+"""`model.loss` as settings: names, the plain form in checkpoints, and the settings of version 0.1."""
+
+from dataclasses import dataclass
+
+import pytest
+import yaml
+from torch import Tensor
+
+from smollit.functional.pairs import Pairs
+from smollit.losses import DPO, IPO, NLL, Hinge, PreferenceLoss
+from smollit.losses.settings import (
+    as_settings,
+    completion_loss,
+    from_version_0_1,
+    moved_settings,
+    named_loss,
+    preference_loss,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squared(PreferenceLoss):
+    """(m - target)^2, a loss of the user's own."""
+
+    beta: float = 1.0
+    target: float = 2.0
+
+    def formula(self, pairs: Pairs) -> Tensor:
+        """(m - target)^2, [P]."""
+        return (pairs.margin - self.target).square()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("sigmoid", DPO()), ("dpo", DPO()), ("IPO", IPO()), ("ipo", IPO()), ("hinge", Hinge()), ("squared", Squared())],
+)
+def test_names_ignore_case_and_sigmoid_is_dpo(name: str, expected: PreferenceLoss) -> None:
+    """Losses of the user's own that are imported have a short name, too."""
+    assert preference_loss(name) == expected
+
+
+@pytest.mark.parametrize("loss", [DPO(beta=0.2, label_smoothing=0.1), Hinge(scores="weight"), Squared(target=3.0)])
+def test_a_loss_is_plain_in_a_checkpoint_and_comes_back(loss: PreferenceLoss) -> None:
+    """Through YAML and back: {class_path, init_args} of plain values; shipped losses by their short import path."""
+    settings = yaml.safe_load(yaml.safe_dump(as_settings(loss)))
+    assert preference_loss(settings) == loss
+    assert settings["class_path"] in {"smollit.losses.DPO", "smollit.losses.Hinge", f"{__name__}.Squared"}
+
+
+def test_what_is_no_loss_is_refused_with_the_names() -> None:
+    """An unknown name, a module that is not there, another class, and a loss of the other family."""
+    with pytest.raises(ValueError, match=r"`model.loss` is simpo: expected one of DPO, Hinge, IPO, NLL"):
+        preference_loss("simpo")
+    with pytest.raises(ValueError, match=r"`model.loss` is nowhere.Loss, which can't be imported"):
+        preference_loss("nowhere.Loss")
+    with pytest.raises(ValueError, match=r"`model.loss` is pathlib.Path: expected"):
+        preference_loss("pathlib.Path")
+    with pytest.raises(ValueError, match=r"`model.loss` of DPO must be a PreferenceLoss, got NLL"):
+        preference_loss(NLL())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`model.loss` of SFT must be a CompletionLoss, got DPO"):
+        completion_loss("sigmoid")
+
+
+def test_naming_another_loss_uses_its_own_defaults() -> None:
+    """DPO with beta 0.05 and smoothing 0.1 before, nll_weight at its default. IPO: beta 0.1 again; what falls away is
+    returned. The same loss again, and arguments alone, keep what was there."""
+    before = {
+        "class_path": "smollit.losses.DPO",
+        "init_args": {"beta": 0.05, "label_smoothing": 0.1, "nll_weight": 0.0},
+    }
+    settings, dropped = named_loss("ipo", before)
+    assert preference_loss(settings) == IPO()
+    assert dropped == {"beta": 0.05, "label_smoothing": 0.1}
+    given = {"class_path": "Squared", "init_args": {"target": 5.0}}
+    assert preference_loss(named_loss(given, before)[0]) == Squared(beta=1.0, target=5.0)
+    assert named_loss("sigmoid", before) == ({"class_path": "smollit.losses.DPO", "init_args": {}}, {})
+    assert named_loss({"init_args": {"beta": 0.3}}, before) == ({"init_args": {"beta": 0.3}}, {})
+
+
+@pytest.mark.parametrize(
+    ("old", "expected"),
+    [
+        ({"beta": 0.2, "label_smoothing": 0.1}, DPO(beta=0.2, label_smoothing=0.1)),
+        ({"beta": 0.2, "loss": "ipo", "label_smoothing": 0.0}, IPO(beta=0.2)),
+        ({"loss": "hinge", "scores": "weight", "score_scale": 2.0}, Hinge(scores="weight", score_scale=2.0)),
+    ],
+)
+def test_settings_of_version_0_1_have_a_new_spelling(old: dict[str, object], expected: PreferenceLoss) -> None:
+    """The mapping, and the YAML of the error message, give the loss that the old settings meant."""
+    assert preference_loss(from_version_0_1(old | {"schedule": "linear"})["loss"]) == expected
+    text = moved_settings(old)
+    assert preference_loss(yaml.safe_load("\n".join(text.splitlines()[1:-1]))["loss"]) == expected
+    assert f"--model.loss {type(expected).__name__}" in text.splitlines()[-1]
+
+
+def test_settings_of_this_version_stay_as_they_are() -> None:
+    """A loss by name alone was and is valid."""
+    for settings in ({"loss": "sigmoid", "reference": "frozen"}, {"loss": as_settings(IPO())}, {"schedule": "linear"}):
+        assert from_version_0_1(settings) == settings
