@@ -1,19 +1,18 @@
-"""Metrics as sums and counts: the same figure for any batch size, accumulation and number of devices."""
+"""Metrics as sums and counts: the same value for any batch size, accumulation and number of devices."""
 
-from smollit.metrics.base import Mean, RunningMean, WeightedMean, add_counts, add_sums, sums, values
+from smollit.metrics.base import MeanOfSums, add_collection, add_sums, sums, values
 from smollit.metrics.language import Perplexity, TokenAccuracy, TokenLoss, language_metrics
-from smollit.metrics.preference import RewardAccuracy, RewardMargin, preference_metrics
+from smollit.metrics.preference import PairLoss, RewardAccuracy, RewardMargin, preference_metrics
 
 __all__ = [
-    "Mean",
+    "MeanOfSums",
+    "PairLoss",
     "Perplexity",
     "RewardAccuracy",
     "RewardMargin",
-    "RunningMean",
     "TokenAccuracy",
     "TokenLoss",
-    "WeightedMean",
-    "add_counts",
+    "add_collection",
     "add_sums",
     "language_metrics",
     "preference_metrics",

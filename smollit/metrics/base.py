@@ -1,18 +1,18 @@
-"""RunningMean: a total and a count, summed over batches and devices, divided once."""
+"""MeanOfSums: a total and a count, summed over batches and devices, divided once."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 
-class RunningMean(Metric):
-    """Base of our metrics: `total` / `count`. A NaN that comes in comes out: it is never skipped in silence."""
+class MeanOfSums(Metric):
+    """Base of all metrics: `total` / `count`. A NaN is never skipped: the mean is NaN then."""
 
     full_state_update = False
-    is_empty = True  # set by compute(): nothing was counted on any rank
+    is_empty = True  # set by compute(): no rank has counted anything
     total: Tensor
     count: Tensor
 
@@ -23,9 +23,13 @@ class RunningMean(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def add(self, total: Tensor, count: Tensor | int) -> None:
-        """Add a sum and the number of things summed; nothing leaves the device."""
+        """Add a sum and the number of summands, or their total weight; the device is not waited for."""
         self.total += total.detach().to(self.total.dtype)
-        self.count += count
+        self.count += count.detach() if isinstance(count, Tensor) else count
+
+    def add_values(self, values: Tensor) -> None:
+        """Add values of any shape."""
+        self.add(values.sum(dtype=self.total.dtype), values.numel())
 
     def compute(self) -> Tensor:
         """The mean, a scalar; NaN if nothing was counted (`values` leaves such a metric out)."""
@@ -37,7 +41,8 @@ class RunningMean(Metric):
         return self
 
     def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Metric:  # type: ignore[override]
-        # Lightning casts the whole module with `.to(bf16)`, and a count in bf16 ends at 256. Only moves are followed.
+        # Lightning casts the whole module with `.to(bf16)`, and torchmetrics lets that pass: a count in bf16 ends at
+        # 256. There is no public hook for a cast, so the dtype is kept here.
         def move(state: Tensor) -> Tensor:
             device = fn(state.float()).device
             return state.to(device, torch.float32 if device.type == "mps" else torch.float64)  # MPS has no fp64
@@ -46,9 +51,9 @@ class RunningMean(Metric):
 
 
 def values(collection: MetricCollection) -> dict[str, Tensor]:
-    """What a collection has counted so far, by name, and a fresh start; metrics that counted nothing are left out."""
+    """Compute a collection's metrics by name, and reset it; metrics that have counted nothing are left out."""
     with warnings.catch_warnings():
-        # A rank may have seen no batch; what counted nothing on all ranks is left out below.
+        # A rank may have had no batch; what no rank has counted is left out below.
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
         computed = collection.compute()
     metrics = dict(collection.items(keep_base=False, copy_state=False))
@@ -58,41 +63,25 @@ def values(collection: MetricCollection) -> dict[str, Tensor]:
 
 
 def sums(collection: MetricCollection) -> dict[str, Tensor]:
-    """What a collection has counted on this rank, [total, count] by name; nothing leaves the device."""
-    return {name: torch.stack([metric.total, metric.count]) for name, metric in _running_means(collection)}
+    """[total, count] of each metric on this rank, by name; the device is not waited for."""
+    return {name: torch.stack([metric.total, metric.count]) for name, metric in _means(collection)}
 
 
-def add_sums(collection: MetricCollection, counted: dict[str, list[float]]) -> None:
-    """Add [total, count] by name, as `sums` had them; names that the collection lacks are left alone."""
-    for name, metric in _running_means(collection):
-        total, count = counted.get(name, (0.0, 0.0))
-        metric.total += total
-        metric.count += count
+def add_sums(collection: MetricCollection, counted: Mapping[str, Sequence[float] | Tensor]) -> None:
+    """Add [total, count] to each metric, by name, as `sums` returns them; unknown names are ignored."""
+    for name, metric in _means(collection):
+        if name in counted:
+            metric.total += counted[name][0]
+            metric.count += counted[name][1]
 
 
-def _running_means(collection: MetricCollection) -> list[tuple[str, RunningMean]]:
-    metrics = collection.items(keep_base=False, copy_state=False)
-    return [(name, metric) for name, metric in metrics if isinstance(metric, RunningMean)]
-
-
-def add_counts(total: MetricCollection, part: MetricCollection) -> None:
+def add_collection(total: MetricCollection, part: MetricCollection) -> None:
     """Add what `part` has counted to `total`, which holds the same metrics under another prefix."""
-    for (_, mine), (_, theirs) in zip(_running_means(total), _running_means(part), strict=True):
+    for (_, mine), (_, theirs) in zip(_means(total), _means(part), strict=True):
         mine.total += theirs.total
         mine.count += theirs.count
 
 
-class Mean(RunningMean):
-    """Mean of all values, [any shape]."""
-
-    def update(self, values: Tensor) -> None:
-        """Add values of any shape."""
-        self.add(values.sum(dtype=self.total.dtype), values.numel())
-
-
-class WeightedMean(RunningMean):
-    """Mean over tokens, from sums and counts per pair, [B] and [B]."""
-
-    def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Add B sums and the numbers of tokens in them."""
-        self.add(sums.sum(dtype=self.total.dtype), counts.sum())
+def _means(collection: MetricCollection) -> list[tuple[str, MeanOfSums]]:
+    metrics = collection.items(keep_base=False, copy_state=False)
+    return [(name, metric) for name, metric in metrics if isinstance(metric, MeanOfSums)]

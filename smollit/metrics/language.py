@@ -1,40 +1,40 @@
-"""Metrics of next-token prediction: each trained token counts once, whatever batch it came in."""
+"""Metrics of next-token prediction: each loss token counts once, whatever batch it was in. M loss tokens."""
 
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from smollit.metrics.base import RunningMean
+from smollit.metrics.base import MeanOfSums
 
 
-class TokenLoss(RunningMean):
-    """Mean negative log-likelihood per trained token, in nats."""
+class TokenLoss(MeanOfSums):
+    """Mean negative log-likelihood per loss token, in nats."""
 
     higher_is_better = False
 
-    def update(self, logps: Tensor, correct: Tensor) -> None:
-        """Add the log-probabilities, [M], of M trained tokens."""
+    def update(self, logps: Tensor) -> None:
+        """Add the log-probabilities of M loss tokens, [M]."""
         self.add(-logps.detach().sum(dtype=self.total.dtype), logps.numel())
 
 
 class Perplexity(TokenLoss):
-    """exp of the mean negative log-likelihood per trained token."""
+    """exp of the mean negative log-likelihood per loss token."""
 
     def compute(self) -> Tensor:
         """exp(total / count), a scalar."""
         return super().compute().exp()
 
 
-class TokenAccuracy(RunningMean):
-    """Share of trained tokens that have the largest logit at their position."""
+class TokenAccuracy(MeanOfSums):
+    """Fraction of loss tokens that have the largest logit at their position."""
 
     higher_is_better = True
 
-    def update(self, logps: Tensor, correct: Tensor) -> None:
-        """Add the hits, [M] bool, of M trained tokens."""
+    def update(self, correct: Tensor) -> None:
+        """Add M loss tokens, [M] bool."""
         self.add(correct.sum(), correct.numel())
 
 
 def language_metrics(prefix: str) -> MetricCollection:
-    """`loss`, `perplexity` and `token_accuracy`, updated with (logps [M], correct [M])."""
+    """`loss`, `perplexity` and `token_accuracy`, updated with logps=[M] and correct=[M]."""
     metrics = {"loss": TokenLoss(), "perplexity": Perplexity(), "token_accuracy": TokenAccuracy()}
     return MetricCollection(dict(metrics), prefix=prefix, compute_groups=False)

@@ -1,42 +1,40 @@
-"""The reference of DPO: frozen beside the policy, waiting in the CPU's memory, or scored beforehand and on disk."""
+"""ReferenceScorer: log-probabilities under DPO's reference, by a frozen or offloaded model, or out of the batch."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from smollit.batch import Batch
-from smollit.models.causal_lm import TokenScores
+from smollit.functional.scores import TokenScores
 from smollit.models.pretrained import weights_fingerprint
-from smollit.modules.precomputed import precompute
-
-if TYPE_CHECKING:
-    from smollit.modules.base import FineTuningModule
+from smollit.modules.policy import PolicyModule
 
 ReferenceMode = Literal["frozen", "offloaded", "precomputed"]
 
 
 class ReferenceScorer:
-    """Log-probabilities of both answers under the weights that the run began with.
+    """Log-probabilities of responses under the weights that the run began with.
 
-    Not a module: so its weights are out of checkpoints, the optimizer and train().
+    It is not an nn.Module, so the reference's weights are neither in checkpoints nor in the optimizer, and `train()`
+    does not reach them.
 
     Args:
         name: Hub id or folder.
-        mode: Where it is kept: see DPOModule.
+        mode: Where the reference is kept: see DPOModule.
     """
 
     def __init__(self, name: str, mode: ReferenceMode) -> None:
         self.name = name
         self.mode = mode
-        self.identity: dict[str, Any] = {"source": name, "fingerprint": None}
+        self.fingerprint: str | None = None  # identifies the weights; set when the model, or its scores, are loaded
         self._model: nn.Module | None = None
         self._is_sharded = False
 
     @property
     def model(self) -> nn.Module:
-        """The frozen model: eval mode, no gradients, never changed."""
+        """The frozen model: in eval mode, without gradients, never changed."""
         assert self._model is not None, "configure() loads the reference, unless it is precomputed"
         return self._model
 
@@ -45,53 +43,58 @@ class ReferenceScorer:
         """Whether the model is in memory."""
         return self._model is not None
 
-    def configure(self, module: "FineTuningModule") -> None:
-        """Load the model as its source has it, whatever the policy becomes; or see that all values are on disk."""
-        if self.mode == "precomputed":
-            self.identity["fingerprint"] = precompute(module, self.name)
-        elif self._model is None:
+    def configure(self, module: PolicyModule) -> None:
+        """Load the model from its source, which the policy's training does not change; with `precomputed`, none."""
+        self.fingerprint = self.fingerprint or weights_fingerprint(self.name)
+        if self.mode != "precomputed" and self._model is None:
             model = module.load(self.name).requires_grad_(False).eval()
-            self.identity["fingerprint"] = weights_fingerprint(self.name)
             self._is_sharded = module.device_mesh is not None
             self._model = module.shard(model) if self.mode == "frozen" else model
 
     def place(self, device: torch.device) -> None:
-        """Lightning does not know the reference, so it is moved here; a sharded one stays where it is."""
+        """Move a frozen model, which Lightning does not know, to the device; a sharded one stays where it is."""
         if self.mode == "frozen" and not self._is_sharded:
             self.model.to(device)
 
     @torch.no_grad()
     def logps(self, batch: Batch) -> Tensor:
-        """log p(answer | prompt) of chosen and rejected, [N, 2].
+        """log pi_ref(y | x) of each response of the batch, [number of responses].
 
         Raises:
-            ValueError: If values that should be precomputed are not in the batch.
+            ValueError: If they should be in the batch, and are not.
         """
-        if self.mode != "precomputed":
-            score = self.model if self.mode == "frozen" else self._score_offloaded
-            return score(batch).sums[batch.pairs]
+        if self.mode == "frozen":
+            return self.model(batch).sums
+        if self.mode == "offloaded":
+            return self._score_offloaded(batch).sums
         if batch.reference_logps is None:
             raise ValueError(
-                "`model.reference: precomputed` has no values for these pairs: the data module must be smollit's, and"
-                " its rows must be those that were scored"
+                "`model.reference: precomputed` needs the reference's log-probabilities in each batch, and this one has"
+                " none. Use smollit's data modules and SmollitTrainer, or add smollit.training.ReferenceScores() to the"
+                " callbacks of another Trainer; or set `model.reference: frozen`"
             )
-        return batch.reference_logps[batch.pairs]
+        return batch.reference_logps
 
-    def _score_offloaded(self, batch: Batch, **options: Any) -> TokenScores:
-        """The weights go to the batch's device for this call only."""
+    def _score_offloaded(self, batch: Batch) -> TokenScores:
+        """Score with weights that are on the batch's device for this call only."""
         device = batch.input_ids.device
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        return functional_call(self.model, moved, (batch,), options)
+        return functional_call(self.model, moved, (batch,))
 
-    def check_identity(self, kept: dict[str, Any] | None) -> None:
-        """Refuse to go on beside another reference.
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Source and fingerprint of the reference, for checkpoints."""
+        return {"source": self.name, "fingerprint": self.fingerprint}
+
+    def check_identity(self, saved: dict[str, Any] | None) -> None:
+        """Refuse to resume with another reference.
 
         Raises:
             ValueError: If the weights are not those that the run began with.
         """
-        if kept and kept["fingerprint"] != self.identity["fingerprint"]:
+        if saved and saved["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"this run began beside the reference {kept['source']}, and {self.name} now holds other weights:"
+                f"this run began with the reference {saved['source']}, and {self.name} now holds other weights:"
                 " rewards would change their meaning. Give the original reference, or start a new run"
             )

@@ -1,24 +1,40 @@
-"""Supervised fine-tuning: next-token prediction on the assistant's turns."""
+"""Supervised fine-tuning: next-token prediction on the completions of chats."""
 
-from torch import Tensor
+from typing import Any
+
 from torchmetrics import MetricCollection
 
 from smollit.batch import Batch
+from smollit.losses import NLL, CompletionLoss
+from smollit.losses.settings import as_settings, completion_loss
 from smollit.metrics import language_metrics
-from smollit.modules.base import FineTuningModule
+from smollit.modules.base import FineTuningModule, SumAndCount
 
 
 class SFTModule(FineTuningModule):
-    """Fine-tunes on chats: mean negative log-likelihood per trained token, each token counted once."""
+    """Fine-tunes on chats: mean negative log-likelihood per loss token, each token with the same weight.
+
+    Args:
+        model_name: Hub id or local folder of the model to train.
+        loss: Loss of the loss tokens, by class: `NLL`, or one of your own by its class_path.
+        **options: All other options of FineTuningModule.
+    """
 
     nominal_count = 1024.0
+
+    def __init__(
+        self, model_name: str = "HuggingFaceTB/SmolLM-135M", *, loss: CompletionLoss = NLL(), **options: Any
+    ) -> None:
+        super().__init__(model_name, **options)
+        self.loss = completion_loss(loss)
+        self.save_hyperparameters({"loss": as_settings(self.loss)})
 
     def make_metrics(self, prefix: str) -> MetricCollection:
         """`loss`, `perplexity`, `token_accuracy`."""
         return language_metrics(prefix)
 
-    def step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor | float]:
-        """Sum of -log p over the trained tokens, and their number."""
+    def step(self, batch: Batch, stage: str) -> SumAndCount:
+        """Sum of -log p over the loss tokens, and their number; divided once per optimizer step: modules/base.py."""
         scores = self.policy(batch, correct=True)
-        self.stage_metrics(stage).update(scores.logps, scores.correct)
-        return -scores.sums.sum(), batch.num_loss_tokens
+        self.metrics_of(stage).update(logps=scores.logps, correct=scores.correct)
+        return self.loss(scores)

@@ -1,4 +1,4 @@
-"""Window: the micro-batches behind one optimizer step, as sums and counts that are divided once."""
+"""Window: the micro-batches of one optimizer step, as sums and counts that are divided once."""
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -6,18 +6,18 @@ from torch import Tensor
 
 
 class Window:
-    """Loss sums, counts and row numbers since the last optimizer step; nothing waits for the device here."""
+    """Loss sums, counts and row numbers since the last optimizer step; the device is not waited for."""
 
     def __init__(self) -> None:
         self.sums: list[Tensor] = []
-        self.counts: list[Tensor | float] = []
+        self.counts: list[Tensor | int] = []
         self.example_ids: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.sums)
 
-    def add(self, loss_sum: Tensor, count: Tensor | float, example_ids: Tensor) -> None:
-        """Note one micro-batch."""
+    def add(self, loss_sum: Tensor, count: Tensor | int, example_ids: Tensor) -> None:
+        """Add one micro-batch."""
         self.sums.append(loss_sum.detach())
         self.counts.append(count)
         self.example_ids.append(example_ids)
@@ -36,6 +36,6 @@ class Window:
         return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
 
     def clear(self) -> None:
-        """Begin the next step."""
+        """Start the next optimizer step."""
         for entries in (self.sums, self.counts, self.example_ids):
             entries.clear()

@@ -104,7 +104,7 @@ class RunState(Callback):
             self.random_state = get_random_state()
             self.has_trained = self.begins_step = True
             if isinstance(pl_module, FineTuningModule):
-                self.unlogged = pl_module.unlogged()
+                self.unlogged = pl_module.pending_metrics()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_epoch_done(trainer):  # else max_steps or a callback ended it early
@@ -176,7 +176,7 @@ class RunState(Callback):
             self.random_state = state["random_states"][trainer.global_rank]
         if isinstance(pl_module, FineTuningModule):
             # Checkpoints of earlier versions have neither.
-            pl_module.go_on_from(state.get("unlogged", {}) if trainer.is_global_zero else {})
+            pl_module.restore_pending_metrics(state.get("unlogged", {}) if trainer.is_global_zero else {})
             pl_module.num_skipped_steps = state.get("num_skipped_steps", 0)
         log.info("resumed in epoch %s, with %s of its rows done", state["epoch"], f"{rows:,}")
 

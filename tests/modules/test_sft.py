@@ -3,12 +3,13 @@
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
@@ -99,49 +100,40 @@ def test_the_default_precision_remembers_small_updates(tiny_model: Path, tmp_pat
 
 # case: precision-04
 @pytest.mark.parametrize(
-    ("precision", "dtype"),
-    [
-        ("32-true", torch.float32),
-        ("16-mixed", torch.float32),
-        ("bf16-mixed", torch.float32),
-        ("bf16-true", torch.bfloat16),
-    ],
+    ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)]
 )
-def test_only_true_precisions_change_the_weights(tiny_model: Path, precision: str, dtype: torch.dtype) -> None:
-    """16-mixed keeps fp32 masters: its GradScaler can't unscale fp16 gradients."""
+def test_only_true_precisions_change_the_weights(
+    tiny_model: Path, tmp_path: Path, precision: Any, dtype: torch.dtype
+) -> None:
+    """Mixed precisions keep fp32 masters."""
     module = SFTModule(str(tiny_model))
-    module._trainer = SimpleNamespace(precision=precision)  # type: ignore[assignment]
-    assert module.weights_dtype() == dtype
+    trainer(tmp_path, precision=precision).validate(module, loader(5), verbose=False)
+    assert {parameter.dtype for parameter in module.policy.parameters()} == {dtype}
 
 
 # case: precision-04
-def test_fp16_weights_are_refused(tiny_model: Path) -> None:
+def test_fp16_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     """16-true loses small updates."""
-    module = SFTModule(str(tiny_model))
-    module._trainer = SimpleNamespace(precision="16-true")  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=r"16-true.*Take 16-mixed, or bf16-true"):
-        module.configure_model()
+    with pytest.raises(ValueError, match=r"16-true.*Use 16-mixed or bf16-true"):
+        trainer(tmp_path, precision="16-true").fit(SFTModule(str(tiny_model)), loader(5))
 
 
-# case: precision-05
-@pytest.mark.parametrize(
-    ("fused", "scaler", "refused"), [(True, True, True), (True, False, False), (False, True, False)]
-)
-def test_a_fused_optimizer_is_refused_beside_a_scaler(
-    tiny_model: Path, fused: bool, scaler: bool, refused: bool
+# case: precision-04, precision-05
+@pytest.mark.parametrize(("fused", "scaled"), [(True, True), (True, False), (False, True)])
+def test_a_fused_optimizer_is_refused_with_a_scaler(
+    tiny_model: Path, tmp_path: Path, fused: bool, scaled: bool
 ) -> None:
-    """It would unscale inside the step, after clipping; without a scaler (bf16-mixed) it is fine."""
-    module = SFTModule(str(tiny_model))
-    module.configure_model()
-    module._trainer = SimpleNamespace(  # type: ignore[assignment]
-        precision_plugin=SimpleNamespace(scaler=object() if scaler else None),
-        optimizers=[AdamW(module.policy.parameters(), fused=fused)],
-    )
-    if refused:
-        with pytest.raises(ValueError, match="Set `fused: false`, or take bf16-mixed"):
-            module.on_fit_start()
+    """It would unscale inside the step, after clipping; without a scaler (bf16-mixed) it is fine. 16-mixed keeps fp32
+    masters: its GradScaler can't unscale fp16 gradients."""
+    module = SFTModule(str(tiny_model), optimizer=lambda params: AdamW(params, fused=fused))
+    precision = MixedPrecision("16-mixed", "cpu", GradScaler("cpu")) if scaled else MixedPrecision("bf16-mixed", "cpu")
+    runner = trainer(tmp_path, plugins=[precision])
+    if fused and scaled:
+        with pytest.raises(ValueError, match="Set `fused: false`, or use bf16-mixed"):
+            runner.fit(module, loader(5))
     else:
-        module.on_fit_start()
+        runner.fit(module, loader(5))
+        assert {parameter.dtype for parameter in module.policy.parameters()} == {torch.float32}
 
 
 def test_bf16_true_counts_in_fp64_and_stays_near_fp32(tiny_model: Path, tmp_path: Path) -> None:
@@ -153,7 +145,7 @@ def test_bf16_true_counts_in_fp64_and_stays_near_fp32(tiny_model: Path, tmp_path
             "val/loss"
         ]
     assert next(module.policy.parameters()).dtype == torch.bfloat16
-    assert module.stage_metrics("val")["loss"].total.dtype == torch.float64
+    assert module.metrics_of("val")["loss"].total.dtype == torch.float64
     assert found["bf16-true"] == pytest.approx(found["32-true"], rel=0.01)
 
 
@@ -201,6 +193,10 @@ class NamedSets(LightningDataModule):
     def __init__(self, **sets: DataLoader[Batch]) -> None:
         super().__init__()
         self.sets, self.val_names = list(sets.values()), tuple(sets)
+        self.vocabulary_size, self.add_tokens = 0, False
+
+    def stop_ids(self) -> list[int]:
+        return []
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return loader(5)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from smollit.batch import Batch
 from smollit.data.batching.collate import collate_chats, collate_pairs
+from smollit.losses import DPO, IPO
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 
 CHATS = [{"input_ids": list(range(30, 35 + i)), "spans": [2, 5 + i], "row": i} for i in range(3)]
@@ -77,9 +78,9 @@ def test_the_guard_notices(wait: Callable[[torch.Tensor], Any]) -> None:
         (SFTModule, {}, collate_chats([[chat] for chat in CHATS])),
         (SFTModule, {}, collate_chats([CHATS[:2], CHATS[2:]])),
         (DPOModule, {}, collate_pairs([[pair] for pair in PAIRS])),
-        (DPOModule, {"scores": "weight", "nll_weight": 1.0}, collate_pairs([PAIRS])),
-        (DPOModule, {"scores": "offset"}, collate_pairs([PAIRS])),
-        (DPOModule, {"reference": "offloaded", "loss": "ipo"}, collate_pairs([PAIRS])),
+        (DPOModule, {"loss": DPO(scores="weight", nll_weight=1.0)}, collate_pairs([PAIRS])),
+        (DPOModule, {"loss": DPO(scores="offset")}, collate_pairs([PAIRS])),
+        (DPOModule, {"reference": "offloaded", "loss": IPO()}, collate_pairs([PAIRS])),
     ],
     ids=["chats", "packed chats", "pairs", "weighted pairs", "pairs with offsets", "offloaded reference"],
 )
@@ -107,7 +108,7 @@ def test_no_micro_batch_waits(
 def test_precomputed_values_do_not_wait_either(tiny_model: Path) -> None:
     """The reference is in the batch."""
     module = DPOModule(str(tiny_model), reference="precomputed")
-    super(DPOModule, module).configure_model()  # the policy alone
+    module.configure_model()  # the policy alone
     batch = collate_pairs([PAIRS])
     with no_waiting():
         module.training_step(batch, 0).backward()

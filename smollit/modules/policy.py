@@ -1,0 +1,133 @@
+"""PolicyModule: the model that is trained. It is loaded, sharded, and generates responses."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from smollit.batch import Batch
+from smollit.functional.attention import AttentionBackend
+from smollit.models.causal_lm import CausalLM
+from smollit.models.checkpoint import load_weights
+from smollit.models.compile import compile_layers
+from smollit.models.recompute import GradientCheckpointing
+from smollit.models.sharding import shard, unwrap
+from smollit.models.vocabulary import fit_vocabulary
+from smollit.modules.stage_metrics import StageMetricsModule
+
+
+class PolicyModule(StageMetricsModule):
+    """A LightningModule with a causal language model, the policy.
+
+    Args:
+        model_name: Hub id or local folder of the model to train.
+        weights: `pretrained`, or `random` to start from scratch with the model's configuration.
+        init_from: A checkpoint whose weights a new run starts from, at step 0; null uses those of `model_name`.
+        attention: How documents are kept apart: `documents` needs no padding and no mask, on any device;
+            `flex_attention` and `flash_attention_2` (no DPO) are for GPUs; `sdpa` and `eager` mask padded sequences.
+        chunk_size: Tokens per chunk of the LM head: bounds peak logits memory.
+        gradient_checkpointing: true recomputes layers in the backward pass: less memory, about a third more time;
+            `selective` keeps matrix products and recomputes the cheap rest.
+        compile: Compile the policy with torch.compile, in place: checkpoints stay the same.
+        dropout: Attention dropout of the policy; null keeps the model's own.
+        max_new_tokens: Maximum number of generated tokens per prompt, for `predict`.
+        temperature: Sampling temperature for `predict`; 0 decodes greedily.
+    """
+
+    policy: nn.Module  # a CausalLM, or its FSDP wrapper; None until configure_model()
+
+    def __init__(
+        self,
+        model_name: str = "HuggingFaceTB/SmolLM-135M",
+        *,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        init_from: str | None = None,
+        attention: AttentionBackend = "documents",
+        chunk_size: int = 512,
+        gradient_checkpointing: GradientCheckpointing = False,
+        compile: bool = False,
+        dropout: float | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer", "loss"])  # not plain: see torch.load(weights_only=True)
+        self.model_name = model_name
+        self.weights = weights
+        self.init_from = init_from
+        self.attention: AttentionBackend = attention
+        self.chunk_size = chunk_size
+        self.gradient_checkpointing: GradientCheckpointing = gradient_checkpointing
+        self.compile_policy = compile
+        self.dropout = dropout
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.policy = None  # type: ignore[assignment]
+
+    def configure_model(self) -> None:
+        """Load the policy, and shard it where the strategy asks for it. Lightning may call this twice."""
+        if self.policy is not None:
+            return
+        model = self.load(
+            self.model_name,
+            self.weights,
+            gradient_checkpointing=self.gradient_checkpointing,
+            dropout=self.dropout,
+        )
+        resumes = self.trainer_or_none is not None and self.trainer.ckpt_path  # a resume brings its own weights
+        if self.init_from and not resumes:
+            load_weights(model, Path(self.init_from), self.model_name)
+        if self.compile_policy:
+            compile_layers(model)
+        self.policy = self.shard(model)
+
+    def load(
+        self,
+        model_name: str,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        *,
+        gradient_checkpointing: GradientCheckpointing = False,
+        dropout: float | None = None,
+    ) -> CausalLM:
+        """Load a whole model, in the dtype of the trainer's precision, with an embedding for each token of the data."""
+        model = CausalLM(
+            model_name,
+            weights=weights,
+            dtype=self.weights_dtype(),
+            attention=self.attention,
+            chunk_size=self.chunk_size,
+            gradient_checkpointing=gradient_checkpointing,
+            dropout=dropout,
+        )
+        if self.token_source is not None:
+            fit_vocabulary(model.model, self.token_source.vocabulary_size, self.token_source.add_tokens)
+        return model
+
+    def shard(self, model: CausalLM) -> nn.Module:
+        """The model, sharded where the strategy asks for it."""
+        return shard(model, self.device_mesh["data_parallel"] if self.device_mesh else None)
+
+    def weights_dtype(self) -> torch.dtype:
+        """fp32, unless the trainer's precision ends in `-true`: a bf16 weight forgets small updates.
+
+        Raises:
+            ValueError: If the precision is `16-true`.
+        """
+        precision = str(self.trainer.precision) if self.trainer_or_none else "32-true"
+        if precision == "16-true":
+            raise ValueError(
+                "`trainer.precision: 16-true` can't be trained: fp16 weights lose small updates and overflow."
+                " Use 16-mixed or bf16-true"
+            )
+        return {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[int, list[int]]]:
+        """(row number, token ids of the response) for each prompt."""
+        if not batch.num_examples:
+            return []
+        if self.token_source is None:
+            raise ValueError("`predict` needs a data module that says where a response ends: see smollit.batch")
+        stop_ids = self.token_source.stop_ids()
+        responses = unwrap(self.policy).generate(batch, self.max_new_tokens, stop_ids, self.temperature)
+        return list(zip(batch.example_ids.tolist(), responses, strict=True))
