@@ -19,7 +19,7 @@ import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from compare.chatml import TRL_CHATML
@@ -35,7 +35,7 @@ from smollit.data.formats.detect import recognise
 from smollit.data.formats.types import Kind
 from smollit.data.sources.source import load_source
 from smollit.data.template.template import load_template
-from smollit.functional.preference import PreferenceLoss
+from smollit.losses.settings import loss_class
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
 
@@ -59,7 +59,7 @@ class Setting(NamedTuple):
     policy: Path
     num_rows: int
     max_length: int
-    loss: PreferenceLoss
+    loss: str
     beta: float
     workspace: Path
 
@@ -231,8 +231,8 @@ def smollit_sft(setting: Setting) -> dict[str, float]:
 def smollit_dpo(setting: Setting) -> dict[str, float]:
     """One step of DPOModule."""
     data = UltraFeedbackDataModule(str(setting.pairs), **data_options(setting))
-    options: dict[str, Any] = {"beta": setting.beta, "loss": setting.loss, "learning_rate": LEARNING_RATE}
-    return smollit_step(DPOModule(str(setting.policy), str(setting.model), **options), data, setting)
+    options: dict[str, Any] = {"loss": loss_class(setting.loss)(beta=setting.beta), "learning_rate": LEARNING_RATE}
+    return smollit_step(DPOModule(str(setting.policy), reference_name=str(setting.model), **options), data, setting)
 
 
 def data_options(setting: Setting) -> dict[str, Any]:
@@ -307,7 +307,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with ultrachat_200k/ and ultrafeedback_binarized/")
     parser.add_argument("--rows", type=int, default=4, help="chats, and pairs, in the one batch")
     parser.add_argument("--max-length", type=int, default=256, help="tokens; both sides cut on the right")
-    parser.add_argument("--loss", default="sigmoid", choices=get_args(PreferenceLoss), help="DPO's loss")
+    parser.add_argument("--loss", default="sigmoid", choices=("sigmoid", "ipo", "hinge"), help="DPO's loss")
     parser.add_argument("--beta", type=float, default=0.1, help="DPO's beta")
     parser.add_argument("--noise", type=float, default=0.05, help="policy's distance from the reference, relative")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

@@ -28,8 +28,9 @@ from smollit.data import UltraFeedbackDataModule
 from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
 from smollit.metrics import preference_metrics, values
 from smollit.models.sharding import gradient_norm, scale_gradients
-from smollit.modules import DPOModule, FineTuningModule, SFTModule, precomputed
+from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
+from smollit.training import reference as precomputed
 from tests.conftest import example_chats, example_pairs
 
 ROOT = Path(__file__).parent.parent

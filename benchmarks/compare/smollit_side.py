@@ -16,8 +16,9 @@ from compare.record import Plan, Recorder, Task
 from compare.rows import make_data
 from smollit.batch import Batch
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
-from smollit.training import SmollitTrainer
+from smollit.training import ReferenceScores, SmollitTrainer
 from smollit.training.position import at_step_end
+from smollit.training.reference import reference_scores_are_needed
 
 Settings = dict[str, dict[str, Any]]
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
@@ -138,28 +139,27 @@ def run(plan: Plan, tuned: bool, profiled: bool) -> dict[str, Any]:
     options = {"train_batch_size": plan.examples_per_step} | settings["data"]
     data = make_data(plan.task, Path(plan.rows), plan.model, plan.max_length, cache, **options)
     profiler = ProfileLastStep(plan) if profiled else None
-    callbacks = [RecordSteps(recorder), *([profiler] if profiler else [])]
+    callbacks = [TimeReferenceScores(recorder), RecordSteps(recorder), *([profiler] if profiler else [])]
     accumulated = plan.examples_per_step // options["train_batch_size"]
     trainer = make_trainer(plan, folder, callbacks, {"accumulate_grad_batches": accumulated} | settings["trainer"])
     module = make_module(plan, settings["model"])
-    precomputed = isinstance(module, DPOModule) and time_precompute(module, recorder)
+    precomputed = reference_scores_are_needed(module)
     trainer.fit(module, datamodule=data)
     result = recorder.result(speakable(settings), plan.task == "dpo" and not precomputed)
     return result | ({"profile": profiler.shares()} if profiler else {})
 
 
-def time_precompute(module: DPOModule, recorder: Recorder) -> bool:
-    """Whether the reference scores all rows beforehand; if so, note how long that takes."""
-    configure = module.scorer.configure
+class TimeReferenceScores(ReferenceScores):
+    """Notes how long it takes to score all rows by the reference before training."""
 
-    def timed(of: FineTuningModule) -> None:
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Score them, and add the time."""
         start = time.perf_counter()
-        configure(of)
-        recorder.precompute_seconds += time.perf_counter() - start
-
-    if module.scorer.mode == "precomputed":
-        module.scorer.configure = timed  # type: ignore[method-assign]
-    return module.scorer.mode == "precomputed"
+        super().setup(trainer, pl_module, stage)
+        self.recorder.precompute_seconds += time.perf_counter() - start
 
 
 def speakable(settings: Settings) -> Settings:

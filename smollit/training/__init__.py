@@ -1,5 +1,6 @@
 """What every run has, whatever it trains: the trainer, exact resume, graceful stops, the validation schedule."""
 
+from smollit.training.reference import ReferenceScores
 from smollit.training.trainer import SmollitTrainer
 
-__all__ = ["SmollitTrainer"]
+__all__ = ["ReferenceScores", "SmollitTrainer"]

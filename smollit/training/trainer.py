@@ -32,6 +32,7 @@ from smollit.training.position import num_steps
 from smollit.training.predictions import WritePredictions
 from smollit.training.progress import ProgressBar
 from smollit.training.quiet import quiet
+from smollit.training.reference import ReferenceScores
 from smollit.training.schedule import ValidateEverySteps
 from smollit.training.state import RunState
 from smollit.training.stop import GracefulStop
@@ -149,6 +150,8 @@ class SmollitTrainer(Trainer):
         by_default: list[Callback] = [callback for callback in self.callbacks if callback not in self._given]
         replaced = [c for c in by_default if type(c) is ModelCheckpoint or isinstance(c, ModelSummary | AnyProgressBar)]
         first: list[Callback] = [self.run_state, StartSummary(), WritePredictions(), OutOfMemory()]
+        if not any(isinstance(callback, ReferenceScores) for callback in self._given):
+            first.append(ReferenceScores())
         if any(isinstance(callback, AnyProgressBar) for callback in replaced):
             first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
         kept = [callback for callback in self.callbacks if callback not in replaced or self._keeps(callback)]

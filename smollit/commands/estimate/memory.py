@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -178,7 +179,7 @@ def fake_twin(module: FineTuningModule, mode: FakeTensorMode, device: torch.devi
     twin.metrics.to(device)
     twin.policy.train()
     if isinstance(twin, DPOModule):
-        twin.scores = "ignore"  # gaps are looked at, and fake ones can't be
+        twin.loss = replace(twin.loss, scores="ignore")  # gaps are looked at, and fake ones can't be
     return twin
 
 

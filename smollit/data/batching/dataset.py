@@ -37,6 +37,12 @@ class Examples(TorchDataset[Example]):
         self.lengths: list[int] = (self.column("length") - 1).tolist()
         self.reference_logps: np.ndarray | None = None
 
+    def attach_reference_logps(self, values: np.ndarray) -> None:
+        """Give each pair the log-probabilities of its responses under a reference: [N, 2], chosen and rejected."""
+        if values.shape != (len(self), 2):
+            raise ValueError(f"`values` must be {(len(self), 2)}, two for each pair, got {values.shape}")
+        self.reference_logps = values
+
     def parts_sizes(self) -> list[tuple[str, int]]:
         """Key and number of examples of each part."""
         return list(zip(self.keys, self.sizes, strict=True))
