@@ -4,9 +4,7 @@ import difflib
 import re
 from typing import NoReturn
 
-from lightning.pytorch.cli import LightningArgumentParser
-
-from smollit.cli.moved import MOVED
+from smollit.cli.loss_setting import LossParser, find_moved
 
 UNKNOWN = re.compile(r"(?:Option|option|unrecognized arguments:|Key) '?-*([\w.]+)'?")
 IS_UNKNOWN = re.compile(r"not accept|unrecognized arguments|not expected")
@@ -15,7 +13,7 @@ GROUP = re.compile(r"Group '([\w.]+)'")
 PARENT = re.compile(r'Parser key "([\w.]+)"')
 
 
-class SmollitParser(LightningArgumentParser):
+class SmollitParser(LossParser):
     """LightningArgumentParser whose errors are short, and name an unknown key in full with the nearest valid one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -24,21 +22,18 @@ class SmollitParser(LightningArgumentParser):
 
     def explain(self, message: str) -> str:
         """`model.lerning_rate`: there is no such setting, and what to write instead; other errors as they are."""
+        if moved := find_moved(message):
+            return moved
         if explained := EXPLAINED.search(message):  # by the parser of a class inside this one, which lacks the prefix
             parents = PARENT.findall(message[: explained.start()])
-            return unknown(".".join([*parents, explained[1]]), explained[2])
+            return f"`{'.'.join([*parents, explained[1]])}`{explained[2]}"
         found = UNKNOWN.search(message) if IS_UNKNOWN.search(message) else None
         if found is None:
             return message
         key = ".".join([*GROUP.findall(message), found[1]])
-        return unknown(key, f": there is no such setting{self.suggestion(key)}")
+        return f"`{key}`: there is no such setting{self.suggestion(key)}"
 
     def suggestion(self, key: str) -> str:
         """`. Did you mean ...?`, or nothing if no name is near."""
         near = difflib.get_close_matches(key, sorted(self.get_defaults().keys()), n=1, cutoff=0.7)
         return f". Did you mean `{near[0]}`?" if near else ""
-
-
-def unknown(key: str, what: str) -> str:
-    """The error of an unknown key: where it moved, if an earlier version had it, else `what`."""
-    return f"`{key}` {MOVED[key]}" if key in MOVED else f"`{key}`{what}"

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from jsonargparse import get_loader
 
-from smollit.cli import config_yaml, moved
+from smollit.cli import config_yaml
 from smollit.cli.nulls import check_nulls
 from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import free_name
@@ -50,18 +50,6 @@ def test_unknown_key_gets_its_full_name_and_the_nearest(
         parser().parse_args(arguments)
     assert stopped.value.code == 2
     assert expected in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words", [["--old=2"], ["--inner=Inner", "--inner.old=2"]])
-def test_a_setting_that_moved_says_where(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An entry of the table is the whole error, on the command line and inside a class."""
-    key = words[-1].strip("-").partition("=")[0]
-    monkeypatch.setitem(moved.MOVED, key, "is `steps` now: write --steps 2")
-    with pytest.raises(SystemExit):
-        parser().parse_args(words)
-    assert f"error: `{key}` is `steps` now: write --steps 2\n" in capsys.readouterr().err
 
 
 # case: cli-14

@@ -172,7 +172,7 @@ def test_the_module_is_as_before(tiny_model: Path) -> None:
     parts(module, [chats(2, 16)])
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
-    assert float(module.stage_metrics("train")["loss"].count) == 0
+    assert float(module.metrics_of("train")["loss"].count) == 0
 
 
 def test_live_memory_counts_storages_once() -> None:

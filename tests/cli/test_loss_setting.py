@@ -1,0 +1,109 @@
+"""`model.loss` on the command line and in YAML: short names, defaults, what falls away, and the old spelling."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+
+from smollit.cli.parser import SmollitParser
+from smollit.losses import DPO, IPO, Hinge, PreferenceLoss
+from smollit.modules import DPOModule, FineTuningModule
+
+DPO_YAML = {"loss": {"class_path": "smollit.losses.DPO", "init_args": {"beta": 0.05, "label_smoothing": 0.1}}}
+
+
+def parse(tmp_path: Path, words: list[str], *configs: dict[str, Any]) -> Namespace:
+    parser = SmollitParser(prog="smollit")
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(FineTuningModule, "model")
+    for number, settings in enumerate(({"model_name": "x"}, *configs)):
+        model = {"class_path": "smollit.modules.DPOModule", "init_args": settings}
+        (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump({"model": model}))
+    files = [f"--config={tmp_path / f'{number}.yaml'}" for number in range(len(configs) + 1)]
+    return parser.parse_args([*files, *words])
+
+
+def loss(tmp_path: Path, words: list[str], *configs: dict[str, Any]) -> PreferenceLoss:
+    """The loss of the module that the settings make; the same after a round trip through a saved configuration."""
+    parser = SmollitParser(prog="smollit")
+    parser.add_subclass_arguments(FineTuningModule, "model")
+    made = [parse(tmp_path, words, *configs)]
+    saved = yaml.safe_load(parser.dump(Namespace(model=made[0].model)))
+    made.append(parser.parse_object(saved))
+    first, second = (parser.instantiate(Namespace(model=found.model)).model for found in made)
+    assert isinstance(first, DPOModule)
+    assert first.loss == second.loss
+    return first.loss
+
+
+# case: dpo-loss-11
+@pytest.mark.parametrize(
+    ("words", "configs", "expected"),
+    [
+        ([], [], DPO()),
+        (["--model.loss.beta=0.2"], [], DPO(beta=0.2)),
+        (["--model.loss=IPO", "--model.loss.beta=0.3"], [], IPO(beta=0.3)),
+        ([], [{"loss": "sigmoid"}], DPO()),
+        ([], [{"loss": "hinge"}], Hinge()),
+        ([], [DPO_YAML], DPO(beta=0.05, label_smoothing=0.1)),
+        (["--model.loss.beta=0.2"], [DPO_YAML], DPO(beta=0.2, label_smoothing=0.1)),
+        (["--model.loss=dpo"], [DPO_YAML], DPO(beta=0.05, label_smoothing=0.1)),
+        (["--model.loss=ipo"], [DPO_YAML], IPO()),
+        ([], [DPO_YAML, {"loss": {"class_path": "Hinge", "init_args": {"beta": 2.0}}}], Hinge(beta=2.0)),
+    ],
+)
+def test_a_loss_is_chosen_by_name_with_its_own_defaults(
+    tmp_path: Path, words: list[str], configs: list[dict[str, Any]], expected: PreferenceLoss
+) -> None:
+    """The default loss, arguments alone, names in any case, YAML over YAML, and the command line over YAML."""
+    assert loss(tmp_path, words, *configs) == expected
+
+
+def test_what_falls_away_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Both arguments of the YAML's DPO; nothing if the loss stays."""
+    with caplog.at_level(logging.INFO, logger="smollit"):
+        parse(tmp_path, ["--model.loss=sigmoid", "--model.loss.beta=0.3"], DPO_YAML)
+        assert caplog.messages == []
+        parse(tmp_path, ["--model.loss=IPO"], DPO_YAML)
+    assert caplog.messages == [
+        "`model.loss` is IPO now, with its own defaults: these no longer apply: beta 0.05, label_smoothing 0.1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "configs", "expected"),
+    [
+        ([], [{"loss": "hinge", "beta": 0.2, "label_smoothing": 0.0}], {"class_path": "Hinge", "beta": 0.2}),
+        (["--model.beta=0.2"], [], {"class_path": "DPO", "beta": 0.2}),
+    ],
+)
+def test_the_old_spelling_is_answered_with_the_new_one(
+    tmp_path: Path,
+    words: list[str],
+    configs: list[dict[str, Any]],
+    expected: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The YAML of the error, pasted below init_args, and its words of the command line are accepted as they are."""
+    with pytest.raises(SystemExit):
+        parse(tmp_path, words, *configs)
+    _, _, error = capsys.readouterr().err.partition("error: ")
+    assert error.startswith("`model.beta`")
+    first, *lines, last = error.rstrip().splitlines()
+    assert "moved into `model.loss`" in first
+    name, beta = expected["class_path"], expected["beta"]
+    pasted = yaml.safe_load("\n".join(lines))
+    assert pasted == {"loss": {"class_path": f"smollit.losses.{name}", "init_args": {"beta": beta}}}
+    new = loss(tmp_path, last.partition(": ")[2].split())
+    assert new == loss(tmp_path, [], pasted)
+    assert (type(new).__name__, new.beta) == (name, beta)
+
+
+@pytest.mark.parametrize("word", ["--model.loss=simpo", "--model.loss.gamma=1", "--model.loss=NLL"])
+def test_what_is_no_preference_loss_is_refused(tmp_path: Path, word: str) -> None:
+    """An unknown name, an unknown argument, and a loss of SFT."""
+    with pytest.raises(SystemExit):
+        parse(tmp_path, [word])
