@@ -11,7 +11,6 @@ from torch.optim import SGD
 from transformers import AutoModelForCausalLM
 
 from callbacks import ExportHuggingFace, SampleGenerations, Throughput
-from smollit.training.predictions import WritePredictions
 
 
 @pytest.fixture
@@ -54,7 +53,5 @@ def test_a_sharded_run_exports_counts_and_says_that_it_has_no_samples(
 def test_predict_on_a_sharded_model_is_refused_in_one_sentence(make_run: Any) -> None:
     """transformers' generate calls the model below the module that gathers the shards."""
     run = make_run([], strategy="fsdp2")
-    if not any(isinstance(callback, WritePredictions) for callback in run.trainer.callbacks):
-        run.trainer.callbacks.append(WritePredictions())
     with pytest.raises(ValueError, match=r"`trainer\.strategy` auto or ddp"):
         run.trainer.predict(run.module, datamodule=run.data)

@@ -9,12 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollit.data.template.template import load_template
-from smollit.training.predictions import WritePredictions, answer_text, merge
+from smollit.training.predictions import answer_text, merge
 
 
 def predict(run: Any) -> list[dict[str, Any]]:
-    if not any(isinstance(callback, WritePredictions) for callback in run.trainer.callbacks):
-        run.trainer.callbacks.append(WritePredictions())
     run.trainer.predict(run.module, datamodule=run.data)
     return [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
 
