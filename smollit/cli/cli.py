@@ -14,6 +14,7 @@ from smollit.commands.command import Command
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
 from smollit.training import SmollitTrainer
+from smollit.training.checkpoint_io import find_checkpoint
 
 SECTIONS = {
     "model": (FineTuningModule, "The model and how it is trained: smollit fit --model.help SFTModule lists all."),
@@ -97,4 +98,10 @@ class SmollitCLI(LightningCLI):
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self.config.trainer.default_root_dir)
+        return Path(self.config.trainer.default_root_dir or Path.cwd())
+
+    def find_checkpoint(self, ckpt_path: str) -> Path:
+        """The file that `ckpt_path` means: a path, `last` or `best`."""
+        callbacks = self.config_init.trainer.callbacks or []
+        given = callbacks if isinstance(callbacks, list) else [callbacks]
+        return find_checkpoint(ckpt_path, self.folder / "checkpoints", given)

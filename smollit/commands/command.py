@@ -28,6 +28,9 @@ class ConfiguredRun(Protocol):
     def folder(self) -> Path:
         """The run's folder."""
 
+    def find_checkpoint(self, ckpt_path: str) -> Path:
+        """The file that `ckpt_path` means: a path, `last` or `best`."""
+
 
 class Command(ABC):
     """A command of `python -m smollit`: a dataclass whose documented fields are its arguments and its `--help`."""

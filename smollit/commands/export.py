@@ -42,7 +42,8 @@ class ExportCommand(Command):
     """Write a checkpoint as a Hugging Face folder, read it back and compare.
 
     Args:
-        ckpt_path: The checkpoint; `last` or null takes the newest of the run's folder.
+        ckpt_path: The checkpoint; `last` or null takes the newest of the run's folder, `best` the one that a
+            ModelCheckpoint keeps.
         output: Folder to write; null takes `export` in the run's folder.
         dtype: dtype of the weights; `auto` takes that of the model that training began with.
     """
@@ -53,11 +54,10 @@ class ExportCommand(Command):
 
     def run(self, run: ConfiguredRun) -> None:
         """Load the policy on the CPU from the checkpoint, and export it."""
-        checkpoint = run.trainer.find_checkpoint(self.ckpt_path or "last")
-        assert checkpoint is not None
+        checkpoint = run.find_checkpoint(self.ckpt_path or "last")
         policy = CausalLM(run.model.model_name, weights=run.model.weights)
         fit_vocabulary(policy.model, run.datamodule.vocabulary_size, run.datamodule.add_tokens)
-        load_weights(policy, Path(checkpoint), run.model.model_name)
+        load_weights(policy, checkpoint, run.model.model_name)
         output = Path(self.output or run.folder / "export")
         export(policy, run.model.model_name, template=run.datamodule.template, output=output, dtype=self.dtype)
 

@@ -93,6 +93,31 @@ def best_checkpoint(callbacks: Iterable[Callback], folder: Path) -> Path | None:
     return None
 
 
+def find_checkpoint(ckpt_path: str | Path, folder: Path, callbacks: Iterable[Callback] = ()) -> Path:
+    """The file that `ckpt_path` means.
+
+    Args:
+        ckpt_path: A path; `last` is the newest of the folder, `best` the one that a ModelCheckpoint keeps.
+        folder: The checkpoints of the run.
+        callbacks: The callbacks of the run.
+
+    Raises:
+        ValueError: If it is missing or can't be read, or the run has no such checkpoint.
+    """
+    if ckpt_path == "last":
+        path = latest_checkpoint(folder)
+    else:
+        path = best_checkpoint(callbacks, folder) if ckpt_path == "best" else Path(ckpt_path)
+    if path is None:
+        raise ValueError(
+            f"there is no `{ckpt_path}` checkpoint in {folder}: train first"
+            f"{' with a ModelCheckpoint that monitors a metric' if ckpt_path == 'best' else ''}, or set `ckpt_path`"
+            " to a file, or to null for the model as it is"
+        )
+    check_readable(path)
+    return path
+
+
 def check_readable(path: str | Path) -> dict[str, Any]:
     """What a checkpoint file holds, with its tensors left on the disk; nothing for a folder of shards.
 

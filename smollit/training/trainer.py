@@ -22,8 +22,8 @@ from smollit.training.checkpoint_io import (
     AtomicCheckpointIO,
     PeriodicCheckpoint,
     best_checkpoint,
-    check_readable,
     check_resumable,
+    find_checkpoint,
     latest_checkpoint,
 )
 from smollit.training.memory import keep_freed_memory
@@ -198,22 +198,7 @@ class SmollitTrainer(Trainer):
         Raises:
             ValueError: If it is missing or can't be read, or the run has no such checkpoint.
         """
-        if ckpt_path is None:
-            return None
-        if ckpt_path == "last":
-            path = latest_checkpoint(self.checkpoint_folder)
-        elif ckpt_path == "best":
-            path = best_checkpoint(self.callbacks, self.checkpoint_folder)
-        else:
-            path = Path(ckpt_path)
-        if path is None:
-            raise ValueError(
-                f"there is no {ckpt_path} checkpoint in {self.checkpoint_folder}: train first"
-                f"{' with a ModelCheckpoint that monitors a metric' if ckpt_path == 'best' else ''}, or set `ckpt_path`"
-                " to a file, or to null for the model as it is"
-            )
-        check_readable(path)
-        return str(path)
+        return None if ckpt_path is None else str(find_checkpoint(ckpt_path, self.checkpoint_folder, self.callbacks))
 
     # ---- Trainer's methods
 

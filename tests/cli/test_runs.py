@@ -163,7 +163,7 @@ def test_max_steps_are_updates(write: Write) -> None:
     """max_steps 3 with accumulation 2: 3 updates, after 3 x 2 micro-batches of 2 rows: all 12 rows."""
     cli = main(["fit", write(), "--trainer.max_steps=3", "--trainer.accumulate_grad_batches=2"])
     assert cli.trainer.global_step == 3
-    assert cli.trainer.fit_loop.batch_progress.total.completed == 6
+    assert cli.trainer.fit_loop.epoch_loop.batch_progress.total.completed == 6
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
@@ -171,7 +171,7 @@ def test_validate_and_test_measure_a_checkpoint(
     write: Write, fails: Fails, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The metrics are printed; `last` without a checkpoint is one sentence."""
-    assert "there is no checkpoint" in str(fails(command, write(), "--ckpt_path=last")[0])
+    assert "there is no `last` checkpoint" in str(fails(command, write(), "--ckpt_path=last")[0])
     main(["fit", write()])
     main([command, write(), "--ckpt_path=last"])
     assert {"validate": "val/loss", "test": "test/loss"}[command] in capsys.readouterr().out
