@@ -1,52 +1,35 @@
-"""Rows that are too long: cut on the right, by whole turns from the start, dropped or refused; by counting tokens."""
+"""Rows that are too long: truncated on the right, by whole turns, dropped or refused; by counting tokens."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
 
-from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.truncate import candidates
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.types import Conversation, Kind, Preference
-from smollit.data.template.template import load_template
 
-BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
-Encode = Callable[..., dict[str, Any]]
+Row = dict[str, Any]
+Encode = Callable[..., Row]
+Words = Callable[..., str]
 
 
-def turn(role: str, content: str) -> dict[str, Any]:
+def turn(role: str, content: str) -> Row:
     return {"role": role, "content": content}
 
 
 @pytest.fixture
-def encode(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Encode:
+def example(make_encoder: Callable[..., Encoder], encode: Callable[..., list[Row]], bare: str) -> Encode:
     """Example of a row, rendered as bare contents, so that lengths are those of the contents."""
-    (tmp_path / "bare.jinja").write_text(BARE)
-    template = load_template(tiny_tokenizer, str(tmp_path / "bare.jinja"))
 
-    def run(row: dict[str, Any], kind: Kind, max_length: int, truncate: Any) -> dict[str, Any]:
+    def run(row: Row, kind: Kind, max_length: int, truncate: str) -> Row:
         form = recognise(list(row), [row], kind=kind)
-        encoder = Encoder(template, EncodeOptions(kind, max_length, truncate), form)
-        return {name: v[0] for name, v in encoder({name: [value] for name, value in row.items()}, [0]).items()}
+        return encode(make_encoder(kind, max_length, template=bare, format=form, truncate=truncate), [row])[0]
 
     return run
-
-
-@pytest.fixture
-def words(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
-    """A text of exactly n tokens; each number has a word of its own, so that turns can be told apart."""
-
-    def text(count: int, word: str = " the") -> str:
-        made = word * count
-        assert len(tiny_tokenizer.encode(made, add_special_tokens=False)) == count
-        return made
-
-    return text
 
 
 # ---- chats
@@ -64,19 +47,19 @@ def words(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
     ],
 )
 def test_whole_turns_are_cut_from_the_start_and_the_system_text_stays(
-    encode: Encode, words: Any, max_length: int, length: int, spans: list[int]
+    example: Encode, words: Words, max_length: int, length: int, spans: list[int]
 ) -> None:
     """System 2; turns 3 + 3, 4 + 4, 4 + 3."""
     sizes = [("user", 3), ("assistant", 3), ("user", 4), ("assistant", 4), ("user", 4), ("assistant", 3)]
     chat = {"messages": [turn("system", words(2)), *(turn(role, words(size)) for role, size in sizes)]}
-    example = encode(chat, "chat", max_length, "left-turns")
-    assert (example["length"], example["spans"]) == (length, spans)
-    assert (example["truncated"], example["full_length"]) == (max_length < 23, 23)
+    found = example(chat, "chat", max_length, "left-turns")
+    assert (found["length"], found["spans"]) == (length, spans)
+    assert (found["truncated"], found["full_length"]) == (max_length < 23, 23)
 
 
-def test_a_chat_whose_last_exchange_leaves_no_answer_is_dropped(encode: Encode, words: Any) -> None:
+def test_a_chat_whose_last_exchange_leaves_no_answer_is_dropped(example: Encode, words: Words) -> None:
     chat = {"messages": [turn("user", "a"), turn("assistant", "b"), turn("user", words(6)), turn("assistant", "c")]}
-    assert encode(chat, "chat", 6, "left-turns")["problem"] == "no loss tokens"
+    assert example(chat, "chat", 6, "left-turns")["problem"] == "no loss tokens"
 
 
 # case: mask-06
@@ -86,30 +69,30 @@ def test_a_chat_whose_last_exchange_leaves_no_answer_is_dropped(encode: Encode, 
 )
 @pytest.mark.parametrize("kind", ["chat", "preference"])
 def test_rows_may_be_dropped_or_refused_instead_of_cut(
-    encode: Encode, words: Any, kind: Kind, truncate: str, cause: str
+    example: Encode, words: Words, kind: Kind, truncate: str, cause: str
 ) -> None:
     """6 + 8 = 14 tokens fit into 14, not into 13; of pairs, the longer answer counts."""
     chat = {"messages": [turn("user", words(6)), turn("assistant", words(8))]}
     row = chat if kind == "chat" else {"prompt": words(6), "chosen": words(2), "rejected": words(8)}
-    assert encode(row, kind, 14, truncate)["problem"] == ""
-    example = encode(row, kind, 13, truncate)
-    assert (example["problem"], example["full_length"]) == (cause, 14)
-    assert example["detail"] == "14 tokens, and max_length is 13"
+    assert example(row, kind, 14, truncate)["problem"] == ""
+    found = example(row, kind, 13, truncate)
+    assert (found["problem"], found["full_length"]) == (cause, 14)
+    assert found["detail"] == "14 tokens, and max_length is 13"
 
 
 # ---- pairs
 
 
 # case: data-06
-def test_a_long_prompt_loses_its_first_tokens(encode: Encode, words: Any, tiny_tokenizer: Any) -> None:
+def test_a_long_prompt_loses_its_first_tokens(example: Encode, words: Words, tiny_tokenizer: Any) -> None:
     """Prompt 10, answer 3, max 8: the prompt's last 5 and the answer's 3; the shorter answer keeps its 2."""
     prompt = words(5) + words(5, " and")
     row = {"prompt": prompt, "chosen": words(3), "rejected": words(2)}
-    example = encode(row, "preference", 8, "left-turns")
-    assert example["prompt_ids"] == tiny_tokenizer.encode(prompt, add_special_tokens=False)[-5:]
-    assert [len(example[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")] == [5, 3, 2]
-    assert (example["truncated"], example["full_length"], example["length"]) == (True, 13, 10)
-    assert encode(row, "preference", 8, "right")["problem"] == "prompt too long"
+    found = example(row, "preference", 8, "left-turns")
+    assert found["prompt_ids"] == tiny_tokenizer.encode(prompt, add_special_tokens=False)[-5:]
+    assert [len(found[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")] == [5, 3, 2]
+    assert (found["truncated"], found["full_length"], found["length"]) == (True, 13, 10)
+    assert example(row, "preference", 8, "right")["problem"] == "prompt too long"
 
 
 @pytest.mark.parametrize(
@@ -122,11 +105,11 @@ def test_a_long_prompt_loses_its_first_tokens(encode: Encode, words: Any, tiny_t
     ],
 )
 def test_a_quarter_is_kept_for_the_prompt(
-    encode: Encode, words: Any, answer: int, prompt: int, kept: tuple[int, int]
+    example: Encode, words: Words, answer: int, prompt: int, kept: tuple[int, int]
 ) -> None:
     row = {"prompt": words(prompt), "chosen": words(answer), "rejected": words(answer - 1, " and") + words(1)}
-    example = encode(row, "preference", 16, "left-turns")
-    assert (len(example["prompt_ids"]), len(example["chosen_ids"]), len(example["rejected_ids"])) == (*kept, kept[1])
+    found = example(row, "preference", 16, "left-turns")
+    assert (len(found["prompt_ids"]), len(found["chosen_ids"]), len(found["rejected_ids"])) == (*kept, kept[1])
 
 
 @pytest.mark.parametrize(
@@ -134,20 +117,20 @@ def test_a_quarter_is_kept_for_the_prompt(
     [(14, 11), (13, 8), (11, 8), (10, 6), (9, 6), (8, 5), (5, 2)],
 )
 def test_prompts_lose_whole_turns_first_then_the_system_text_then_tokens(
-    encode: Encode, words: Any, max_length: int, kept: int
+    example: Encode, words: Words, max_length: int, kept: int
 ) -> None:
     """System 2, turns 1 + 2, 6; answer 3: 11, without the first turns 8, without system 6, then single tokens."""
     prompt = [turn("system", words(2)), turn("user", words(1)), turn("assistant", words(2)), turn("user", words(6))]
     row = {"prompt": prompt, "chosen": words(3), "rejected": words(3, " and")}
-    assert len(encode(row, "preference", max_length, "left-turns")["prompt_ids"]) == kept
+    assert len(example(row, "preference", max_length, "left-turns")["prompt_ids"]) == kept
 
 
 @pytest.mark.parametrize("truncate", ["right", "left-turns"])
-def test_pairs_that_become_equal_are_dropped(encode: Encode, words: Any, truncate: str) -> None:
+def test_pairs_that_become_equal_are_dropped(example: Encode, words: Words, truncate: str) -> None:
     row = {"prompt": words(2), "chosen": words(9), "rejected": words(8) + words(1, " and")}
-    assert encode(row, "preference", 9, truncate)["problem"] == "identical responses after truncation"
-    assert encode(row, "preference", 11, truncate)["problem"] == ""
-    assert encode(row, "preference", 1, truncate)["problem"] == "prompt too long"
+    assert example(row, "preference", 9, truncate)["problem"] == "identical responses after truncation"
+    assert example(row, "preference", 11, truncate)["problem"] == ""
+    assert example(row, "preference", 1, truncate)["problem"] == "prompt too long"
 
 
 # ---- what may be cut
@@ -168,11 +151,13 @@ def test_candidates_start_with_user_turns_and_keep_what_is_trained() -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=6), room=st.integers(2, 40))
-def test_as_few_turns_as_possible_are_cut(encode: Encode, words: Any, sizes: list[tuple[int, int]], room: int) -> None:
+def test_as_few_turns_as_possible_are_cut(
+    example: Encode, words: Words, sizes: list[tuple[int, int]], room: int
+) -> None:
     """Tried one after the other: the longest tail of exchanges that fits, else the last one, cut."""
     chat = [t for asked, said in sizes for t in (turn("user", words(asked)), turn("assistant", words(said)))]
     totals = [sum(map(sum, sizes[first:])) for first in range(len(sizes))]
     kept = next((total for total in totals if total <= room), min(totals[-1], room))
-    example = encode({"messages": chat}, "chat", room, "left-turns")
+    found = example({"messages": chat}, "chat", room, "left-turns")
     expected = kept if kept > sizes[-1][0] else 0  # nothing is left where the last question alone fills the room
-    assert example["length"] == expected
+    assert found["length"] == expected
