@@ -1,1 +1,1 @@
-"""The command `estimate`."""
+"""The command `estimate`: what a run needs, by formulas and one real probe step."""

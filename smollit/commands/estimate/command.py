@@ -3,18 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from smollit.commands.command import Command, ConfiguredRun
 from smollit.commands.estimate.estimate import estimate
 
 
 @dataclass(kw_only=True)
 class EstimateCommand(Command):
-    """Say what a run will need: memory by part and whether it fits, tokens, steps, time.
+    """Show what a run needs: memory by part and whether it fits, tokens, steps, time.
 
     Args:
-        time_probe: Run a few real passes, to say how long a step lasts.
+        time_probe: Run a few real optimizer steps, which measure the peak of memory and the time of a step.
         json: Write the metrics into this file.
         ckpt_path: Not used: here so that one config serves all commands.
     """
@@ -27,4 +25,4 @@ class EstimateCommand(Command):
         """Estimate the run and print the result."""
         run.trainer.strategy.connect(run.model)
         run.model.trainer = run.trainer
-        estimate(run.trainer, run.model, run.datamodule, self.time_probe, self.json, Console())
+        estimate(run.trainer, run.model, run.datamodule, time_probe=self.time_probe, path=self.json)

@@ -1,13 +1,12 @@
-"""The epoch as the sampler makes it: rows, tokens, optimizer steps, and the batches that need the most memory."""
+"""One epoch as the sampler makes it: its size, its optimizer steps, and the micro-batches that need the most memory."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-import torch
+from lightning.pytorch import Trainer
 
-from smollit.batch import Batch
 from smollit.data import ChatDataModule
 from smollit.data.batching.packing import fill_rate
 from smollit.data.batching.sampler import row_length
@@ -18,34 +17,50 @@ Rows = list[list[int]]  # a micro-batch: the examples of each row
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch has, over all devices.
+    """Counts of one epoch, over all devices.
 
     Args:
         examples: Chats or pairs.
-        rows: Rows, each of one example or of several that are packed.
+        rows: Rows, each of one example or of several packed ones.
         tokens: Positions without padding.
-        trained: Tokens with a target.
-        computed: Positions that the model computes, padding included where the attention backend needs it.
+        loss_tokens: Tokens that the loss is computed on.
+        computed: Positions that the model computes, with padding where the attention backend needs it.
         batches: Micro-batches of each device.
         steps: Optimizer steps.
         run_steps: Optimizer steps of the whole run.
-        packed_share: Share of packed rows that holds tokens; None if rows are not packed.
+        packed_fraction: Fraction of packed rows that holds tokens; None if rows are not packed.
     """
 
     examples: int
     rows: int
     tokens: int
-    trained: int
+    loss_tokens: int
     computed: int
     batches: int
     steps: int
     run_steps: int
-    packed_share: float | None
+    packed_fraction: float | None
 
     @property
-    def padding_share(self) -> float:
-        """Share of the computed positions that holds no token."""
+    def padding_fraction(self) -> float:
+        """Fraction of the computed positions that holds no token."""
         return 1 - self.tokens / max(self.computed, 1)
+
+
+class Moment(NamedTuple):
+    """A micro-batch, and what is in memory while it is computed.
+
+    Args:
+        batch: Index of the micro-batch.
+        size: Positions that the model computes for it.
+        gradients: Whether gradients of earlier micro-batches are in memory.
+        optimizer: Whether the optimizer has its state, as from the second step on.
+    """
+
+    batch: int
+    size: int
+    gradients: bool
+    optimizer: bool
 
 
 def positions(lengths: Sequence[int], batch: Rows, attention: AttentionBackend) -> int:
@@ -54,68 +69,54 @@ def positions(lengths: Sequence[int], batch: Rows, attention: AttentionBackend) 
     return sum(sizes) if attention in WITHOUT_PADDING else max(sizes, default=0) * len(sizes)
 
 
-def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], trainer: Any, attention: AttentionBackend) -> Epoch:
+def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], sizes: Sequence[int], trainer: Trainer) -> Epoch:
     """Count the first epoch.
 
     Args:
         data: Set up for `fit`.
-        batches: All micro-batches of the epoch, as one device would get them.
-        trainer: Says how many devices, micro-batches per step, steps and epochs there are.
-        attention: Whether padding is computed.
+        batches: All micro-batches of the epoch, as a single device would get them.
+        sizes: Computed positions of each micro-batch.
+        trainer: Gives the number of devices, micro-batches per step, steps and epochs.
     """
-    sampler, trained = data.sampler(), data.examples["train"].column("loss_tokens")
+    lengths, loss_tokens = data.sampler().lengths, data.examples["train"].column("loss_tokens")
     rows = [row for batch in batches for row in batch]
     members = [example for row in rows for example in row]
-    per_device = _limited(math.ceil(len(batches) / num_devices(trainer)), trainer.limit_train_batches)
+    limit = trainer.limit_train_batches  # a whole number is a count, a fraction a part: Lightning's rule
+    per_device = math.ceil(len(batches) / num_devices(trainer))
+    per_device = min(per_device, limit) if isinstance(limit, int) else int(per_device * limit)
     steps = math.ceil(per_device / trainer.accumulate_grad_batches)
     return Epoch(
         examples=len(members),
         rows=len(rows),
-        tokens=sum(sampler.lengths[example] for example in members),
-        trained=int(trained[members].sum()),
-        computed=sum(positions(sampler.lengths, batch, attention) for batch in batches),
+        tokens=sum(lengths[example] for example in members),
+        loss_tokens=int(loss_tokens[members].sum()),
+        computed=sum(sizes),
         batches=per_device,
         steps=steps,
         run_steps=_run_steps(steps, trainer),
-        packed_share=fill_rate(sampler.lengths, rows, data.pack_length) if data.packs else None,
+        packed_fraction=fill_rate(lengths, rows, data.pack_length) if data.packs else None,
     )
 
 
-def num_devices(trainer: Any) -> int:
+def num_devices(trainer: Trainer) -> int:
     """Devices of the run; the trainer's world size is known only once processes are started."""
-    return int(trainer.num_devices * trainer.num_nodes)
+    return trainer.num_devices * trainer.num_nodes
 
 
-def _limited(batches: int, limit: int | float) -> int:
-    """A whole number limits the count, a fraction takes a share: Lightning's rule."""
-    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+def heaviest_moments(sizes: Sequence[int], accumulate: int, run_steps: int) -> list[Moment]:
+    """The moments among which the peak is: the largest micro-batch with each combination of what else is in memory."""
+
+    def largest(start: int, stop: int, optimizer: bool) -> list[Moment]:
+        found = max(range(start, min(stop, len(sizes))), key=sizes.__getitem__, default=None)
+        return [] if found is None else [Moment(found, sizes[found], True, optimizer)]
+
+    steps = accumulate * max(run_steps, 1)
+    return [Moment(0, sizes[0], False, False), *largest(1, accumulate, False), *largest(accumulate, steps, True)]
 
 
-def _run_steps(steps: int, trainer: Any) -> int:
+def _run_steps(steps: int, trainer: Trainer) -> int:
     """The smaller of `max_steps` and `max_epochs`; -1 and null set no limit."""
     limits = [] if trainer.max_steps < 0 else [trainer.max_steps]
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limits.append(trainer.max_epochs * steps)
     return min(limits, default=steps)
-
-
-def heaviest(
-    lengths: Sequence[int], batches: Sequence[Rows], attention: AttentionBackend, accumulate: int, run_steps: int
-) -> tuple[list[Rows], list[Rows]]:
-    """The micro-batches that need the most memory: of the first optimizer step, and of all later ones.
-
-    The first step has no optimizer state yet, and its first micro-batch no gradients.
-    """
-
-    def by_size(some: Sequence[Rows]) -> list[Rows]:
-        return sorted(some, key=lambda batch: -positions(lengths, batch, attention))
-
-    first, rest = batches[:accumulate], batches[accumulate : accumulate * max(run_steps, 1)]
-    # One micro-batch without gradients of others, and the heaviest of those that find some.
-    return [first[0], *by_size(first[1:])[:1]], by_size(rest)[:1]
-
-
-def fetch(data: ChatDataModule, rows: Rows, without_model: bool) -> Batch:
-    """The batch of these rows, as training gets it; with values in place of those of a reference that has no model."""
-    batch = data.collate(data.examples["train"].__getitems__(rows))
-    return batch._replace(reference_logps=torch.zeros(len(batch.response_lengths))) if without_model else batch

@@ -15,16 +15,16 @@ BAR = 24  # characters of the largest part
 EXPLAINED = {
     "activations": "kept for the backward pass, and what is computed at that moment",
     "head chunk": "logits of model.chunk_size tokens, and their gradients",
-    "allocator": "freed memory that the allocator keeps",
+    "allocator": "temporary tensors, and freed memory that the allocator keeps",
     "process": "libraries and data, before the model",
 }
 
 
 def show(console: Console, found: "Estimate") -> None:
     """Print memory, the epoch, the time, and what to change if it does not fit."""
-    share = f"{found.trainable:,} trainable of {found.parameters:,}"
+    trainable = f"{found.trainable:,} trainable of {found.parameters:,}"
     rows, size = found.heaviest
-    _section(console, f"parameters  {share}")
+    _section(console, f"parameters  {trainable}")
     _section(console, f"peak memory of each device  {gib(found.peak)}, at the heaviest micro-batch")
     _line(console, "micro-batch", f"{rows:,} rows, {size:,} positions")
     for name, number in found.memory.items():
@@ -43,7 +43,7 @@ def _show_fit(console: Console, found: "Estimate") -> None:
         style = "bold green" if found.fits else "bold red"
         say(
             console,
-            Text(f"{said}: {gib(needed)} are needed beside what is held now, {gib(found.free)} are free", style),
+            Text(f"{said}: {gib(needed)} are needed besides what is held now, {gib(found.free)} are free", style),
         )
     if found.most_positions:
         per_row = found.heaviest[1] / found.heaviest[0]
@@ -60,11 +60,13 @@ def _show_epoch(console: Console, found: "Estimate") -> None:
     _section(console, "one epoch")
     _line(console, "examples", f"{epoch.examples:,} in {epoch.rows:,} rows")
     _line(
-        console, "tokens", f"{epoch.tokens:,}, {epoch.trained:,} trained ({epoch.trained / max(epoch.tokens, 1):.0%})"
+        console,
+        "tokens",
+        f"{epoch.tokens:,}, {epoch.loss_tokens:,} with loss ({epoch.loss_tokens / max(epoch.tokens, 1):.0%})",
     )
-    if epoch.packed_share is not None:
-        _line(console, "packed", f"{epoch.packed_share:.1%} of the rows' positions hold tokens")
-    _line(console, "padding", f"{epoch.padding_share:.1%} of the computed positions")
+    if epoch.packed_fraction is not None:
+        _line(console, "packed", f"{epoch.packed_fraction:.1%} of the rows' positions hold tokens")
+    _line(console, "padding", f"{epoch.padding_fraction:.1%} of the computed positions")
     _line(console, "steps", f"{epoch.steps:,} optimizer steps per epoch, {epoch.run_steps:,} in the run")
 
 

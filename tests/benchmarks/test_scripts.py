@@ -1,0 +1,160 @@
+"""Every benchmark script runs: its help at once, and, slowly, a small measurement on a tiny model."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+needs_trl = pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install -e '.[trl]'"
+)
+Script = Callable[[str], ModuleType]
+TWO_STEPS = ["--examples_per_step", "2", "--steps", "1", "--max_length", "36", "--learning_rate", "1e-3"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_describes_the_script(
+    script: Script, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script imports what it uses, and its first line is the description."""
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    module = script(name)
+    with pytest.raises(SystemExit) as left:
+        module.main()
+    assert left.value.code == 0
+    assert (module.__doc__ or "").split()[0] in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_estimate_check_is_near_the_measured_peak(script: Script) -> None:
+    """Nearly all of a tiny process is libraries."""
+    words = ["--settings", "plain", "--max_length", "64", "--steps", "1", "--rows", "8", "--device", "cpu"]
+    [result] = script("estimate_check").main(words)
+    assert result.ratio == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.slow
+def test_growth_draws_its_pictures(script: Script, tmp_path: Path) -> None:
+    """The head's memory is its formula and little else, time is fitted, and plots.py draws the file."""
+    found = tmp_path / "growth.json"
+    sizes = ["--tokens", "8", "16", "--vocabularies", "4096", "8192", "--head_tokens", "256", "--chunk_sizes", "128"]
+    parts = ["--parts", "tokens", "vocabulary", "start", "chunk"]
+    assert script("growth").main([*sizes, *parts, "--json", str(found)]) == 0
+    written = json.loads(found.read_text())
+    assert not written["failed"] and len(written["tokens"]["seconds"]) == 2
+    assert all(0 <= cell["rest"] < 12e6 for cell in written["vocabulary"]["cells"])
+    assert script("plots").main([str(found), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+def test_switches_agree_with_the_plain_path(script: Script, tmp_path: Path, task: str) -> None:
+    """One step with other batches, packing and kernels has the same loss and gradient norm, to 1e-5."""
+    file = tmp_path / "found.json"
+    only = ["documents", "packing, documents", "4 micro-batches", "fused"] + ["precomputed"] * (task == "dpo")
+    assert script("switches").main(["--task", task, "--max_length", "1024", "--json", str(file), "--only", *only]) == 0
+    found = json.loads(file.read_text())["switches"]
+    assert set(found) == {"plain", *only}
+    assert [found[name]["micro_batches"] for name in ("plain", "4 micro-batches")] == [1, 4]
+    assert found["fused"]["weights_difference"] < 1e-6
+
+
+@needs_trl
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+def test_comparison_sees_the_same_rows_and_losses(
+    script: Script, capsys: pytest.CaptureFixture[str], task: str
+) -> None:
+    """smollit and TRL agree after the weights have changed, so gradients, clipping and optimizer do too."""
+    contenders = ["--contenders", "smollit", "trl", "floor", "--floor_size", "64"]
+    assert script("compare_trl").main(["--task", task, *TWO_STEPS, *contenders, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = answer["contenders"]
+    assert found["smollit"]["tokens"] == found["trl"]["tokens"]
+    assert answer["losses"]["agree"] and found["smollit"]["note"] is None
+    ratio = found["smollit"]["tokens_per_s"] / found["trl"]["tokens_per_s"]
+    assert answer["ratios"]["tokens_per_s"] == pytest.approx(ratio)
+
+
+@needs_trl
+@pytest.mark.slow
+def test_tokenising_prepares_all_rows(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    """5 and 50 chats in each tool, then 7 twice with one cache: the second time they are in it."""
+    words = ["--tasks", "sft", "--rows", "5", "--second_start_rows", "7", "--max_length", "64", "--json"]
+    assert script("tokenising").main(words) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["tasks"]["sft"]
+    assert found["rows"] == 5 and found["second_start"]["rows"] == 7
+    assert found["trl"]["10x"]["rows_per_s"] == pytest.approx(50 / found["trl"]["10x"]["seconds"])
+
+
+@pytest.mark.parametrize("name", ["compare_trl", "tokenising", "trl_parity"])
+def test_without_trl_a_script_names_the_extra(
+    script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """`None` in sys.modules is Python's own mark of a module that can't be imported."""
+    main = script(name).main
+    monkeypatch.setitem(sys.modules, "trl", None)
+    assert main([]) == 2
+    assert "pip install -e '.[trl]'" in capsys.readouterr().err
+
+
+def test_products_of_a_step_are_those_that_torch_counts(script: Script, tiny_model: Path) -> None:
+    """The floor of the comparison: torch counts a forward pass of 12 tokens with the whole square of attention, 144
+    pairs of positions, of which 78 are needed."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM
+
+    floor, record = script("compare.floor"), script("compare.record")
+    size = floor.model_size(str(tiny_model))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="eager")  # fused kernels go uncounted
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.arange(12)[None], use_cache=False)
+    row = record.RowSize(prompt=0, answers=[12], trained=12)
+    assert floor.forward_flops(size, row) == counter.get_total_flops() - 4 * size.attention * (144 - 78)
+
+
+def gpu(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run gpu.sh."""
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_gpu_runs_all_steps_and_counts_those_that_fail(tmp_path: Path) -> None:
+    """With `false` as Python: about, tests, make-135M, and switches in fp32 and bf16: 5."""
+    done = gpu("--out", str(tmp_path / "out"), "--python", "false", "--parts", "tests switches-sft")
+    assert done.returncode == 5, done.stdout + done.stderr
+    named = [line.split()[1] for line in (tmp_path / "out" / "failed.txt").read_text().splitlines()]
+    assert named == ["about", "tests", "make-135M", "switches-sft-fp32", "switches-sft-bf16"]
+
+
+def test_gpu_gives_each_comparison_its_model_and_keeps_its_json(tmp_path: Path) -> None:
+    """With a stand-in for Python that prints a line of JSON, then a warning."""
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text('#!/bin/sh\necho "$@" >&2\necho \'{"a": 1}\'\necho "a warning" >&2\n')
+    python.chmod(0o755)
+    words = ["--out", str(out), "--python", str(python), "--data", "rows", "--model-1.7b", "real"]
+    done = gpu(*words, "--parts", "compare-135m compare-1.7b")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("sft-135M", "dpo-135M", "sft-1.7B", "dpo-1.7B"):
+        assert json.loads((out / f"{name}.json").read_text()) == {"a": 1}
+    ran = [line for line in done.stdout.splitlines() if line.startswith("benchmarks/compare_trl.py")]
+    assert "--task sft" in ran[0] and "/135M --data rows" in ran[0]
+    assert "--task dpo --model real --data rows --json" in ran[3]
+
+
+def test_gpu_names_what_is_missing() -> None:
+    """An unknown option, and no folder for the results."""
+    done = gpu("--wheel", "x")
+    assert done.returncode == 2 and "unknown option --wheel" in done.stderr
+    done = gpu(env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 2 and "--out" in done.stderr
