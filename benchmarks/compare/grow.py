@@ -74,7 +74,7 @@ def measure_head(job: dict[str, Any]) -> dict[str, Any]:
     def step(states: Tensor, weight: Tensor, targets: Tensor) -> float:
         states.grad = weight.grad = None
         start = time.perf_counter()
-        token_logps(states, weight, targets, job["chunk_size"] or tokens).logps.sum().backward()
+        token_logps(states, weight, targets, chunk_size=job["chunk_size"] or tokens).logps.sum().backward()
         return time.perf_counter() - start
 
     step(*inputs(16, 64))  # libraries load their kernels and buffers

@@ -1,8 +1,9 @@
-"""`estimate`: memory by part against sums by hand, the epoch's counts, and what is said of them."""
+"""`estimate`: parts of memory against sums by hand, the counts of an epoch, and the table."""
 
 import contextlib
 import json
-import sys
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -15,191 +16,105 @@ from rich.console import Console
 
 from smollit.batch import Batch
 from smollit.commands.estimate.epoch import heaviest, positions
-from smollit.commands.estimate.estimate import make_estimate, most_positions, spread
-from smollit.commands.estimate.memory import LiveMemory, peak_parts
+from smollit.commands.estimate.estimate import Estimate, estimate, most_positions, spread
+from smollit.commands.estimate.memory import fixed_parts, head_bytes, saved_bytes
 from smollit.commands.estimate.view import gib, hours, show
-from smollit.data import UltraChatDataModule
-from smollit.data.batching.collate import collate_chats, collate_pairs
+from smollit.data.batching.collate import collate_chats
 from smollit.main import main
-from smollit.modules import DPOModule, SFTModule
+from smollit.modules import DPOModule, FineTuningModule, SFTModule
 
 SAMPLES = Path(__file__).parents[2] / "smollit" / "data" / "samples"
-CPU = torch.device("cpu")
 
 
 def chats(rows: int, length: int) -> Batch:
-    """`length` positions in each row, all trained."""
+    """`length` positions in each row, all with a loss."""
     ids = list(range(3, 4 + length))
     return collate_chats([[{"input_ids": ids, "spans": [1, length + 1], "row": row}] for row in range(rows)])
 
 
-def pairs(num: int) -> Batch:
-    ids = list(range(3, 43))
-    return collate_pairs(
-        [[{"prompt_ids": ids, "chosen_ids": ids, "rejected_ids": ids, "row": row}] for row in range(num)]
-    )
-
-
-def loaded(module: Any) -> Any:
+def loaded(module: FineTuningModule) -> FineTuningModule:
     module.configure_model()
+    module.policy.train()
     return module
 
 
-def parts(module: Any, first: list[Batch], later: list[Batch] | None = None, accumulates: bool = False) -> Any:
-    return peak_parts(module, first, first if later is None else later, accumulates, CPU, contextlib.nullcontext)
+def weight_bytes(module: FineTuningModule) -> int:
+    """fp32: 4 bytes each."""
+    return 4 * sum(weight.numel() for weight in module.policy.parameters())
 
 
-def data(tiny_model: Path, cache_dir: Path, **options: Any) -> UltraChatDataModule:
-    common = {"train_split": "train_sft[:10]", "val_split": None, "max_length": 64, "train_batch_size": 2}
-    common |= {"tokenizer_name": str(tiny_model), "cache_dir": str(cache_dir), "seed": 1}
-    return UltraChatDataModule(str(SAMPLES / "ultrachat"), **{**common, **options})
+def saved(module: FineTuningModule, batch: Batch) -> int:
+    return saved_bytes(module, batch, contextlib.nullcontext)
 
 
-def trainer(tmp_path: Path, **options: Any) -> Trainer:
-    common = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    return Trainer(default_root_dir=str(tmp_path), **{**common, **options})
+def estimated(run: Any, **options: Any) -> Estimate:
+    return estimate(run.trainer, run.module, run.data, **options)
 
 
 # ---- memory
 
 
-def test_weights_gradients_and_adam(tiny_model: Path) -> None:
-    """fp32 is 4 bytes per weight, as many per gradient, and Adam keeps two values and a count per tensor.
-
-    With accumulation, a later micro-batch finds all of them. Its activations, of one position, are small."""
-    module = loaded(SFTModule(str(tiny_model)))
-    weights = 4 * sum(parameter.numel() for parameter in module.policy.parameters())
-    buffers = sum(buffer.nbytes for buffer in module.policy.buffers())
-    found = parts(module, [chats(1, 1)], accumulates=True)
-    assert found["weights"] == weights + buffers
-    assert found["gradients"] == weights
-    tensors = len(list(module.policy.parameters()))
-    largest = max(parameter.nbytes for parameter in module.policy.parameters())
-    # At the peak, temporaries as large as the largest weight are there too.
-    assert 2 * weights + 4 * tensors <= found["optimizer"] <= 2 * weights + 4 * tensors + 4 * largest
-    assert found["reference"] == 0
-
-
 @pytest.mark.parametrize(
     ("optimizer", "copies"), [(torch.optim.SGD, 0), (torch.optim.Adagrad, 1), (torch.optim.AdamW, 2)]
 )
-def test_any_optimizer(tiny_model: Path, optimizer: Any, copies: int) -> None:
-    """A later step's forward pass finds the state that was made: 0, 1 or 2 values per weight."""
+def test_weights_gradients_and_any_optimizer(tiny_model: Path, optimizer: Any, copies: int) -> None:
+    """As many bytes of gradients as of weights; 0, 1 or 2 values per weight of state, and a count per tensor."""
     module = loaded(SFTModule(str(tiny_model), optimizer=lambda params: optimizer(params, lr=2e-5)))
-    weights = 4 * sum(parameter.numel() for parameter in module.policy.parameters())
-    found = parts(module, [chats(8, 128)])
-    assert copies * weights <= found["optimizer"] <= copies * weights + 1000
+    weights, tensors = weight_bytes(module), len(list(module.policy.parameters()))
+    found = fixed_parts(module)
+    assert found["weights"] == weights + sum(buffer.nbytes for buffer in module.policy.buffers())
+    assert (found["gradients"], found["reference"]) == (weights, 0)
+    assert found["optimizer"] == copies * weights + 4 * tensors * bool(copies)
 
 
-def test_activations_are_what_autograd_keeps(tiny_model: Path) -> None:
-    """Another way: the storages that a real forward pass saves for its backward pass, without the weights."""
-    module = loaded(SFTModule(str(tiny_model)))
-    batch, kept = chats(8, 128), {}
+def test_the_reference_is_a_second_model(tiny_model: Path) -> None:
+    """Frozen: all weights and buffers once more."""
+    found = fixed_parts(loaded(DPOModule(str(tiny_model))))
+    assert found["reference"] == found["weights"]
+
+
+def test_saved_bytes_are_what_autograd_keeps(tiny_model: Path) -> None:
+    """Another way: keep every saved tensor of a real forward pass, and sum their storages without the weights'."""
+    module, batch, kept = loaded(SFTModule(str(tiny_model))), chats(8, 128), {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module.step(batch, "train")
-    own = {tensor.untyped_storage().data_ptr() for tensor in module.policy.parameters()}
-    saved = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
-    found = parts(module, [batch], [])
-    assert saved <= found["activations"] <= 1.25 * saved
+        loss = module.step(batch, "train")[0]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in module.policy.parameters()}
+    expected = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weights)
+    assert loss.requires_grad and saved(module, batch) == expected
 
 
-def test_activations_grow_with_positions(tiny_model: Path) -> None:
-    """Twice the rows: twice the activations. The head stays: it has as many tokens in its chunk."""
-    module = loaded(SFTModule(str(tiny_model), chunk_size=64))
-    four, eight = parts(module, [chats(4, 128)]), parts(module, [chats(8, 128)])
-    assert eight["activations"] == pytest.approx(2 * four["activations"], rel=0.05)
-    assert eight["head chunk"] == four["head chunk"]
-
-
-def test_head_chunk_is_logits(tiny_model: Path) -> None:
-    """At the peak there are some copies, at least two, of [chunk, words] in fp32; half a chunk needs half."""
-    words = loaded(SFTModule(str(tiny_model))).policy.config.vocab_size
-    heads = {}
-    for size in (128, 256):
-        module = loaded(SFTModule(str(tiny_model), chunk_size=size))
-        heads[size] = parts(module, [chats(8, 128)])["head chunk"]
-        assert heads[size] >= 2 * size * words * 4
-    assert heads[256] - heads[128] >= 2 * 128 * words * 4
-
-
-def test_checkpointing_keeps_less(tiny_model: Path) -> None:
-    """true < selective < false."""
-    kept = [
-        parts(loaded(SFTModule(str(tiny_model), gradient_checkpointing=how)), [chats(8, 128)])["activations"]
-        for how in (True, "selective", False)
-    ]
-    assert kept == sorted(kept) and kept[0] < kept[1] < kept[2]
-
-
-def test_first_step_has_no_optimizer_state(tiny_model: Path) -> None:
-    """A heavy first micro-batch alone peaks without state; the same batch later finds it."""
+def test_saved_bytes_grow_with_positions_and_shrink_with_checkpointing(tiny_model: Path) -> None:
+    """Twice the rows: twice the bytes, of which the gradient of the head, made in the forward pass, is constant."""
     module = loaded(SFTModule(str(tiny_model)))
-    heavy = [chats(8, 128)]
-    assert parts(module, heavy, [])["optimizer"] == 0
-    assert parts(module, heavy)["optimizer"] > 0
+    four, eight, sixteen = (saved(module, chats(rows, 128)) for rows in (4, 8, 16))
+    assert sixteen - eight == pytest.approx(2 * (eight - four), rel=0.01)
+    assert saved(loaded(SFTModule(str(tiny_model), gradient_checkpointing=True)), chats(8, 128)) < eight / 4
 
 
-def test_accumulated_gradients_are_beside_the_activations(tiny_model: Path) -> None:
-    """With accumulation, the second micro-batch's head finds all gradients of the first one: 4 bytes per weight."""
-    module = loaded(SFTModule(str(tiny_model)))
-    weights = 4 * sum(parameter.numel() for parameter in module.policy.parameters())
-    batch = chats(8, 128)
-    alone, second = parts(module, [batch], []), parts(module, [batch, batch], [], True)
-    assert alone["gradients"] < weights
-    assert second["gradients"] == weights
+def test_head_chunk_is_logits_and_log_probabilities(tiny_model: Path) -> None:
+    """1,024 tokens in chunks of 256, or 300 tokens in two of 150: 2 x 4 bytes for each of 2,048 words."""
+    module = loaded(SFTModule(str(tiny_model), chunk_size=256))
+    assert head_bytes(module, chats(8, 128)) == 256 * 2048 * 8
+    assert head_bytes(module, chats(3, 100)) == 150 * 2048 * 8
 
 
-def test_reference_is_a_second_model(tiny_model: Path) -> None:
-    """Frozen: all weights once more. Without a model in memory: 0."""
-    module = loaded(DPOModule(str(tiny_model)))
-    found = parts(module, [pairs(4)])
-    assert found["reference"] == sum(parameter.nbytes for parameter in module.reference.parameters())
-    precomputed = DPOModule(str(tiny_model), reference="precomputed")
-    SFTModule.configure_model(precomputed)  # type: ignore[arg-type]
-    batch = pairs(4)._replace(reference_logps=torch.zeros(8))
-    assert parts(precomputed, [batch])["reference"] == 0
+def test_several_devices_hold_parts_or_buckets(tmp_path: Path) -> None:
+    """Two devices of DDP: buckets as large as the gradients. One device: as it is."""
+    fixed = {"weights": 10, "reference": 0, "gradients": 10, "optimizer": 20}
+    options = {"accelerator": "cpu", "logger": False, "default_root_dir": str(tmp_path)}
+    assert spread(fixed, Trainer(**options)) == fixed
+    assert spread(fixed, Trainer(devices=2, **options)) == {**fixed, "gradients": 20}
 
 
-def test_the_module_is_as_before(tiny_model: Path) -> None:
-    """Weights, gradients and metrics of the real module are untouched."""
-    module = loaded(SFTModule(str(tiny_model)))
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    parts(module, [chats(2, 16)])
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    assert all(parameter.grad is None for parameter in module.parameters())
-    assert float(module.metrics_of("train")["loss"].count) == 0
-
-
-def test_live_memory_counts_storages_once() -> None:
-    """100 floats are 400 bytes, a view is none, a second tensor that goes again leaves its mark on the peak only."""
-    with LiveMemory(CPU, vocabulary=7) as live:
-        one = torch.zeros(100)
-        view = one[:50]
-        two = torch.zeros(25)
-        assert live.total == 500
-        del two
-        assert live.total == 400 and live.peak_total == 500 and view.numel() == 50
-        live.assign([one], "weights")
-        torch.zeros(3, 7)
-    assert live.live["weights"] == 400
-    assert live.peak_total == 500
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="holes of glibc's heap")
-def test_only_passes_with_gradients_leave_holes(tiny_model: Path) -> None:
-    """The reference's pass adds none, and twice the rows make twice as many."""
-    plain = parts(loaded(DPOModule(str(tiny_model))), [pairs(4)], [])["allocator"]
-    precomputed = DPOModule(str(tiny_model), reference="precomputed")
-    SFTModule.configure_model(precomputed)  # type: ignore[arg-type]
-    batches = {num: pairs(num)._replace(reference_logps=torch.zeros(2 * num)) for num in (4, 8)}
-    four, eight = (parts(precomputed, [batch], [])["allocator"] for batch in batches.values())
-    assert plain == pytest.approx(four, rel=0.02)
-    assert eight == pytest.approx(2 * four, rel=0.1)
+def test_most_positions() -> None:
+    """100 of weights, 40 for 20 positions; 170 are free: 30 more than needed, 15 positions more."""
+    memory = {"weights": 100, "activations": 30, "allocator": 10, "process": 999}
+    assert [most_positions(memory, 20, free) for free in (170, 120, 50)] == [35, 10, 0]
 
 
 # ---- the epoch
@@ -211,69 +126,66 @@ def test_positions_with_and_without_padding() -> None:
     assert positions([5, 2, 3], [[0, 1], [2]], "sdpa") == 14
 
 
-def test_heaviest_batches() -> None:
+def test_heaviest_micro_batches() -> None:
     """Sizes 9, 3, 4 | 8, 1, 2 | 7: steps of three. The first step: its first batch, and the heaviest that follows."""
-    lengths = [9, 3, 4, 8, 1, 2, 7]
-    batches = [[[example]] for example in range(7)]
-    assert heaviest(lengths, batches, "documents", 3, 3) == ([[[0]], [[2]]], [[[3]]])
-    assert heaviest(lengths, batches, "documents", 3, 1) == ([[[0]], [[2]]], [])
-    assert heaviest(lengths, batches, "documents", 1, 2) == ([[[0]]], [[[1]]])
+    sizes = [9, 3, 4, 8, 1, 2, 7]
+    assert heaviest(sizes, accumulate=3, run_steps=3) == ([0, 2], [6, 3])
+    assert heaviest(sizes, accumulate=3, run_steps=1) == ([0, 2], [])
+    assert heaviest(sizes, accumulate=1, run_steps=2) == ([0], [1])
 
 
-def test_counts_of_an_epoch(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
+def test_counts_of_an_epoch(make_run: Callable[..., Any]) -> None:
     """10 chats in batches of 2 are 5 micro-batches; 2 accumulated: 3 steps; 2 epochs: 6; max_steps 4 is less."""
-    module = SFTModule(str(tiny_model))
-    found = make_estimate(
-        trainer(tmp_path, max_epochs=2, max_steps=4, accumulate_grad_batches=2),
-        module,
-        data(tiny_model, cache_dir),
-        False,
-    )
+    options = {"train_split": "train_sft[:10]", "max_length": 64}
+    run = make_run(data=options, max_epochs=2, max_steps=4, accumulate_grad_batches=2)
+    found = estimated(run, time_probe=False)
     epoch = found.epoch
     assert (epoch.examples, epoch.rows, epoch.batches, epoch.steps, epoch.run_steps) == (10, 10, 5, 3, 4)
-    rows = data(tiny_model, cache_dir)
-    rows.prepare_data()
-    rows.setup("fit")
-    examples = [rows.examples["train"][index] for index in range(10)]
+    examples = [run.data.examples["train"][index] for index in range(10)]
     assert epoch.tokens == sum(len(example["input_ids"]) - 1 for example in examples)
     spans = [example["spans"] for example in examples]
-    assert epoch.trained == sum(sum(span[1::2]) - sum(span[::2]) for span in spans)
-    assert epoch.padding_share == 0 and epoch.packed_share is None
-    assert found.parameters == found.trainable == sum(p.numel() for p in module.policy.parameters())
+    assert epoch.loss_tokens == sum(sum(span[1::2]) - sum(span[::2]) for span in spans)
+    assert epoch.padding_fraction == 0 and epoch.packed_fraction is None
+    assert found.parameters == found.trainable == sum(weight.numel() for weight in run.module.policy.parameters())
     assert found.seconds_per_step is None and found.fits
 
 
-def test_time_is_steps_times_seconds(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
-    """5 steps: hours are 5 x seconds / 3600."""
-    found = make_estimate(trainer(tmp_path), SFTModule(str(tiny_model)), data(tiny_model, cache_dir), True)
-    assert found.seconds_per_step and found.seconds_per_step > 0
-    assert found.hours == pytest.approx(5 * found.seconds_per_step / 3600)
-
-
-def test_streaming_is_refused(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
+def test_streamed_rows_are_refused(make_run: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="needs the lengths of all rows"):
-        make_estimate(trainer(tmp_path), SFTModule(str(tiny_model)), data(tiny_model, cache_dir, streaming=True), False)
+        estimated(make_run(data={"streaming": True}))
 
 
-# ---- what fits
+# ---- the probe
 
 
-def test_most_positions() -> None:
-    """100 of weights, 40 for 20 positions; 170 are free: 30 more than needed, 15 positions more."""
-    memory = {"weights": 100, "activations": 40, "allocator": 0, "process": 999}
-    assert most_positions(memory, 20, 170) == 35
-    assert most_positions(memory, 20, 120) == 10
-    assert most_positions(memory, 20, 50) == 0
+def test_time_is_steps_times_seconds(make_run: Callable[..., Any]) -> None:
+    """8 chats in batches of 2: 4 steps; hours are 4 x seconds / 3600. The peak is that of the process, measured."""
+    found = estimated(make_run(max_epochs=1))
+    assert found.seconds_per_step and found.seconds_per_step > 0
+    assert found.hours == pytest.approx(4 * found.seconds_per_step / 3600)
+    assert found.memory["allocator"] >= 0
 
 
-def test_shares_of_several_devices(tmp_path: Path) -> None:
-    """Two devices of DDP: buckets as large as the gradients. One device: as it is."""
-    memory = {"weights": 10, "reference": 0, "gradients": 10, "optimizer": 20, "activations": 5}
-    assert spread(memory, trainer(tmp_path)) == memory
-    assert spread(memory, trainer(tmp_path, devices=2))["gradients"] == 20
+def test_a_run_without_room_is_not_tried(
+    make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One byte is free: there is no time, and the estimate says what to change."""
+    monkeypatch.setattr("smollit.commands.estimate.estimate.free_bytes", lambda device: 1)
+    found = estimated(make_run())
+    assert found.fits is False and found.hours is None and "no probe step runs" in caplog.text
+    shown = table(found)
+    assert f"DOES NOT FIT: {gib(found.peak - found.memory['process'])} are needed" in shown
+    assert "1. model.gradient_checkpointing: false -> true" in shown
 
 
 # ---- the command
+
+
+def table(found: Estimate) -> str:
+    """What a person reads."""
+    console = Console(file=StringIO(), width=200)
+    show(console, found)
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
@@ -290,27 +202,20 @@ def test_command(
     words += [f"--data.train_split={split}[:8]", "--data.val_split=null", "--data.max_length=128"]
     words += [f"--data.cache_dir={cache_dir}", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=3", f"--json={tmp_path / 'out.json'}"]
-    words += ["--data.max_dropped_share=1", "--ckpt_path=last", "--time_probe=false"]
+    words += ["--data.max_dropped_share=1", "--ckpt_path=last"]
     scored = set(Path(cache_dir).glob("reference-*"))  # by other tests: the cache is theirs too
     main(words + (["--model.reference=precomputed"] if kind == "dpo" else []))
     shown, found = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
     assert found["peak"] == sum(found["memory"].values())
     assert gib(found["peak"]) in shown and "fits: " in shown and "packed" in shown
     assert f"{found['epoch']['run_steps']:,} in the run" in shown and found["epoch"]["run_steps"] == 3
+    assert re.search(r"per step +about", shown) and found["memory"]["reference"] == 0
     assert set(Path(cache_dir).glob("reference-*")) == scored
 
 
-def test_words_for_numbers() -> None:
+def test_numbers_as_text(make_run: Callable[..., Any]) -> None:
+    """1.5 GiB, 5 MiB; 2.25 hours, half an hour; and a system that does not say what is free."""
     assert gib(3 * 1024**3 // 2) == "1.50 GiB" and gib(5 * 1024**2) == "5.0 MiB"
     assert hours(2.25) == "2.2 hours" and hours(0.5) == "30.0 minutes"
-
-
-def test_no_fit_is_said_with_what_to_change(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
-    """One byte less than needed."""
-    found = make_estimate(trainer(tmp_path), SFTModule(str(tiny_model)), data(tiny_model, cache_dir), False)
-    needed = found.peak - found.memory["process"]
-    console = Console(file=StringIO(), width=200)
-    show(console, replace(found, free=needed - 1, fits=False))
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"DOES NOT FIT: {gib(needed)} are needed" in shown
-    assert "1. model.gradient_checkpointing: false -> true" in shown
+    found = estimated(make_run(), time_probe=False)
+    assert "free memory is unknown" in table(replace(found, free=None, fits=None, most_positions=None))

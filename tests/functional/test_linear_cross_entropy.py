@@ -7,9 +7,7 @@ from torch import Tensor
 
 from smollit.functional.logps import summed_logps, token_logps
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(F, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy"
-)
+pytestmark = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy")
 CHUNK = 16
 LENGTHS = (30, 20)
 RELATIVE = 3e-7  # a few roundings of fp32: sums over 211 words and 50 tokens have another order

@@ -1,10 +1,14 @@
 """The command `estimate`: its arguments."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from rich.console import Console
 
 from smollit.commands.command import Command, ConfiguredRun
 from smollit.commands.estimate.estimate import estimate
+from smollit.commands.estimate.view import show
 
 
 @dataclass(kw_only=True)
@@ -23,6 +27,9 @@ class EstimateCommand(Command):
 
     def run(self, run: ConfiguredRun) -> None:
         """Estimate the run and print the result."""
-        run.trainer.strategy.connect(run.model)
-        run.model.trainer = run.trainer
-        estimate(run.trainer, run.model, run.datamodule, time_probe=self.time_probe, path=self.json)
+        found = estimate(run.trainer, run.model, run.datamodule, time_probe=self.time_probe)
+        show(Console(), found)
+        if self.json is not None:
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({**asdict(found), "peak": found.peak}, indent=2)
+            self.json.write_text(text + "\n", encoding="utf-8")

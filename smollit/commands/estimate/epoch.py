@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 
@@ -13,6 +12,7 @@ from smollit.data.batching.sampler import row_length
 from smollit.functional.attention import WITHOUT_PADDING, AttentionBackend
 
 Rows = list[list[int]]  # a micro-batch: the examples of each row
+LATER_STEPS = 2  # of different size, as in training: memory that is freed does not fit the next batch
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,6 @@ class Epoch:
     def padding_fraction(self) -> float:
         """Fraction of the computed positions that holds no token."""
         return 1 - self.tokens / max(self.computed, 1)
-
-
-class Moment(NamedTuple):
-    """A micro-batch, and what is in memory while it is computed.
-
-    Args:
-        batch: Index of the micro-batch.
-        size: Positions that the model computes for it.
-        gradients: Whether gradients of earlier micro-batches are in memory.
-        optimizer: Whether the optimizer has its state, as from the second step on.
-    """
-
-    batch: int
-    size: int
-    gradients: bool
-    optimizer: bool
 
 
 def positions(lengths: Sequence[int], batch: Rows, attention: AttentionBackend) -> int:
@@ -103,15 +87,14 @@ def num_devices(trainer: Trainer) -> int:
     return trainer.num_devices * trainer.num_nodes
 
 
-def heaviest_moments(sizes: Sequence[int], accumulate: int, run_steps: int) -> list[Moment]:
-    """The moments among which the peak is: the largest micro-batch with each combination of what else is in memory."""
+def heaviest(sizes: Sequence[int], accumulate: int, run_steps: int) -> tuple[list[int], list[int]]:
+    """Micro-batches that need the most memory: of the first optimizer step, and of later ones, the largest last.
 
-    def largest(start: int, stop: int, optimizer: bool) -> list[Moment]:
-        found = max(range(start, min(stop, len(sizes))), key=sizes.__getitem__, default=None)
-        return [] if found is None else [Moment(found, sizes[found], True, optimizer)]
-
-    steps = accumulate * max(run_steps, 1)
-    return [Moment(0, sizes[0], False, False), *largest(1, accumulate, False), *largest(accumulate, steps, True)]
+    The first step has no optimizer state yet, and its first micro-batch finds no gradients.
+    """
+    first, later = range(1, min(accumulate, len(sizes))), range(accumulate, min(accumulate * run_steps, len(sizes)))
+    by_size = [sorted(some, key=sizes.__getitem__) for some in (first, later)]
+    return [0, *by_size[0][-1:]], by_size[1][-LATER_STEPS:]
 
 
 def _run_steps(steps: int, trainer: Trainer) -> int:

@@ -1,108 +1,141 @@
-"""Memory of a training step: formulas for what does not depend on the batch, and a count of what autograd saves."""
+"""Memory of a training step: formulas, a count of what autograd saves, and a few real steps that measure the rest."""
 
 import math
+import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from smollit.batch import Batch
-from smollit.commands.estimate.epoch import Moment
 from smollit.modules import DPOModule, FineTuningModule
+from smollit.training.memory import peak_bytes
 
 Parts = dict[str, int]  # bytes by name
-PROBABILITY_BYTES = 8  # of each logit in a chunk: an fp32 logit, and its fp32 log-probability or gradient
-
-
-class StepMemory(NamedTuple):
-    """What a forward and backward pass holds, by formulas.
-
-    Args:
-        fixed: Bytes of weights, reference, gradients and optimizer state.
-        saved: Bytes that autograd saves in the forward pass, for each position.
-        head: Bytes of the logits of one chunk.
-    """
-
-    fixed: Parts
-    saved: float
-    head: int
-
-    def at(self, moment: Moment) -> Parts:
-        """Bytes of each part."""
-        present = {"gradients": moment.gradients, "optimizer": moment.optimizer}
-        parts = {name: size * present.get(name, True) for name, size in self.fixed.items()}
-        return parts | {"activations": int(self.saved * moment.size), "head chunk": self.head}
-
-    def peak(self, moments: Sequence[Moment]) -> Parts:
-        """Bytes of each part at the moment that needs the most."""
-        return max((self.at(moment) for moment in moments), key=total)
-
-
-def total(parts: Parts) -> int:
-    """Bytes of all parts."""
-    return sum(parts.values())
+Context = Callable[[], AbstractContextManager[None]]  # the precision's context of forward passes
+LOGIT_BYTES = 8  # an fp32 logit, and its fp32 log-probability or gradient
+SECONDS = 30.0  # after which the probe begins no further step
 
 
 def fixed_parts(module: FineTuningModule) -> Parts:
-    """Bytes of weights, reference, gradients and optimizer state of a module on one device."""
-    reference = module.reference if isinstance(module, DPOModule) and module.scorer.has_model else None
+    """Bytes of what does not depend on the batch, on a device that holds all of it."""
+    reference = tensors(module.reference) if isinstance(module, DPOModule) and module.scorer.has_model else []
     return {
-        "weights": tensor_bytes(module.policy),
-        "reference": tensor_bytes(reference) if reference is not None else 0,
-        "gradients": sum(parameter.nbytes for parameter in trainable(module)),
+        "weights": sum(tensor.nbytes for tensor in tensors(module.policy)),
+        "reference": sum(tensor.nbytes for tensor in reference),
+        "gradients": sum(weight.nbytes for weight in trainable(module)),
         "optimizer": optimizer_bytes(module),
     }
 
 
-def tensor_bytes(model: nn.Module) -> int:
-    """Bytes of parameters and buffers; tied ones count once."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+def tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers; tied ones once."""
+    return [*model.parameters(), *model.buffers()]
 
 
 def trainable(module: FineTuningModule) -> list[nn.Parameter]:
     """The parameters that training changes."""
-    return [parameter for parameter in module.policy.parameters() if parameter.requires_grad]
+    return [weight for weight in module.policy.parameters() if weight.requires_grad]
 
 
 def optimizer_bytes(module: FineTuningModule) -> int:
     """Bytes of the optimizer's state, from a real step on one tensor of each shape, on the CPU."""
-    total = 0
+    size = 0
     for (shape, dtype), count in Counter((weight.shape, weight.dtype) for weight in trainable(module)).items():
         weight = nn.Parameter(torch.zeros(shape, dtype=dtype))
         weight.grad = torch.zeros_like(weight)
         optimizer = module.optimizer([weight])
         optimizer.step()
-        total += count * sum(value.nbytes for value in optimizer.state[weight].values() if isinstance(value, Tensor))
-    return total
+        size += count * sum(value.nbytes for value in optimizer.state[weight].values() if isinstance(value, Tensor))
+    return size
 
 
 def head_bytes(module: FineTuningModule, batch: Batch) -> int:
     """Bytes of the logits of one chunk, with their log-probabilities."""
-    weight = module.policy.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
-    tokens = batch.num_loss_tokens
-    chunk = math.ceil(tokens / math.ceil(tokens / module.chunk_size)) if tokens else 0
-    return chunk * len(weight) * PROBABILITY_BYTES
+    chunks = max(math.ceil(batch.num_loss_tokens / module.chunk_size), 1)
+    vocabulary_size: int = module.policy.config.vocab_size  # type: ignore[union-attr,assignment]  # a CausalLM
+    return math.ceil(batch.num_loss_tokens / chunks) * vocabulary_size * LOGIT_BYTES
 
 
-def saved_bytes(module: FineTuningModule, batch: Batch) -> int:
+def place(module: FineTuningModule, device: torch.device) -> None:
+    """Move everything that a step needs to a device; turn dropout and checkpointing on, as training does."""
+    module.to(device)
+    module.policy.train()
+    if isinstance(module, DPOModule) and module.scorer.has_model:
+        module.scorer.place(device)
+
+
+def saved_bytes(module: FineTuningModule, batch: Batch, context: Context) -> int:
     """Bytes that autograd saves in the forward pass of a micro-batch, besides parameters and buffers.
 
     Saved tensors are counted and not kept, so the pass needs little more memory than the weights.
     """
-    model = module.policy
-    seen = weakref.WeakSet(tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers()))
-    total = 0
+    seen = weakref.WeakSet(tensor.untyped_storage() for tensor in tensors(module.policy))
+    size = 0
 
     def count(tensor: Tensor) -> None:
-        nonlocal total
+        nonlocal size
         storage = tensor.untyped_storage()
         if storage not in seen:
             seen.add(storage)
-            total += storage.nbytes()
+            size += storage.nbytes()
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
-        module.step(batch, "train")
-    return total
+    with context(), torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
+        module.step(move_data_to_device(batch, module.device), "train")
+    return size
+
+
+class Probe(NamedTuple):
+    """Measurements of real steps.
+
+    Args:
+        peak: Highest memory use of the device, in bytes.
+        passes: Seconds of the forward and backward pass of the last micro-batch.
+        optimizer: Seconds of an optimizer step.
+    """
+
+    peak: int
+    passes: float
+    optimizer: float
+
+
+def run_probe(
+    module: FineTuningModule, steps: Sequence[Sequence[Batch]], *, accumulates: bool, context: Context
+) -> Probe:
+    """Train for a few steps. The weights change: the module is of no further use.
+
+    Args:
+        module: On its device.
+        steps: Micro-batches of each optimizer step.
+        accumulates: Steps have several micro-batches, so those of later steps find gradients.
+        context: The precision's context of forward passes.
+    """
+    optimizer, start, seconds = module.optimizer(trainable(module)), time.perf_counter(), (0.0, 0.0)
+    if module.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(module.device)
+    for number, batches in enumerate(steps):
+        if number > 1 and time.perf_counter() - start > SECONDS:
+            break
+        for index, batch in enumerate(batches):
+            began = time.perf_counter()
+            with context():
+                loss = module.step(move_data_to_device(batch, module.device), "train")[0] / module.nominal_count
+            if index == 0 and not (number and accumulates):
+                optimizer.zero_grad()  # as Lightning does: old gradients outlast the forward pass
+            loss.backward()
+            del loss
+            passed = _now(module.device)
+        optimizer.step()
+        seconds = passed - began, _now(module.device) - passed
+    return Probe(peak_bytes(module.device), *seconds)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,4 +1,4 @@
-"""An estimate as a person reads it."""
+"""An estimate as text: sections of a bold title and lines of a name and a value."""
 
 from typing import TYPE_CHECKING
 
@@ -13,87 +13,76 @@ if TYPE_CHECKING:
 
 BAR = 24  # characters of the largest part
 EXPLAINED = {
-    "activations": "kept for the backward pass, and what is computed at that moment",
+    "activations": "saved for the backward pass",
     "head chunk": "logits of model.chunk_size tokens, and their gradients",
     "allocator": "temporary tensors, and freed memory that the allocator keeps",
     "process": "libraries and data, before the model",
 }
+Section = tuple[Text, list[tuple[str, str]]]
 
 
 def show(console: Console, found: "Estimate") -> None:
     """Print memory, the epoch, the time, and what to change if it does not fit."""
-    trainable = f"{found.trainable:,} trainable of {found.parameters:,}"
-    rows, size = found.heaviest
-    _section(console, f"parameters  {trainable}")
-    _section(console, f"peak memory of each device  {gib(found.peak)}, at the heaviest micro-batch")
-    _line(console, "micro-batch", f"{rows:,} rows, {size:,} positions")
-    for name, number in found.memory.items():
-        _line(console, name, f"{gib(number):>9}  {_bar(number, found, is_plain(console))}{EXPLAINED.get(name, '')}")
-    _show_fit(console, found)
-    _show_epoch(console, found)
-    _show_time(console, found)
-
-
-def _show_fit(console: Console, found: "Estimate") -> None:
-    if found.free is None:
-        _line(console, "free", "unknown on this system")
-    else:
-        needed = found.peak - found.memory["process"]
-        said = "fits" if found.fits else "DOES NOT FIT"
-        style = "bold green" if found.fits else "bold red"
-        say(
-            console,
-            Text(f"{said}: {gib(needed)} are needed besides what is held now, {gib(found.free)} are free", style),
-        )
-    if found.most_positions:
-        per_row = found.heaviest[1] / found.heaviest[0]
-        most = f"about {found.most_positions:,} positions: {int(found.most_positions / per_row):,} rows of this length"
-        _line(console, "would fit", most)
-    if not found.fits:
-        _section(console, "what needs less memory, in the order to try")
-        for number, entry in enumerate(found.advice, 1):
-            say(console, f"{number}. {entry}", indent=2)
-
-
-def _show_epoch(console: Console, found: "Estimate") -> None:
-    epoch = found.epoch
-    _section(console, "one epoch")
-    _line(console, "examples", f"{epoch.examples:,} in {epoch.rows:,} rows")
-    _line(
-        console,
-        "tokens",
-        f"{epoch.tokens:,}, {epoch.loss_tokens:,} with loss ({epoch.loss_tokens / max(epoch.tokens, 1):.0%})",
-    )
-    if epoch.packed_fraction is not None:
-        _line(console, "packed", f"{epoch.packed_fraction:.1%} of the rows' positions hold tokens")
-    _line(console, "padding", f"{epoch.padding_fraction:.1%} of the computed positions")
-    _line(console, "steps", f"{epoch.steps:,} optimizer steps per epoch, {epoch.run_steps:,} in the run")
-
-
-def _show_time(console: Console, found: "Estimate") -> None:
+    sections = [_memory(found, is_plain(console)), _fit(found), _epoch(found)]
+    if not found.fits and found.fits is not None:
+        entries = [(f"{number}.", entry) for number, entry in enumerate(found.advice, 1)]
+        sections.insert(2, (_title("settings that need less memory, in the order to try"), entries))
     if found.seconds_per_step is not None and found.hours is not None:
-        _section(console, "time, from a few passes on this device as it is now")
-        _line(console, "per step", f"about {found.seconds_per_step:.3g} s")
-        _line(console, "run", f"about {hours(found.hours)}, without validation")
+        run = f"about {hours(found.hours)}, without validation"
+        lines = [("per step", f"about {found.seconds_per_step:.3g} s"), ("run", run)]
+        sections.append((_title("time, from a few steps on this device as it is now"), lines))
+    for title, lines in sections:
+        say(console, title)
+        for name, value in lines:
+            say(console, f"{name} {value}" if name.endswith(".") else f"{name:<13}{value}".rstrip(), indent=2)
 
 
-def _section(console: Console, title: str) -> None:
-    say(console, Text(title, style="bold"))
+def _memory(found: "Estimate", plain: bool) -> Section:
+    rows, size = found.heaviest
+    lines = [
+        ("parameters", f"{found.trainable:,} trainable of {found.parameters:,}"),
+        ("micro-batch", f"{rows:,} rows, {size:,} positions"),
+    ]
+    for name, number in found.memory.items():
+        bar = "" if plain else "█" * round(BAR * number / max(found.memory.values())) + " "
+        lines.append((name, f"{gib(number):>9}  {bar}{EXPLAINED.get(name, '')}"))
+    return _title(f"peak memory of each device  {gib(found.peak)}, at the heaviest micro-batch"), lines
 
 
-def _line(console: Console, name: str, value: str) -> None:
-    say(console, f"{name:<13}{value}".rstrip(), indent=2)
+def _fit(found: "Estimate") -> Section:
+    if found.free is None:
+        return Text("free memory is unknown on this system"), []
+    needed = found.peak - found.memory["process"]
+    said, style = ("fits", "bold green") if found.fits else ("DOES NOT FIT", "bold red")
+    rows = int((found.most_positions or 0) * found.heaviest[0] / found.heaviest[1])
+    most = f"about {found.most_positions:,} positions: {rows:,} rows of this length"
+    sentence = f"{said}: {gib(needed)} are needed besides what is held now, {gib(found.free)} are free"
+    return Text(sentence, style), [("would fit", most)] if found.most_positions else []
 
 
-def _bar(number: int, found: "Estimate", plain: bool) -> str:
-    return "" if plain else "█" * round(BAR * number / max(found.memory.values())) + " "
+def _epoch(found: "Estimate") -> Section:
+    epoch = found.epoch
+    fraction = epoch.loss_tokens / max(epoch.tokens, 1)
+    lines = [
+        ("examples", f"{epoch.examples:,} in {epoch.rows:,} rows"),
+        ("tokens", f"{epoch.tokens:,}, {epoch.loss_tokens:,} loss tokens ({fraction:.0%})"),
+        ("padding", f"{epoch.padding_fraction:.1%} of the computed positions"),
+        ("steps", f"{epoch.steps:,} optimizer steps per epoch, {epoch.run_steps:,} in the run"),
+    ]
+    if epoch.packed_fraction is not None:
+        lines.insert(2, ("packed", f"{epoch.packed_fraction:.1%} of the rows' positions hold tokens"))
+    return _title("one epoch"), lines
+
+
+def _title(text: str) -> Text:
+    return Text(text, style="bold")
 
 
 def gib(number: int) -> str:
-    """Bytes as a person reads them."""
+    """Bytes as GiB or MiB."""
     return f"{number / GIB:.2f} GiB" if number >= GIB else f"{number / 1024**2:.1f} MiB"
 
 
 def hours(number: float) -> str:
-    """Hours as a person reads them."""
+    """Hours, or minutes below one."""
     return f"{number:.1f} hours" if number >= 1 else f"{number * 60:.1f} minutes"
