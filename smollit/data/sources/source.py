@@ -87,10 +87,7 @@ class Source:
         return sorted({name for row in rows for name in row})
 
     def head(self, num_rows: int) -> list[Row]:
-        """The first rows of the split (of files, whatever the slice), with JSON parsed; malformed lines are left out.
-
-        They are named, all at once, when the rows are encoded.
-        """
+        """The first rows (of files, whatever the slice), with JSON parsed; encoding names the malformed ones."""
         return _parsed(self._first(num_rows))
 
     def stream(self) -> Iterator[Row]:
@@ -231,8 +228,7 @@ def file_hashes(files: Sequence[Path], cache_dir: Path | None) -> list[str]:
 
 
 def _state(file: Path) -> list[int]:
-    """What changes with a file; ctime also when a copy keeps the old mtime."""
-    stat = file.stat()
+    stat = file.stat()  # ctime changes also when a copy keeps the old mtime
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from hypothesis import given
@@ -14,11 +13,6 @@ from hypothesis import strategies as st
 
 from smollit.data.sources.mixture import Part, Splits, epoch_members, label, load_part
 from smollit.data.sources.readers import RAW
-
-
-@pytest.fixture(autouse=True)
-def _datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
 
 
 def numbers(path: Path, count: int = 20) -> str:
@@ -101,7 +95,7 @@ def test_parts_take_the_train_split_unless_they_have_their_own() -> None:
 
 
 def test_a_parts_split_weight_and_cap_are_for_training() -> None:
-    """Validation measures all rows of `val_split`, once each, whatever training takes."""
+    """Validation measures all rows of `val_split`, once each, whatever training uses."""
     splits = Splits([ONE, OTHER], train="train", val="held")
     assert names(splits, "val") == {"val": [("one", "held"), ("other", "held")]}
     assert [(part.weight, part.max_rows) for part in splits.parts("val")["val"]] == [(1.0, None)] * 2

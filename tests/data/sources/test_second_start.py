@@ -6,19 +6,24 @@ import os
 import time
 from pathlib import Path
 
-import datasets
 import pytest
 
 from smollit.data import ChatDataModule
 from smollit.data.sources.source import HASHES
+from tests.conftest import TINY
 
-TINY = Path(__file__).resolve().parents[3] / "smollit" / "models" / "tiny"
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 
 
 def start(tmp_path: Path) -> ChatDataModule:
-    module = ChatDataModule(str(tmp_path / "mine.jsonl"), "all[:200]", "all[200:]", tokenizer_name=str(TINY),
-                            chat_template="chatml", cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    module = ChatDataModule(
+        str(tmp_path / "mine.jsonl"),
+        train_split="all[:200]",
+        val_split="all[200:]",
+        tokenizer_name=str(TINY),
+        chat_template="chatml",
+        cache_dir=str(tmp_path / "cache"),
+    )
     module.prepare_data()
     module.setup("fit")
     return module
@@ -35,7 +40,6 @@ def test_a_second_start_reads_only_the_first_rows(
     """
     clock = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: clock() + 10**10)  # the file has been unchanged for 10 s
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     file, memory = tmp_path / "mine.jsonl", tmp_path / "cache" / HASHES
     lines = [json.dumps(CHAT)] * 300
     file.write_text("\n".join(lines))

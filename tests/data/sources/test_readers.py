@@ -1,0 +1,146 @@
+"""Rows of files of every kind and packing, and one sentence with file and line for each that can't be read."""
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+from smollit.data.sources.files import ENDINGS
+from smollit.data.sources.readers import quiet_datasets
+from smollit.data.sources.source import load_source
+from tests.data.sources.conftest import ROWS, pack, read_error, rows_of, text, write
+
+CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_kind_of_file_gives_the_same_rows_loaded_streamed_and_looked_at(tmp_path: Path, ending: str) -> None:
+    """Rows 2 and 3 of 6 by number; `head` looks at the start of the file."""
+    path = write(tmp_path / f"mine{ending}", ROWS)
+    assert rows_of(path) == ROWS
+    assert rows_of(path, "train[2:4]") == ROWS[2:4]
+    assert load_source(path, "train[2:4]").head(3) == ROWS[:3]
+    assert sorted(load_source(path, "train").columns()) == ["chosen", "prompt", "rejected"]
+
+
+def test_arrow_has_a_format_for_files_too(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_file(tmp_path / "mine.arrow", table.schema) as file:
+        file.write_table(table)
+    assert rows_of(str(tmp_path / "mine.arrow")) == ROWS
+
+
+def test_values_of_mixed_types_survive_parquet(tmp_path: Path) -> None:
+    """`datasets` stores them as JSON text; a reader without its features would give that text."""
+    rows = Dataset.from_dict({"messages": [["a", {"b": 1}], [2]]}, on_mixed_types="use_json")
+    rows.to_parquet(tmp_path / "mine.parquet")
+    assert rows_of(str(tmp_path / "mine.parquet")) == [{"messages": ["a", {"b": 1}]}, {"messages": [2]}]
+
+
+def test_concatenated_archives_are_read_to_the_end(tmp_path: Path) -> None:
+    """`cat a.gz b.gz` is an archive, and so is the output of parallel packers."""
+    for ending in (".jsonl.gz", ".jsonl.zst"):
+        halves = [pack(text(rows, ending) + b"\n", ending) for rows in (ROWS[:2], ROWS[2:])]
+        assert rows_of(write(tmp_path / f"mine{ending}", b"".join(halves))) == ROWS
+
+
+# case: template-07
+def test_one_json_file_may_mix_texts_and_parts(tmp_path: Path) -> None:
+    """Arrow has one type per column: so lines stay text until each is parsed by itself."""
+    parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, CHAT["messages"][1]]}
+    rows = [CHAT, parts, CHAT | {"more": 1}, {"messages": None}]
+    assert rows_of(write(tmp_path / "mine.jsonl", rows)) == rows
+    assert rows_of(write(tmp_path / "mine.json", rows)) == rows
+
+
+def test_json_lines_may_have_blank_lines_and_odd_line_ends(tmp_path: Path) -> None:
+    """U+2028 and U+0085 are no line ends inside JSON; a byte order mark and \\r\\n are the file's, not the rows'."""
+    rows = [{"a": "a\u2028b\x85c"}, {"a": "d"}]
+    first, second = (json.dumps(row, ensure_ascii=False) for row in rows)
+    assert rows_of(write(tmp_path / "mine.jsonl", f"\ufeff{first}\n\n  \n{second}\r\n\n")) == rows
+    assert rows_of(write(tmp_path / "lines.json", f"{first}\n{second}\n")) == rows  # the wrong ending
+    assert rows_of(write(tmp_path / "one.json", json.dumps(rows[0], indent=2))) == rows[:1]
+
+
+def test_csv_cells_are_text(tmp_path: Path) -> None:
+    """Pandas would read 4 as a number, and NA and null as nothing; JSON text in a cell stays one cell."""
+    cells = [("NA", "4"), ("null", "[1, 2]"), ('say "hi", now', "a\nb"), ("", json.dumps(CHAT))]
+    rows = [{"prompt": first, "chosen": second} for first, second in cells]
+    assert rows_of(write(tmp_path / "mine.csv", rows)) == rows
+
+
+def test_csv_rows_may_be_short_and_cells_long(tmp_path: Path) -> None:
+    """A missing last cell is null; a cell may be longer than the 131,072 characters of Python's default."""
+    path = write(tmp_path / "mine.csv", "\ufeffa,b\n1\n\n" + "x" * 200_000 + ",2\n")
+    assert rows_of(path) == [{"a": "1", "b": None}, {"a": "x" * 200_000, "b": "2"}]
+
+
+# ---- what can't be read
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mine.json", '[{"a": 1},\n{"a":}]', r"mine\.json:2: not JSON"),
+        ("mine.json", '[{"a": 1}, 5]', r"mine\.json: row 1 must be an object .*got int"),
+        ("mine.jsonl", b'{"a": "b"}\n{"a": "\xff"}\n', r"mine\.jsonl:2: not UTF-8 \(byte 0xff at 8\)"),
+        ("mine.jsonl.gz", b'{"a": "b"}\n\n{"a": "\xff"}\n', r"mine\.jsonl\.gz:3: not UTF-8 \(byte 0xff at 8\)"),
+        ("mine.csv", b"prompt,chosen\na,b\n\xff,c\n", r"mine\.csv:3: not UTF-8"),
+        ("mine.csv", "prompt,chosen\nyes, of course,fine\n", r"mine\.csv: rows have more cells than the header"),
+        ("mine.csv", "a,b\n1,2\n\n3,4,5\n", r"quote text with commas \(line 4 has 3, the header 2\)"),
+        ("mine.csv", 'a,b\n"never closed,1\n2,3\n', r"could not read .*mine\.csv: unexpected end of data \(line 3\)"),
+        ("mine.csv", "a,b,a\n1,2,3\n", r"mine\.csv: its header names the column 'a' twice \(line 1\)"),
+        ("mine.jsonl.gz", None, r"mine\.jsonl\.gz is not a whole \.gz file: .*\. Download it or compress it again"),
+        ("mine.jsonl.zst", None, r"mine\.jsonl\.zst is not a whole \.zst file: .*\. Download it or compress it again"),
+        ("mine.csv.gz", None, r"mine\.csv\.gz is not a whole \.gz file: .*\. Download it or compress it again"),
+        ("mine.json.zst", None, r"mine\.json\.zst is not a whole \.zst file: .*\. Download it or compress it again"),
+    ],
+)
+def test_broken_files_name_file_and_line(tmp_path: Path, name: str, content: str | bytes | None, message: str) -> None:
+    """Without content, the archive is cut short in the middle, or a text that only has the name of an archive."""
+    path = tmp_path / name
+    if content is None:
+        whole = pack(text(ROWS * 50, name), name)
+        contents: list[str | bytes] = [whole[: len(whole) // 2], b"plain text"]
+    else:
+        contents = [pack(content, name) if isinstance(content, bytes) else content]
+    for each in contents:
+        assert re.search(message, read_error(write(path, each)))
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_broken_tables_are_named(tmp_path: Path, ending: str) -> None:
+    source = load_source(write(tmp_path / f"mine{ending}", "no table"), "train")
+    for read in (lambda: source.rows, lambda: list(source.stream())):
+        with pytest.raises(ValueError, match=rf"could not read .*mine{ending}: "):
+            read()
+
+
+def test_csv_files_with_other_columns_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "1.csv", "a,b\n1,2\n")
+    write(tmp_path / "2.csv", "a,c\n1,2\n")
+    with pytest.raises(ValueError, match=r"2\.csv has the columns a, c, and .*1\.csv has a, b"):
+        _ = load_source(f"{tmp_path}/*.csv", "train").rows
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_progress_bars_are_off_inside_and_as_before_outside(on: bool) -> None:
+    were_off = datasets.are_progress_bars_disabled()
+    (datasets.enable_progress_bars if on else datasets.disable_progress_bars)()
+    try:
+        with contextlib.suppress(KeyError), quiet_datasets():
+            assert datasets.are_progress_bars_disabled()
+            raise KeyError
+        assert datasets.are_progress_bars_disabled() is not on
+    finally:
+        (datasets.disable_progress_bars if were_off else datasets.enable_progress_bars)()
+
+
+def test_reading_shows_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert len(load_source(write(tmp_path / "mine.jsonl", ROWS), "train").rows) == 6
+    assert capfd.readouterr().err == ""
