@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
 
 # Private, since no public function is as fast: `render_jinja_template` copies every message and walks through all
@@ -14,12 +15,16 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 
 from smollit.data.formats.types import Message
 
-Span = tuple[int, int]  # [start, end)
+Span = tuple[int, int]  # [start, end), in characters or tokens
 SpecialTokens = dict[str, Any]  # bos_token, eos_token, ... as templates read them
 
 
 def read_source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: bool) -> tuple[str, str]:
-    """The template's source, and what errors call it."""
+    """The template's source, and what errors call it.
+
+    Raises:
+        ValueError: If the file is missing, or the tokenizer has no template and none may be assumed.
+    """
     if choice == "auto" and tokenizer.chat_template:
         return tokenizer.get_chat_template(), "the tokenizer's chat template"
     if choice == "auto" and not allow_default:
@@ -50,8 +55,7 @@ def render_text(source: str, messages: list[Message], special: SpecialTokens, *,
     given = {"messages": chat, "tools": None, "documents": None, "add_generation_prompt": generation_prompt}
     environment = template.environment
     context = environment.context_class(environment, {**known, **given, **special}, template.name, template.blocks)
-    text: str = environment.concat(template.root_render_func(context))
-    return text
+    return environment.concat(template.root_render_func(context))
 
 
 def render_with_blocks(source: str, messages: list[Message], special: SpecialTokens) -> tuple[str, list[Span]]:
@@ -63,9 +67,9 @@ def render_with_blocks(source: str, messages: list[Message], special: SpecialTok
 
 
 @lru_cache
-def _compiled(source: str) -> tuple[Any, dict[str, Any]]:
+def _compiled(source: str) -> tuple[Template, dict[str, Any]]:
     """A compiled template and its globals; not kept in a Renderer, which is pickled."""
-    template: Any = _compile_jinja_template(source)
+    template: Template = _compile_jinja_template(source)
     return template, dict(template.globals)
 
 

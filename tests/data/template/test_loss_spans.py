@@ -292,7 +292,34 @@ def test_a_template_that_fails_refuses_the_row_by_name(
     assert caught.value.reason == DropReason.REFUSED_BY_TEMPLATE
 
 
-# ---- where contents stand
+# ---- the rendered text
+
+
+CALL = {"name": "f", "arguments": {"ö": [1, "<b>"]}}
+
+
+@pytest.mark.parametrize("generation_prompt", [False, True])
+@pytest.mark.parametrize(
+    "messages",
+    [CHAT, [user("a"), assistant("b", tool_calls=[CALL]), user("c"), assistant("d", thinking="hm")]],
+    ids=["texts", "tool calls and thoughts"],
+)
+def test_templates_render_as_transformers_renders_them(
+    load: Load, tiny_tokenizer: PreTrainedTokenizerBase, messages: Messages, generation_prompt: bool
+) -> None:
+    """With its tags, filters and functions, and the tokenizer's special tokens."""
+    source = (
+        "{{ strftime_now('%Y') }}{{ eos_token }}\n{% for m in messages %}\n  "
+        "{% if loop.index > 9 %}{% break %}{% endif %}<{{ m.role }}>{% set ns = namespace(said=m.content) %}{{ ns.said }}{{ m.tool_calls | tojson if m.tool_calls }}"
+        "{{ m.reasoning_content }}{% if m.train %}{{ raise_exception('train') }}{% endif %}<end>\n{% endfor %}" + PROMPT
+    )
+    template = load(source)
+    seen = [{**message, "train": True} for message in messages]
+    text = template.prompt_text(seen) if generation_prompt else template.render(seen).text
+    assert text == tiny_tokenizer.apply_chat_template(
+        messages, chat_template=source, tokenize=False, add_generation_prompt=generation_prompt
+    )
+    assert "<user>" in text
 
 
 @pytest.mark.parametrize("source", [PREFIX, MARKED, LLAMA2])
