@@ -310,8 +310,9 @@ def test_templates_render_as_transformers_renders_them(
     """With its tags, filters and functions, and the tokenizer's special tokens."""
     source = (
         "{{ strftime_now('%Y') }}{{ eos_token }}\n{% for m in messages %}\n  "
-        "{% if loop.index > 9 %}{% break %}{% endif %}<{{ m.role }}>{% set ns = namespace(said=m.content) %}{{ ns.said }}{{ m.tool_calls | tojson if m.tool_calls }}"
-        "{{ m.reasoning_content }}{% if m.train %}{{ raise_exception('train') }}{% endif %}<end>\n{% endfor %}" + PROMPT
+        "{% if loop.index > 9 %}{% break %}{% endif %}{% if m.train %}{{ raise_exception('train') }}{% endif %}"
+        "{% set space = namespace(said=m.content) %}<{{ m.role }}>{{ space.said }}"
+        "{{ m.tool_calls | tojson if m.tool_calls }}{{ m.reasoning_content }}<end>\n{% endfor %}" + PROMPT
     )
     template = load(source)
     seen = [{**message, "train": True} for message in messages]
