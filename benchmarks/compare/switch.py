@@ -11,6 +11,7 @@ from compare.child import answer, job_of_this_process
 from compare.record import peak_bytes
 from compare.rows import make_data
 from compare.smollit_side import fused_adamw
+from smollit.losses import DPO
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
 from smollit.training.position import at_step_end
@@ -63,7 +64,7 @@ def make_module(job: dict[str, Any]) -> FineTuningModule:
     if job["task"] == "sft":
         return SFTModule(**fixed | options)
     # At the first step policy and reference are equal, and DPO's loss is ln 2 whatever they say. This part is not.
-    return DPOModule(**fixed | {"nll_weight": 1.0} | options)
+    return DPOModule(**fixed | {"loss": DPO(nll_weight=1.0)} | options)
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

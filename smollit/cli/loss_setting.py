@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from smollit.losses.settings import MOVED, moved_settings, named_loss
-from smollit.modules import FineTuningModule
+from smollit.modules import DPOModule, FineTuningModule
 
 log = logging.getLogger(__name__)
 MOVED_SENTENCE = re.compile(
@@ -24,10 +24,12 @@ class LossParser(LightningArgumentParser):
     """
 
     has_loss = False
+    is_dpo = False
 
     def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:
         """Add the arguments of a class, as jsonargparse does."""
         self.has_loss = isinstance(theclass, type) and issubclass(theclass, FineTuningModule)
+        self.is_dpo = isinstance(theclass, type) and issubclass(theclass, DPOModule)
         return super().add_class_arguments(theclass, *args, **options)
 
     def parse_object(
@@ -36,7 +38,8 @@ class LossParser(LightningArgumentParser):
         """Parse the arguments of a class, after those that jsonargparse has parsed before, `namespace`."""
         if self.has_loss:
             obj = Namespace(obj)
-            self._refuse_moved(obj)
+            if self.is_dpo:
+                self._refuse_moved(obj)
             if "loss" in obj:
                 obj.loss = self._full(obj.loss, namespace.get("loss") if namespace else None)
         return super().parse_object(obj, namespace, *args, **options)
@@ -54,18 +57,14 @@ class LossParser(LightningArgumentParser):
         if dropped:
             name = settings["class_path"].rpartition(".")[2]
             lost = ", ".join(f"{key} {value}" for key, value in dropped.items())
-            log.info("`model.loss` is %s now, with its own defaults: these no longer apply: %s", name, lost)
+            log.info("`model.loss` is now %s with its own defaults; no longer used: %s", name, lost)
         return settings
 
 
 def find_moved(message: str) -> str | None:
     """The sentence for settings of version 0.1 inside an error of jsonargparse, which indents it; None without one."""
-    found = re.search(
-        r"^( *)(.*?)(`model\.\w+`[^\n]* moved into `model\.loss`.*?On the command line: [^\n]*)", message, re.S | re.M
-    )
-    if found is None:
-        return None
-    return found[3].replace("\n" + " " * len(found[1]), "\n")
+    found = MOVED_SENTENCE.search(message)
+    return found["text"].replace("\n" + found["indent"], "\n") if found else None
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ class PreferenceLoss(ABC):
     Args:
         beta: Strength of the constraint that keeps the policy close to the reference; higher keeps it closer.
         nll_weight: Weight of the negative log-likelihood per token of the chosen response, which is added to the
-            loss: a in eq. 4 of RPO, https://arxiv.org/abs/2404.19733.
+            loss as in RPO, https://arxiv.org/abs/2404.19733.
         scores: Use of the score gap, score_chosen - score_rejected: `ignore`, or `weight` to weight each pair with
             `score_scale` times its gap, and with 0 where the gap is negative.
         score_scale: Multiplier for the score gap.

@@ -13,7 +13,8 @@ from smollit.losses.base import PreferenceLoss
 class Hinge(PreferenceLoss):
     """max(0, 1 - beta m), where m is the log-ratio of the chosen minus that of the rejected response.
 
-    SLiC-HF, https://arxiv.org/abs/2305.10425, as eq. 3 of https://arxiv.org/abs/2309.06657 writes it with a reference.
+    The loss of SLiC-HF, https://arxiv.org/abs/2305.10425, on log-ratios to the reference, as RSO has it,
+    https://arxiv.org/abs/2309.06657.
     """
 
     def formula(self, pairs: Pairs) -> Tensor:

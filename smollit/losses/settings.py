@@ -123,6 +123,14 @@ def from_version_0_1(settings: Mapping[str, Any]) -> Settings:
     return rest | {"loss": {"class_path": class_path(loss), "init_args": arguments}}
 
 
+def upgraded(config: Mapping[str, Any]) -> Settings:
+    """A run's settings, {"model": {"class_path", "init_args"}, ...}, as a checkpoint has them, in today's spelling."""
+    model = config.get("model")
+    if not isinstance(model, Mapping) or "init_args" not in model:
+        return dict(config)
+    return {**config, "model": {**model, "init_args": from_version_0_1(model["init_args"])}}
+
+
 def moved_settings(settings: Mapping[str, Any]) -> str:
     """The sentence for settings of version 0.1, with the new spelling to paste."""
     loss = from_version_0_1(settings)["loss"]

@@ -14,15 +14,15 @@ STATE = ("exp_avg", "exp_avg_sq", "master")
 class AdamWFp32(Optimizer):
     """AdamW (https://arxiv.org/abs/1711.05101) that keeps moments and a master copy of the weights in fp32.
 
-    For `trainer.precision: bf16-true`: a bf16 weight has 8 bits, and forgets updates below 1/256 of its size. The
-    master copy remembers them. With fp32 weights it does what torch's AdamW does.
+    For `trainer.precision: bf16-true`: a bf16 weight has 8 bits, and loses updates below 1/256 of its size. The
+    master copy keeps them. With fp32 weights it equals torch's AdamW.
 
     Args:
         params: Weights, or groups of them.
         lr: Learning rate; in a smollit run, `model.learning_rate` sets it.
         betas: Decay of the two moments.
         eps: Added to the root of the second moment.
-        weight_decay: Share of the weight, times the learning rate, that each step takes away.
+        weight_decay: Fraction of the weight, times the learning rate, that each step subtracts.
     """
 
     def __init__(

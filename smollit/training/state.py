@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from smollit.data import ChatDataModule
+from smollit.losses.settings import upgraded
 from smollit.modules import FineTuningModule
 from smollit.training.optimizers import Groups, apply_changes, configured
 from smollit.training.position import (
@@ -187,7 +188,7 @@ class RunState(Callback):
         return "`trainer.max_steps` or `max_epochs` asks for no more"
 
     def _check_config(self, saved: State, never: tuple[str, ...]) -> None:
-        before, now = flatten(saved), flatten(self.config)
+        before, now = flatten(upgraded(saved)), flatten(self.config)
         changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
         if not before or not now or not changed:
             return

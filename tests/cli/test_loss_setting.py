@@ -69,7 +69,7 @@ def test_what_falls_away_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert caplog.messages == []
         parse(tmp_path, ["--model.loss=IPO"], DPO_YAML)
     assert caplog.messages == [
-        "`model.loss` is IPO now, with its own defaults: these no longer apply: beta 0.05, label_smoothing 0.1"
+        "`model.loss` is now IPO with its own defaults; no longer used: beta 0.05, label_smoothing 0.1"
     ]
 
 

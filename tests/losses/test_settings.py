@@ -1,6 +1,7 @@
 """`model.loss` as settings: names, the plain form in checkpoints, and the settings of version 0.1."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from smollit.losses.settings import (
     moved_settings,
     named_loss,
     preference_loss,
+    upgraded,
 )
 
 
@@ -97,3 +99,13 @@ def test_settings_of_this_version_stay_as_they_are() -> None:
     """A loss by name alone was and is valid."""
     for settings in ({"loss": "sigmoid", "reference": "frozen"}, {"loss": as_settings(IPO())}, {"schedule": "linear"}):
         assert from_version_0_1(settings) == settings
+
+
+def test_the_configuration_in_an_old_checkpoint_compares_with_todays() -> None:
+    """A run of version 0.1 (tests/fixtures) has the loss that the same settings have today; no settings, no change."""
+    with (Path(__file__).parents[1] / "fixtures/v0_1/runs/dpo/config.yaml").open() as file:
+        old = yaml.safe_load(file)
+    new = upgraded(old)["model"]["init_args"]
+    assert new["loss"] == as_settings(DPO(beta=0.2, label_smoothing=0.1))
+    assert not {"beta", "label_smoothing", "nll_weight", "scores", "score_scale"} & new.keys()
+    assert upgraded({}) == {}

@@ -19,15 +19,13 @@ from smollit.data.batching.collate import collate_chats, unpacked
 from smollit.modules import SFTModule
 from smollit.modules.optimizer import set_learning_rate
 from smollit.training import SmollitTrainer
+from tests.conftest import QUIET
 
 CHATS = [{"input_ids": list(range(30, 32 + 2 * i)), "spans": [1, 2 + 2 * i], "row": i} for i in range(5)]
 
 
 def trainer(folder: Path, **options: Any) -> SmollitTrainer:
-    options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False} | options
-    return SmollitTrainer(
-        default_root_dir=str(folder), accelerator="cpu", devices=1, enable_progress_bar=False, **options
-    )
+    return SmollitTrainer(str(folder), **{"max_epochs": 1, **QUIET, **options})
 
 
 def loader(size: int, chats: list[dict[str, Any]] = CHATS) -> DataLoader[Batch]:
@@ -36,13 +34,13 @@ def loader(size: int, chats: list[dict[str, Any]] = CHATS) -> DataLoader[Batch]:
 
 
 def plain_nll(folder: Path, chat: dict[str, Any]) -> torch.Tensor:
-    """transformers' own loss, a mean over the targets of one row."""
+    """transformers' own loss, a mean over the loss tokens of one row."""
     ids = torch.tensor([chat["input_ids"]])
     return AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids, labels=ids).loss.detach()
 
 
 def test_it_works_without_a_trainer(tiny_model: Path) -> None:
-    """Sum of -log p and number of targets of a chat with 1 + 3 tokens: mean equals transformers' loss."""
+    """Sum of -log p and number of loss tokens of a chat with 1 + 3 tokens: mean equals transformers' loss."""
     module = SFTModule(str(tiny_model))
     module.configure_model()
     loss_sum, count = module.step(collate_chats(unpacked(CHATS[1:2])), "train")
@@ -62,7 +60,7 @@ def test_configure_model_twice_keeps_the_policy(tiny_model: Path) -> None:
 
 # case: metrics-03, metrics-06
 def test_validation_loss_does_not_depend_on_the_batch_size(tiny_model: Path, tmp_path: Path) -> None:
-    """Chats with 1, 3, 5, 7 and 9 targets, in batches of 1, 2, 3 and 5: sum NLL / 25 as plain transformers has it."""
+    """Chats with 1, 3, 5, 7 and 9 loss tokens, in batches of 1, 2, 3 and 5: sum NLL / 25 by transformers."""
     counts = [len(chat["input_ids"]) - 1 for chat in CHATS]
     expected = sum(plain_nll(tiny_model, chat).item() * n for chat, n in zip(CHATS, counts, strict=True)) / 25
     for size in (1, 2, 3, 5):
@@ -205,9 +203,9 @@ class NamedSets(LightningDataModule):
         return self.sets
 
 
-def test_named_sets_have_figures_of_their_own_and_one_of_all_their_tokens(tiny_model: Path, tmp_path: Path) -> None:
-    """Set a: 3 chats with 1 + 3 + 5 targets in batches of 2 and 1; set b: 1 chat with 9. Means of 9, 9 and all 18
-    targets of plain transformers; perplexities are exp of these, not means of perplexities."""
+def test_named_sets_have_their_own_metrics_and_one_of_all_their_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    """Set a: 3 chats with 1 + 3 + 5 loss tokens in batches of 2 and 1; set b: 1 chat with 9. Means of 9, 9 and all 18
+    loss tokens of plain transformers; perplexities are exp of these, not means of perplexities."""
     counts = [1, 3, 5, 9]
     losses = [plain_nll(tiny_model, chat).item() for chat in (*CHATS[:3], CHATS[4])]
     sums = [loss * count for loss, count in zip(losses, counts, strict=True)]
@@ -223,7 +221,7 @@ def test_named_sets_have_figures_of_their_own_and_one_of_all_their_tokens(tiny_m
 
 
 def test_sets_of_unequal_size_weigh_by_their_tokens_in_every_validation(tiny_model: Path, tmp_path: Path) -> None:
-    """Sets of 1 and 9 + 7 targets, over 2 epochs: each validation counts afresh, and `val/loss` is
+    """Sets of 1 and 9 + 7 loss tokens, over 2 epochs: each validation counts afresh, and `val/loss` is
     (1 a + 16 b) / 17."""
     logged: list[dict[str, float]] = []
 
@@ -233,10 +231,10 @@ def test_sets_of_unequal_size_weigh_by_their_tokens_in_every_validation(tiny_mod
 
     sets = NamedSets(small=loader(1, CHATS[:1]), large=loader(1, CHATS[3:]))
     trainer(tmp_path, max_epochs=2).fit(Watched(str(tiny_model), learning_rate=0.01), datamodule=sets)
-    figures = [named for named in logged if "val/loss" in named]
-    assert len(figures) == 2
-    for named in figures:
+    validations = [named for named in logged if "val/loss" in named]
+    assert len(validations) == 2
+    for named in validations:
         mean = (named["val/small/loss"] + 16 * named["val/large/loss"]) / 17
         assert named["val/loss"] == pytest.approx(mean, rel=1e-6)
-    assert figures[1]["val/large/loss"] < figures[0]["val/large/loss"]
-    assert figures[0]["val/small/loss"] != pytest.approx(figures[0]["val/large/loss"], rel=1e-3)
+    assert validations[1]["val/large/loss"] < validations[0]["val/large/loss"]
+    assert validations[0]["val/small/loss"] != pytest.approx(validations[0]["val/large/loss"], rel=1e-3)

@@ -14,18 +14,12 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
-from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
+from tests.conftest import QUIET, batch_of, example_chats, example_pairs, fit_batches
 
 LEARNING_RATE = 0.05
-CHATS = [
-    {"input_ids": [(7 * i + 3 * j) % 90 + 3 for j in range(3 + i)], "spans": [2, 3 + i], "row": i} for i in range(8)
-]  # chat i has i + 1 targets
-PAIRS = [
-    {"prompt_ids": [1, 20 + i], "chosen_ids": [30 + i] * (1 + i % 3) + [2], "rejected_ids": [50 + i, 2], "row": i}
-    for i in range(8)
-]
+CHATS, PAIRS = example_chats(), example_pairs()  # chat i has i + 1 loss tokens
 Weights = dict[str, Tensor]
 
 
@@ -44,25 +38,9 @@ def make(kind: str, model: Path, optimizer: OptimizerCallable = sgd, **options: 
 
 def batches(kind: str, sizes: Sequence[int]) -> list[Batch]:
     """The 8 examples in micro-batches of these sizes."""
-    examples, collate = (CHATS, collate_chats) if kind == "sft" else (PAIRS, collate_pairs)
+    examples = CHATS if kind == "sft" else PAIRS
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    return [collate(unpacked(examples[start : start + size])) for start, size in zip(starts, sizes, strict=True)]
-
-
-def fit(
-    module: FineTuningModule, micro_batches: list[Batch], folder: Path, accumulate: int = 1, **options: Any
-) -> None:
-    options = {"max_epochs": 1, "logger": False} | options
-    trainer = SmollitTrainer(
-        default_root_dir=str(folder),
-        accelerator="cpu",
-        devices=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        accumulate_grad_batches=accumulate,
-        **options,
-    )
-    trainer.fit(module, DataLoader(micro_batches, batch_size=None))
+    return [batch_of(examples[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
 
 
 def weights(module: nn.Module) -> Weights:
@@ -77,10 +55,10 @@ def assert_close(found: Weights, expected: Weights, tolerance: float = 1e-6) -> 
         )
 
 
-def plain_logps(model: nn.Module, prompt: list[int], answer: list[int]) -> Tensor:
-    """Sum of log p(answer | prompt) from all logits of one row."""
-    logits = model(torch.tensor([prompt + answer]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-    return torch.log_softmax(logits, dim=1).gather(1, torch.tensor(answer)[:, None]).sum()
+def plain_logps(model: nn.Module, prompt: list[int], response: list[int]) -> Tensor:
+    """Sum of log p(response | prompt) from all logits of one sequence."""
+    logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits, dim=1).gather(1, torch.tensor(response)[:, None]).sum()
 
 
 def plain_loss(kind: str, model: nn.Module, reference: nn.Module, examples: list[dict[str, Any]]) -> Tensor:
@@ -124,7 +102,7 @@ def test_any_split_of_the_window_gives_the_step_of_plain_torch(kind: str, tiny_m
     expected = plain_steps(kind, tiny_model, [list(range(8))] * 2, sgd)
     for sizes in ([1] * 8, [2] * 4, [8], [1, 2, 5]):
         module = make(kind, tiny_model)
-        fit(module, batches(kind, sizes), tmp_path, accumulate=len(sizes), max_epochs=2)
+        fit_batches(module, batches(kind, sizes), tmp_path, accumulate_grad_batches=len(sizes), max_epochs=2)
         assert_close(weights(module), expected)
 
 
@@ -135,7 +113,7 @@ def test_any_split_gives_the_same_adamw_steps(kind: str, tiny_model: Path, tmp_p
     found = []
     for sizes in ([8], [1] * 8, [2] * 4):
         module = make(kind, tiny_model, adamw, learning_rate=1e-4)
-        fit(module, batches(kind, sizes), tmp_path, accumulate=len(sizes), max_epochs=2)
+        fit_batches(module, batches(kind, sizes), tmp_path, accumulate_grad_batches=len(sizes), max_epochs=2)
         found.append(weights(module))
     assert (found[0]["model.norm.weight"] - 1).abs().max() > 1e-5  # it moved
     for other in found[1:]:
@@ -152,7 +130,7 @@ def test_a_last_partial_window_counts_what_it_holds(
 ) -> None:
     """5 micro-batches, accumulate 2: the third step is the mean of one; accumulate 8: one step, the mean of five."""
     module = make(kind, tiny_model)
-    fit(module, batches(kind, [1] * 5), tmp_path, accumulate=accumulate)
+    fit_batches(module, batches(kind, [1] * 5), tmp_path, accumulate_grad_batches=accumulate)
     assert_close(weights(module), plain_steps(kind, tiny_model, windows, sgd))
 
 
@@ -165,7 +143,7 @@ def test_clipping_by_norm_comes_after_the_division(kind: str, tiny_model: Path, 
     norms = []
     for sizes in ([1] * 8, [8]):
         module = make(kind, tiny_model)
-        fit(module, batches(kind, sizes), tmp_path, accumulate=len(sizes), gradient_clip_val=0.01)
+        fit_batches(module, batches(kind, sizes), tmp_path, accumulate_grad_batches=len(sizes), gradient_clip_val=0.01)
         assert_close(weights(module), expected)
         assert module.gradient_norm is not None
         norms.append(module.gradient_norm.item())
@@ -179,8 +157,13 @@ def test_clipping_by_norm_comes_after_the_division(kind: str, tiny_model: Path, 
 def test_clipping_by_value_comes_after_the_division(tiny_model: Path, tmp_path: Path) -> None:
     """Clip at 1e-3: no weight moves by more than lr x 1e-3, and some by just that."""
     module = make("sft", tiny_model)
-    fit(
-        module, batches("sft", [1] * 8), tmp_path, accumulate=8, gradient_clip_val=1e-3, gradient_clip_algorithm="value"
+    fit_batches(
+        module,
+        batches("sft", [1] * 8),
+        tmp_path,
+        accumulate_grad_batches=8,
+        gradient_clip_val=1e-3,
+        gradient_clip_algorithm="value",
     )
     before = weights(AutoModelForCausalLM.from_pretrained(tiny_model))
     moved = max((weights(module)[name] - before[name]).abs().max().item() for name in before)
@@ -188,11 +171,13 @@ def test_clipping_by_value_comes_after_the_division(tiny_model: Path, tmp_path: 
 
 
 # case: mask-02
-def test_batches_without_targets_neither_move_nor_count(tiny_model: Path, tmp_path: Path) -> None:
-    """A window of a batch with 0 targets and one with 3 is the window of the 3; a window of 0 moves nothing."""
-    empty = collate_chats(unpacked([{"input_ids": [1, 5, 6], "spans": [], "row": 0}]))
+def test_batches_without_loss_tokens_neither_move_nor_count(tiny_model: Path, tmp_path: Path) -> None:
+    """A window of a batch with 0 loss tokens and one with 3 is the window of the 3; a window of 0 moves nothing."""
+    empty = batch_of([{"input_ids": [1, 5, 6], "spans": [], "row": 0}])
     module = make("sft", tiny_model)
-    fit(module, [empty, *batches("sft", [2]), empty, empty], tmp_path, accumulate=2, log_every_n_steps=1)
+    fit_batches(
+        module, [empty, *batches("sft", [2]), empty, empty], tmp_path, accumulate_grad_batches=2, log_every_n_steps=1
+    )
     assert_close(weights(module), plain_steps("sft", tiny_model, [[0, 1]], sgd))
 
 
@@ -214,8 +199,7 @@ def test_the_policy_trains_in_train_mode_after_validation_too(tiny_model: Path, 
                 layer.self_attn.register_forward_hook(lambda *_: forwards.append(self.trainer.training))
 
     module = Watched(str(tiny_model), gradient_checkpointing=True)
-    trainer = SmollitTrainer(default_root_dir=str(tmp_path), accelerator="cpu", devices=1, logger=False, max_epochs=2,
-                             enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
+    trainer = SmollitTrainer(str(tmp_path), max_epochs=2, **QUIET)
     loader = DataLoader(batches("sft", [4, 4]), batch_size=None)
     trainer.fit(module, loader, loader)
     assert modes
@@ -225,7 +209,7 @@ def test_the_policy_trains_in_train_mode_after_validation_too(tiny_model: Path, 
 
 # case: metrics-01
 def test_the_logged_loss_is_the_mean_over_the_tokens_of_the_window(tiny_model: Path, tmp_path: Path) -> None:
-    """Micro-batches with 1 and 8 targets: logged is the mean of 9, as plain transformers has it."""
+    """Micro-batches with 1 and 8 loss tokens: logged is the mean of 9, as plain transformers has it."""
     logged = {}
 
     class Watched(SFTModule):
@@ -233,11 +217,11 @@ def test_the_logged_loss_is_the_mean_over_the_tokens_of_the_window(tiny_model: P
             logged.update(named)
 
     module = Watched(str(tiny_model))
-    fit(
+    fit_batches(
         module,
-        [batches("sft", [1])[0], collate_chats(unpacked([CHATS[7]]))],
+        [batches("sft", [1])[0], batch_of([CHATS[7]])],
         tmp_path,
-        accumulate=2,
+        accumulate_grad_batches=2,
         log_every_n_steps=1,
     )
     model = AutoModelForCausalLM.from_pretrained(tiny_model)

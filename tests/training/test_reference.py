@@ -17,6 +17,7 @@ from smollit.batch import Batch
 from smollit.data import UltraFeedbackDataModule
 from smollit.data.sources.mixture import Part
 from smollit.losses import IPO
+from smollit.models.causal_lm import CausalLM
 from smollit.modules import DPOModule
 from smollit.training import ReferenceScores, SmollitTrainer, reference
 from smollit.training.reference import PART, Store
@@ -267,11 +268,14 @@ def test_loaders_of_ones_own_can_not_be_scored_beforehand(tiny_model: Path, data
 
 
 def test_values_that_are_not_finite_are_refused(tiny_model: Path, data: Data, tmp_path: Path) -> None:
-    """A NaN in the reference's weights: the rows are named, and nothing is stored."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    with torch.no_grad():
-        model.model.norm.weight.fill_(torch.nan)
-    model.save_pretrained(tmp_path / "nan")
+    """A NaN in the weights of the loaded reference: the rows are named, and nothing is stored."""
+
+    class Broken(DPOModule):
+        def load(self, model_name: str, *args: Any, **options: Any) -> CausalLM:
+            model = super().load(model_name, *args, **options)
+            torch.nn.init.constant_(model.model.get_input_embeddings().weight, torch.nan)
+            return model
+
     with pytest.raises(ValueError, match=r"log-probabilities of rows \[.*\] are not finite"):
-        fit(tiny_model, data(), tmp_path, reference_name=str(tmp_path / "nan"))
+        trainer(tmp_path).fit(Broken(str(tiny_model), reference="precomputed"), datamodule=data())
     assert not files(tmp_path)
