@@ -21,7 +21,9 @@ def parity(script: Callable[[str], ModuleType]) -> ModuleType:
 # case: dpo-loss-10
 # case: metrics-12
 @needs_trl
-@pytest.mark.parametrize("options", [["--loss", "sigmoid"], ["--loss", "ipo", "--max-length", "40"]])
+@pytest.mark.parametrize(
+    "options", [["--loss", "sigmoid"], ["--loss", "hinge"], ["--loss", "ipo", "--max-length", "40"]]
+)
 def test_smollit_computes_what_trl_computes(
     parity: ModuleType, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
