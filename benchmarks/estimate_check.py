@@ -1,4 +1,4 @@
-"""`estimate` against a real run of the same settings: the peak of memory as foretold and as measured.
+"""`estimate` against a real run of the same settings: the estimated and the measured peak of memory.
 
     python benchmarks/estimate_check.py --model FOLDER --data FOLDER --task sft
     python benchmarks/estimate_check.py --model FOLDER --data FOLDER --task dpo --max_length 256
@@ -21,7 +21,7 @@ from compare.tiny import make_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "smollit" / "data" / "samples"
-LIMIT = 0.15  # how far the estimate may be from the measured peak
+LIMIT = 0.15  # largest difference of the estimate from the measured peak, relative
 SETTINGS: dict[str, dict[str, list[str]]] = {
     "sft": {
         "plain": [],
@@ -109,7 +109,7 @@ def check(name: str, changes: list[str], path: Path, folder: Path) -> Result:
     """Estimate, then train, with the same settings."""
     written = folder / "estimate.json"
     common = ["--config", str(path), *changes]
-    child(ESTIMATE, "estimate", *common, "--time_probe", "false", "--json", str(written))
+    child(ESTIMATE, "estimate", *common, "--json", str(written))
     output = child(FIT, "fit", *common)
     measured = next(int(line.split()[1]) for line in output.splitlines() if line.startswith("PEAK "))
     return Result(name, json.loads(written.read_text())["peak"], measured)

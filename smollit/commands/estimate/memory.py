@@ -19,7 +19,6 @@ from smollit.training.memory import peak_bytes
 Parts = dict[str, int]  # bytes by name
 Context = Callable[[], AbstractContextManager[None]]  # the precision's context of forward passes
 LOGIT_BYTES = 8  # an fp32 logit, and its fp32 log-probability or gradient
-SECONDS = 30.0  # after which the probe begins no further step
 
 
 def fixed_parts(module: FineTuningModule) -> Parts:
@@ -115,12 +114,10 @@ def run_probe(
         accumulates: Steps have several micro-batches, so those of later steps find gradients.
         context: The precision's context of forward passes.
     """
-    optimizer, start, seconds = module.optimizer(trainable(module)), time.perf_counter(), (0.0, 0.0)
+    optimizer, seconds = module.optimizer(trainable(module)), (0.0, 0.0)
     if module.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(module.device)
     for number, batches in enumerate(steps):
-        if number > 1 and time.perf_counter() - start > SECONDS:
-            break
         for index, batch in enumerate(batches):
             began = time.perf_counter()
             with context():
