@@ -9,6 +9,7 @@ if a part fails.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -73,9 +74,10 @@ def memory_against_vocabulary(options: argparse.Namespace, folder: Path) -> Foun
     return {"tokens": options.head_tokens, "hidden": hidden_size(options.model), "cells": cells}
 
 
-def head_memory(tokens: int, hidden: int, vocabulary: int, chunk_size: int) -> Found:
+def head_memory(tokens: int, hidden: int, vocabulary: int, chunk_size: int, *, head: str = "token_logps") -> Found:
     """One measurement, and what it is made of, in bytes."""
-    job = {"measure": "head", "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary, "chunk_size": chunk_size}
+    job = {"measure": "head", "head": head, "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary}
+    job |= {"chunk_size": chunk_size}
     # glibc would keep freed blocks of up to 32 MB, which hides what is in use.
     memory = child.start("compare.grow", job | {"repeats": 0}, MALLOC_MMAP_THRESHOLD_="65536")["memory"]
     expected = expected_head_memory(tokens, hidden, vocabulary, chunk_size)
@@ -90,15 +92,16 @@ def expected_head_memory(tokens: int, hidden: int, vocabulary: int, chunk_size: 
 
 
 def chunk_sizes(options: argparse.Namespace, folder: Path) -> Found:
-    """Seconds and memory of the head at each chunk size, for the model's own vocabulary; 0 is all tokens at once."""
+    """Seconds and memory of heads at each chunk size, for the model's own vocabulary; 0 is all tokens at once."""
     tokens, cells = options.head_tokens, []
     config = AutoConfig.from_pretrained(options.model)
     hidden, vocabulary = config.hidden_size, config.vocab_size
-    for chunk_size in [size for size in options.chunk_sizes if size < tokens] + [0]:
-        memory = head_memory(tokens, hidden, vocabulary, chunk_size or tokens)["memory"]
-        job = {"measure": "head", "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary}
+    sizes = [size for size in options.chunk_sizes if size < tokens] + [0]
+    for head, chunk_size in itertools.product(options.heads, sizes):
+        memory = head_memory(tokens, hidden, vocabulary, chunk_size or tokens, head=head)["memory"]
+        job = {"measure": "head", "head": head, "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary}
         found = child.start("compare.grow", job | {"chunk_size": chunk_size, "repeats": 2})
-        cells.append({"chunk_size": chunk_size, "seconds": min(found["seconds"]), "memory": memory})
+        cells.append({"head": head, "chunk_size": chunk_size, "seconds": min(found["seconds"]), "memory": memory})
     return {"tokens": tokens, "vocabulary": vocabulary, "cells": cells}
 
 
@@ -219,6 +222,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--tokens", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096], help="tokens of a micro-batch")
     add("--vocabularies", nargs="+", type=int, default=[8192, 16384, 32768, 65536])
     add("--chunk_sizes", nargs="+", type=int, default=[128, 256, 512, 1024, 2048], help="and all tokens at once")
+    add("--heads", nargs="+", choices=("token_logps", "summed_logps", "torch"), default=("token_logps",))
     add("--head_tokens", type=int, default=2560, help="trained tokens that the head scores")
     add("--rows", type=int, default=1000, help="rows of data; ten times as many are measured too")
     add("--json", type=Path, help="file to write all figures to")

@@ -55,11 +55,34 @@ def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": {tokens: [step(tokens) for _ in range(REPEATS)] for tokens in job["tokens"]}}
 
 
+def by_token(states: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
+    """smollit's head for several sequences."""
+    from smollit.functional.logps import token_logps
+
+    return -token_logps(states, weight, labels, chunk_size=chunk_size).logps.sum()
+
+
+def by_sum(states: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
+    """smollit's head for SFT: one sum."""
+    from smollit.functional.logps import summed_logps
+
+    return -summed_logps(states, weight, labels, lengths=[len(labels)], chunk_size=chunk_size).sums.sum()
+
+
+def by_torch(states: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
+    """torch's own head, in chunks of the same size; newer versions of torch have it."""
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk_size)
+    return torch.nn.functional.linear_cross_entropy(states, weight, labels, reduction="sum", options=options)
+
+
+HEADS = {"token_logps": by_token, "summed_logps": by_sum, "torch": by_torch}
+
+
 def measure_head(job: dict[str, Any]) -> dict[str, Any]:
     """Memory of forward and backward of the head, beyond its inputs, and the seconds of `repeats` more of them."""
-    from smollit.functional.logps import token_logps
     from smollit.training.memory import keep_freed_memory
 
+    loss = HEADS[job["head"]]
     tokens, hidden, vocabulary = job["tokens"], job["hidden"], job["vocabulary"]
     random = torch.Generator().manual_seed(0)
 
@@ -74,7 +97,7 @@ def measure_head(job: dict[str, Any]) -> dict[str, Any]:
     def step(states: Tensor, weight: Tensor, targets: Tensor) -> float:
         states.grad = weight.grad = None
         start = time.perf_counter()
-        token_logps(states, weight, targets, chunk_size=job["chunk_size"] or tokens).logps.sum().backward()
+        loss(states, weight, targets, job["chunk_size"] or tokens).backward()
         return time.perf_counter() - start
 
     step(*inputs(16, 64))  # libraries load their kernels and buffers

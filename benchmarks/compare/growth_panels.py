@@ -85,13 +85,14 @@ def row_panel(axes: Axes, found: Found) -> None:
 
 
 def chunk_panel(axes: Axes, found: Found) -> None:
-    """Seconds and memory at each chunk size, on two axes."""
-    names = [f"{cell['chunk_size']:,}" if cell["chunk_size"] else "all" for cell in found["cells"]]
+    """Seconds and memory of the first head at each chunk size, on two axes."""
+    cells = [cell for cell in found["cells"] if cell["head"] == found["cells"][0]["head"]]
+    names = [f"{cell['chunk_size']:,}" if cell["chunk_size"] else "all" for cell in cells]
     other = axes.twinx()
-    other.bar(names, [cell["memory"] / MB for cell in found["cells"]], 0.5, color="#CCCCCC")
+    other.bar(names, [cell["memory"] / MB for cell in cells], 0.5, color="#CCCCCC")
     other.set_ylabel("peak MB (bars)")
-    axes.plot(names, [cell["seconds"] for cell in found["cells"]], "o-", color=COLOURS["smollit"])
-    longest = max(cell["seconds"] for cell in found["cells"])
+    axes.plot(names, [cell["seconds"] for cell in cells], "o-", color=COLOURS["smollit"])
+    longest = max(cell["seconds"] for cell in cells)
     axes.set(xlabel="tokens of a chunk", ylabel="seconds (line)", ylim=(0, 1.15 * longest))
     axes.set_zorder(1)
     axes.patch.set_visible(False)  # or else it hides the bars behind it

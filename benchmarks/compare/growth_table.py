@@ -68,8 +68,9 @@ def chunk_lines(found: Found) -> list[str]:
     """Seconds and memory of the head at each chunk size."""
     lines = [
         f"\nhead, forward and backward, {found['tokens']:,} tokens x {found['vocabulary']:,} words",
-        f"{'chunk':>6} {'seconds':>9} {'MB':>8}",
+        f"{'head':<13} {'chunk':>6} {'seconds':>9} {'MB':>8}",
     ]
     for cell in found["cells"]:
-        lines.append(f"{cell['chunk_size'] or 'all':>6} {cell['seconds']:9.3f} {cell['memory'] / MB:8.1f}")
+        size = cell["chunk_size"] or "all"
+        lines.append(f"{cell['head']:<13} {size:>6} {cell['seconds']:9.3f} {cell['memory'] / MB:8.1f}")
     return lines

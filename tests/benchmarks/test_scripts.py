@@ -46,7 +46,7 @@ def test_growth_draws_its_pictures(script: Script, tmp_path: Path) -> None:
     """The head's memory is its formula and little else, time is fitted, and plots.py draws the file."""
     found = tmp_path / "growth.json"
     sizes = ["--tokens", "8", "16", "--vocabularies", "4096", "8192", "--head_tokens", "256", "--chunk_sizes", "128"]
-    parts = ["--parts", "tokens", "vocabulary", "start", "chunk"]
+    parts = ["--parts", "tokens", "vocabulary", "start", "chunk", "--heads", "token_logps", "summed_logps"]
     assert script("growth").main([*sizes, *parts, "--json", str(found)]) == 0
     written = json.loads(found.read_text())
     assert not written["failed"] and len(written["tokens"]["seconds"]) == 2
