@@ -107,7 +107,7 @@ def describe(plan: Plan, found: Selection) -> dict[str, Any]:
         "rows": {
             "measured": len(sizes),
             "real_tokens": sum(size.tokens for size in sizes),
-            "trained_tokens": sum(size.trained for size in sizes),
+            "loss_tokens": sum(size.loss_tokens for size in sizes),
             "cut": found.num_cut,
             "share_tokenised_alike": found.num_alike / found.num_usable,
         },
@@ -124,7 +124,7 @@ def say(about: dict[str, Any]) -> None:
         f" {about['max_length']}, gradient checkpointing {'on' if about['gradient_checkpointing'] else 'off'}"
     )
     print(
-        f"{rows['real_tokens']} real tokens in the {rows['measured']} measured rows, {rows['trained_tokens']} trained;"
+        f"{rows['real_tokens']} real tokens in the {rows['measured']} measured rows, {rows['loss_tokens']} trained;"
         f" {rows['cut']} rows cut; both tools tokenise {rows['share_tokenised_alike']:.1%} of the usable rows alike",
         flush=True,
     )
@@ -169,13 +169,13 @@ def main(args: list[str] | None = None) -> int:
         file = plan.save(Path(folder) / "plan.json")
         said = {name: start_contender(name, file) for name in dict.fromkeys(options.contenders)}
         profiled = start_contender("smollit", file, profiled=True) if options.profile else {}
-    answer = assemble(plan, {name: result for name, result in said.items() if isinstance(result, dict)})
-    answer["failed"] = {name: why for name, why in said.items() if isinstance(why, str)}
-    answer["profile"] = profiled.get("profile") if isinstance(profiled, dict) else None
-    print("\n".join(table(answer)))
+    report = assemble(plan, {name: result for name, result in said.items() if isinstance(result, dict)})
+    report["failed"] = {name: why for name, why in said.items() if isinstance(why, str)}
+    report["profile"] = profiled.get("profile") if isinstance(profiled, dict) else None
+    print("\n".join(table(report)))
     if options.json:
-        print(json.dumps(about | answer))
-    return 1 if answer["failed"] or (answer["losses"] and not answer["losses"]["agree"]) else 0
+        print(json.dumps(about | report))
+    return 1 if report["failed"] or (report["losses"] and not report["losses"]["agree"]) else 0
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, list[str]]] = {
     },
 }
 DATA = {"sft": ("ultrachat_200k", "ultrachat"), "dpo": ("ultrafeedback_binarized", "ultrafeedback")}
-# A child that trains and then says what it held at most.
+# A child that trains and then prints its peak of memory.
 FIT = """
 import sys
 from smollit.main import main

@@ -225,12 +225,12 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--heads", nargs="+", choices=("token_logps", "summed_logps", "torch"), default=("token_logps",))
     add("--head_tokens", type=int, default=2560, help="trained tokens that the head scores")
     add("--rows", type=int, default=1000, help="rows of data; ten times as many are measured too")
-    add("--json", type=Path, help="file to write all figures to")
+    add("--json", type=Path, help="file to write all numbers to")
     return parser.parse_args(args)
 
 
 def main(args: list[str] | None = None) -> int:
-    """Measure, print the tables, and write the figures down."""
+    """Measure, print the tables, and write the numbers down."""
     options = parse(args)
     disable_progress_bars()
     disable_progress_bar()

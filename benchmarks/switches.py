@@ -134,7 +134,7 @@ def weights_difference(path: Path, plain: Path) -> float:
 
 
 def judge(found: Found, plain: Found, tolerance: float) -> Found:
-    """A switch's figures with its differences from the plain path, and whether they are within the tolerance."""
+    """A switch's metrics with its differences from the plain path, and whether they are within the tolerance."""
     differences = {f"{name}_difference": relative(found[name], plain[name]) for name in ("loss", "gradient_norm")} | {
         name: found[name] for name in ("weights_difference",) if name in found
     }
@@ -166,10 +166,10 @@ def run_all(chosen: dict[str, Switch], common: Found, folder: Path) -> tuple[Fou
     return found, failed
 
 
-def table(answer: Found) -> list[str]:
+def table(report: Found) -> list[str]:
     """Lines for people."""
     lines = [f"{'':<19} {'loss':>9} {'norm':>9} {'d loss':>8} {'d norm':>8} {'micro':>6} {'s/step':>8} {'peak GB':>8}"]
-    for name, found in answer["switches"].items():
+    for name, found in report["switches"].items():
         lines.append(
             f"{name:<19} {found['loss']:9.5f} {found['gradient_norm']:9.4f} {found['loss_difference']:8.1e}"
             f" {found['gradient_norm_difference']:8.1e} {found['micro_batches']:6} {found['seconds']:8.3f}"
@@ -177,7 +177,7 @@ def table(answer: Found) -> list[str]:
         )
         if "weights_difference" in found:
             lines.append(f"{'':<19} weights after the step: {found['weights_difference']:.1e} apart")
-    return lines + [f"FAILED: {name}: {why}" for name, why in answer["failed"].items()]
+    return lines + [f"FAILED: {name}: {why}" for name, why in report["failed"].items()]
 
 
 def parse(args: list[str] | None) -> argparse.Namespace:
@@ -193,7 +193,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--tolerance", type=float, help="relative: 1e-5 in fp32, 2e-2 in bf16")
     add("--steps", type=int, help="1 on a CPU, 5 on a GPU: the first is compared, the fastest later one is timed")
     add("--only", nargs="+", metavar="SWITCH", help="names as in the table")
-    add("--json", type=Path, help="file to write all figures to")
+    add("--json", type=Path, help="file to write all metrics to")
     return parser.parse_args(args)
 
 
@@ -219,14 +219,14 @@ def main(args: list[str] | None = None) -> int:
             "steps": options.steps or (5 if device == "cuda" else 1),
         }
         found, failed = run_all(chosen, common, folder)
-    judged = {name: judge(figures, found[PLAIN], tolerance) for name, figures in found.items()}
-    answer = common | {"device_name": device_name(device), "torch": version("torch"), "tolerance": tolerance}
-    answer |= {"longest": longest, "switches": judged, "failed": failed}
-    print(f"{options.task}, {options.model}, {answer['device_name']}, {options.precision}, tolerance {tolerance:g}")
-    print("\n".join(table(answer)))
+    judged = {name: judge(metrics, found[PLAIN], tolerance) for name, metrics in found.items()}
+    report = common | {"device_name": device_name(device), "torch": version("torch"), "tolerance": tolerance}
+    report |= {"longest": longest, "switches": judged, "failed": failed}
+    print(f"{options.task}, {options.model}, {report['device_name']}, {options.precision}, tolerance {tolerance:g}")
+    print("\n".join(table(report)))
     if options.json:
-        options.json.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
-    return 0 if not failed and all(figures["agrees"] for figures in judged.values()) else 1
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0 if not failed and all(metrics["agrees"] for metrics in judged.values()) else 1
 
 
 def choose(found: dict[str, Switch], only: list[str] | None) -> dict[str, Switch]:

@@ -52,7 +52,7 @@ def start(job: Job) -> dict[str, float]:
 
 
 def repeated(job: Job, repeat: int, folder: Path) -> dict[str, float]:
-    """The median of each figure over `repeat` measurements, each with an empty cache."""
+    """The median of each number over `repeat` measurements, each with an empty cache."""
     found = []
     for _ in range(repeat):
         with tempfile.TemporaryDirectory(dir=folder) as cache:
@@ -61,7 +61,7 @@ def repeated(job: Job, repeat: int, folder: Path) -> dict[str, float]:
 
 
 def numbered(row: Row, number: int) -> Row:
-    """The row with a number behind its first message, so that no two rows are the same."""
+    """The row with a number after its first message, so that no two rows are the same."""
     return {
         name: [messages[0] | {"content": f"{messages[0]['content']} ({number})"}, *messages[1:]]
         for name, messages in row.items()
@@ -69,7 +69,7 @@ def numbered(row: Row, number: int) -> Row:
 
 
 def usable(row: Row) -> bool:
-    """Texts only, and an answer at the end: neither tool drops or refuses it for its form."""
+    """Texts only, and an assistant turn at the end: neither tool drops or refuses it for its form."""
     return all(
         messages and messages[-1]["role"] == "assistant" and all(message["content"] for message in messages)
         for messages in row.values()
@@ -95,24 +95,24 @@ def compare_task(task: Task, options: argparse.Namespace, folder: Path) -> dict[
         "num_proc": options.num_proc,
         "cache": "",
     }
-    answer: dict[str, Any] = {"rows": len(rows), "smollit": {}, "trl": {}}
+    report: dict[str, Any] = {"rows": len(rows), "smollit": {}, "trl": {}}
     for times in TIMES:
         count = times * len(rows)
         file = write_numbered(rows, count, folder / f"{task}-{times}.jsonl")
         for tool in ("smollit", "trl"):
             found = repeated(Job(tool, task, file, **common), options.repeat, folder)
-            answer[tool][f"{times}x"] = found | {"rows_per_s": count / found["seconds"]}
-    answer["ratios"] = ratios(answer["smollit"], answer["trl"])
+            report[tool][f"{times}x"] = found | {"rows_per_s": count / found["seconds"]}
+    report["ratios"] = ratios(report["smollit"], report["trl"])
     if options.second_start_rows:
         file = write_numbered(rows, options.second_start_rows, folder / f"{task}-second.jsonl")
         job = Job("smollit", task, file, **common | {"cache": str(folder / f"{task}-second")})
         first, second = start(job), start(job)
-        answer["second_start"] = {
+        report["second_start"] = {
             "rows": options.second_start_rows,
             "first_seconds": first["seconds"],
             "second_seconds": second["seconds"],
         }
-    return answer
+    return report
 
 
 def ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
@@ -124,10 +124,10 @@ def ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def table(answer: dict[str, Any]) -> list[str]:
+def table(report: dict[str, Any]) -> list[str]:
     """Lines for people."""
     lines = [f"{'':<24} {'rows':>7} {'rows/s':>9} {'s':>8} {'peak MB':>8} {'own MB':>8} {'worker MB':>9}"]
-    for task, found in answer["tasks"].items():
+    for task, found in report["tasks"].items():
         for tool in ("smollit", "trl"):
             for size, each in found[tool].items():
                 memory = (each[f"peak_{name}"] / MB for name in ("memory", "own_memory", "memory_of_a_worker"))
@@ -171,10 +171,10 @@ def main(args: list[str] | None = None) -> int:
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         tasks = {task: compare_task(task, options, Path(folder)) for task in options.tasks}
-    answer = {"num_proc": options.num_proc, "max_length": options.max_length, "repeat": options.repeat, "tasks": tasks}
-    print("\n".join(table(answer)))
+    report = {"num_proc": options.num_proc, "max_length": options.max_length, "repeat": options.repeat, "tasks": tasks}
+    print("\n".join(table(report)))
     if options.json:
-        print(json.dumps(answer))
+        print(json.dumps(report))
     return 0
 
 

@@ -7,7 +7,7 @@
 Needs `pip install -e '.[trl]'`. Exits with 1 if a relative difference is above 1e-4.
 
 Both sides read the same JSON Lines files and go their own way from there. TRL renders, tokenises, masks, pads and
-scores by itself, one row per answer; smollit shares a pair's prompt. fp32 on the CPU, one batch, neither dropout nor
+scores by itself, one row per response; smollit shares a pair's prompt. fp32 on the CPU, one batch, neither dropout nor
 clipping. The DPO policy is the model with noise on its weights, and the reference the model itself: no reward is 0.
 """
 
@@ -40,13 +40,13 @@ from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
 
 TOLERANCE = 1e-4
-LEARNING_RATE = 1e-12  # all figures are of before the step
+LEARNING_RATE = 1e-12  # all metrics are of before the step
 PACKAGE = Path(smollit.__file__).parent
 COLUMNS: dict[Kind, tuple[str, ...]] = {"chat": ("messages",), "preference": ("chosen", "rejected")}
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-SFT = ("trained_tokens", "loss", "token_accuracy", "gradient_norm")
+SFT = ("loss_tokens", "loss", "token_accuracy", "gradient_norm")
 LOGS = ("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected")
-DPO = ("trained_tokens", "loss", *LOGS, *REWARDS, "gradient_norm")
+DPO = ("loss_tokens", "loss", *LOGS, *REWARDS, "gradient_norm")
 TRL_NAMES = {"token_accuracy": "mean_token_accuracy", "gradient_norm": "grad_norm"}  # where they differ from ours
 
 
@@ -64,8 +64,8 @@ class Setting(NamedTuple):
     workspace: Path
 
 
-class Figure(NamedTuple):
-    """One figure, computed twice."""
+class Metric(NamedTuple):
+    """One metric, computed twice."""
 
     name: str
     trl: float
@@ -103,9 +103,9 @@ def write_rows(dataset: Path, split: str, kind: Kind, model: Path, num_rows: int
 
 
 def comparable(row: dict[str, Any], columns: tuple[str, ...]) -> bool:
-    """No answer begins with white space.
+    """No response begins with whitespace.
 
-    TRL tokenises a chat as one text, where such white space may join the header's newline in one token; smollit cuts
+    TRL tokenises a chat as one text, where such whitespace may join the header's newline in one token; smollit cuts
     the text there, as generation does.
     """
     messages = [message for name in columns for message in row[name]]
@@ -176,7 +176,7 @@ def trl_sft(setting: Setting) -> dict[str, float]:
     )
     # The first token of a row has no prefix to be predicted from.
     num_trained = sum(label != -100 for labels in trainer.train_dataset["labels"] for label in labels[1:])
-    return trl_step(trainer, setting) | {"trained_tokens": num_trained}
+    return trl_step(trainer, setting) | {"loss_tokens": num_trained}
 
 
 def trl_dpo(setting: Setting) -> dict[str, float]:
@@ -195,11 +195,11 @@ def trl_dpo(setting: Setting) -> dict[str, float]:
         for row in trainer.train_dataset
         for name in ("chosen_ids", "rejected_ids")
     )
-    return trl_step(trainer, setting) | {"trained_tokens": num_trained}
+    return trl_step(trainer, setting) | {"loss_tokens": num_trained}
 
 
 def read_rows(path: Path) -> Dataset:
-    """Rows in memory, so that TRL's preparation leaves no cache files behind."""
+    """Rows in memory, so that TRL's preparation leaves no cache files."""
     return Dataset.from_list([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
 
 
@@ -263,21 +263,21 @@ def smollit_step(module: FineTuningModule, data: ChatDataModule, setting: Settin
     )
     trainer.fit(module, datamodule=data)
     logged = {name.removeprefix("train/"): value.item() for name, value in trainer.callback_metrics.items()}
-    return logged | {"trained_tokens": data.reports["train"].loss_tokens}
+    return logged | {"loss_tokens": data.reports["train"].loss_tokens}
 
 
 # ---- the comparison
 
 
-def compare(setting: Setting) -> list[Figure]:
-    """All figures of SFT, then of DPO."""
-    figures = []
+def compare(setting: Setting) -> list[Metric]:
+    """All metrics of SFT, then of DPO."""
+    metrics = []
     for task, names, theirs, ours in (
         ("sft", SFT, trl_sft(setting), smollit_sft(setting)),
         ("dpo", DPO, trl_dpo(setting), smollit_dpo(setting)),
     ):
-        figures += [Figure(f"{task}/{name}", theirs[TRL_NAMES.get(name, name)], ours[name]) for name in names]
-    return figures
+        metrics += [Metric(f"{task}/{name}", theirs[TRL_NAMES.get(name, name)], ours[name]) for name in names]
+    return metrics
 
 
 def prepare(args: argparse.Namespace, workspace: Path) -> Setting:
@@ -315,24 +315,24 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Compare, print the table, and say with the exit code whether all figures agree."""
+    """Compare, print the table, and say with the exit code whether all metrics agree."""
     options = parse(args)
     if find_spec("trl") is None:
         print("TRL is not installed: pip install -e '.[trl]'", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as workspace:
-        figures = compare(prepare(options, Path(workspace)))
+        metrics = compare(prepare(options, Path(workspace)))
     versions = {name: version(name) for name in ("trl", "transformers", "torch", "lightning")}
     print(f"smollit {smollit.__version__}, " + ", ".join(f"{name} {number}" for name, number in versions.items()))
-    print(f"| {'figure':<22} | {'TRL':>14} | {'smollit':>14} | {'difference':>10} |")
+    print(f"| {'metric':<22} | {'TRL':>14} | {'smollit':>14} | {'difference':>10} |")
     print(f"|{'-' * 24}|{'-' * 15}:|{'-' * 15}:|{'-' * 11}:|")
-    for figure in figures:
-        print(f"| {figure.name:<22} | {figure.trl:14.8g} | {figure.smollit:14.8g} | {figure.difference:10.1e} |")
-    agree = all(figure.difference <= TOLERANCE for figure in figures)
+    for metric in metrics:
+        print(f"| {metric.name:<22} | {metric.trl:14.8g} | {metric.smollit:14.8g} | {metric.difference:10.1e} |")
+    agree = all(metric.difference <= TOLERANCE for metric in metrics)
     print(f"all within {TOLERANCE:g}" if agree else f"NOT all within {TOLERANCE:g}")
     if options.json:
-        rows = [figure._asdict() | {"difference": figure.difference} for figure in figures]
-        print(json.dumps({"agree": agree, "tolerance": TOLERANCE, "versions": versions, "figures": rows}))
+        rows = [metric._asdict() | {"difference": metric.difference} for metric in metrics]
+        print(json.dumps({"agree": agree, "tolerance": TOLERANCE, "versions": versions, "metrics": rows}))
     return 0 if agree else 1
 
 

@@ -1,7 +1,7 @@
 """The chat template that TRL is given."""
 
-# smollit's ChatML with the markers that TRL's `assistant_only_loss` asks for, and nothing behind the last answer: TRL's
-# DPO would train the newline there, which smollit never trains.
+# smollit's ChatML with the markers that TRL's `assistant_only_loss` needs, and nothing after the last response:
+# otherwise TRL's DPO has a loss on the newline there, and smollit never has.
 TRL_CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"

@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent
 
 
 def start(module: str, job: dict[str, Any], **environment: str) -> dict[str, Any]:
-    """Run `python -m MODULE JOB`, offline, and read its answer.
+    """Run `python -m MODULE JOB`, offline, and read its reply.
 
     Raises:
         RuntimeError: If it fails, with its last lines.
@@ -49,6 +49,6 @@ def job_of_this_process() -> dict[str, Any]:
     return json.loads(sys.argv[1])
 
 
-def answer(result: dict[str, Any]) -> None:
+def reply(result: dict[str, Any]) -> None:
     """Print the line that counts."""
     print(MARK + json.dumps(result), flush=True)

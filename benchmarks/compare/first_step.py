@@ -6,7 +6,7 @@ Answers with the clock's time (seconds since 1970) at the end of each part: impo
 import time
 from typing import Any
 
-from compare.child import answer, job_of_this_process
+from compare.child import job_of_this_process, reply
 
 
 def run(job: dict[str, Any]) -> dict[str, float]:
@@ -21,4 +21,4 @@ def run(job: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    answer(run(job_of_this_process()))
+    reply(run(job_of_this_process()))

@@ -1,7 +1,7 @@
 """The floor: how long the matrix products of a step last at the rate that this machine reaches on a large product.
 
 Counted are the least products that are known to do the step: real tokens only, a pair's prompt once, causal attention's
-lower triangle, the head on trained tokens, nothing recomputed.
+lower triangle, the head on loss tokens, nothing recomputed.
 """
 
 import time
@@ -47,9 +47,9 @@ def model_size(model: str) -> ModelSize:
 
 def forward_flops(size: ModelSize, row: RowSize) -> int:
     """Of one row: 2 per weight and token; 4 per pair of query and key and unit of width (scores, then values)."""
-    tokens = row.prompt + sum(row.answers)
-    seen = triangle(row.prompt) + sum(answer * row.prompt + triangle(answer) for answer in row.answers)
-    return 2 * size.body * tokens + 4 * size.attention * seen + 2 * size.head * row.trained
+    tokens = row.prompt + sum(row.responses)
+    seen = triangle(row.prompt) + sum(response * row.prompt + triangle(response) for response in row.responses)
+    return 2 * size.body * tokens + 4 * size.attention * seen + 2 * size.head * row.loss_tokens
 
 
 def attention_share(size: ModelSize, rows: list[RowSize]) -> float:

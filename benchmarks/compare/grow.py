@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compare.child import answer, job_of_this_process
+from compare.child import job_of_this_process, reply
 from compare.record import peak_bytes, resident_bytes
 
 DOCUMENT = 256  # tokens of a document, about
@@ -132,4 +132,4 @@ MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 if __name__ == "__main__":
     job = job_of_this_process()
-    answer(MEASURES[job["measure"]](job))
+    reply(MEASURES[job["measure"]](job))

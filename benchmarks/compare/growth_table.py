@@ -1,4 +1,4 @@
-"""The figures of growth.py as lines for people."""
+"""The numbers of growth.py as lines for people."""
 
 from typing import Any
 

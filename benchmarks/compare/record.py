@@ -21,19 +21,19 @@ class RowSize:
     """Tokens of one row after the cut to `max_length`.
 
     Args:
-        prompt: Tokens that the answers share; 0 for a chat.
-        answers: Tokens of each answer; for a chat one number, the whole chat.
-        trained: Tokens with a loss.
+        prompt: Tokens that the responses share; 0 for a chat.
+        responses: Tokens of each response; for a chat one number, the whole chat.
+        loss_tokens: Tokens with a loss.
     """
 
     prompt: int
-    answers: list[int]
-    trained: int
+    responses: list[int]
+    loss_tokens: int
 
     @property
     def tokens(self) -> int:
         """Real tokens: a chat's own; for a pair prompt + chosen + prompt + rejected, whatever a tool computes."""
-        return sum(self.prompt + answer for answer in self.answers)
+        return sum(self.prompt + response for response in self.responses)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def load_plan(path: Path) -> Plan:
 
 @dataclass
 class Recorder:
-    """Times and figures of each step; waits for the device only where the measured steps begin and end.
+    """Times and numbers of each step; waits for the device only where the measured steps begin and end.
 
     A step lasts from the end of the step before it to its own end: loading, forward, backward, optimizer, logs.
     """
@@ -101,7 +101,7 @@ class Recorder:
         self.ends.append(time.perf_counter())
 
     def add_batch(self, loss: Tensor, tokens: int | Tensor, examples: int | Tensor) -> None:
-        """Keep figures as they are: reading a tensor would make the device wait."""
+        """Keep numbers as they are: reading a tensor would make the device wait."""
         self.losses.append(loss.detach())
         self.tokens.append(tokens)
         self.examples.append(examples)

@@ -112,10 +112,12 @@ def measure_chat(tokenizer: Any, row: Row, example: dict[str, Any], limit: int) 
     theirs = render(tokenizer, row["messages"], return_assistant_tokens_mask=True)
     ids, mask = theirs["input_ids"][:limit], theirs["assistant_masks"][:limit]
     ours, spans = example["input_ids"], example["spans"]
-    trained = [place for start, end in zip(spans[::2], spans[1::2], strict=True) for place in range(start, end)]
-    if ids[: len(ours)] != ours or [place for place, flag in enumerate(mask) if flag and place] != trained:
+    loss_tokens = [
+        position for start, end in zip(spans[::2], spans[1::2], strict=True) for position in range(start, end)
+    ]
+    if ids[: len(ours)] != ours or [index for index, flag in enumerate(mask) if flag and index] != loss_tokens:
         return None
-    return RowSize(prompt=0, answers=[len(ids)], trained=len(trained))
+    return RowSize(prompt=0, responses=[len(ids)], loss_tokens=len(loss_tokens))
 
 
 def measure_pair(tokenizer: Any, row: Row, example: dict[str, Any], limit: int) -> RowSize | None:
@@ -129,8 +131,8 @@ def measure_pair(tokenizer: Any, row: Row, example: dict[str, Any], limit: int) 
     for name in ("chosen", "rejected"):
         if render(tokenizer, row[name])["input_ids"][:limit] != ids + example[f"{name}_ids"]:
             return None
-    answers = [len(example["chosen_ids"]), len(example["rejected_ids"])]
-    return RowSize(prompt=len(ids), answers=answers, trained=sum(answers))
+    responses = [len(example["chosen_ids"]), len(example["rejected_ids"])]
+    return RowSize(prompt=len(ids), responses=responses, loss_tokens=sum(responses))
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], **options: bool) -> dict[str, list[int]]:

@@ -100,7 +100,7 @@ class ProfileLastStep(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """End behind it."""
+        """End after it."""
         if batch_idx == self.plan.num_steps * trainer.accumulate_grad_batches - 1:
             self.profiler.stop()
 

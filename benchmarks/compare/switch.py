@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, seed_everything
 
-from compare.child import answer, job_of_this_process
+from compare.child import job_of_this_process, reply
 from compare.record import peak_bytes
 from compare.rows import make_data
 from compare.smollit_side import fused_adamw
@@ -96,4 +96,4 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answer(run(job_of_this_process()))
+    reply(run(job_of_this_process()))

@@ -66,7 +66,7 @@ def assemble(plan: Plan, results: dict[str, Result]) -> Result:
         result["floor"] = floor_of(result, floor)
         result["note"] = missed_rows(result, plan)
     ours, trl, tuned = (found.get(name) for name in ("smollit", "trl", "trl-tuned"))
-    answer = {
+    report = {
         "ratios": ratios(ours, trl),
         "ratios_tuned": ratios(ours, tuned),
         "losses": compare_losses(ours, trl, TOLERANCE[plan.precision]),
@@ -74,17 +74,17 @@ def assemble(plan: Plan, results: dict[str, Result]) -> Result:
         "floor": floor,
     }
     if "smollit-tuned" in found:
-        answer["ratios_both_tuned"] = ratios(found["smollit-tuned"], tuned)
-    return answer
+        report["ratios_both_tuned"] = ratios(found["smollit-tuned"], tuned)
+    return report
 
 
-def table(answer: Result) -> list[str]:
+def table(report: Result) -> list[str]:
     """Lines for people."""
     lines = [
         f"{'':<14} {'tokens/s':>10} {'examples/s':>11} {'peak GB':>8} {'before GB':>9} {'s/step':>8} {'median':>8}"
         f" {'floor':>6}"
     ]
-    for name, found in answer["contenders"].items():
+    for name, found in report["contenders"].items():
         floor = f"{found['floor']['share']:6.1%}" if found["floor"] else f"{'-':>6}"
         lines.append(
             f"{name:<14} {found['tokens_per_s']:10.2f} {found['examples_per_s']:11.4f}"
@@ -92,40 +92,40 @@ def table(answer: Result) -> list[str]:
             f" {found['step_seconds_mean']:8.3f} {found['step_seconds_median']:8.3f} {floor}"
         )
     for name in ("ratios", "ratios_tuned", "ratios_both_tuned"):
-        if answer.get(name):
-            shown = ", ".join(f"{key} {value:.3f}" for key, value in answer[name].items())
+        if report.get(name):
+            shown = ", ".join(f"{key} {value:.3f}" for key, value in report[name].items())
             lines.append(f"{name + ':':<19} {shown}")
-    return lines + [line for part in (loss_lines, floor_lines, profile_lines, note_lines) for line in part(answer)]
+    return lines + [line for part in (loss_lines, floor_lines, profile_lines, note_lines) for line in part(report)]
 
 
-def loss_lines(answer: Result) -> list[str]:
+def loss_lines(report: Result) -> list[str]:
     """The curves, one line a contender, and whether they agree."""
-    curves = {name: found["losses"] for name, found in answer["contenders"].items()}
+    curves = {name: found["losses"] for name, found in report["contenders"].items()}
     lines = ["loss of each step, the warm-up first:"]
     lines += [f"  {name:<14} " + " ".join(f"{loss:.5f}" for loss in losses) for name, losses in curves.items()]
-    if answer["losses"]:
-        word = "agree" if answer["losses"]["agree"] else "DO NOT AGREE"
-        lines.append(f"smollit and TRL {word}: at most {answer['losses']['largest_difference']:.1e} apart, relative")
+    if report["losses"]:
+        word = "agree" if report["losses"]["agree"] else "DO NOT AGREE"
+        lines.append(f"smollit and TRL {word}: at most {report['losses']['largest_difference']:.1e} apart, relative")
     return lines
 
 
-def floor_lines(answer: Result) -> list[str]:
+def floor_lines(report: Result) -> list[str]:
     """The rate, and what share of a step the products are."""
-    if not answer["floor"]:
+    if not report["floor"]:
         return []
-    rate = answer["floor"]["flops_per_s"] / 1e9
+    rate = report["floor"]["flops_per_s"] / 1e9
     shares = [
         f"{name} {found['floor']['seconds']:.2f} of {found['seconds_measured']:.2f} s"
-        for name, found in answer["contenders"].items()
+        for name, found in report["contenders"].items()
     ]
     return [f"floor: a large product runs at {rate:.1f} GFLOP/s; the step's products would take " + ", ".join(shares)]
 
 
-def profile_lines(answer: Result) -> list[str]:
+def profile_lines(report: Result) -> list[str]:
     """Where smollit's step goes."""
-    if not answer.get("profile"):
+    if not report.get("profile"):
         return []
-    profile = answer["profile"]
+    profile = report["profile"]
     parts = ", ".join(f"{name} {profile[name]:.1%}" for name in ("matrix_products", "attention", "other"))
     inside = profile["products_in_attention"]
     return [
@@ -134,11 +134,11 @@ def profile_lines(answer: Result) -> list[str]:
     ]
 
 
-def note_lines(answer: Result) -> list[str]:
+def note_lines(report: Result) -> list[str]:
     """What else a reader must know."""
-    found = answer["contenders"]
+    found = report["contenders"]
     lines = [f"note: {name} {result['note']}" for name, result in found.items() if result["note"]]
-    lines += [f"FAILED: {name}: {why}" for name, why in answer.get("failed", {}).items()]
+    lines += [f"FAILED: {name}: {why}" for name, why in report.get("failed", {}).items()]
     for name, result in found.items():
         if result["precompute_seconds"]:
             lines.append(

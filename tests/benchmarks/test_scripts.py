@@ -119,7 +119,7 @@ def test_products_of_a_step_are_those_that_torch_counts(script: Script, tiny_mod
     model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="eager")  # fused kernels go uncounted
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.arange(12)[None], use_cache=False)
-    row = record.RowSize(prompt=0, answers=[12], trained=12)
+    row = record.RowSize(prompt=0, responses=[12], loss_tokens=12)
     assert floor.forward_flops(size, row) == counter.get_total_flops() - 4 * size.attention * (144 - 78)
 
 

@@ -33,7 +33,7 @@ def test_smollit_computes_what_trl_computes(
     """
     assert parity.main([*options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    found = {each["name"]: each for each in result["figures"]}
+    found = {each["name"]: each for each in result["metrics"]}
     assert result["agree"] is True
     assert max(each["difference"] for each in found.values()) < 1e-4
     assert abs(found["dpo/rewards/margins"]["smollit"]) > 0.01
@@ -47,5 +47,5 @@ def test_one_more_loss_token_is_a_difference(
     monkeypatch.setattr(parity, "TRL_CHATML", parity.TRL_CHATML.replace("loop.last and", "false and"))
     assert parity.main(["--json"]) == 1
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    [tokens] = [each for each in result["figures"] if each["name"] == "dpo/trained_tokens"]
+    [tokens] = [each for each in result["metrics"] if each["name"] == "dpo/loss_tokens"]
     assert tokens["trl"] - tokens["smollit"] == 8 and not result["agree"]
