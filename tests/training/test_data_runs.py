@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from smollit.data import PreferenceDataModule
 from smollit.data.sources.mixture import Part
 
 ONE_EPOCH: dict[str, Any] = {"accumulate_grad_batches": 1, "max_epochs": 1}
@@ -264,21 +266,20 @@ def test_the_data_report_is_in_the_runs_folder(fit: Any, tiny_data: dict[str, Pa
     assert run.error is None
 
 
-def test_settings_that_change_the_rows_need_force(fit: Any, tmp_path: Path) -> None:
-    """Another format, other columns: the saved position would mean other rows."""
+def test_settings_that_change_tokens_or_order_need_force(fit: Any, tmp_path: Path) -> None:
+    """The saved position would mean other rows. All of them are changed at once, and each is named."""
 
     class Settings(Callback):
-        def __init__(self, **config: Any) -> None:
-            self.config = {"data": {"init_args": config}}
+        def __init__(self, value: str) -> None:
+            self.config = {"data": {"init_args": dict.fromkeys(names, value)}}
 
         def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
             trainer.run_state.config = self.config
 
-    before = {"format": "auto", "columns": None, "extra_roles": None, "score_ties": "keep", "min_score_gap": None}
-    after = {"format": "messages", "columns": {"messages": "dialog"}, "extra_roles": ["critic"],
-             "score_ties": "drop", "min_score_gap": 1.0}  # fmt: skip
-    fit(tmp_path, Settings(**before), max_steps=1)
-    for name, value in after.items():
-        refused = fit(tmp_path, Settings(**(before | {name: value})), max_steps=2)
-        assert isinstance(refused.error, ValueError), name
-        assert f"a resumed run can't change data.init_args.{name}" in str(refused.error)
+    names = [*PreferenceDataModule.token_settings, *PreferenceDataModule.order_settings]
+    fit(tmp_path, Settings("before"), max_steps=1)
+    refused = fit(tmp_path, Settings("after"), max_steps=2)
+    assert isinstance(refused.error, ValueError)
+    first, *_ = str(refused.error).split(":")
+    assert first.startswith("a resumed run can't change ")
+    assert set(re.findall(r"data\.init_args\.(\w+)", first)) == set(names)
