@@ -5,6 +5,7 @@ before a response are exactly those that the generation prompt gives at inferenc
 its own. Chats and pairs, training and generation follow this one rule.
 """
 
+from collections.abc import Sequence
 from datetime import date
 from functools import cached_property
 
@@ -52,7 +53,33 @@ class ChatTemplate:
         self._renderer = Renderer(tokenizer, source, name)
         self._finder = LossSpanFinder(self._renderer, span_source)
         self.control = ControlText(self._renderer)
-        self._tokens = SegmentTokenizer(tokenizer, self.control)
+        self._segment_tokenizer = SegmentTokenizer(tokenizer, self.control)
+
+    def render(self, messages: list[Message], *, like: RenderedChat | None = None) -> RenderedChat:
+        """A chat as text, with the spans of its contents.
+
+        Args:
+            messages: The messages. An assistant turn that follows another continues it.
+            like: A rendered chat that differs in its last message only: its spans are reused.
+
+        Raises:
+            BadRow: If the template fails on the messages.
+        """
+        joined, given = join_continued(messages)
+        chat = self._renderer.render(joined, with_blocks=self.span_source == "markers", like=like)
+        return chat._replace(given=given) if given else chat
+
+    def loss_spans(self, chat: RenderedChat, train_on: TrainOn = "assistant") -> list[LossSpan]:
+        """The characters of a rendered chat that count in the loss, of one message each.
+
+        Args:
+            chat: The rendered chat.
+            train_on: `assistant` (all its turns), `last` (its last turn), or roles; a message's own `train` overrides.
+
+        Raises:
+            BadRow: If no message counts in the loss, or a span can't be found or verified.
+        """
+        return self._finder.find(chat, messages_with_loss(chat.messages, train_on))
 
     def segment_chat(
         self, conversation: Conversation, train_on: TrainOn = "assistant", *, has_control: bool = True
@@ -105,47 +132,9 @@ class ChatTemplate:
         Its control text is kept: people write chats out as text, with their control tokens.
         """
         bos, eos = str(self.tokenizer.bos_token or ""), str(self.tokenizer.eos_token or "")
-        before = [Segment(bos, False)] if self._tokens.adds_bos and not text.startswith(bos) else []
+        before = [Segment(bos, False)] if self._segment_tokenizer.adds_bos and not text.startswith(bos) else []
         after = [Segment(eos, True)] if eos and not text.endswith(eos) else []
         return SegmentedRow(segments=(*before, Segment(text, True), *after))
-
-    def render(self, messages: list[Message], *, like: RenderedChat | None = None) -> RenderedChat:
-        """A chat as text, with the spans of its contents.
-
-        Args:
-            messages: The messages. An assistant turn that follows another continues it.
-            like: A rendered chat that differs in its last message only: its spans are reused.
-
-        Raises:
-            BadRow: If the template fails on the messages.
-        """
-        joined, given = join_continued(messages)
-        chat = self._renderer.render(joined, with_blocks=self.span_source == "markers", like=like)
-        return chat._replace(given=given) if given else chat
-
-    def loss_spans(self, chat: RenderedChat, train_on: TrainOn = "assistant") -> list[LossSpan]:
-        """The characters of a rendered chat that count in the loss, of one message each.
-
-        Args:
-            chat: The rendered chat.
-            train_on: `assistant` (all its turns), `last` (its last turn), or roles; a message's own `train` overrides.
-
-        Raises:
-            BadRow: If no message counts in the loss, or a span can't be found or verified.
-        """
-        return self._finder.find(chat, messages_with_loss(chat.messages, train_on))
-
-    def tokenize(self, segments: list[Segment]) -> list[list[int]]:
-        """Token ids of each segment by itself; special tokens that an escaped segment spells are plain text."""
-        return self._tokens.tokenize(segments)
-
-    def verify_special_tokens(self, row: SegmentedRow, ids: list[list[int]]) -> None:
-        """Refuse a row unless it has exactly the special tokens that the template writes.
-
-        Raises:
-            BadRow: If a message's text and the template's make a special token together.
-        """
-        self._tokens.verify_special(row, ids)
 
     def _cut(self, chat: RenderedChat, spans: list[LossSpan], *, has_control: bool) -> SegmentedRow:
         """The text up to the end of the last span, cut where spans and control text start and end."""
@@ -157,7 +146,19 @@ class ChatTemplate:
             segments += cut_at(chat.text, (cursor, start), control, in_loss=False, message=message)
             segments += cut_at(chat.text, (start, end), control, in_loss=True, message=message)
             cursor = end
-        return SegmentedRow((chat,), tuple(segments), (self._tokens.count_written(chat, cursor),))
+        return SegmentedRow((chat,), tuple(segments), (self._segment_tokenizer.count_written(chat, cursor),))
+
+    def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
+        """Token ids of each segment by itself; special tokens that an escaped segment spells are plain text."""
+        return self._segment_tokenizer.tokenize(segments)
+
+    def verify_special_tokens(self, row: SegmentedRow, ids: list[list[int]]) -> None:
+        """Refuse a row unless it has exactly the special tokens that the template writes.
+
+        Raises:
+            BadRow: If a message's text and the template's make a special token together.
+        """
+        self._segment_tokenizer.verify_special(row, ids)
 
     def prompt_text(self, messages: list[Message]) -> str:
         """What the model is given at inference: the messages and the header of the next assistant turn."""
@@ -165,11 +166,11 @@ class ChatTemplate:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text by itself. The tokenizer adds no special tokens: the template has them."""
-        return self._tokens.encode(texts)
+        return self._segment_tokenizer.encode(texts)
 
     def token_ends(self, segment: Segment) -> list[int]:
         """Where each token of a segment ends, in characters."""
-        return self._tokens.token_ends(segment)
+        return self._segment_tokenizer.token_ends(segment)
 
     def shape(self, role: str) -> Shape | None:
         """How messages of a role are printed; None if probes can't show it."""
@@ -203,7 +204,7 @@ class ChatTemplate:
     @property
     def tokenizer_hash(self) -> str:
         """Hash of all of the tokenizer that changes tokens."""
-        return self._tokens.hash
+        return self._segment_tokenizer.hash
 
     @property
     def cache_text(self) -> str:

@@ -1,6 +1,7 @@
 """Segments -> token ids, with the template's own special tokens distinct from text that spells them."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, compress
 from threading import Lock
@@ -70,7 +71,7 @@ class SegmentTokenizer:
         """Token ids of each text by itself. The tokenizer adds no special tokens: the template has them."""
         return _encode(self.tokenizer.backend_tokenizer, texts, escape=False)
 
-    def tokenize(self, segments: list[Segment]) -> list[list[int]]:
+    def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
         """Token ids of each segment by itself; special tokens that an escaped segment spells are plain text."""
         texts = [segment.text for segment in segments if not segment.escaped]
         ids = iter(self.encode(texts))

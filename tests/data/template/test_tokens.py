@@ -32,7 +32,7 @@ def assistant(content: str, **more: Any) -> dict[str, Any]:
 def pair_ids(template: ChatTemplate, question: str, chosen: str, rejected: str) -> list[list[int]]:
     """Token ids of prompt, chosen, rejected."""
     row = template.segment_pair(Preference([user(question)], assistant(chosen), assistant(rejected)))
-    ids = template.tokenize(list(row.segments))
+    ids = template.tokenize(row.segments)
     assert [segment.branch for segment in row.segments] == ["shared", "chosen", "rejected"]
     return ids
 
@@ -62,7 +62,7 @@ def test_no_token_crosses_from_the_prompt_into_the_response(instruct: PreTrained
 def test_the_tokens_before_a_response_are_those_of_inference(instruct: PreTrainedTokenizerBase) -> None:
     """Jointly, the header's newline and two spaces are the token ĊĠ; at inference the header stands alone."""
     template, messages = load_template(instruct, "chatml"), [user("hi"), assistant("  yo")]
-    header, _ = template.tokenize(list(template.segment_chat(Conversation(messages)).segments))
+    header, _ = template.tokenize(template.segment_chat(Conversation(messages)).segments)
     assert header == template.encode([template.prompt_text(messages[:1])])[0]
     assert "ĊĠ" in instruct.convert_ids_to_tokens(template.encode([template.render(messages).text])[0])
 
