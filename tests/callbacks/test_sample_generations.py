@@ -95,11 +95,11 @@ def test_the_run_is_the_same_with_and_without(make_run: Any, kind: str) -> None:
 
 def test_the_seed_makes_sampled_responses_repeatable(make_run: Any) -> None:
     """Same seed, same responses at step 0; another seed, others."""
-    answers = []
+    responses = []
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         callback = SampleGenerations(["Hi"], max_new_tokens=12, temperature=1.0, seed=seed)
-        answers.append(samples(make_run([callback], folder=folder, max_steps=1).fit().folder)[0]["policy"])
-    assert answers[0] == answers[1] != answers[2]
+        responses.append(samples(make_run([callback], folder=folder, max_steps=1).fit().folder)[0]["policy"])
+    assert responses[0] == responses[1] != responses[2]
 
 
 def test_a_resumed_run_continues_the_file(make_run: Any) -> None:

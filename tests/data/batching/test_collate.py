@@ -86,7 +86,7 @@ def test_a_packed_sequence_is_its_examples_one_after_the_other() -> None:
 @given(rows=st.lists(st.lists(pairs, min_size=1, max_size=3), min_size=1, max_size=3), multiple=st.integers(1, 9))
 def test_the_layout_says_what_the_tensors_say(rows: list[list[dict[str, Any]]], multiple: int) -> None:
     """Documents, branches, padding and counts, read off the layout and off the tensors. Every pair is as it is alone,
-    whatever stands beside it and however wide the padding is."""
+    whatever is beside it and however wide the padding is."""
     batch = collate_pairs(rows, multiple)
     longest = max(sum(document.length for document in documents) for documents in batch.layout)
     assert {field.shape for field in fields(batch).values()} == {(len(rows), math.ceil(longest / multiple) * multiple)}
