@@ -27,7 +27,7 @@ class ChatDataModule(TokenizedDataModule):
 
     Args:
         dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
-            .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
+            .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         train_batch_size: Rows per training batch and device: chats, pairs, or packed sequences.
         val_batch_size: Chats or pairs per batch and device in validation, test and prediction.
         max_batch_tokens: Most positions per batch and device, padding included: batches of long rows get fewer rows.

@@ -32,7 +32,7 @@ class TokenizedDataModule(LightningDataModule):
 
     Args:
         dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
-            .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
+            .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         train_split: Split to train on; a slice such as `train_sft[:5%]` takes a part of it.
         val_split: Split to validate on, of each part; null disables validation.
         test_split: Split of `test`; null takes `val_split`.

@@ -13,7 +13,7 @@ class PreferenceDataModule(ChatDataModule):
 
     Args:
         dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
-            .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
+            .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         min_score_gap: Drop and count pairs whose score_chosen - score_rejected is smaller; null keeps all.
         score_ties: `keep` or `drop` pairs with equal scores.
         **options: All other options of ChatDataModule.
@@ -38,7 +38,7 @@ class UltraFeedbackDataModule(PreferenceDataModule):
 
     Args:
         dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
-            .gz or .zst), or a glob; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
+            .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         train_split: Split to train on; a slice such as `train_prefs[:5%]` takes a part of it.
         val_split: Split to validate on, of each part; null disables validation.
         **options: All other options of PreferenceDataModule.

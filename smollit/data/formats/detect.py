@@ -55,7 +55,14 @@ def recognise(
     Raises:
         ValueError: If no format fits, with the columns, what each format needs, and what to do.
     """
-    split = Split(kind, columns, rows, _read_mapping(mapping or {}, columns, where), tuple(extra_roles), where)
+    split = Split(
+        kind=kind,
+        columns=columns,
+        rows=rows,
+        mapping=_read_mapping(mapping or {}, columns, where),
+        extra_roles=tuple(extra_roles),
+        where=where,
+    )
     fits = split.fitting(kind)
     if format == "auto":
         name = next((name for name in fits if split.looks_like(name)), None)
@@ -72,7 +79,7 @@ def recognise(
     return Format(name, kind, used, roles=roles, seen=split.renamed_roles(used, roles), unused=unused)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """What is known of a split before its format is: its columns and first rows, and what the user says.
 

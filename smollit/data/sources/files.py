@@ -90,6 +90,8 @@ def download(url: str, cache_dir: Path | None) -> tuple[Path, ...]:
     Raises:
         ValueError: If a file can't be downloaded, or it is of a kind that can't be read.
     """
+    if not ending(url.split("?")[0]):
+        raise ValueError(f"`data.dataset` is {url}, but only {READABLE} can be read; a data set on the Hub has an id")
     folder = cache_dir / "downloads" if cache_dir else Path(tempfile.mkdtemp(prefix="smollit-"))
     try:
         system, path = fsspec.url_to_fs(url)
@@ -100,7 +102,7 @@ def download(url: str, cache_dir: Path | None) -> tuple[Path, ...]:
                 _download_one(system, remote, file)
     except Exception as error:  # every file system raises its own types
         raise ValueError(
-            f"`data.dataset` {url} can't be downloaded: {type(error).__name__}: {first_line(error)}."
+            f"`data.dataset` {url} can't be downloaded: {type(error).__name__}: {first_line(error).rstrip('.')}."
             " Check the address, the network and your credentials, or set `data.dataset` to a local copy"
         ) from error
     if not files:
@@ -109,10 +111,8 @@ def download(url: str, cache_dir: Path | None) -> tuple[Path, ...]:
 
 
 def _local_name(folder: Path, url: str) -> Path:
-    name = url.split("?")[0].rsplit("/", 1)[-1]
-    if not ending(name):
-        raise ValueError(f"only {READABLE} can be read, and {name!r} has none of these endings")
-    return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    """A path that ends as the URL does; files of the same name in different folders have different ones."""
+    return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / url.split("?")[0].rsplit("/", 1)[-1]
 
 
 def _download_one(system: fsspec.AbstractFileSystem, remote: str, file: Path) -> None:
