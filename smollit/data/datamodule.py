@@ -6,14 +6,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch.utils.data import DataLoader
 
-from smollit.batch import Batch
 from smollit.data.batching.collate import collate_chats, collate_pairs, collate_prompts
 from smollit.data.batching.dataset import Examples
-from smollit.data.batching.loaders import Collate, batch_loader, stream_loader
+from smollit.data.batching.loaders import BatchLoader, Collate, batch_loader, stream_loader
 from smollit.data.batching.packing import fill_rate
-from smollit.data.batching.sampler import BatchSampler, Order, Position
+from smollit.data.batching.position import TrainingPosition
+from smollit.data.batching.sampler import BatchSampler, Order
 from smollit.data.batching.streaming import Stream, StreamingExamples
 from smollit.data.sources.mixture import Part
 from smollit.data.tokenized import TokenizedDataModule, check_at_least
@@ -91,8 +90,8 @@ class ChatDataModule(TokenizedDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.num_workers = num_workers
         self.pad_to_multiple_of = pad_to_multiple_of
-        self.position = Position()
-        self._sampler: BatchSampler | None = None
+        self.position = TrainingPosition()
+        self._batches: BatchSampler | StreamingExamples | None = None
 
     @property
     def collate(self) -> Collate:
@@ -107,69 +106,129 @@ class ChatDataModule(TokenizedDataModule):
 
     # ---- Lightning's hooks
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the epoch and position that the run has reached."""
-        if self.streaming:
-            return self._stream()
-        sampler = self.sampler()
-        self._log_packing(sampler)
-        return batch_loader(self._examples("train"), sampler, self.collate, self.num_workers, self.seed)
+    def setup(self, stage: str) -> None:
+        """Load what the stage needs; a fit begins at the start of an epoch, unless a checkpoint says where."""
+        super().setup(stage)
+        if stage == "fit":
+            self.position.begin(self.trainer.current_epoch if self.trainer else 0)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in the data; Lightning keeps it in every checkpoint."""
+        batches = self.training_batches()
+        return self.position.state(batches, self.trainer) if batches is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume at the position of a checkpoint.
+
+        Raises:
+            ValueError: If the number of training rows is not the one that the run began with.
+        """
+        batches = self.training_batches()
+        if batches is None or (self.trainer is not None and self.trainer.state.fn != "fit"):
+            return
+        now, before = batches.num_rows() or 0, state_dict["num_rows"]
+        if now != before:
+            raise ValueError(
+                f"the run began on {before:,} training rows, and the data now has {now:,}: a resumed run would see some"
+                " rows twice and others never. Give the same data, or start a new run"
+            )
+        self.position.load(state_dict, batches)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Batches of the epoch and position that the run has reached."""
+        if self.streaming and self.trainer is not None and self.trainer.max_steps == -1:
+            raise ValueError("`data.streaming` does not know how long an epoch is: set `trainer.max_steps`")
+        batches = self.training_batches()
+        if batches is None:
+            raise ValueError("there is no split to train: set `data.train_split`")
+        self.position.settle(batches, self.trainer)
+        if isinstance(batches, StreamingExamples):
+            return stream_loader(batches, self.collate, self.num_workers, self.seed, self.position)
+        self._log_packing(batches)
+        examples = self._examples("train")
+        return batch_loader(examples, batches, self.collate, self.num_workers, self.seed, self.position)
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Every validation example once; a loader for each named set."""
         keys = [key for key in self.examples if key.split("/")[0] == "val"]
         loaders = [self._evaluation_loader(key, self.collate) for key in keys]
         return loaders[0] if len(loaders) == 1 else loaders
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> BatchLoader:
         """Every test example once."""
         return self._evaluation_loader("test", self.collate)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> BatchLoader:
         """Prompts alone, without labels."""
         return self._evaluation_loader("predict", collate_prompts)
 
     # ---- what makes the batches
 
+    def training_batches(self) -> BatchSampler | StreamingExamples | None:
+        """What makes up the training batches of this rank; None without a training split."""
+        if not self.streaming and "train" not in self.examples:
+            return None
+        if self._batches is None or self._batches.batch_size != self.train_batch_size:
+            self._batches = self._stream() if self.streaming else self._sampler()
+        return self._batches
+
     def sampler(self) -> BatchSampler:
-        """What makes up the training batches of this rank."""
+        """What makes up the training batches of this rank, of rows that are not streamed."""
+        self._examples("train")
+        batches = self.training_batches()
+        assert isinstance(batches, BatchSampler), "a stream has no sampler"
+        return batches
+
+    def _sampler(self) -> BatchSampler:
         examples = self._examples("train")
-        if self._sampler is None:
-            order = Order(
-                shuffle=self.shuffle,
-                seed=self.seed,
-                group_by_length=self.group_by_length,
-                longest_first=self.longest_first and self.shuffle,
-                pack_length=self.pack_length if self.packs else 0,
-                parts=tuple(zip(examples.sizes, self.splits.weights(), strict=True)),
-            )
-            size, limit = self.train_batch_size, self.max_batch_tokens or 0
-            self._sampler = BatchSampler(examples.lengths, size, order, limit, *self._rank(), position=self.position)
-        return self._sampler
+        order = Order(
+            shuffle=self.shuffle,
+            seed=self.seed,
+            group_by_length=self.group_by_length,
+            longest_first=self.longest_first and self.shuffle,
+            pack_length=self.pack_length if self.packs else 0,
+            parts=tuple(zip(examples.sizes, self.splits.weights(), strict=True)),
+            repeats=self.trainer is not None and self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
+        )
+        rank, world_size = self._rank()
+        return BatchSampler(
+            examples.lengths,
+            self.train_batch_size,
+            order=order,
+            max_batch_tokens=self.max_batch_tokens or 0,
+            rank=rank,
+            world_size=world_size,
+            position=self.position.start,
+        )
 
     def _examples(self, key: str) -> Examples:
         if key not in self.examples:
             raise ValueError(f"there is no split to {key}: set `data.{key}_split`")
         return self.examples[key]
 
-    def _evaluation_loader(self, key: str, collate: Collate) -> DataLoader[Batch]:
+    def _evaluation_loader(self, key: str, collate: Collate) -> BatchLoader:
         examples = self._examples(key)
-        sampler = BatchSampler(examples.lengths, self.val_batch_size, None, self.max_batch_tokens or 0, *self._rank())
+        rank, world_size = self._rank()
+        sampler = BatchSampler(
+            examples.lengths,
+            self.val_batch_size,
+            max_batch_tokens=self.max_batch_tokens or 0,
+            rank=rank,
+            world_size=world_size,
+        )
         return batch_loader(examples, sampler, collate, self.num_workers, self.seed)
 
-    def _stream(self) -> DataLoader[Batch]:
-        if self.trainer is not None and self.trainer.max_steps == -1:
-            raise ValueError("`data.streaming` does not know how long an epoch is: set `trainer.max_steps`")
-        parts = self.parts("train")["train"]
-        examples = StreamingExamples(
-            [Stream(part.source, part.encoder, part.part.weight) for part in parts],
+    def _stream(self) -> StreamingExamples:
+        rank, world_size = self._rank()
+        return StreamingExamples(
+            [Stream(part.source, part.encoder, part.part.weight) for part in self.parts("train")["train"]],
             self.train_batch_size,
-            *self._rank(),
+            rank=rank,
+            world_size=world_size,
             seed=self.seed,
             shuffle_buffer=self.shuffle_buffer if self.shuffle else 0,
-            position=self.position,
+            position=self.position.start,
         )
-        return stream_loader(examples, self.collate, self.num_workers, self.seed)
 
     @rank_zero_only
     def _log_packing(self, sampler: BatchSampler) -> None:

@@ -11,17 +11,7 @@ from smollit.data import ChatDataModule
 from smollit.losses.settings import upgraded
 from smollit.modules import FineTuningModule
 from smollit.training.optimizers import Groups, apply_changes, configured
-from smollit.training.position import (
-    at_step_end,
-    begin_again,
-    follow_length,
-    global_batch_size,
-    num_batches,
-    num_examples,
-    order_group,
-    rows_after,
-    set_progress,
-)
+from smollit.training.position import at_step_end, positioned_data, set_counters, training_batches
 from smollit.training.random_state import all_ranks, get_random_state, set_random_state
 
 log = logging.getLogger(__name__)
@@ -39,55 +29,49 @@ FIXED = (
 
 
 class RunState(Callback):
-    """Saves and restores the position in the data (in rows), every rank's random state, what is counted for the next
-    log, and the settings.
+    """Saves and restores what a run needs besides Lightning's own state: every rank's random state, the metrics that
+    are pending for the next log, and the settings. The position in the data is in the data module's state.
 
-    A checkpoint always stands at the end of an optimizer step: micro-batches behind it are done again. A finished
-    epoch is kept as the start of the next one.
+    A checkpoint always stands at the end of an optimizer step: micro-batches after it are done again.
     """
 
     def __init__(self, force: bool = False) -> None:
         self.config: State = {}
         self.force = force
         self.ended: str | None = None  # why a callback ended the run that is resumed
-        self.epoch = 0
-        self.rows = 0  # of this epoch, up to the last optimizer step, over all ranks
-        self.batches = 0  # the same in micro-batches
-        self.first_batch = 0  # micro-batches that were done when this pass through the data began
-        self.total_batches = 0
         self.has_trained = False  # since this start of the run
         self.begins_step = True  # the next micro-batch is the first of an optimizer step
-        self.random_state: State | None = None  # at the end of the last optimizer step
-        self.unlogged: dict[str, Tensor] = {}  # [total, count] of the training metrics, at the same time
+        # At the end of the last optimizer step:
+        self.position: State | None = None
+        self.batches = 0  # micro-batches of the epoch
+        self.total_batches = 0
+        self.random_state: State | None = None
+        self.pending: dict[str, Tensor] = {}  # [total, count] of the training metrics
         self.optimizers: list[Groups] = []  # their settings, as configured
         self.optimizers_before: list[Groups] = []  # the same when the run began
 
     # ---- following the run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.epoch, self.rows, self.batches, self.total_batches = trainer.current_epoch, 0, 0, 0
-        self.has_trained, self.begins_step, self.random_state = False, True, None
-        self.unlogged, self.optimizers_before, self.ended = {}, [], None
-        self._set_position(trainer, self.epoch, 0)
+        self.ended, self.has_trained, self.begins_step = None, False, True
+        self.position, self.batches, self.total_batches = None, 0, 0
+        self.random_state, self.pending, self.optimizers_before = None, {}, []
+        batches = training_batches(trainer) if stage == "fit" else None
+        if batches is not None and batches.epochs_differ:
+            # Lightning takes the length of the first loader for that of all epochs.
+            trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.optimizers = configured(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         apply_changes(trainer, self.optimizers_before, self.optimizers)
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        self.epoch, self.batches = trainer.current_epoch, progress.current.completed
-        self.first_batch = self.batches
-        self.total_batches = progress.total.completed
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        follow_length(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.begins_step:
             return
         # Validation, callbacks and new loaders draw random numbers between steps, and a resumed run does not repeat
-        # them: training goes on from where its own last step ended.
+        # them: training continues from where its own last step ended.
         if self.random_state is None:
             self.random_state = get_random_state()
         else:
@@ -98,88 +82,73 @@ class RunState(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if at_step_end(trainer):
-            # Counted from where a resume began: the rows before it may have come in batches of another size.
-            self.rows = rows_after(trainer, batch_idx + 1 - self.first_batch)
-            self.batches = batch_idx + 1
-            self.total_batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+            data = positioned_data(trainer)
+            self.position = data.state_dict() if data else None
+            self.batches, self.total_batches = batch_idx + 1, trainer.fit_loop.total_batch_idx + 1
             self.random_state = get_random_state()
             self.has_trained = self.begins_step = True
             if isinstance(pl_module, FineTuningModule):
-                self.unlogged = pl_module.pending_metrics()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_epoch_done(trainer):  # else max_steps or a callback ended it early
-            self.epoch, self.rows, self.batches, self.first_batch = trainer.current_epoch + 1, 0, 0, 0
-            self._set_position(trainer, self.epoch, 0)
-
-    def _is_epoch_done(self, trainer: Trainer) -> bool:
-        """Whether the last optimizer step was the epoch's last; a stream only says so when it has ended."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        has_ended = progress.is_last_batch and self.batches == progress.current.ready
-        return has_ended or self.batches >= trainer.num_training_batches
+                self.pending = pl_module.pending_metrics()
 
     # ---- saving
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
-        epoch, rows, batches = self.epoch, self.rows, self.batches
-        if self._is_epoch_done(trainer):
-            epoch, rows, batches = epoch + 1, 0, 0
         checkpoint[KEY] = {
-            "epoch": epoch,
-            "rows": rows,
-            "group": order_group(trainer) if rows else 0,
-            "num_rows": num_examples(trainer),
-            "global_batch_size": global_batch_size(trainer),
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "world_size": trainer.world_size,
             "random_states": all_ranks(self.random_state or get_random_state()),
-            "unlogged": over_ranks(self.unlogged),
-            "num_skipped_steps": getattr(pl_module, "num_skipped_steps", 0),
+            "pending": over_ranks(self.pending),
+            "num_skipped_steps": pl_module.num_skipped_steps if isinstance(pl_module, FineTuningModule) else 0,
             "optimizers": self.optimizers,
             "config": self.config,
             "ended": stopped_early(trainer) if trainer.should_stop else None,
         }
-        set_progress(checkpoint, epoch, batches, self.total_batches)
+        data = positioned_data(trainer)
+        if data is None or not (position := self.position or data.state_dict()):
+            return
+        checkpoint[type(data).__qualname__] = position
+        set_counters(checkpoint, position["epoch"], self.batches if position["rows"] else 0, self.total_batches)
 
     # ---- restoring
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         if trainer.state.fn != "fit":
             return
-        state = checkpoint.get(KEY)
-        if state is None:
-            raise ValueError("this checkpoint was not written by a smollit run: its position in the data is unknown")
-        self._check_config(state["config"], fixed_settings(trainer))
-        num_rows, rows = num_examples(trainer), state["rows"]
-        if num_rows != state["num_rows"]:
-            raise ValueError(
-                f"the run began on {state['num_rows']:,} training rows, and the data now has {num_rows:,}: going on"
-                " would see some rows twice and others never. Give the same data, or start a new run"
-            )
-        size = global_batch_size(trainer)
+        state = checkpoint.get(KEY, {})
+        self._check_config(state.get("config", {}), fixed_settings(trainer))
         for name, now in (
-            ("global_batch_size", size),
             ("accumulate_grad_batches", trainer.accumulate_grad_batches),
             ("world_size", trainer.world_size),
         ):
-            if now != state[name]:
-                log.warning("%s was %s, and is now %s: the run goes on at row %s", name, state[name], now, rows)
-        self._set_position(trainer, state["epoch"], rows, state["group"])
-        begin_again(trainer)
-        whole, left = num_batches(trainer, 0), num_batches(trainer, rows)
-        set_progress(checkpoint, state["epoch"], whole - left, state["epoch"] * whole + whole - left)
+            if now != state.get(name, now):
+                log.warning("%s was %s, and is now %s", name, state[name], now)
+        self._load_position(trainer, checkpoint)
         self.ended = still_ended(trainer, state.get("ended"))
         if self.ended and not self.force:
             trainer.should_stop = True
-        self.rows = rows
-        self.optimizers_before = state["optimizers"]
-        if trainer.global_rank < len(state["random_states"]):
-            self.random_state = state["random_states"][trainer.global_rank]
+        self.optimizers_before = state.get("optimizers", [])
+        random_states = state.get("random_states", [])
+        if trainer.global_rank < len(random_states):
+            self.random_state = random_states[trainer.global_rank]
         if isinstance(pl_module, FineTuningModule):
-            # Checkpoints of earlier versions have neither.
-            pl_module.restore_pending_metrics(state.get("unlogged", {}) if trainer.is_global_zero else {})
+            # Version 0.1 called them `unlogged`; before that there were none.
+            pending = state.get("pending", state.get("unlogged", {}))
+            pl_module.restore_pending_metrics(pending if trainer.is_global_zero else {})
             pl_module.num_skipped_steps = state.get("num_skipped_steps", 0)
-        log.info("resumed in epoch %s, with %s of its rows done", state["epoch"], f"{rows:,}")
+
+    def _load_position(self, trainer: Trainer, checkpoint: State) -> None:
+        data, batches = positioned_data(trainer), training_batches(trainer)
+        if data is None or batches is None:
+            return
+        if type(data).__qualname__ not in checkpoint:  # Lightning has loaded it if it is there
+            if "rows" not in checkpoint.get(KEY, {}):
+                raise ValueError("this checkpoint does not say where its run stood in the data: it can't be resumed")
+            data.load_state_dict(checkpoint[KEY])  # of version 0.1
+        position = data.state_dict()
+        done, whole = batches.batches_before(), batches.num_batches(position["epoch"]) or 0
+        self.batches, self.total_batches = done, position["epoch"] * whole + done
+        set_counters(checkpoint, position["epoch"], done, self.total_batches)
+        log.info("resumed in epoch %s, with %s of its rows done", position["epoch"], f"{position['rows']:,}")
 
     def why_ended(self, trainer: Trainer) -> str:
         """Why a resumed run makes no step."""
@@ -200,11 +169,6 @@ class RunState(Callback):
                 f"a resumed run can't change {', '.join(fixed)}:\n" + "\n".join(lines) + "\nStart a new run in another"
                 " `trainer.default_root_dir`, or set `trainer.force_resume: true` if you know that they are the same"
             )
-
-    def _set_position(self, trainer: Trainer, epoch: int, rows: int, group: int = 0) -> None:
-        position = getattr(trainer.datamodule, "position", None)  # type: ignore[attr-defined]
-        if position is not None:
-            position.epoch, position.rows, position.group = epoch, rows, group
 
 
 def fixed_settings(trainer: Trainer) -> tuple[str, ...]:

@@ -81,7 +81,6 @@ class SmollitTrainer(Trainer):
         enable_checkpointing: false saves no checkpoints at all.
         enable_progress_bar: false shows no progress bar.
         enable_model_summary: true adds Lightning's table of modules to the start summary.
-        use_distributed_sampler: Leave this false: the data module deals rows out to the devices itself.
         **options: All other options of Lightning's Trainer.
     """
 
@@ -99,7 +98,6 @@ class SmollitTrainer(Trainer):
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = None,
-        use_distributed_sampler: bool = False,
         **options: Any,
     ) -> None:
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
@@ -126,7 +124,7 @@ class SmollitTrainer(Trainer):
         if saves and checkpoint_every_n_steps is not None:
             extra.append(PeriodicCheckpoint(self.checkpoint_folder, checkpoint_every_n_steps, keep_checkpoints))
         with quiet():
-            super().__init__(callbacks=[*given, *extra], use_distributed_sampler=use_distributed_sampler, **options)
+            super().__init__(callbacks=[*given, *extra], **options)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
         self._given = [*given, *extra]

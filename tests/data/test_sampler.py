@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smollit.data.batching.sampler import BatchSampler, Order, Position, epoch_rows
+from smollit.data.batching.position import Position
+from smollit.data.batching.sampler import BatchSampler, Order, epoch_rows
 
 Rows = list[list[int]]
 some_lengths = st.lists(st.integers(1, 12), min_size=1, max_size=40)
@@ -26,13 +27,21 @@ orders = st.builds(
 )
 
 
+def sampler_of(
+    lengths: list[int], size: int, order: Order, limit: int, rank: int, world: int, position: Position | None = None
+) -> BatchSampler:
+    return BatchSampler(
+        lengths, size, order=order, max_batch_tokens=limit, rank=rank, world_size=world, position=position
+    )
+
+
 def rows_of(sampler: BatchSampler) -> Rows:
     return [row for batch in sampler for row in batch]
 
 
 def on_all_ranks(lengths: list[int], size: int, order: Order, limit: int, world: int, at: Position) -> list[Rows]:
     """The batches of every rank, after one another: [ranks x batches] of rows; all ranks have equally many batches."""
-    ranks = [list(BatchSampler(lengths, size, order, limit, rank, world, at)) for rank in range(world)]
+    ranks = [list(sampler_of(lengths, size, order, limit, rank, world, at)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
     return [batch for batches in ranks for batch in batches]
 
@@ -47,7 +56,7 @@ def test_an_epoch_has_each_example_once_over_all_ranks(
     position = Position(epoch)
     batches = on_all_ranks(lengths, size, order, limit, world, position)
     assert sorted(example for batch in batches for row in batch for example in row) == list(range(len(lengths)))
-    assert len(batches) == world * len(BatchSampler(lengths, size, order, limit, 0, world, position))
+    assert len(batches) == world * len(sampler_of(lengths, size, order, limit, 0, world, position))
     assert max(map(len, batches)) <= size
 
 
@@ -61,8 +70,11 @@ def test_five_rows_on_two_ranks() -> None:
 @given(some_lengths, orders, st.integers(0, 2))
 def test_ranks_see_the_rows_of_one_process_step_by_step(lengths: list[int], order: Order, epoch: int) -> None:
     """1 x 4 and 2 x 2: the same rows in the same optimizer step."""
-    one = BatchSampler(lengths, 4, order, position=Position(epoch))
-    two = zip(*(BatchSampler(lengths, 2, order, 0, rank, 2, Position(epoch)) for rank in range(2)), strict=True)
+    one = BatchSampler(lengths, 4, order=order, position=Position(epoch))
+    two = zip(
+        *(sampler_of(lengths, 2, order, 0, rank, 2, Position(epoch)) for rank in range(2)),
+        strict=True,
+    )
     assert [sorted(batch) for batch in one] == [sorted(first + second) for first, second in two]
 
 
@@ -79,7 +91,12 @@ def test_a_resumed_epoch_has_exactly_the_rows_that_remain(
     and limit: together each example once. `rows_after` says how many rows were done."""
     size, world, new_size, new_world = (data.draw(numbers) for numbers in (batch_sizes, worlds, batch_sizes, worlds))
     epoch = data.draw(st.integers(0, 2))
-    first = [BatchSampler(lengths, size, order, limit, rank, world, Position(epoch)) for rank in range(world)]
+    first = [
+        BatchSampler(
+            lengths, size, order=order, max_batch_tokens=limit, rank=rank, world_size=world, position=Position(epoch)
+        )
+        for rank in range(world)
+    ]
     done = data.draw(st.integers(0, len(first[0])))
     seen = [row for sampler in first for batch in list(sampler)[:done] for row in batch]
     position = Position(epoch, first[0].rows_after(done), first[0].global_batch_size)
@@ -98,7 +115,7 @@ def test_rows_after_counts_what_the_ranks_yield(
     """From any row on, batch by batch; more batches than there are is the whole epoch."""
     num_rows = len(epoch_rows(lengths, order, 1, size * world))
     position = Position(1, min(start, num_rows))
-    samplers = [BatchSampler(lengths, size, order, limit, rank, world, position) for rank in range(world)]
+    samplers = [sampler_of(lengths, size, order, limit, rank, world, position) for rank in range(world)]
     done = [position.rows]
     for batches in zip(*samplers, strict=True):
         done.append(done[-1] + sum(map(len, batches)))
@@ -110,7 +127,7 @@ def test_rows_after_counts_what_the_ranks_yield(
 def test_rows_after_follows_the_position() -> None:
     """3 + 3 + 1 rows in the first epoch; from row 3 of the second on, 6 after one batch."""
     position = Position()
-    sampler = BatchSampler([1] * 7, 3, Order(shuffle=True), position=position)
+    sampler = BatchSampler([1] * 7, 3, order=Order(shuffle=True), position=position)
     assert [sampler.rows_after(count) for count in range(4)] == [0, 3, 6, 7]
     position.epoch, position.rows = 1, 3
     assert [sampler.rows_after(count) for count in range(3)] == [3, 6, 7]
@@ -118,7 +135,7 @@ def test_rows_after_follows_the_position() -> None:
 
 def test_the_position_is_read_when_an_epoch_begins() -> None:
     position = Position()
-    sampler = BatchSampler([1] * 6, 2, Order(shuffle=True), position=position)
+    sampler = BatchSampler([1] * 6, 2, order=Order(shuffle=True), position=position)
     first = rows_of(sampler)
     position.epoch, position.rows = 1, 0
     assert rows_of(sampler) != first
@@ -142,9 +159,9 @@ def test_no_batch_is_over_the_limit_unless_it_is_one_row(
 
 def test_batches_are_filled_up_to_the_limit() -> None:
     """Lengths 4 4 4 9 1 1 1 1 and 12 tokens: three of 4 positions; the 9 alone, since 2 x 9 > 12; then four of 1."""
-    found = list(BatchSampler([4, 4, 4, 9, 1, 1, 1, 1], 5, None, 12))
+    found = list(BatchSampler([4, 4, 4, 9, 1, 1, 1, 1], 5, max_batch_tokens=12))
     assert found == [[[0], [1], [2]], [[3]], [[4], [5], [6], [7]]]
-    assert list(BatchSampler([4, 4, 4, 9, 1, 1, 1, 1], 2, None, 12))[0] == [[0], [1]]  # noqa: RUF015
+    assert list(BatchSampler([4, 4, 4, 9, 1, 1, 1, 1], 2, max_batch_tokens=12))[0] == [[0], [1]]  # noqa: RUF015
 
 
 def padding(lengths: list[int], batches: list[Rows]) -> int:
@@ -157,8 +174,8 @@ def test_grouping_by_length_saves_padding_and_still_shuffles() -> None:
     """400 lengths from 1 to 100, batches of 8: less than a tenth of the padding, and the batches are not in order."""
     draw = random.Random(0)
     lengths = [draw.randint(1, 100) for _ in range(400)]
-    plain = list(BatchSampler(lengths, 8, Order(shuffle=True)))
-    grouped = list(BatchSampler(lengths, 8, Order(shuffle=True, group_by_length=True)))
+    plain = list(BatchSampler(lengths, 8, order=Order(shuffle=True)))
+    grouped = list(BatchSampler(lengths, 8, order=Order(shuffle=True, group_by_length=True)))
     assert padding(lengths, grouped) < padding(lengths, plain) / 10
     longest = [max(lengths[example] for (example,) in batch) for batch in grouped]
     assert longest not in (sorted(longest), sorted(longest, reverse=True))
@@ -170,13 +187,13 @@ def test_the_longest_rows_come_first() -> None:
     seed's order. In later epochs nothing moves."""
     for seed in range(5):
         order = Order(shuffle=True, seed=seed)
-        usual = rows_of(BatchSampler([3, 9, 4], 1, order))
+        usual = rows_of(BatchSampler([3, 9, 4], 1, order=order))
         first = replace(order, longest_first=True)
-        assert rows_of(BatchSampler([3, 9, 4], 1, first)) == [[1], *(row for row in usual if row != [1])]
-        assert list(BatchSampler([3, 9, 4], 2, first)) == [[[1], [2]], [[0]]]
+        assert rows_of(BatchSampler([3, 9, 4], 1, order=first)) == [[1], *(row for row in usual if row != [1])]
+        assert list(BatchSampler([3, 9, 4], 2, order=first)) == [[[1], [2]], [[0]]]
         later = Position(epoch=1)
-        assert rows_of(BatchSampler([3, 9, 4], 1, first, position=later)) == rows_of(
-            BatchSampler([3, 9, 4], 1, order, position=later)
+        assert rows_of(BatchSampler([3, 9, 4], 1, order=first, position=later)) == rows_of(
+            BatchSampler([3, 9, 4], 1, order=order, position=later)
         )
 
 
@@ -187,7 +204,7 @@ def test_no_later_batch_is_longer_than_the_first(lengths: list[int], size: int, 
     order = replace(order, longest_first=True)
     sizes = [
         [sum(sum(lengths[example] for example in row) for row in batch) for batch in batches]
-        for batches in zip(*(BatchSampler(lengths, size, order, 0, r, world) for r in range(world)), strict=True)
+        for batches in zip(*(sampler_of(lengths, size, order, 0, r, world) for r in range(world)), strict=True)
     ]
     totals = [sum(counts) for counts in sizes]
     assert max(totals) == totals[0]

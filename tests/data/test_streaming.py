@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from smollit.data.batching.sampler import Position
+from smollit.data.batching.position import Position
 from smollit.data.batching.streaming import Stream, StreamingExamples, shares_of
 from smollit.data.sources.mixture import Part, load_part
 from smollit.data.sources.readers import RAW
@@ -74,7 +74,8 @@ def test_ranks_and_workers_share_the_rows(tmp_path: Path, num_workers: int, shuf
     """13 rows, 2 ranks of 3: global batches of 6, 6 and 1: 3 batches for both ranks, the last one empty for rank 1."""
     streams = [stream(lines(tmp_path / "a.jsonl", 13))]
     ranks = [
-        batches(StreamingExamples(streams, 3, rank, 2, shuffle_buffer=shuffle_buffer), num_workers) for rank in range(2)
+        batches(StreamingExamples(streams, 3, rank=rank, world_size=2, shuffle_buffer=shuffle_buffer), num_workers)
+        for rank in range(2)
     ]
     assert [list(map(len, rank)) for rank in ranks] == [[3, 3, 1], [3, 3, 0]]
     assert sorted(flat(ranks[0]) + flat(ranks[1])) == list(range(13))
@@ -84,7 +85,7 @@ def test_ranks_see_the_rows_of_one_process_step_by_step(tmp_path: Path) -> None:
     """1 x 4 and 2 x 2: the same rows in the same optimizer step."""
     streams = [stream(lines(tmp_path / "a.jsonl", 10))]
     one = batches(StreamingExamples(streams, 4, shuffle_buffer=5))
-    two = [batches(StreamingExamples(streams, 2, rank, 2, shuffle_buffer=5)) for rank in range(2)]
+    two = [batches(StreamingExamples(streams, 2, rank=rank, world_size=2, shuffle_buffer=5)) for rank in range(2)]
     assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*two, strict=True)]
 
 
@@ -142,7 +143,12 @@ def test_a_resumed_run_goes_on_with_the_same_batches(
 
     def run(rank: int, rows: int, workers: int) -> list[list[int]]:
         position = Position(epoch=2, rows=rows)
-        return batches(StreamingExamples(parts, 2, rank, world_size, 5, shuffle_buffer, position), workers)
+        return batches(
+            StreamingExamples(
+                parts, 2, rank=rank, world_size=world_size, seed=5, shuffle_buffer=shuffle_buffer, position=position
+            ),
+            workers,
+        )
 
     for rank in range(world_size):
         whole = run(rank, 0, 0)

@@ -136,6 +136,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "double": {"precision": "64-true"},
     "bf16": {"precision": "bf16-mixed"},
     "reloaded": {"reload_dataloaders_every_n_epochs": 1},
+    "ddp": {"strategy": "ddp", "devices": 1},
     "log steps": {"log_every_n_steps": 2},
     "nothing to train": {"limit_train_batches": 0},
 }

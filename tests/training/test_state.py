@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
+from smollit.data import UltraChatDataModule
+from smollit.modules import SFTModule
 from smollit.training import state
+from smollit.training.position import at_step_end
 from smollit.training.random_state import get_random_state, set_random_state
 from smollit.training.state import flatten
+from tests.training.conftest import Diary, assert_same_weights
 
 
 class Stop(Callback):
@@ -127,19 +131,6 @@ def test_skipped_steps_are_counted_on(fit: Any, tmp_path: Path) -> None:
     assert [point["train/skipped_steps"] for _, point in resumed.diary.logged] == [3, 4]
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(fit: Any, whole: Any, tmp_path: Path) -> None:
-    """Without what was not logged, and without skipped steps: the same weights; the next log has the steps since."""
-    fit(tmp_path, Stop("on_train_batch_start", step(4), sigterm))
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["run_state"]["unlogged"], checkpoint["run_state"]["num_skipped_steps"]
-    torch.save(checkpoint, path)
-    resumed = fit(tmp_path)
-    assert resumed.steps == whole.steps[4:]
-    assert all(torch.equal(resumed.weights[key], whole.weights[key]) for key in whole.weights)
-    assert resumed.diary.logged[1:] == whole.diary.logged[1:]
-
-
 # case: resume-03
 def test_each_epoch_of_the_whole_run_holds_all_rows_once(whole: Any) -> None:
     """13 rows in each of 3 epochs, in 3 different orders."""
@@ -153,7 +144,7 @@ def test_checkpoint_of_a_finished_epoch_is_the_start_of_the_next(fit: Any, tmp_p
     """Step 4 ends epoch 0 of 13 rows -> (epoch 1, row 0), never (epoch 0, row 13)."""
     fit(tmp_path, max_epochs=1, checkpoint_every_n_steps=4)
     for file in ("last.ckpt", "step-0000004.ckpt"):
-        state = torch.load(tmp_path / "checkpoints" / file, weights_only=True)["run_state"]
+        state = torch.load(tmp_path / "checkpoints" / file, weights_only=True)["UltraChatDataModule"]
         assert (state["epoch"], state["rows"]) == (1, 0)
 
 
@@ -216,7 +207,7 @@ def test_callbacks_that_draw_random_numbers_change_nothing(fit: Any, whole: Any,
 
     class DrawAtSteps(Draw):
         def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-            if not trainer.fit_loop.epoch_loop._should_accumulate():
+            if at_step_end(trainer):
                 super().on_train_batch_end()
 
     drawn = fit(tmp_path, DrawAtSteps())
@@ -233,7 +224,7 @@ def test_other_batch_size_goes_on_at_the_same_row(fit: Any, tmp_path: Path, capl
         second = fit(
             tmp_path, Stop("on_train_batch_start", step(4), sigterm), data=data | {"train_batch_size": 3}, **options
         )
-    assert "global_batch_size was 2, and is now 3: the run goes on at row 6" in caplog.text
+    assert "global_batch_size was 2, and is now 3: the run resumes at row 6" in caplog.text
     assert [rows for _, rows, _ in second.steps] == [[6, 7, 8]]
     third = fit(tmp_path, data=data | {"train_batch_size": 3}, **options)
     assert [rows for _, rows, _ in third.steps] == [[9, 10, 11]]
@@ -313,6 +304,72 @@ def test_native_validation_interval_resumes_at_the_border_too(fit: Any, whole: A
     assert resumed.steps == whole.steps[4:]
     assert resumed.diary.validated == [8, 12]
     assert all(torch.equal(resumed.weights[key], whole.weights[key]) for key in whole.weights)
+
+
+class Everywhere(ModelCheckpoint):
+    """Saves after the third micro-batch of an epoch, in the middle of a window of 2, and after each validation."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.fit_loop.batch_idx == 2:
+            trainer.save_checkpoint(f"{self.dirpath}/window-{trainer.global_step}.ckpt")
+
+
+# case: resume-01 resume-03
+def test_a_checkpoint_stands_at_the_end_of_a_step_wherever_it_is_saved(fit: Any, whole: Any, tmp_path: Path) -> None:
+    """Validation by Lightning's interval, every 3 micro-batches, and saves there and in windows of 2: 4 steps an epoch.
+
+    Whatever file is resumed from, the rest of the run is that of the run that never stopped, and it validates.
+    """
+    options: dict[str, Any] = {"val_every_n_steps": None, "val_check_interval": 3, "check_val_every_n_epoch": None}
+    save = Everywhere(tmp_path / "own", "val-{step}", monitor="val/loss", save_top_k=-1, auto_insert_metric_name=False)
+    assert fit(tmp_path / "first", save, **options).error is None
+    paths = sorted((tmp_path / "own").glob("*.ckpt"))
+    assert {path.name for path in paths} >= {"window-1.ckpt", "window-5.ckpt", "val-1.ckpt", "val-3.ckpt", "val-5.ckpt"}
+    for path in (paths[0], paths[-1], tmp_path / "own" / "window-5.ckpt", tmp_path / "own" / "val-5.ckpt"):
+        done = torch.load(path, weights_only=True)["global_step"]
+        resumed = fit(tmp_path / path.stem, ckpt_path=str(path), **options)
+        assert resumed.error is None
+        assert resumed.steps == whole.steps[done:]
+        assert_same_weights(resumed.weights, whole.weights)
+
+
+# case: resume-01
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_plain_trainer_resumes_at_the_right_batch(
+    streaming: bool, fit: Any, tiny_model: Path, tiny_data: Any, cache_dir: Path, tmp_path: Path
+) -> None:
+    """The position is in the data module's own state: 5 steps, and then on to 12, give the weights of 12 at once.
+
+    Without dropout, since a plain Trainer keeps no random states.
+    """
+
+    def run(steps: int, ckpt_path: Path | None = None) -> tuple[SFTModule, list[int]]:
+        seed_everything(7, verbose=False)
+        data = UltraChatDataModule(
+            str(tiny_data["ultrachat"]), tokenizer_name=str(tiny_model), max_length=96, train_batch_size=2,
+            cache_dir=str(cache_dir), streaming=streaming,
+        )  # fmt: skip
+        module, diary = SFTModule(model_name=str(tiny_model), learning_rate=1e-3, schedule="constant"), Diary()
+        keep = ModelCheckpoint(tmp_path / str(steps), "{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = Trainer(
+            max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[keep, diary],
+            default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+        return module, [row for _, rows, _ in diary.steps for row in rows]
+
+    whole, rows = run(12)
+    for step in (5, 7):  # inside the first epoch of 7 steps, and at its end
+        resumed, rest = run(12, tmp_path / "12" / f"step={step}.ckpt")
+        assert rest == rows[-len(rest) :] and len(rest) == len(rows) - (2 * step if step < 7 else 13)
+        assert_same_weights(resumed.state_dict(), whole.state_dict())
+
+
+def test_overfitting_sees_the_same_rows_in_each_epoch(fit: Any, tmp_path: Path) -> None:
+    """`overfit_batches: 2` of 2 rows, 3 epochs: the same 4 rows each time."""
+    run = fit(tmp_path, overfit_batches=2)
+    assert run.error is None
+    assert len(run.diary.epochs) == 3 and len({tuple(sorted(rows)) for rows in run.diary.epochs.values()}) == 1
 
 
 # case: checkpoint-02

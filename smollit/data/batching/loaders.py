@@ -1,6 +1,6 @@
-"""DataLoaders of map-style and of streamed examples."""
+"""Loaders of map-style and of streamed examples, which read the position as late as possible."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,17 +10,66 @@ from torch.utils.data import DataLoader
 from smollit.batch import Batch
 from smollit.data.batching.collate import unpacked
 from smollit.data.batching.dataset import Examples
+from smollit.data.batching.position import TrainingPosition
 from smollit.data.batching.sampler import BatchSampler
 from smollit.data.batching.streaming import StreamingExamples
 
 Collate = Callable[[list[list[dict[str, Any]]]], Batch]
 
 
+class BatchLoader(Iterable[Batch]):
+    """Starts its DataLoader at the first `next`, not in `iter()`: a checkpoint may set the position in between.
+
+    It is not a DataLoader itself: Lightning would give it a distributed sampler, and ours deal rows out to the ranks.
+
+    Args:
+        make: Makes the DataLoader. It is kept from pass to pass, with its worker processes, unless one is left early.
+        sampler: Whose length is that of an epoch; None for a stream, which has none.
+        position: Counts what is handed out; None for evaluation.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], DataLoader[Any]],
+        sampler: BatchSampler | None = None,
+        position: TrainingPosition | None = None,
+    ) -> None:
+        self._make = make
+        self._sampler = sampler
+        self._position = position
+        self._loader: DataLoader[Any] | None = None
+
+    def __len__(self) -> int:
+        if self._sampler is None:
+            raise TypeError("a stream has no length")
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._position is not None:
+            self._position.begin_pass()
+        if self._loader is None:
+            self._loader = self._make()
+        try:
+            for batch in self._loader:
+                if self._position is not None:
+                    self._position.handed_out += 1
+                yield batch
+        except GeneratorExit:
+            self._loader = None  # ends its workers, which have fetched what nobody will ask for
+            raise
+
+
 def batch_loader(
-    examples: Examples, sampler: BatchSampler, collate: Collate, num_workers: int, seed: int
-) -> DataLoader[Batch]:
+    examples: Examples,
+    sampler: BatchSampler,
+    collate: Collate,
+    num_workers: int,
+    seed: int,
+    position: TrainingPosition | None = None,
+) -> BatchLoader:
     """Batches that a sampler names, as rows of example numbers."""
-    return DataLoader(
+    make = partial(
+        DataLoader,
         examples,  # type: ignore[arg-type]  # fetched by rows of examples, not by one number
         batch_sampler=sampler,  # type: ignore[arg-type]
         collate_fn=collate,
@@ -30,11 +79,15 @@ def batch_loader(
         # Of its own: else each pass would draw from the global random state, and a resumed run would differ.
         generator=torch.Generator().manual_seed(seed),
     )
+    return BatchLoader(make, sampler, position)
 
 
-def stream_loader(examples: StreamingExamples, collate: Collate, num_workers: int, seed: int) -> DataLoader[Batch]:
+def stream_loader(
+    examples: StreamingExamples, collate: Collate, num_workers: int, seed: int, position: TrainingPosition
+) -> BatchLoader:
     """Batches as the stream makes them. Workers end with the epoch: they keep the position they began with."""
-    return DataLoader(
+    make = partial(
+        DataLoader,
         examples,  # type: ignore[arg-type]  # its lists of examples become batches
         batch_size=None,
         collate_fn=partial(_collate_one_each, collate),
@@ -42,6 +95,7 @@ def stream_loader(examples: StreamingExamples, collate: Collate, num_workers: in
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
     )
+    return BatchLoader(make, position=position)
 
 
 def _collate_one_each(collate: Collate, examples: list[dict[str, Any]]) -> Batch:

@@ -8,25 +8,10 @@ import torch
 from torch.utils.data import Sampler
 
 from smollit.data.batching.packing import pack
+from smollit.data.batching.position import Position
 from smollit.data.sources.mixture import epoch_members
 
 WINDOW = 50  # length grouping sorts this many global batches at a time: enough shuffle, little padding
-
-
-@dataclass
-class Position:
-    """Where a run stands in its data.
-
-    Args:
-        epoch: Epoch that is under way.
-        rows: Rows of that epoch that are done, over all ranks: a row is an example, or several that are packed.
-        group: Global batch size that the epoch's order was made for, kept when a resumed run changes it; 0: the
-            present one.
-    """
-
-    epoch: int = 0
-    rows: int = 0
-    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,6 +25,7 @@ class Order:
         longest_first: The first epoch begins with the longest rows.
         pack_length: Positions of a packed row; 0 packs nothing.
         parts: (rows, weight) of each data set that the examples come from; empty: one, each row once.
+        repeats: Every epoch is the first one again.
     """
 
     shuffle: bool = False
@@ -48,6 +34,7 @@ class Order:
     longest_first: bool = False
     pack_length: int = 0
     parts: tuple[tuple[int, float], ...] = field(default=())
+    repeats: bool = False
 
 
 def generator(seed: int, epoch: int) -> torch.Generator:
@@ -131,6 +118,7 @@ class BatchSampler(Sampler[list[list[int]]]):
         self,
         lengths: Sequence[int],
         batch_size: int,
+        *,
         order: Order | None = None,
         max_batch_tokens: int = 0,
         rank: int = 0,
@@ -172,16 +160,30 @@ class BatchSampler(Sampler[list[list[int]]]):
             self._num_batches[key] = len(self.sizes(0, epoch))
         return self._num_batches[key]
 
+    def num_rows(self) -> int:
+        """Rows of the present epoch."""
+        return len(self.rows())
+
+    def batches_before(self) -> int:
+        """Batches of the epoch that lie before `position`."""
+        return self.num_batches(self.position.epoch) - (len(self._row_ends()) - 1)
+
     def rows_after(self, num_batches: int) -> int:
         """Rows of the epoch that are done after so many batches from `position` on."""
+        ends = self._row_ends()
+        return ends[min(num_batches, len(ends) - 1)]
+
+    def _row_ends(self) -> list[int]:
+        """Rows done at `position`, and after each batch from there to the end of the epoch."""
         key = (self.position.epoch, self.position.rows)
         if self._ends is None or self._ends[0] != key:
             self._ends = key, list(accumulate(self.sizes(key[1]), initial=key[1]))
-        return self._ends[1][min(num_batches, len(self._ends[1]) - 1)]
+        return self._ends[1]
 
     def rows(self, epoch: int | None = None) -> list[list[int]]:
         """All rows of an epoch, by default of the present one."""
         epoch = self.position.epoch if epoch is None else epoch
+        epoch = 0 if self.order.repeats else epoch
         if self._rows is None or self._rows[0] != (epoch, self.group):
             self._rows = (epoch, self.group), epoch_rows(self.lengths, self.order, epoch, self.group)
         return self._rows[1]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from smollit.data.batching.sampler import Position
+from smollit.data.batching.position import Position
 from smollit.data.sources.files import Row
 from smollit.data.sources.readers import rows_of
 from smollit.data.sources.source import Source
@@ -77,6 +77,7 @@ class StreamingExamples(IterableDataset[list[Example]]):
         self,
         streams: Sequence[Stream],
         batch_size: int,
+        *,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
@@ -96,9 +97,33 @@ class StreamingExamples(IterableDataset[list[Example]]):
         self.dropped: Counter[str] = Counter()
 
     @property
+    def epochs_differ(self) -> bool:
+        """False: nobody counts on their lengths."""
+        return False
+
+    @property
     def global_batch_size(self) -> int:
         """Rows per micro-batch over all ranks."""
         return self.batch_size * self.world_size
+
+    @property
+    def group(self) -> int:
+        """Global batch size that the order is made for: any."""
+        return self.global_batch_size
+
+    def num_batches(self, epoch: int) -> None:
+        """Unknown: the stream is read as the run goes on."""
+
+    def num_rows(self) -> None:
+        """Unknown: the stream is read as the run goes on."""
+
+    def batches_before(self) -> int:
+        """Batches of the epoch that lie before `position`."""
+        return self.position.rows // self.global_batch_size
+
+    def rows_after(self, num_batches: int) -> int:
+        """Rows of the epoch that are done after so many batches from `position` on."""
+        return self.position.rows + num_batches * self.global_batch_size
 
     def __iter__(self) -> Iterator[list[Example]]:
         worker = get_worker_info()

@@ -94,7 +94,7 @@ def test_reference_values_go_with_their_pair(examples: Examples) -> None:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_loader_gives_each_example_once(examples: Examples, num_workers: int) -> None:
     """Packed into rows of 4 positions, two rows a batch: 9 positions in all, every row number once."""
-    sampler: Any = BatchSampler(examples.lengths, 2, Order(shuffle=True, pack_length=4))
+    sampler: Any = BatchSampler(examples.lengths, 2, order=Order(shuffle=True, pack_length=4))
     batches = list(DataLoader(examples, batch_sampler=sampler, collate_fn=collate_chats, num_workers=num_workers))
     assert sorted(row for batch in batches for row in batch.example_ids.tolist()) == [0, 2, 4, 6, 8]
     assert sum(batch.num_tokens for batch in batches) == 1 + 2 + 3 + 1 + 2
