@@ -43,7 +43,7 @@ class DPOModule(FineTuningModule):
         dropout: float | None = 0.0,
         **options: Any,
     ) -> None:
-        super().__init__(model_name, weights="pretrained", learning_rate=learning_rate, dropout=dropout, **options)
+        super().__init__(model_name, learning_rate=learning_rate, dropout=dropout, **options)
         self.loss = preference_loss(loss)
         self.save_hyperparameters({"loss": as_settings(self.loss)})
         self.scorer = ReferenceScorer(reference_name or model_name, reference)

@@ -22,7 +22,6 @@ class PolicyModule(StageMetricsModule):
 
     Args:
         model_name: Hub id or local folder of the model to train.
-        weights: `pretrained`, or `random` to start from scratch with the model's configuration.
         init_from: A checkpoint whose weights a new run starts from, at step 0; null uses those of `model_name`.
         attention: How documents are kept apart: `documents` needs no padding and no mask, on any device;
             `flex_attention` and `flash_attention_2` (no DPO) are for GPUs; `sdpa` and `eager` mask padded sequences.
@@ -35,13 +34,13 @@ class PolicyModule(StageMetricsModule):
         temperature: Sampling temperature for `predict`; 0 decodes greedily.
     """
 
+    weights: Literal["pretrained", "random"] = "pretrained"
     policy: nn.Module  # a CausalLM, or its FSDP wrapper; None until configure_model()
 
     def __init__(
         self,
         model_name: str = "HuggingFaceTB/SmolLM-135M",
         *,
-        weights: Literal["pretrained", "random"] = "pretrained",
         init_from: str | None = None,
         attention: AttentionBackend = "documents",
         chunk_size: int = 512,
@@ -54,7 +53,6 @@ class PolicyModule(StageMetricsModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "loss"])  # not plain: see torch.load(weights_only=True)
         self.model_name = model_name
-        self.weights = weights
         self.init_from = init_from
         self.attention: AttentionBackend = attention
         self.chunk_size = chunk_size

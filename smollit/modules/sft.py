@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token prediction on the completions of chats."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torchmetrics import MetricCollection
 
@@ -16,6 +16,7 @@ class SFTModule(FineTuningModule):
 
     Args:
         model_name: Hub id or local folder of the model to train.
+        weights: `pretrained`, or `random` to start from scratch with the model's configuration.
         loss: Loss of the loss tokens, by class: `NLL`, or one of your own by its class_path.
         **options: All other options of FineTuningModule.
     """
@@ -23,9 +24,15 @@ class SFTModule(FineTuningModule):
     nominal_count = 1024.0
 
     def __init__(
-        self, model_name: str = "HuggingFaceTB/SmolLM-135M", *, loss: CompletionLoss = NLL(), **options: Any
+        self,
+        model_name: str = "HuggingFaceTB/SmolLM-135M",
+        *,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        loss: CompletionLoss = NLL(),
+        **options: Any,
     ) -> None:
         super().__init__(model_name, **options)
+        self.weights = weights
         self.loss = completion_loss(loss)
         self.save_hyperparameters({"loss": as_settings(self.loss)})
 
