@@ -26,6 +26,7 @@ from smollit.batch import Batch
 from smollit.commands.export import whole_weights
 from smollit.data import UltraFeedbackDataModule
 from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
+from smollit.functional.pairs import Pairs
 from smollit.metrics import preference_metrics, values
 from smollit.models.sharding import gradient_norm, scale_gradients
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
@@ -193,10 +194,11 @@ def sharded_parts(module: FineTuningModule) -> Found:
 def metrics_of(rank: int) -> Found:
     """Uneven ranks: 5 and 2 values of 1.0; flags 1, 0 and 1, 1; one metric on each rank alone; some on none."""
     collection = preference_metrics("x/")
-    collection["loss"].update(torch.ones(5 if rank == 0 else 2))
+    collection["loss"].update(torch.ones(5 if rank == 0 else 2), torch.ones(5 if rank == 0 else 2))
     for flag in ((1.0, 0.0), (1.0, 1.0))[rank]:
         collection["rewards/accuracies"].update(torch.tensor([flag]), torch.tensor([0.5]))
-    collection["logps/chosen" if rank == 0 else "logps/rejected"].update(torch.full((3,), 1.0 + rank))
+    logps = torch.full((3, 2), 1.0 + rank)
+    collection["logps/chosen" if rank == 0 else "logps/rejected"].update(Pairs(logps, logps, logps, logps))
     return {name: value.item() for name, value in values(collection).items()}
 
 
