@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -75,6 +75,10 @@ class PreferenceLoss(ABC):
 @dataclass(frozen=True, kw_only=True)
 class CompletionLoss(ABC):
     """A loss over the loss tokens of completions. A subclass is a frozen dataclass without state."""
+
+    # Whether the loss is more than a function of `scores.sums`: then every log-probability in `scores.logps` has a
+    # gradient, at the cost of one more matrix product.
+    token_gradients: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, scores: TokenScores) -> tuple[Tensor, int]:

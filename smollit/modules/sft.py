@@ -42,6 +42,6 @@ class SFTModule(FineTuningModule):
 
     def step(self, batch: Batch, stage: str) -> SumAndCount:
         """Sum of -log p over the loss tokens, and their number; divided once per optimizer step: modules/base.py."""
-        scores = self.policy(batch, correct=True)
+        scores = self.policy(batch, correct=True, token_gradients=self.loss.token_gradients)
         self.metrics_of(stage).update(logps=scores.logps, correct=scores.correct)
         return self.loss(scores)

@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from smollit.batch import Batch
 from smollit.data.batching.collate import collate, collate_chats, collate_pairs, response_positions, unpacked
 from smollit.functional.attention import AttentionBackend
+from smollit.functional.scores import TokenScores
 from smollit.models.attention import decoder_inputs
-from smollit.models.causal_lm import CausalLM, TokenScores
+from smollit.models.causal_lm import CausalLM
 from smollit.models.recompute import GradientCheckpointing
 from tests.conftest import Example, batch_of, chats_of, edited
 

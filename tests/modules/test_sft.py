@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
 from smollit.data.batching.collate import collate_chats, unpacked
+from smollit.functional.scores import TokenScores
+from smollit.losses import NLL, CompletionLoss
 from smollit.modules import SFTModule
 from smollit.modules.optimizer import set_learning_rate
 from smollit.training import SmollitTrainer
-from tests.conftest import QUIET
+from tests.conftest import QUIET, batch_of
 
 CHATS = [{"input_ids": list(range(30, 32 + 2 * i)), "spans": [1, 2 + 2 * i], "row": i} for i in range(5)]
 
@@ -47,6 +50,28 @@ def test_it_works_without_a_trainer(tiny_model: Path) -> None:
     assert count == 3
     torch.testing.assert_close(loss_sum / 3, plain_nll(tiny_model, CHATS[1]), rtol=1e-5, atol=0)
     loss_sum.backward()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstToken(CompletionLoss):
+    """A loss of one's own that weighs tokens: the first loss token counts three times, and no other one."""
+
+    token_gradients = True
+
+    def __call__(self, scores: TokenScores) -> tuple[torch.Tensor, int]:
+        return -3 * scores.logps[0], 3
+
+
+def test_a_loss_of_ones_own_may_weigh_tokens(tiny_model: Path) -> None:
+    """3 times log p of the first of 3 loss tokens has 3 times the gradient of NLL where that is the only one."""
+    found = []
+    for loss, spans, factor in ((FirstToken(), [1, 4], 1), (NLL(), [1, 2], 3)):
+        module = SFTModule(str(tiny_model), loss=loss)
+        module.configure_model()
+        loss_sum, _ = module.step(batch_of([CHATS[1] | {"spans": spans}]), "train")
+        (factor * loss_sum).backward()
+        found.append({name: parameter.grad for name, parameter in module.policy.named_parameters()})
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 def test_configure_model_twice_keeps_the_policy(tiny_model: Path) -> None:
