@@ -117,7 +117,7 @@ def test_validate_measures_the_newest_checkpoint(fit: Any, tmp_path: Path) -> No
     fresh = fit(tmp_path / "fresh", max_steps=0)
     loss = fresh.trainer.validate(fresh.module, datamodule=fresh.trainer.datamodule, verbose=False)[0]["val/loss"]
     assert trained[0]["val/loss"] < loss
-    with pytest.raises(ValueError, match="there is no last checkpoint in"):
+    with pytest.raises(ValueError, match="there is no `last` checkpoint in"):
         fresh.trainer.validate(fresh.module, datamodule=fresh.trainer.datamodule, ckpt_path="last")
     with pytest.raises(ValueError, match="no such file"):
         fresh.trainer.test(fresh.module, datamodule=fresh.trainer.datamodule, ckpt_path="nope.ckpt")
