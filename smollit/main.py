@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 from smollit import commands
-from smollit.cli import config_yaml
 from smollit.cli.cli import SmollitCLI
 from smollit.cli.errors import for_the_user
 
@@ -22,7 +21,6 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI:
     """
     words = list(sys.argv[1:] if args is None else args)
     show_logs()
-    config_yaml.use()
     try:
         command = commands.find(words)
         cli = SmollitCLI(words[0], command, words[1:])

@@ -1,11 +1,13 @@
 """SmollitCLI: from the words behind a command to a model, a data module and a trainer."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from smollit.cli import config_yaml
 from smollit.cli.nulls import check_nulls
 from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import RunConfigCallback
@@ -17,8 +19,14 @@ from smollit.training import SmollitTrainer
 from smollit.training.checkpoint_io import find_checkpoint
 
 SECTIONS = {
-    "model": (FineTuningModule, "The model and how it is trained: smollit fit --model.help SFTModule lists all."),
-    "data": (ChatDataModule, "The rows and how they are read: smollit fit --data.help UltraChatDataModule lists all."),
+    "model": (
+        FineTuningModule,
+        "Model and training: `--model.help SFTModule` or `DPOModule` lists the settings",
+    ),
+    "data": (
+        ChatDataModule,
+        "Rows and batches: `--data.help UltraChatDataModule` or another lists the settings",
+    ),
 }
 
 
@@ -38,6 +46,7 @@ class SmollitCLI(LightningCLI):
     model: FineTuningModule
 
     def __init__(self, name: str, command: type[Command], args: Sequence[str]) -> None:
+        config_yaml.use()
         self.command_class = command
         super().__init__(
             parser_class=SmollitParser,
@@ -63,13 +72,19 @@ class SmollitCLI(LightningCLI):
         for name, (base, title) in SECTIONS.items():
             # Not `add_subclass_arguments`: where a setting is a text or a list of parts, it would replace the name of
             # a file (`dataset: chats.csv`) by the file's content.
-            parser.add_argument_group(title).add_argument(f"--{name}", type=base, required=True, help="Its class.")
+            parser.add_argument_group(title).add_argument(
+                f"--{name}", type=base, required=True, help="Class path or name."
+            )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As Lightning's, which warns of arguments that do not come from sys.argv."""
+        """As Lightning's, which warns of arguments that do not come from sys.argv; `--strict` is `--strict=true`."""
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        flags = {f"--{field.name}" for field in fields(self.command_class) if field.type is bool}
+        following = [*args[1:], "--"]
+        is_bare = [word in flags and after.startswith("-") for word, after in zip(args, following, strict=True)]
+        words = [f"{word}=true" if bare else word for word, bare in zip(args, is_bare, strict=True)]
+        self.config = parser.parse_args(words)
 
     # ---- the objects
 

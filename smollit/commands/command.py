@@ -1,6 +1,7 @@
 """What a command is: arguments, and what it does with a configured run."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,7 @@ class ConfiguredRun(Protocol):
         """The file that `ckpt_path` means: a path, `last` or `best`."""
 
 
+@dataclass(kw_only=True)
 class Command(ABC):
     """A command of `python -m smollit`: a dataclass whose documented fields are its arguments and its `--help`."""
 

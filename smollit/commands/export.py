@@ -1,9 +1,7 @@
 """A trained policy -> a Hugging Face folder that loads, stops and chats; compared before success is reported."""
 
 import copy
-import json
 import logging
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -21,8 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import smollit
 from smollit.commands.command import Command, ConfiguredRun
+from smollit.commands.export_folder import check_output, replace_folder, write_marker
 from smollit.data.template.template import ChatTemplate
 from smollit.models import CausalLM
 from smollit.models.checkpoint import load_weights
@@ -33,7 +31,6 @@ from smollit.models.vocabulary import fit_vocabulary
 log = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
 PREFIX = "model."  # of CausalLM's keys before transformers' own
-MARKER = "smollit_export.json"  # says that a folder is an export, and which files are its own
 PROBE = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
 
 
@@ -151,11 +148,11 @@ def build_model(config: PretrainedConfig, weights: dict[str, Tensor], dtype: tor
 
 
 def finish_tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
-    """A copy of the tokenizer with the template, and with the token that ends an answer as its eos."""
-    tokenizer = copy.deepcopy(template.tokenizer)  # the run goes on with its own
+    """A copy of the tokenizer with the template, and with the token that ends a turn as its eos."""
+    tokenizer = copy.deepcopy(template.tokenizer)  # the run continues with its own
     tokenizer.chat_template = template.source
     if tokenizer.pad_token is None:
-        # The old eos: who trains on with a padding that is the end of turn, and masks it, unlearns to stop.
+        # The old eos: with the end of turn as padding, which the loss masks, further training would unlearn to stop.
         tokenizer.pad_token = tokenizer.eos_token
     stops = template.stop_ids()
     if stops:
@@ -212,45 +209,3 @@ def compare(folder: Path, model: nn.Module, template: ChatTemplate) -> None:
     with torch.no_grad():
         if not torch.equal(model(ids).logits, reloaded.eval()(ids).logits):
             raise RuntimeError("the exported model gives other logits than the trained one")
-
-
-def write_marker(folder: Path, source: str) -> None:
-    """Say what the folder is, and which files are the export's own."""
-    files = sorted([MARKER, *(path.name for path in folder.iterdir())])
-    about = {"smollit": smollit.__version__, "source": source, "files": files}
-    (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-def check_output(output: Path) -> None:
-    """Refuse to write over anything that is not an export.
-
-    Raises:
-        ValueError: If `output` is a file, or a folder with something in it that no export wrote.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    marker = output / MARKER
-    own = set(json.loads(marker.read_text(encoding="utf-8"))["files"]) if marker.is_file() else set()
-    foreign = sorted(path.name for path in output.iterdir() if path.name not in own) if output.is_dir() else ["a file"]
-    if foreign:
-        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise ValueError(
-            f"the export folder {output} holds what is not an earlier export's ({shown}), and would be replaced:"
-            " give a folder that is empty or new"
-        )
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Put `new` in the place of `target`; the old folder goes only when the new one stands."""
-    if not target.exists():
-        os.replace(new, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent)) / "folder"
-    os.replace(target, old)
-    try:
-        os.replace(new, target)
-    except OSError:
-        os.replace(old, target)
-        raise
-    finally:
-        shutil.rmtree(old.parent)

@@ -73,7 +73,7 @@ def test_a_command_that_does_not_exist_is_named(fails: Fails, words: list[str], 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--model.learning_rate=-1"], "smollit: `model.learning_rate` must be above 0, got -1.0"),
+        (["--model.learning_rate=-1"], "smollit: `model.learning_rate` must be greater than 0, got -1.0"),
         (["--data.max_length=0"], "smollit: `data.max_length` must be at least 1, got 0"),
         (["--data.max_length=None"], "smollit: `data.max_length` can't be null: expected int"),
         (["--trainer.val_every_n_steps=0"], "smollit: `trainer.val_every_n_steps` must be at least 1, got 0"),

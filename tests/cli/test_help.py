@@ -17,7 +17,7 @@ from smollit import __version__
 from smollit.cli.parser import SmollitParser
 from smollit.commands import COMMANDS, find
 from smollit.data import ChatDataModule, Part, PreferenceDataModule, UltraChatDataModule, UltraFeedbackDataModule
-from smollit.losses import DPO, IPO, Hinge
+from smollit.losses import DPO, IPO, NLL, Hinge
 from smollit.main import main
 from smollit.modules import DPOModule, SFTModule
 from smollit.training import SmollitTrainer
@@ -35,10 +35,9 @@ CLASSES = {
     **{known: ("--data.help", known.__name__) for known in DATA},
     **{vars(callbacks)[name]: ("--trainer.callbacks.help", f"callbacks.{name}") for name in callbacks.__all__},
 }
-BASES = {DPOModule: SFTModule, IPO: DPO, Hinge: DPO} | dict.fromkeys(
-    DATA[1:], ChatDataModule
-)  # the list has what a class adds to its base
-SHIPPED = [*CLASSES, DPO, IPO, Hinge, Part]
+# The list has what a class adds to its base.
+BASES = {DPOModule: SFTModule, IPO: DPO, Hinge: DPO} | dict.fromkeys(DATA[1:], ChatDataModule)
+SHIPPED = [*CLASSES, DPO, IPO, Hinge, NLL, Part]
 Help = Callable[..., str]
 
 

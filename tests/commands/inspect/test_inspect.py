@@ -199,7 +199,7 @@ def test_strict_fails_on_identical_pairs(cache_dir: Path, tmp_path: Path, capsys
     words += ["--data.val_split=null", "--data.chat_template=chatml", f"--data.cache_dir={cache_dir}"]
     words += [f"--json={tmp_path / 'found.json'}"]
     with pytest.raises(SystemExit, match="1"):
-        main([*words, "--strict=true"])
+        main([*words, "--strict"])
     assert "ln 2 = 0.6931" in " ".join(capsys.readouterr().out.split())
     (report,) = json.loads((tmp_path / "found.json").read_text()).values()
     assert report["dropped"] == {"identical responses": 6} and report["findings"][0]["severity"] == "wrong"
