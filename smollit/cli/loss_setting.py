@@ -11,6 +11,9 @@ from smollit.losses.settings import MOVED, moved_settings, named_loss
 from smollit.modules import DPOModule, FineTuningModule
 
 log = logging.getLogger(__name__)
+MOVED_SENTENCE = re.compile(
+    r"^(?P<indent> *)(?P<text>`model\.\w+`[^\n]* moved into `model\.loss`.*?On the command line: [^\n]*)", re.S | re.M
+)
 
 
 class LossParser(LightningArgumentParser):
