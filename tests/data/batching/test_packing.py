@@ -124,11 +124,17 @@ def test_the_log_says_whether_rows_are_packed_and_how_full_they_are(
     """Of 12 sample chats in rows of 128: number of chats and rows, and tokens / positions, counted from the batches."""
     if torch.cuda.is_available() and packing == "auto":
         pytest.skip("auto packs on a GPU")
-    samples = Path(__file__).parents[2] / "smollit" / "data" / "samples" / "ultrachat"
+    samples = Path(__file__).parents[3] / "smollit" / "data" / "samples" / "ultrachat"
     data = UltraChatDataModule(
-        str(samples), "train_sft[:12]", "test_sft[:2]", tokenizer_name=str(tiny_model), max_length=96, pack_length=128,
-        packing=packing, cache_dir=str(cache_dir),
-    )  # fmt: skip
+        str(samples),
+        train_split="train_sft[:12]",
+        val_split=None,
+        tokenizer_name=str(tiny_model),
+        max_length=96,
+        pack_length=128,
+        packing=packing,
+        cache_dir=str(cache_dir),
+    )
     data.prepare_data()
     data.setup("fit")
     with caplog.at_level(logging.INFO):
@@ -137,5 +143,7 @@ def test_the_log_says_whether_rows_are_packed_and_how_full_they_are(
     if packing == "on":
         tokens, chats = sum(batch.num_tokens for batch in batches), sum(batch.num_examples for batch in batches)
         assert chats > len(rows)
-        says = f"on, {chats} examples in {len(rows)} rows of 128 positions, fill rate {tokens / 128 / len(rows):.1%}"
+        says = (
+            f"on, {chats} examples in {len(rows)} sequences of 128 positions, fill rate {tokens / 128 / len(rows):.1%}"
+        )
     assert [record.getMessage() for record in caplog.records if says in record.getMessage()] != []
