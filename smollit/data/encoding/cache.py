@@ -21,9 +21,9 @@ from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import FORMAT_VERSION, EncodeOptions, Encoder
 from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.steps import TOKEN_COLUMNS
-from smollit.data.formats.convert import Converter
 from smollit.data.formats.detect import recognise
 from smollit.data.formats.drop_reason import DropReason
+from smollit.data.formats.user_converter import Converter
 from smollit.data.sources.files import malformed
 from smollit.data.sources.mixture import Part, load_part
 from smollit.data.sources.readers import RAW, quiet_datasets

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
-from smollit.data.formats.convert import Converter
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.messages import ALIASES, Roles, parse_text, parse_turns
 from smollit.data.formats.types import Kind, Message, shown
+from smollit.data.formats.user_converter import Converter
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import FormatName
 

@@ -45,7 +45,7 @@ class Splits:
         train: Split to train on, of parts that name none.
         val: Split to validate on.
         test: Split to test on; None is that of `val`.
-        predict: Split whose prompts are answered; None is that of `val`.
+        predict: Split whose prompts `predict` completes; None is that of `val`.
         val_sets: Named sets to validate on, instead of `val`.
         format: Of parts that do not name one.
         columns: Of parts that do not name any.

@@ -1,4 +1,4 @@
-"""10,000 malformed rows: no crash, each counted with a cause, and the good rows among them are as if alone."""
+"""10,000 malformed rows: no crash, each counted with a reason, and the good rows among them are as if alone."""
 
 import json
 import math
@@ -159,7 +159,7 @@ def spoiled_rows(make: Callable[[str], Row], number: int) -> list[Row]:
 
 
 def mixed(bad: list[Row], good: list[Row]) -> tuple[list[Row], list[int]]:
-    """All rows, the good ones at equal distances, and where these stand."""
+    """All rows, the good ones at equal distances, and their indices."""
     step = len(bad) // len(good)
     rows = [row for n, each in enumerate(good) for row in [*bad[n * step : (n + 1) * step], each]]
     return rows + bad[len(good) * step :], [(n + 1) * step + n for n in range(len(good))]
@@ -200,7 +200,7 @@ def kept_rows(made: ChatDataModule) -> dict[int, str]:
 
 
 def details(made: ChatDataModule) -> list[tuple[str, str]]:
-    """Cause and detail of every row, straight from the encoder."""
+    """Reason and detail of every row, straight from the encoder."""
     (part,) = made.parts("train")["train"]
     columns = part.encoder(part.source.rows[:], list(range(len(part.source.rows))))
     return list(zip(columns["problem"], columns["detail"], strict=True))
@@ -212,9 +212,9 @@ def check(made: ChatDataModule, alone: ChatDataModule, good: list[int]) -> None:
     assert report.kept + sum(report.dropped.values()) == report.rows
     assert len(kept) == report.kept
     said = details(made)
-    assert Counter(cause for cause, _ in said if cause) == report.dropped
-    assert set(kept) == {row for row, (cause, _) in enumerate(said) if not cause}
-    assert all(PLACE.search(detail) and len(detail) < 1000 for cause, detail in said if cause), said
+    assert Counter(reason for reason, _ in said if reason) == report.dropped
+    assert set(kept) == {row for row, (reason, _) in enumerate(said) if not reason}
+    assert all(PLACE.search(detail) and len(detail) < 1000 for reason, detail in said if reason), said
     assert [kept[row] for row in good] == list(kept_rows(alone).values())
 
 
@@ -316,9 +316,9 @@ CHATS: dict[str, tuple[Row, str, str]] = {
     "no role": ({"messages": [{"content": "q"}, assistant("a")]}, "unknown role", r"\[0\].role is null or missing"),
     "late system": ({"messages": [user("q"), {"role": "system", "content": "s"}]}, "odd role order", r"messages\[1\]"),
     "two users": ({"messages": [user("q"), user("r"), assistant("a")]}, "odd role order", "both user turns"),
-    "two answers": ({"messages": [user("q"), assistant("a"), assistant("b")]}, "odd role order", "both assistant"),
-    "no answer": ({"messages": [user("q")]}, "no assistant turn", r"messages\[0\]"),
-    "blank answer": ({"messages": [user("q"), assistant(" \n")]}, "empty response", r"messages\[1\] has no text"),
+    "two responses": ({"messages": [user("q"), assistant("a"), assistant("b")]}, "odd role order", "both assistant"),
+    "no response": ({"messages": [user("q")]}, "no assistant turn", r"messages\[0\]"),
+    "blank response": ({"messages": [user("q"), assistant(" \n")]}, "empty response", r"messages\[1\] has no text"),
     "blank later": ({"messages": [user("q"), assistant("a"), user("r"), assistant([])]}, "empty response", r"\[3\]"),
     "surrogate": ({"messages": [user("q\ud800"), assistant("a")]}, "text is not valid Unicode", "lone surrogate"),
     "end inside": ({"messages": [user("q"), assistant("a<|im_end|>b")]}, "end marker in a response", r"messages\[1\]"),
@@ -340,15 +340,15 @@ PAIRS: dict[str, tuple[Row, str, str]] = {
     "equal when cut": ({"prompt": "q", "chosen": LONG + "a", "rejected": LONG + "b"},
                        "identical responses after truncation", "token"),
     "long prompt": ({"prompt": LONG, "chosen": "a", "rejected": "b"}, "prompt too long", "max_length is 128"),
-    "blank answer": ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty response", "rejected has no text"),
-    "user answers": ({"prompt": "q", "chosen": "a", "rejected": [user("b")]},
+    "blank response": ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty response", "rejected has no text"),
+    "response of a user": ({"prompt": "q", "chosen": "a", "rejected": [user("b")]},
                      "response is not an assistant turn", "`rejected`"),
     "user last": ({"prompt": "q", "chosen": "a", "rejected": [user("q"), user("b")]},
                   "response is not an assistant turn", "`rejected`"),
-    "tool answers": ({"prompt": "q", "chosen": "a", "rejected": [{"role": "tool", "content": "b"}]},
+    "response of a tool": ({"prompt": "q", "chosen": "a", "rejected": [{"role": "tool", "content": "b"}]},
                      "response is not an assistant turn", "`rejected`"),
     "two users": ({"prompt": [user("q"), user("r")], "chosen": "a", "rejected": "b"}, "odd role order", r"prompt\[1\]"),
-    "two answers": ({"prompt": [user("q"), assistant("x"), assistant("y")], "chosen": "a", "rejected": "b"},
+    "two responses": ({"prompt": [user("q"), assistant("x"), assistant("y")], "chosen": "a", "rejected": "b"},
                     "odd role order", r"prompt\[1\] and prompt\[2\]"),
     "other prompt": ({"prompt": "q", "chosen": [user("r"), assistant("a")], "rejected": [user("r"), assistant("b")]},
                      "prompts differ", "`prompt` is not what chosen and rejected begin with"),

@@ -1,4 +1,4 @@
-"""A second start finds the tokenised rows by the remembered hashes of their files, and reads none of them again."""
+"""A second start finds the tokenized rows by the remembered hashes of their files, and reads none of them again."""
 
 import json
 import logging
