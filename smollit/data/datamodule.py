@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from smollit.data.batching.collate import collate_chats, collate_pairs, collate_prompts
 from smollit.data.batching.dataset import Examples
 from smollit.data.batching.loaders import BatchLoader, Collate, batch_loader, stream_loader
-from smollit.data.batching.packing import fill_rate
+from smollit.data.batching.packing import describe_packing
 from smollit.data.batching.position import TrainingPosition
 from smollit.data.batching.sampler import BatchSampler, Order
 from smollit.data.batching.streaming import Stream, StreamingExamples
@@ -233,19 +233,10 @@ class ChatDataModule(TokenizedDataModule):
     @rank_zero_only
     def _log_packing(self, sampler: BatchSampler) -> None:
         """Log whether sequences are packed, and how full they are."""
-        if self.packing == "off":
-            return
-        if not self.packs:
+        if self.packs:
+            log.info("packing: on, %s", describe_packing(sampler.lengths, sampler.rows(), self.pack_length))
+        elif self.packing == "auto":
             log.info("packing: off (auto), since this machine has no GPU")
-            return
-        packed, capacity = sampler.rows(), self.pack_length
-        log.info(
-            "packing: on, %s examples in %s sequences of %s positions, fill rate %.1f%%",
-            f"{sum(map(len, packed)):,}",
-            f"{len(packed):,}",
-            f"{capacity:,}",
-            100 * fill_rate(sampler.lengths, packed, capacity),
-        )
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -236,11 +236,15 @@ class TokenizedDataModule(LightningDataModule):
             [rows for rows, _ in loaded], [report.rows for _, report in loaded], [part.folder.name for part in parts]
         )
 
+    @rank_zero_only
     def _compare_train_and_val(self) -> None:
         """Warn if validation says nothing about new rows."""
         train = set(self.examples["train"].keys) if "train" in self.examples else set()
         if any(train & set(rows.keys) for key, rows in self.examples.items() if key.startswith("val")):
-            _warn_of_same_rows()
+            log.warning(
+                "validation uses the training rows. To split one data set, set e.g. `data.train_split` to train[:95%]"
+                " and `data.val_split` to train[95%:]; or set `data.val_split` to null"
+            )
 
 
 def check_at_least(least: int, **values: int | None) -> None:
@@ -271,11 +275,3 @@ def _log_template(template: ChatTemplate, is_default: bool) -> None:
             " badly. Set `data.chat_template` to chatml, whose markers are single tokens",
             ", ".join(split),
         )
-
-
-@rank_zero_only
-def _warn_of_same_rows() -> None:
-    log.warning(
-        "validation uses the training rows. To split one data set, set e.g. `data.train_split` to train[:95%] and"
-        " `data.val_split` to train[95%:]; or set `data.val_split` to null"
-    )

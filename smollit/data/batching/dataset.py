@@ -1,4 +1,4 @@
-"""Examples: tokenised rows of one or several data sets, fetched by the rows of a batch."""
+"""Examples: tokenized rows of one or several data sets, fetched by the sequences of a batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ Example = dict[str, Any]
 
 
 def column(rows: Dataset, name: str) -> np.ndarray:
-    """A column of numbers, without a look at the others."""
+    """A column of numbers; the others are not read."""
     if not len(rows):
         return np.zeros(0, dtype=np.int64)
     return rows.select_columns(name).with_format("arrow")[:][name].to_numpy()
@@ -21,9 +21,9 @@ class Examples(TorchDataset[Example]):
     """The examples of all parts of a split, in the order of the parts.
 
     Args:
-        parts: Tokenised rows of each part.
-        num_rows: Rows that each part had before bad ones were dropped: row numbers run on from part to part.
-        keys: What identifies the tokens of each part.
+        parts: Examples of each part.
+        num_rows: Rows that each part had before bad ones were dropped: row numbers continue from part to part.
+        keys: Cache key of each part.
     """
 
     def __init__(self, parts: Sequence[Dataset], num_rows: Sequence[int], keys: Sequence[str]) -> None:
@@ -33,7 +33,7 @@ class Examples(TorchDataset[Example]):
         self.rows = concatenate_datasets(list(parts)) if len(parts) > 1 else parts[0]
         self.first_examples = np.cumsum([0, *self.sizes[:-1]])
         self.first_rows = np.cumsum([0, *num_rows[:-1]])
-        # A sequence of n tokens has n - 1 positions with a next token; for pairs, both answers count.
+        # A sequence of n tokens has n - 1 positions with a next token; for pairs, both responses count.
         self.lengths: list[int] = (self.column("length") - 1).tolist()
         self.reference_logps: np.ndarray | None = None
 
@@ -57,17 +57,17 @@ class Examples(TorchDataset[Example]):
     def __getitem__(self, index: int) -> Example:
         return self.__getitems__([[index]])[0][0]
 
-    def __getitems__(self, rows: list[list[int]]) -> list[list[Example]]:
-        """The examples of each row of a batch."""
-        wanted = [index for row in rows for index in row]
+    def __getitems__(self, sequences: list[list[int]]) -> list[list[Example]]:
+        """The examples of each sequence of a batch: one, or several that are packed."""
+        wanted = [index for sequence in sequences for index in sequence]
         if not wanted:
-            return [[] for _ in rows]
+            return [[] for _ in sequences]
         columns = self.rows[wanted]
         fetched = iter([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
-        return [[self._complete(next(fetched), index) for index in row] for row in rows]
+        return [[self._complete(next(fetched), index) for index in sequence] for sequence in sequences]
 
     def _complete(self, example: Example, index: int) -> Example:
-        """Its row number through all parts, and the reference's log-probabilities where they are known."""
+        """The example with its row number over all parts, and the reference log-probabilities where they are known."""
         part = int(np.searchsorted(self.first_examples, index, side="right")) - 1
         example["row"] += int(self.first_rows[part])
         if self.reference_logps is not None:

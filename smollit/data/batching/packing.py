@@ -53,3 +53,11 @@ def pack(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[li
 def fill_rate(lengths: Sequence[int], packed: Sequence[Sequence[int]], capacity: int) -> float:
     """Fraction of the positions that hold tokens, 0 to 1."""
     return sum(lengths[example] for sequence in packed for example in sequence) / (capacity * max(len(packed), 1))
+
+
+def describe_packing(lengths: Sequence[int], packed: Sequence[Sequence[int]], capacity: int) -> str:
+    """How many sequences there are, and how full they are, for a log."""
+    return (
+        f"{sum(map(len, packed)):,} examples in {len(packed):,} sequences of {capacity:,} positions,"
+        f" fill rate {fill_rate(lengths, packed, capacity):.1%}"
+    )
