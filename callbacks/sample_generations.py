@@ -21,8 +21,8 @@ from smollit.data.template.template import ChatTemplate
 from smollit.data.tokenized import TokenizedDataModule
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule, FineTuningModule
-from smollit.training.position import at_step_end
 from smollit.training.predictions import answer_text
+from smollit.training.steps import at_step_end
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from smollit.batch import Batch
 from smollit.modules import FineTuningModule
 from smollit.training.memory import GIB, peak_bytes
-from smollit.training.position import at_step_end
+from smollit.training.steps import at_step_end
 
 
 class Throughput(Callback):

@@ -97,6 +97,7 @@ def run(
         enable_progress_bar=False,
         log_every_n_steps=2,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # each rank has its own loader
         callbacks=[Throughput()],
         **options,
     )

@@ -17,8 +17,8 @@ from compare.rows import make_data
 from smollit.batch import Batch
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import ReferenceScores, SmollitTrainer
-from smollit.training.position import at_step_end
 from smollit.training.reference import reference_scores_are_needed
+from smollit.training.steps import at_step_end
 
 Settings = dict[str, dict[str, Any]]
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")

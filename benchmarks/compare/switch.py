@@ -14,7 +14,7 @@ from compare.smollit_side import fused_adamw
 from smollit.losses import DPO
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
-from smollit.training.position import at_step_end
+from smollit.training.steps import at_step_end
 
 
 class Watch(Callback):

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-
-from smollit.training.position import at_step_end
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -32,39 +30,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-class PeriodicCheckpoint(Checkpoint):
-    """Saves step-NNNNNNN.ckpt every so many optimizer steps, and then removes the oldest beyond `keep`.
-
-    What is old is read off the folder, so that it holds across resumes. Lightning places a `Checkpoint` behind all
-    other callbacks: they have seen the step when it is saved.
-
-    Args:
-        folder: Where the files go.
-        every_n_steps: Optimizer steps between two files.
-        keep: How many files stay.
-    """
-
-    def __init__(self, folder: Path, every_n_steps: int, keep: int) -> None:
-        for name, value in (("checkpoint_every_n_steps", every_n_steps), ("keep_checkpoints", keep)):
-            if value < 1:
-                raise ValueError(f"`trainer.{name}` must be at least 1, got {value}")
-        self.folder = folder
-        self.every_n_steps = every_n_steps
-        self.keep = keep
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if not at_step_end(trainer) or step % self.every_n_steps or getattr(trainer, "fast_dev_run", False):
-            return
-        trainer.save_checkpoint(self.folder / f"step-{step:07d}.ckpt", weights_only=False)
-        # The new file stands before an old one goes.
-        if trainer.is_global_zero:
-            for path in newest_first(self.folder, "step-*.ckpt")[self.keep :]:
-                trainer.strategy.remove_checkpoint(path)
 
 
 def newest_first(folder: Path, pattern: str = "*.ckpt") -> list[Path]:

@@ -7,25 +7,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
-from smollit.data import ChatDataModule
-from smollit.losses.settings import upgraded
 from smollit.modules import FineTuningModule
-from smollit.training.optimizers import Groups, apply_changes, configured
-from smollit.training.position import at_step_end, positioned_data, set_counters, training_batches
 from smollit.training.random_state import all_ranks, get_random_state, set_random_state
+from smollit.training.settings import Groups, apply_changes, check_settings, configured, fixed_settings
+from smollit.training.steps import at_step_end, positioned_data, set_counters, training_batches
 
 log = logging.getLogger(__name__)
 KEY = "run_state"
 State = dict[str, Any]
-# Settings that give the saved state another meaning: a resumed run may not change them, nor those that the data module
-# names in `token_settings` and `order_settings`.
-FIXED = (
-    "model.class_path",
-    "model.init_args.model_name",
-    "model.init_args.reference_name",
-    "model.init_args.optimizer.class_path",
-    "data.class_path",
-)
 
 
 class RunState(Callback):
@@ -115,7 +104,7 @@ class RunState(Callback):
         if trainer.state.fn != "fit":
             return
         state = checkpoint.get(KEY, {})
-        self._check_config(state.get("config", {}), fixed_settings(trainer))
+        check_settings(state.get("config", {}), self.config, fixed_settings(trainer), force=self.force)
         for name, now in (
             ("accumulate_grad_batches", trainer.accumulate_grad_batches),
             ("world_size", trainer.world_size),
@@ -156,27 +145,6 @@ class RunState(Callback):
             return f"{self.ended} Set `trainer.force_resume: true`, or leave that callback out, to train on"
         return "`trainer.max_steps` or `max_epochs` asks for no more"
 
-    def _check_config(self, saved: State, never: tuple[str, ...]) -> None:
-        before, now = flatten(upgraded(saved)), flatten(self.config)
-        changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
-        if not before or not now or not changed:
-            return
-        lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in sorted(changed.items())]
-        log.warning("settings that differ from those the run began with:\n%s", "\n".join(lines))
-        fixed = [key for key in changed if f"{key}.".startswith(tuple(f"{name}." for name in never))]
-        if fixed and not self.force:
-            raise ValueError(
-                f"a resumed run can't change {', '.join(fixed)}:\n" + "\n".join(lines) + "\nStart a new run in another"
-                " `trainer.default_root_dir`, or set `trainer.force_resume: true` if you know that they are the same"
-            )
-
-
-def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
-    """Settings that a resumed run may not change."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    names = (*data.token_settings, *data.order_settings) if isinstance(data, ChatDataModule) else ()
-    return (*FIXED, *(f"data.init_args.{name}" for name in names))
-
 
 def stopped_early(trainer: Trainer) -> dict[str, str] | None:
     """The EarlyStopping that ended the run, by its state key, and its reason; None if it was something else."""
@@ -196,11 +164,3 @@ def over_ranks(sums: dict[str, Tensor]) -> dict[str, list[float]]:
     """Sums over all ranks, as plain numbers."""
     ranks = all_ranks({name: pair.tolist() for name, pair in sums.items()})
     return {name: [sum(rank[name][place] for rank in ranks) for place in (0, 1)] for name in sums}
-
-
-def flatten(config: State, prefix: str = "") -> State:
-    """Nested settings -> {"model.init_args.beta": 0.1, ...}."""
-    flat: State = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -9,7 +9,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from smollit.training.position import at_step_end
+from smollit.modules.base import NonFiniteError
+from smollit.training.steps import at_step_end
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class GracefulStop(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last good step, if the fault left it whole and does not leave other ranks waiting."""
         self.leave()
-        weights_are_whole = not self.inside_step or type(exception).__name__ == "NonFiniteError"
+        weights_are_whole = not self.inside_step or isinstance(exception, NonFiniteError)
         in_training = trainer.state.fn == "fit" and bool(trainer.optimizers) and not trainer.sanity_checking
         if isinstance(exception, Exception) and weights_are_whole and trainer.world_size == 1 and in_training:
             self.save(trainer)
@@ -145,7 +146,8 @@ class GracefulStop(Callback):
 
     def save(self, trainer: Trainer) -> None:
         """Write last.ckpt, if a step was made since the run began or was resumed."""
-        if self.folder is None or getattr(trainer, "fast_dev_run", False) or trainer.global_step == self.first_step:
+        is_rehearsal = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.folder is None or is_rehearsal or trainer.global_step == self.first_step:
             return
         path = self.folder / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)

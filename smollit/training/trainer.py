@@ -1,43 +1,31 @@
 """SmollitTrainer: Lightning's Trainer with run folders, exact resume, and intervals in optimizer steps."""
 
-import inspect
 import logging
-import os
-from ast import literal_eval
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary
-from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import Strategy
 
 from smollit.modules import FineTuningModule
+from smollit.training.built_in import run_logger, with_built_in
 from smollit.training.checkpoint_io import (
     AtomicCheckpointIO,
-    PeriodicCheckpoint,
     best_checkpoint,
     check_resumable,
     find_checkpoint,
     latest_checkpoint,
 )
+from smollit.training.console import quiet
 from smollit.training.memory import keep_freed_memory
-from smollit.training.out_of_memory import OutOfMemory
-from smollit.training.position import num_steps
-from smollit.training.predictions import WritePredictions
-from smollit.training.progress import ProgressBar
-from smollit.training.quiet import quiet
-from smollit.training.reference import ReferenceScores
-from smollit.training.schedule import ValidateEverySteps
+from smollit.training.options import by_name, from_environment
 from smollit.training.state import RunState
-from smollit.training.stop import GracefulStop
-from smollit.training.strategies import by_name
-from smollit.training.summary import StartSummary
+from smollit.training.steps import PeriodicCheckpoint, ValidateEverySteps, interval_in_batches, num_steps
 
 log = logging.getLogger(__name__)
 DEFAULT_ROOT = "runs/default"
@@ -52,7 +40,7 @@ class SmollitTrainer(Trainer):
     - `val_every_n_steps` and `checkpoint_every_n_steps` are intervals in optimizer steps;
     - checkpoint files are written whole or not at all;
     - `strategy="fsdp"` reduces gradients in fp32 and saves whole checkpoints; `"fsdp2"` is data parallel FSDP2;
-    - Lightning's advertisements and a few of its notes are not shown (see quiet.py).
+    - Lightning's advertisements and a few of its notes are not shown (see console.py).
 
     A FineTuningModule gets, besides, what every run of smollit promises:
 
@@ -127,9 +115,11 @@ class SmollitTrainer(Trainer):
             super().__init__(callbacks=[*given, *extra], **options)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
-        self._given = [*given, *extra]
+        # What is not in here was added by Lightning by default.
+        self._asked_for = [*given, *extra]
+        if options.get("enable_model_summary"):
+            self._asked_for += [callback for callback in self.callbacks if isinstance(callback, ModelSummary)]
         self._saves = saves
-        self._shows_modules = options.get("enable_model_summary") is True
         self._logs_to_root = options.get("logger") in (None, True) and not self.fast_dev_run  # type: ignore[attr-defined]
         self._is_prepared = self.barebones  # then nothing is added
 
@@ -139,30 +129,13 @@ class SmollitTrainer(Trainer):
         """Add, once, what every run of a FineTuningModule has; return whether `model` is one."""
         if not isinstance(model or self.lightning_module, FineTuningModule):
             return False
-        if self._is_prepared:
-            return True
-        self._is_prepared = True
-        root = str(self.default_root_dir)
-        if self._logs_to_root:
-            self.loggers = [TensorBoardLogger(save_dir=root, name="", version="", default_hp_metric=False)]
-        by_default: list[Callback] = [callback for callback in self.callbacks if callback not in self._given]
-        replaced = [c for c in by_default if type(c) is ModelCheckpoint or isinstance(c, ModelSummary | AnyProgressBar)]
-        first: list[Callback] = [self.run_state, StartSummary(), WritePredictions(), OutOfMemory()]
-        if not any(isinstance(callback, ReferenceScores) for callback in self._given):
-            first.append(ReferenceScores())
-        if any(isinstance(callback, AnyProgressBar) for callback in replaced):
-            first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
-        kept = [callback for callback in self.callbacks if callback not in replaced or self._keeps(callback)]
-        checkpoints = [callback for callback in kept if isinstance(callback, Checkpoint)]
-        others = [callback for callback in kept if callback not in checkpoints]
-        # The stop is asked last: it leaves the run when all others have seen the batch.
-        stop = GracefulStop(self.checkpoint_folder if self._saves else None)
-        self.callbacks = [*first, *others, stop, *checkpoints]
+        if not self._is_prepared:
+            self._is_prepared = True
+            if self._logs_to_root:
+                self.loggers = [run_logger(str(self.default_root_dir))]
+            folder = self.checkpoint_folder if self._saves else None
+            self.callbacks = with_built_in(self.callbacks, self._asked_for, self.run_state, folder)
         return True
-
-    def _keeps(self, callback: Callback) -> bool:
-        """Whether a callback that Lightning added by default was asked for by name."""
-        return isinstance(callback, ModelSummary) and self._shows_modules
 
     @contextmanager
     def _resumes_only_from(self, path: str | None) -> Iterator[None]:
@@ -188,10 +161,7 @@ class SmollitTrainer(Trainer):
         return path
 
     def find_checkpoint(self, ckpt_path: str | Path | None) -> str | None:
-        """The file that `ckpt_path` means, or None for the model as it is.
-
-        Args:
-            ckpt_path: A path; `last` is the newest of the run's folder, `best` the one that a ModelCheckpoint keeps.
+        """The file that `ckpt_path` means: a path, `last`, or `best`; None for the model as it is.
 
         Raises:
             ValueError: If it is missing or can't be read, or the run has no such checkpoint.
@@ -246,8 +216,7 @@ class SmollitTrainer(Trainer):
         Args:
             model: The module to measure; null takes the one that was trained.
             dataloaders: Batches, if there is no data module.
-            ckpt_path: A checkpoint to measure; `last` takes the newest of the run's folder, `best` the best by a
-                ModelCheckpoint's metric; null the model as it is.
+            ckpt_path: A checkpoint to measure: a path, `last` or `best`; null measures the model as it is.
             verbose: Print the metrics.
             datamodule: Where batches come from.
             weights_only: false lets a checkpoint of your own execute code; smollit's need none.
@@ -270,8 +239,7 @@ class SmollitTrainer(Trainer):
         Args:
             model: The module to measure; null takes the one that was trained.
             dataloaders: Batches, if there is no data module.
-            ckpt_path: A checkpoint to measure; `last` takes the newest of the run's folder, `best` the best by a
-                ModelCheckpoint's metric; null the model as it is.
+            ckpt_path: A checkpoint to measure: a path, `last` or `best`; null measures the model as it is.
             verbose: Print the metrics.
             datamodule: Where batches come from.
             weights_only: false lets a checkpoint of your own execute code; smollit's need none.
@@ -296,8 +264,7 @@ class SmollitTrainer(Trainer):
             dataloaders: Batches, if there is no data module.
             datamodule: Where batches come from.
             return_predictions: Return the responses, from Python.
-            ckpt_path: A checkpoint that responds; `last` takes the newest of the run's folder, `best` the best by a
-                ModelCheckpoint's metric; null the model as it is.
+            ckpt_path: A checkpoint that responds: a path, `last` or `best`; null takes the model as it is.
             weights_only: false lets a checkpoint of your own execute code; smollit's need none.
         """
         model, path, safe = self._evaluated(model, ckpt_path, weights_only)
@@ -322,29 +289,3 @@ class SmollitTrainer(Trainer):
         """Optimizer steps of the whole run; Lightning takes all epochs for as long as the first."""
         steps = num_steps(self)
         return super().estimated_stepping_batches if steps is None else steps
-
-
-def from_environment() -> dict[str, Any]:
-    """Trainer's arguments from PL_TRAINER_<ARGUMENT>: Lightning looks for the name of the class, which is ours."""
-    found: dict[str, Any] = {}
-    for name in inspect.signature(Trainer).parameters:
-        value = os.environ.get(f"PL_TRAINER_{name.upper()}")
-        if value:
-            found[name] = value
-            with suppress(ValueError, SyntaxError):
-                found[name] = literal_eval(value)
-    return found
-
-
-def interval_in_batches(every_n_steps: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Trainer's arguments for a validation every so many optimizer steps.
-
-    Lightning's EarlyStopping and ModelCheckpoint read them: their defaults mean once per epoch.
-
-    Raises:
-        ValueError: If the interval is given in micro-batches too.
-    """
-    if options.get("val_check_interval") is not None:
-        raise ValueError("`trainer.val_check_interval` has no effect beside `val_every_n_steps`: set only one of them")
-    batches = every_n_steps * (options.get("accumulate_grad_batches") or 1)
-    return {"val_check_interval": batches, "check_val_every_n_epoch": None}

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from smollit.models import CausalLM
 from smollit.models.sharding import decoder_layers, gradient_norm, scale_gradients, shard, unwrap
-from smollit.training.strategies import ShardedStrategy
+from smollit.training.options import ShardedStrategy
 
 
 # case: fsdp-04

@@ -14,7 +14,7 @@ from torch import Tensor
 from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
-from smollit.training.position import at_step_end
+from smollit.training.steps import at_step_end
 
 TINY_ROW = {"ultrachat": ("messages",), "ultrafeedback": ("prompt", "chosen", "rejected")}
 

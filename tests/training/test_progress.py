@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from smollit.training.progress import ProgressBar
+from smollit.training.console import ProgressBar
 
 
 def bar(**trainer: Any) -> ProgressBar:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from smollit.training.schedule import ValidateEverySteps
+from smollit.training.steps import ValidateEverySteps
 
 
 # case: cli-09

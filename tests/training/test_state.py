@@ -17,9 +17,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from smollit.data import UltraChatDataModule
 from smollit.modules import SFTModule
 from smollit.training import state
-from smollit.training.position import at_step_end
 from smollit.training.random_state import get_random_state, set_random_state
-from smollit.training.state import flatten
+from smollit.training.settings import flatten
+from smollit.training.steps import at_step_end
 from tests.training.conftest import Diary, assert_same_weights
 
 

@@ -11,10 +11,10 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from smollit.training import SmollitTrainer
 from smollit.training.checkpoint_io import AtomicCheckpointIO
-from smollit.training.schedule import ValidateEverySteps
+from smollit.training.options import Sharded2Strategy
 from smollit.training.state import RunState
+from smollit.training.steps import ValidateEverySteps
 from smollit.training.stop import GracefulStop
-from smollit.training.strategies import Sharded2Strategy
 
 SUMMARY = (
     "parameters",

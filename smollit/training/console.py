@@ -1,13 +1,28 @@
-"""StartSummary: one block at the start of a run that says what will be trained, on what, and how."""
+"""What a run shows on the console: a start summary, a progress bar, and no notes that are wrong or of no use in it."""
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from smollit.data.encoding.report import Report
 from smollit.models.sharding import unwrap
 
+NOTES = (
+    ".*does not have many workers.*",  # collating ids costs next to nothing
+    ".*LeafSpec.*",  # Lightning's own use of a torch name that will go
+    ".*using a custom batch sampler .* for prediction.*",  # ours gives every row once
+    ".*but have no logger configured.*",  # then the metrics are only shown
+    ".*your dataloader is not resumable.*",  # ours is: the position is in the data module's state
+    ".*Total length of `list` across ranks is zero.*",  # `val_split: null` means it
+    ".*when logging on epoch level in distributed setting.*",  # `metrics.values` has summed over the ranks already
+)
+ADVERTISED = ("litlogger", "litmodels")
 CHECKPOINTING = {False: "off", True: "on", "selective": "selective"}
 
 
@@ -67,3 +82,35 @@ def check_lengths(trainer: Trainer, module: Any) -> None:
     longest = getattr(trainer.datamodule, "max_length", 0)  # type: ignore[attr-defined]
     if longest > positions:
         raise ValueError(f"`data.max_length` is {longest:,}, but the model has {positions:,} positions: lower it")
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar; its total forgets accumulation when `max_steps` ends the epoch early."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Micro-batches of this epoch, up to its end or that of the run."""
+        in_epoch = self.trainer.num_training_batches
+        if self.trainer.max_epochs != -1 or self.trainer.max_steps < 1:
+            return in_epoch
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        left = self.trainer.max_steps - self.trainer.global_step
+        return min(in_epoch, done + left * self.trainer.accumulate_grad_batches)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence them inside the block; filters and loggers are as before after it."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    with warnings.catch_warnings():
+        for note in NOTES:
+            warnings.filterwarnings("ignore", note)
+        logger.addFilter(_is_no_advertisement)
+        try:
+            yield
+        finally:
+            logger.removeFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not any(name in record.getMessage() for name in ADVERTISED)

@@ -1,9 +1,14 @@
-"""`fsdp` and `fsdp2` by name, with the defaults that are right for a data-parallel fine-tuning run."""
+"""What an option of the trainer means: `fsdp` and `fsdp2` by name, and defaults from the environment."""
 
+import inspect
+import os
+from ast import literal_eval
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import MixedPrecision
 
@@ -43,3 +48,15 @@ BY_NAME: dict[str, type[Strategy]] = {"fsdp": ShardedStrategy, "fsdp2": Sharded2
 def by_name(strategy: str | Strategy) -> str | Strategy:
     """Our strategy for `fsdp` and `fsdp2`; anything else as it is, for Lightning's registry."""
     return BY_NAME[strategy]() if isinstance(strategy, str) and strategy in BY_NAME else strategy
+
+
+def from_environment() -> dict[str, Any]:
+    """Trainer's arguments from PL_TRAINER_<ARGUMENT>: Lightning looks for the name of the class, which is ours."""
+    found: dict[str, Any] = {}
+    for name in inspect.signature(Trainer).parameters:
+        value = os.environ.get(f"PL_TRAINER_{name.upper()}")
+        if value:
+            found[name] = value
+            with suppress(ValueError, SyntaxError):
+                found[name] = literal_eval(value)
+    return found

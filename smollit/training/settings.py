@@ -1,0 +1,90 @@
+"""Settings on resume: what may not change, what is logged, and an optimizer's, where the config wins."""
+
+import logging
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from smollit.data import ChatDataModule
+from smollit.losses.settings import upgraded
+
+log = logging.getLogger(__name__)
+State = dict[str, Any]
+
+Groups = list[dict[str, Any]]
+PLAIN = (bool, int, float, str, tuple, type(None))
+# Settings that give the saved state another meaning: a resumed run may not change them, nor those that the data module
+# names in `token_settings` and `order_settings`.
+FIXED = (
+    "model.class_path",
+    "model.init_args.model_name",
+    "model.init_args.reference_name",
+    "model.init_args.optimizer.class_path",
+    "data.class_path",
+)
+
+
+def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
+    """Settings that a resumed run may not change."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    names = (*data.token_settings, *data.order_settings) if isinstance(data, ChatDataModule) else ()
+    return (*FIXED, *(f"data.init_args.{name}" for name in names))
+
+
+def check_settings(saved: State, settings: State, never: tuple[str, ...], *, force: bool) -> None:
+    """Log what differs from the settings that the run began with, and refuse what may not change.
+
+    Raises:
+        ValueError: If a setting in `never` has changed, unless forced.
+    """
+    before, now = flatten(upgraded(saved)), flatten(settings)
+    changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
+    if not before or not now or not changed:
+        return
+    lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in sorted(changed.items())]
+    log.warning("settings that differ from those the run began with:\n%s", "\n".join(lines))
+    fixed = [key for key in changed if f"{key}.".startswith(tuple(f"{name}." for name in never))]
+    if fixed and not force:
+        raise ValueError(
+            f"a resumed run can't change {', '.join(fixed)}:\n" + "\n".join(lines) + "\nStart a new run in another"
+            " `trainer.default_root_dir`, or set `trainer.force_resume: true` if you know that they are the same"
+        )
+
+
+def flatten(config: State, prefix: str = "") -> State:
+    """Nested settings -> {"model.init_args.beta": 0.1, ...}."""
+    flat: State = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def configured(trainer: Trainer) -> list[Groups]:
+    """Per optimizer and group: weight decay, betas, peak learning rate (`initial_lr`) and the like, as configured.
+
+    To be called before a checkpoint's state is loaded.
+    """
+    return [
+        [
+            {key: value for key, value in group.items() if key not in ("params", "lr") and isinstance(value, PLAIN)}
+            for group in optimizer.param_groups
+        ]
+        for optimizer in trainer.optimizers
+    ]
+
+
+def apply_changes(trainer: Trainer, before: list[Groups], now: list[Groups]) -> None:
+    """Set what was configured differently when the run began; the optimizer's own notes in its groups stay.
+
+    A new peak learning rate scales the current one: the place in the schedule is the same.
+    """
+    for optimizer, old_groups, new_groups in zip(trainer.optimizers, before, now, strict=False):
+        for group, old, new in zip(optimizer.param_groups, old_groups, new_groups, strict=False):
+            changed = {key: value for key, value in new.items() if key in old and old[key] != value}
+            if "initial_lr" in changed:
+                group["lr"] *= new["initial_lr"] / old["initial_lr"]
+            group.update(changed)
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        if hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]

@@ -1,0 +1,156 @@
+"""Optimizer steps and micro-batches: where a run stands, the one function that sets Lightning's counters, intervals."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from smollit.data.batching.position import TrainingBatches
+from smollit.training.checkpoint_io import newest_first
+
+NEVER = sys.maxsize  # an interval in micro-batches that is not reached
+
+
+@runtime_checkable
+class PositionedData(Protocol):
+    """A data module that knows where training stands in it, and keeps the position in its state."""
+
+    def training_batches(self) -> TrainingBatches | None:
+        """What makes up the training batches; None without a training split."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume at a position."""
+
+
+def at_step_end(trainer: Trainer) -> bool:
+    """Whether the batch that was just done ended an optimizer step."""
+    done = trainer.fit_loop.batch_idx + 1
+    return done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches or trainer.is_last_batch
+
+
+def positioned_data(trainer: Trainer) -> PositionedData | None:
+    """The run's data module, if it keeps its position."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data if isinstance(data, PositionedData) else None
+
+
+def training_batches(trainer: Trainer) -> TrainingBatches | None:
+    """What makes up the training batches; None if the loaders are the user's own."""
+    data = positioned_data(trainer)
+    return data.training_batches() if data else None
+
+
+def num_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps of the whole run, without making a loader; None where Lightning has to say.
+
+    Epochs may differ in their numbers of batches.
+    """
+    batches = training_batches(trainer)
+    epochs = trainer.max_epochs
+    if batches is None or epochs is None or epochs < 0 or trainer.limit_train_batches != 1.0:
+        return None
+    lengths = [batches.num_batches(epoch) for epoch in (range(epochs) if batches.epochs_differ else range(1))]
+    steps = [math.ceil(length / trainer.accumulate_grad_batches) for length in lengths if length is not None]
+    if len(steps) < len(lengths):  # a stream
+        return trainer.max_steps if trainer.max_steps != -1 else None
+    total = sum(steps) if batches.epochs_differ else sum(steps) * max(epochs, 1)
+    return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+
+
+def set_counters(checkpoint: dict[str, Any], epoch: int, batches: int, total_batches: int) -> None:
+    """Write into a checkpoint's loop state: `batches` of epoch `epoch` are done, and nothing is half done.
+
+    Lightning has no public way to move its loops to the end of an optimizer step, or to where rows that were done come
+    in batches of another size. Both the saving and the restoring side come here, before Lightning reads the state.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    progress = loops["epoch_loop.batch_progress"]
+    for name in ("ready", "started", "processed", "completed"):
+        progress["current"][name] = batches
+        progress["total"][name] = total_batches
+    progress["is_last_batch"] = False
+    # Lightning's loggers count by this; it is saved one too low when a checkpoint is written inside a batch's hooks.
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+    validation = loops["epoch_loop.val_loop.batch_progress"]  # one that was broken off is not resumed in its middle
+    for part in ("current", "total"):
+        validation[part] |= dict.fromkeys(("ready", "started", "processed", "completed"), 0)
+        begun = epoch + 1 if batches else epoch
+        loops["epoch_progress"][part] |= {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
+    checkpoint["epoch"] = epoch
+
+
+class ValidateEverySteps(Callback):
+    """Validate every `every_n_steps` optimizer steps and after the last one.
+
+    Lightning's own interval counts micro-batches, and so drifts when the last accumulation window of an epoch is
+    short. There is no public way to ask for a validation: `val_check_batch` is the number that its loop looks at.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"`trainer.val_every_n_steps` must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.val_check_batch = NEVER
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = at_step_end(trainer) and (step % self.every_n_steps == 0 or step == trainer.estimated_stepping_batches)
+        trainer.val_check_batch = 1 if due else NEVER
+
+
+class PeriodicCheckpoint(Checkpoint):
+    """Saves step-NNNNNNN.ckpt every so many optimizer steps, and then removes the oldest beyond `keep`.
+
+    What is old is read off the folder, so that it holds across resumes. Lightning places a `Checkpoint` behind all
+    other callbacks: they have seen the step when it is saved.
+
+    Args:
+        folder: Where the files go.
+        every_n_steps: Optimizer steps between two files.
+        keep: How many files stay.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int, keep: int) -> None:
+        for name, value in (("checkpoint_every_n_steps", every_n_steps), ("keep_checkpoints", keep)):
+            if value < 1:
+                raise ValueError(f"`trainer.{name}` must be at least 1, got {value}")
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        is_rehearsal = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not at_step_end(trainer) or step % self.every_n_steps or is_rehearsal:
+            return
+        trainer.save_checkpoint(self.folder / f"step-{step:07d}.ckpt", weights_only=False)
+        # The new file stands before an old one goes.
+        if trainer.is_global_zero:
+            for path in newest_first(self.folder, "step-*.ckpt")[self.keep :]:
+                trainer.strategy.remove_checkpoint(path)
+
+
+def interval_in_batches(every_n_steps: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Trainer's arguments for a validation every so many optimizer steps.
+
+    Lightning's EarlyStopping and ModelCheckpoint read them: their defaults mean once per epoch.
+
+    Raises:
+        ValueError: If the interval is given in micro-batches too.
+    """
+    if options.get("val_check_interval") is not None:
+        raise ValueError("`trainer.val_check_interval` has no effect beside `val_every_n_steps`: set only one of them")
+    batches = every_n_steps * (options.get("accumulate_grad_batches") or 1)
+    return {"val_check_interval": batches, "check_val_every_n_epoch": None}
