@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from smollit.training.console import ProgressBar, StartSummary
 from smollit.training.out_of_memory import OutOfMemory
 from smollit.training.predictions import WritePredictions
+from smollit.training.reference import ReferenceScores
 from smollit.training.state import RunState
 from smollit.training.stop import GracefulStop
 
@@ -35,6 +36,8 @@ def with_built_in(
     replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
     kept = [callback for callback in callbacks if callback not in replaced]
     first: list[Callback] = [run_state, StartSummary(), WritePredictions(), OutOfMemory()]
+    if not any(isinstance(callback, ReferenceScores) for callback in kept):
+        first.append(ReferenceScores())
     if any(isinstance(callback, AnyProgressBar) for callback in replaced):
         first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
     checkpoints = [callback for callback in kept if isinstance(callback, Checkpoint)]
