@@ -152,7 +152,7 @@ def test_weights_and_caps_of_a_mixture(tmp_path: Path) -> None:
     module = ready(tmp_path, parts, longest_first=False)
     halves: list[int] = []
     for epoch in range(2):
-        module.position.epoch = epoch
+        module.position.begin(epoch)
         seen = [row for batch in module.train_dataloader() for row in batch.example_ids.tolist()]
         assert len(seen) == 12
         assert [sorted(row for row in seen if 8 <= row < 11)] == [[8, 8, 9, 9, 10, 10]]
@@ -191,7 +191,7 @@ def test_streamed_rows_come_once_per_epoch(tmp_path: Path) -> None:
     module = ready(tmp_path, dataset, streaming=True, num_workers=2, train_batch_size=2, shuffle_buffer=4)
     epochs = []
     for epoch in range(2):
-        module.position.epoch = epoch
+        module.position.begin(epoch)
         epochs.append([row for batch in module.train_dataloader() for row in batch.example_ids.tolist()])
     assert [sorted(rows) for rows in epochs] == [[0, 1, 2, 3, 5, 6, 7, 8, 9]] * 2
     assert epochs[0] != epochs[1]
