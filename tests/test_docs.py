@@ -21,7 +21,8 @@ PAGES = [
 ]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "configs").rglob("*.yaml"))]
 COMMAND = re.compile(r"python -m (smollit(?:\.[\w.]+)?) ((?:[^\n`\\]|\\\n)*)")
-PLACEHOLDERS = ("...", "<", "--help")  # `python -m smollit inspect --config ...` in a sentence
+# `python -m smollit inspect --config ...` in a sentence; those of docs/extend.md run in a test of their own.
+PLACEHOLDERS = ("...", "<", "--help", ".help", "my_parts")
 
 
 def commands() -> Iterator[tuple[str, str, str]]:

@@ -29,7 +29,7 @@ GROUPS = {
             "InspectCommand",
         ),
         "estimate": Entry(
-            "Say what a run will need: memory by part and whether it fits, tokens, steps, time.",
+            "Show what a run needs: memory by part and whether it fits, tokens, steps, time.",
             "smollit.commands.estimate.command",
             "EstimateCommand",
         ),
