@@ -25,9 +25,12 @@ LISTED = {
     ): "part of the cache key: rows have no public identity",
     ("smollit/data/template/jinja.py", "_compile_jinja_template"): "the environment in which transformers renders",
     ("smollit/metrics/base.py", "_apply"): "Lightning casts whole modules, and a count in bf16 ends at 256",
+    ("smollit/training/trainer.py", "_checkpoint_connector"): "holds the next one",
     ("smollit/training/trainer.py", "_user_managed"): "Lightning resumes unasked from what a fault or SLURM left",
     ("smollit/training/steps.py", "_batches_that_stepped"): "in set_counters: Lightning's loggers count by it",
 }
+
+DOCUMENTED = {"_replace", "_asdict", "_exit"}  # of NamedTuple and os: public, whatever their first letter
 
 
 def own_names(trees: list[ast.AST]) -> set[str]:
@@ -42,7 +45,7 @@ def own_names(trees: list[ast.AST]) -> set[str]:
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name != "_"
+    return name.startswith("_") and not name.startswith("__") and name != "_" and name not in DOCUMENTED
 
 
 def uses(tree: ast.AST, own: set[str]) -> Iterator[str]:
