@@ -159,7 +159,8 @@ class TimeReferenceScores(ReferenceScores):
         """Score them, and add the time."""
         start = time.perf_counter()
         super().setup(trainer, pl_module, stage)
-        self.recorder.precompute_seconds += time.perf_counter() - start
+        if reference_scores_are_needed(pl_module):
+            self.recorder.precompute_seconds += time.perf_counter() - start
 
 
 def speakable(settings: Settings) -> Settings:
