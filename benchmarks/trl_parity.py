@@ -31,7 +31,7 @@ from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
 from smollit.data.datamodule import ChatDataModule
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.converters import decode_row
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.source import load_source
 from smollit.data.template.template import load_template
@@ -88,7 +88,7 @@ def write_rows(dataset: Path, split: str, kind: Kind, model: Path, num_rows: int
     source = load_source(str(dataset), split)
     rows = source.rows.select(range(min(len(source.rows), 32 * num_rows)))
     template = load_template(AutoTokenizer.from_pretrained(model), "chatml")
-    form = recognise(source.columns(), source.head(num_rows), kind=kind)
+    form = detect_format(source.columns(), source.head(num_rows), kind=kind)
     encoder = Encoder(template, EncodeOptions(kind, max_length), form)
     problems = encoder(rows[:], list(range(len(rows))))["problem"]
     found = [

@@ -19,7 +19,7 @@ from smollit.commands.inspect.command import InspectCommand
 from smollit.commands.inspect.split_view import SplitView
 from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.source import load_source
 from smollit.data.template.template import load_template
@@ -65,7 +65,7 @@ def make_view(
     encoder = Encoder(
         load_template(load_tokenizer(tokenizer), template),
         EncodeOptions(kind, MAX_LENGTH),
-        recognise(source.columns(), head, kind=kind),
+        detect_format(source.columns(), head, kind=kind),
     )
     examples = rows.map(encoder, batched=True, with_indices=True, remove_columns=rows.column_names)
     good = examples.filter(lambda problem: problem == "", input_columns="problem")

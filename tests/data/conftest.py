@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import Format, recognise
+from smollit.data.formats.detect import Format, detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template
@@ -60,7 +60,7 @@ def make_encoder(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[..., Encod
     ) -> Encoder:
         loaded = load_template(tokenizer or tiny_tokenizer, template)
         return Encoder(
-            loaded, EncodeOptions(kind, max_length, **options), format or recognise(COLUMNS[kind], [], kind=kind)
+            loaded, EncodeOptions(kind, max_length, **options), format or detect_format(COLUMNS[kind], [], kind=kind)
         )
 
     return make

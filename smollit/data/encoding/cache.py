@@ -21,7 +21,7 @@ from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import FORMAT_VERSION, EncodeOptions, Encoder
 from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.steps import TOKEN_COLUMNS
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.drop_reason import DropReason
 from smollit.data.formats.user_converter import Converter
 from smollit.data.sources.files import malformed
@@ -125,7 +125,7 @@ def find_part(
     if converter:
         head = [converter(row) for row in head]
         columns = list(dict.fromkeys(name for row in head for name in row))
-    form = recognise(
+    form = detect_format(
         columns,
         head,
         kind=options.kind,

@@ -31,7 +31,7 @@ PLURAL = {"chat": "chats", "preference": "preference pairs"}
 MODULES = {"chat": "UltraChatDataModule", "preference": "UltraFeedbackDataModule"}
 
 
-def recognise(
+def detect_format(
     columns: list[str],
     rows: list[Row],
     *,

@@ -13,7 +13,7 @@ from smollit.commands.inspect.command import InspectCommand
 from smollit.commands.inspect.split_view import SplitView
 from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.template.template import load_template
 
@@ -34,7 +34,7 @@ def make(tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[..., SplitView]:
     ) -> SplitView:
         kind: Kind = "chat" if isinstance(rows[0], list) else "preference"
         written = [_row(row) for row in rows]
-        format = recognise(list(written[0]), written, kind=kind)
+        format = detect_format(list(written[0]), written, kind=kind)
         encoder = Encoder(load_template(tokenizer, template), EncodeOptions(kind, max_length), format)
         columns = {column: [row[column] for row in written] for column in written[0]}
         examples = Dataset.from_dict(encoder(columns, list(range(len(rows)))))

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from smollit.commands.inspect.pieces import inspect_row
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.encoding.steps import TOKEN_COLUMNS
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template
@@ -27,7 +27,7 @@ ROWS: dict[Kind, dict[str, Any]] = {
 
 def make(tokenizer: PreTrainedTokenizerBase, kind: Kind, max_length: int = 64, truncate: Any = "right") -> Encoder:
     template = load_template(tokenizer, "chatml")
-    return Encoder(template, EncodeOptions(kind, max_length, truncate), recognise(list(ROWS[kind]), [], kind=kind))
+    return Encoder(template, EncodeOptions(kind, max_length, truncate), detect_format(list(ROWS[kind]), [], kind=kind))
 
 
 @pytest.mark.parametrize("truncate", ["right", "left-turns"])

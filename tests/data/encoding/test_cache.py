@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from smollit.data.encoding import cache
 from smollit.data.encoding.cache import EncodedPart, cache_key, find_part
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.sources.mixture import Part
 from smollit.data.sources.source import Source, load_source
 from smollit.data.template.template import load_template
@@ -117,9 +117,9 @@ CHANGES: dict[str, Row] = {
     "control_text": {"control_text": "drop"},
     "min_score_gap": {"min_score_gap": 0.0},
     "score_ties": {"score_ties": "drop"},
-    "columns": {"format": recognise(["dialog"], [], kind="chat", mapping={"messages": "dialog"})},
-    "extra_roles": {"format": recognise(["messages"], [], kind="chat", extra_roles=["critic"])},
-    "format": {"format": recognise(["text"], [{"text": "words"}], kind="chat")},
+    "columns": {"format": detect_format(["dialog"], [], kind="chat", mapping={"messages": "dialog"})},
+    "extra_roles": {"format": detect_format(["messages"], [], kind="chat", extra_roles=["critic"])},
+    "format": {"format": detect_format(["text"], [{"text": "words"}], kind="chat")},
 }
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.steps import DroppedRow, EncodedRow
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind, Preference
 from smollit.data.sources.readers import RAW
 
@@ -163,7 +163,7 @@ def test_plain_text_gets_the_tokenizers_own_bos_once_and_eos(
     """1 is put before texts by this tokenizer, 0 is its eos; all tokens are in the loss but token 0, which nothing
     predicts."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer.name_or_path, bos_token="<|im_start|>")
-    form = recognise(["text"], [], kind="chat", format="text")
+    form = detect_format(["text"], [], kind="chat", format="text")
     ids = tokenizer.encode("the cat", add_special_tokens=False)
     (example,) = encode(make_encoder(tokenizer=tokenizer, format=form), [{"text": "the cat"}])
     assert (example["input_ids"], example["spans"]) == ([*ids, 0], [1, len(ids) + 1])
@@ -287,7 +287,7 @@ def test_control_text_that_two_joined_turns_make_opens_no_turn(
         "prompt": [user("q"), assistant("a <|im_")],
         "completion": [assistant("start|> b") | {"train": False}, user("r"), assistant("c")],
     }
-    (example,) = encode(make_encoder(format=recognise(["prompt", "completion"], [], kind="chat")), [row])
+    (example,) = encode(make_encoder(format=detect_format(["prompt", "completion"], [], kind="chat")), [row])
     opens = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert not example["problem"]
     assert example["input_ids"].count(opens) == 4  # of the four turns
@@ -308,7 +308,7 @@ def test_real_rows_are_kept_but_for_named_reasons(
     """All rows of the published columns parse; whatever is dropped is dropped for its length or identical responses."""
     rows = load_dataset(str(shared / "data" / folder), split=split, cache_dir=str(tmp_path))
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "smollm2-tokenizer" / "instruct-135M")
-    form = recognise(rows.column_names, [rows[0]], kind=kind)
+    form = detect_format(rows.column_names, [rows[0]], kind=kind)
     columns = make_encoder(kind, 2048, template="auto", tokenizer=tokenizer, format=form)(
         rows[:], list(range(len(rows)))
     )

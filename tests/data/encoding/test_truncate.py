@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.truncate import candidates
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Conversation, Kind, Preference
 
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ def example(make_encoder: Callable[..., Encoder], encode: Callable[..., list[Row
     """Example of a row, rendered as bare contents, so that lengths are those of the contents."""
 
     def run(row: Row, kind: Kind, max_length: int, truncate: str) -> Row:
-        form = recognise(list(row), [row], kind=kind)
+        form = detect_format(list(row), [row], kind=kind)
         return encode(make_encoder(kind, max_length, template=bare, format=form, truncate=truncate), [row])[0]
 
     return run

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from smollit.data.formats.converters import to_record
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.format import Format
 from smollit.data.formats.types import Conversation, Kind, Preference, Text
@@ -42,7 +42,7 @@ def columns_of(rows: list[Row]) -> list[str]:
 
 def known(rows: list[Row], kind: Kind = "chat", **options: Any) -> Format:
     """The format that these rows are detected to have."""
-    return recognise(columns_of(rows), rows, kind=kind, **options)
+    return detect_format(columns_of(rows), rows, kind=kind, **options)
 
 
 def record(row: Row, kind: Kind | None = None, **options: Any) -> Conversation | Preference | Text:

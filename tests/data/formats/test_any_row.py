@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smollit.data.formats.converters import to_record
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.format import LAYOUTS, Format
 from smollit.data.formats.messages import Roles
@@ -39,15 +39,15 @@ def test_nothing_but_a_bad_row_can_come_of_any_row(row: Row) -> None:
             parts = {part: part for part in ALL_PARTS}
             for roles in (Roles(), Roles(("a",), sharegpt=True)):
                 _only_bad_rows(row, Format(name, kind, parts, roles=roles))
-        format = _recognised(row, kind)
+        format = _detected(row, kind)
         if format is not None:
             assert format.describe()
             _only_bad_rows(row, format)
 
 
-def _recognised(row: Row, kind: Kind) -> Format | None:
+def _detected(row: Row, kind: Kind) -> Format | None:
     try:
-        return recognise(list(row), [row], kind=kind)
+        return detect_format(list(row), [row], kind=kind)
     except ValueError:
         return None
 

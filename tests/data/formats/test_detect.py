@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from smollit.data.formats.converters import to_record
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.messages import Roles
 from smollit.data.formats.types import Kind
@@ -17,7 +17,7 @@ LONE = ("messages", "score_chosen")  # one score alone is not used
 
 def refused(columns: list[str], kind: Kind, rows: list[Row] | None = None, **options: Any) -> str:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (the message is what the tests look at)
-        recognise(columns, rows or [], kind=kind, where="split train of d", **options)
+        detect_format(columns, rows or [], kind=kind, where="split train of d", **options)
     return str(caught.value)
 
 
@@ -37,7 +37,7 @@ def refused(columns: list[str], kind: Kind, rows: list[Row] | None = None, **opt
     ],
 )
 def test_precedence(columns: list[str], kind: Kind, name: str, unused: tuple[str, ...]) -> None:
-    format = recognise(columns, [], kind=kind)
+    format = detect_format(columns, [], kind=kind)
     assert (format.name, format.unused) == (name, unused)
     assert "columns not used: " + ", ".join(unused) in format.describe()
 
@@ -45,7 +45,7 @@ def test_precedence(columns: list[str], kind: Kind, name: str, unused: tuple[str
 def test_a_format_that_the_user_wants_comes_first() -> None:
     columns = ["messages", "prompt", "completion", "text"]
     for name in ("messages", "sharegpt", "prompt_completion", "text", "dialogue"):
-        assert recognise(columns, [{"messages": HI}], kind="chat", format=name).name == name
+        assert detect_format(columns, [{"messages": HI}], kind="chat", format=name).name == name
 
 
 def test_texts_are_dialogues_where_most_of_them_are() -> None:
@@ -87,7 +87,7 @@ def test_sharegpt_is_described() -> None:
     ],
 )
 def test_formats_are_described(columns: list[str], kind: Kind, said: str) -> None:
-    assert said in recognise(columns, [], kind=kind).describe()
+    assert said in detect_format(columns, [], kind=kind).describe()
 
 
 def test_extra_roles_are_kept_and_described() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from smollit.data.batching.collate import collate_pairs, unpacked
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template
 from smollit.functional.attention import AttentionBackend
@@ -74,7 +74,7 @@ class Setup(NamedTuple):
 @pytest.fixture(scope="module")
 def setup(tiny_model: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Setup:
     template = load_template(tiny_tokenizer, "chatml")
-    form = recognise(["prompt", "chosen", "rejected"], [], kind="preference")
+    form = detect_format(["prompt", "chosen", "rejected"], [], kind="preference")
     return Setup(
         {name: CausalLM(str(tiny_model), attention=name, chunk_size=7) for name in BACKENDS},
         AutoModelForCausalLM.from_pretrained(tiny_model),

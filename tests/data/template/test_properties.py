@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from smollit.commands.inspect.pieces import inspect_row
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import ChatTemplate, load_template
@@ -91,7 +91,7 @@ def templates(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.
 
 
 def encode(template: ChatTemplate, row: dict[str, Any], kind: Kind) -> tuple[dict[str, Any], Encoder]:
-    encoder = Encoder(template, EncodeOptions(kind, 100_000), recognise(list(row), [row], kind=kind))
+    encoder = Encoder(template, EncodeOptions(kind, 100_000), detect_format(list(row), [row], kind=kind))
     return {name: v[0] for name, v in encoder({name: [value] for name, value in row.items()}, [5]).items()}, encoder
 
 
@@ -207,7 +207,7 @@ def test_a_lone_surrogate_is_a_counted_bad_row(
     text = before + surrogate + "x"
     chat = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]}
     row = chat if kind == "chat" else {"prompt": "a", "chosen": "b", "rejected": text}
-    form = recognise(list(row), [], kind=kind)
+    form = detect_format(list(row), [], kind=kind)
     encoder = Encoder(templates["chatml"], EncodeOptions(kind, 512), form)
     columns = encoder({RAW: [json.dumps(row)]}, [0])
     assert columns["problem"] in (["text is not valid Unicode"], ["end marker in a response"])

@@ -9,7 +9,7 @@ from datasets import concatenate_datasets, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.template.template import ChatTemplate, load_template
 
@@ -46,7 +46,7 @@ def encode(folder: Path, kind: Kind, template: ChatTemplate, step: int) -> Encod
     """Every `step`-th row of all splits, at a length that cuts none."""
     rows = concatenate_datasets([*load_dataset(str(folder)).values()])
     rows = rows.select(range(0, len(rows), step))
-    format = recognise(rows.column_names, rows.to_list()[:5], kind=kind)
+    format = detect_format(rows.column_names, rows.to_list()[:5], kind=kind)
     columns = Encoder(template, EncodeOptions(kind, 100_000), format)(rows[:], list(range(len(rows))))
     examples = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
     return Encoded(rows.to_list(), examples)
@@ -174,7 +174,7 @@ def test_the_boundary_rule_where_it_matters(template: ChatTemplate, tokenizer: P
     docs/loss_tokens.md shows these ids.
     """
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "  yes"}]
-    encoder = Encoder(template, EncodeOptions("chat", 100), recognise(["messages"], [], kind="chat"))
+    encoder = Encoder(template, EncodeOptions("chat", 100), detect_format(["messages"], [], kind="chat"))
     (ids,), ((start, end),) = (encoder({"messages": [messages]}, [0])[name] for name in ("input_ids", "spans"))
     assert ids[:start] == tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
     assert (ids[start - 4 : start], ids[start:end]) == ([1, 520, 9531, 198], [216, 9805, 2])

@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import recognise
+from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Conversation, Kind, Preference
 from smollit.data.template.template import ChatTemplate, load_template
 
@@ -39,7 +39,7 @@ def pair_ids(template: ChatTemplate, question: str, chosen: str, rejected: str) 
 
 def encode(template: ChatTemplate, row: dict[str, Any], kind: Kind = "chat", **options: Any) -> dict[str, Any]:
     """The example of a row."""
-    encoder = Encoder(template, EncodeOptions(kind, 512, **options), recognise(list(row), [row], kind=kind))
+    encoder = Encoder(template, EncodeOptions(kind, 512, **options), detect_format(list(row), [row], kind=kind))
     return {name: values[0] for name, values in encoder({name: [value] for name, value in row.items()}, [0]).items()}
 
 
