@@ -1,5 +1,6 @@
 """Checkpoints: they appear whole or not at all, old ones go, and a bad one is answered with a good one's name."""
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -81,6 +84,22 @@ def find_checkpoint(ckpt_path: str | Path, folder: Path, callbacks: Iterable[Cal
         )
     check_readable(path)
     return path
+
+
+def resume_path(ckpt_path: str | Path | None, folder: Path, callbacks: Iterable[Callback]) -> str | None:
+    """The file that a fit resumes from, or None for a new run: `last` starts one where there is no checkpoint yet.
+
+    Raises:
+        ValueError: If the file is missing, can't be read, or holds only weights.
+    """
+    newest = latest_checkpoint(folder)
+    if ckpt_path is None and newest is not None:
+        log.warning("%s holds checkpoints of an earlier run: a new run replaces them", folder)
+    if ckpt_path is None or (ckpt_path == "last" and newest is None):
+        return None
+    path = find_checkpoint(ckpt_path, folder, callbacks)
+    check_resumable(path)
+    return str(path)
 
 
 def check_readable(path: str | Path) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from smollit.training.built_in import run_logger, with_built_in
 from smollit.training.checkpoint_io import (
     AtomicCheckpointIO,
     best_checkpoint,
-    check_resumable,
     find_checkpoint,
-    latest_checkpoint,
+    resume_path,
 )
 from smollit.training.console import quiet
 from smollit.training.memory import keep_freed_memory
@@ -89,13 +88,9 @@ class SmollitTrainer(Trainer):
         **options: Any,
     ) -> None:
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        named = {
-            "strategy": None if strategy == "auto" else strategy,
-            "logger": logger,
-            "enable_checkpointing": enable_checkpointing,
-            "enable_progress_bar": enable_progress_bar,
-            "enable_model_summary": enable_model_summary,
-        }
+        named: dict[str, Any] = {"logger": logger, "enable_checkpointing": enable_checkpointing}
+        named |= {"enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary}
+        named |= {"strategy": None if strategy == "auto" else strategy}
         options = from_environment() | options | {name: value for name, value in named.items() if value is not None}
         options["strategy"] = by_name(options.get("strategy", "auto"))
         if default_root_dir != DEFAULT_ROOT or "default_root_dir" not in options:
@@ -147,27 +142,6 @@ class SmollitTrainer(Trainer):
         finally:
             self._checkpoint_connector._user_managed = False
 
-    def _resume_path(self, ckpt_path: str | Path | None) -> str | None:
-        newest = latest_checkpoint(self.checkpoint_folder)
-        if ckpt_path == "last" and newest is None:
-            return None
-        if ckpt_path is None:
-            if newest is not None:
-                log.warning("%s holds checkpoints of an earlier run: a new run replaces them", self.checkpoint_folder)
-            return None
-        path = self.find_checkpoint(ckpt_path)
-        assert path is not None
-        check_resumable(path)
-        return path
-
-    def find_checkpoint(self, ckpt_path: str | Path | None) -> str | None:
-        """The file that `ckpt_path` means: a path, `last`, or `best`; None for the model as it is.
-
-        Raises:
-            ValueError: If it is missing or can't be read, or the run has no such checkpoint.
-        """
-        return None if ckpt_path is None else str(find_checkpoint(ckpt_path, self.checkpoint_folder, self.callbacks))
-
     # ---- Trainer's methods
 
     def fit(
@@ -193,7 +167,7 @@ class SmollitTrainer(Trainer):
         data = (train_dataloaders, val_dataloaders, datamodule)
         if not self.prepare(model):
             return super().fit(model, *data, ckpt_path, weights_only)
-        path = self._resume_path(ckpt_path)
+        path = resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
         if isinstance(self.accelerator, CPUAccelerator):
             keep_freed_memory()
         with quiet(), self._resumes_only_from(path):
@@ -277,9 +251,10 @@ class SmollitTrainer(Trainer):
         """Module, checkpoint and `weights_only` of a command that does not train."""
         if not self.prepare(model):
             return model, ckpt_path, weights_only
-        path = self.find_checkpoint(ckpt_path)
+        folder = self.checkpoint_folder
+        path = None if ckpt_path is None else str(find_checkpoint(ckpt_path, folder, self.callbacks))
         if model is None and path is None:  # Lightning: the best of the run
-            best = best_checkpoint(self.callbacks, self.checkpoint_folder)
+            best = best_checkpoint(self.callbacks, folder)
             path = str(best) if best else None
             model = self.lightning_module
         return model, path, True if weights_only is None else weights_only

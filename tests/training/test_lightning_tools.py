@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from smollit.modules import SFTModule
+from smollit.training.checkpoint_io import find_checkpoint
 
 
 class Scripted(SFTModule):
@@ -72,7 +73,7 @@ def test_model_checkpoint_pairs_each_file_with_the_value_of_its_own_step(fit: An
                                auto_insert_metric_name=False)  # fmt: skip
         run = fit(tmp_path / folder, keep, **options)
         assert run.error is None
-        assert run.trainer.find_checkpoint("best") == str(tmp_path / folder / "6-6.4.ckpt")
+        assert find_checkpoint("best", run.trainer.checkpoint_folder) == tmp_path / folder / "6-6.4.ckpt"
     files = {
         path.name: torch.load(path, weights_only=True)["global_step"] for path in (tmp_path / "all").glob("*.ckpt")
     }
