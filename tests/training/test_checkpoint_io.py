@@ -88,12 +88,14 @@ def test_full_disk_in_a_run_keeps_the_step_before(fit: Any, tmp_path: Path, monk
     """The disk is full at step 3: the run fails, step 2's file is whole, and the run goes on from it."""
     save, calls = torch.save, []
 
-    def fail_at_third(value: Any, file: Any) -> None:
+    def fail_at_third(value: Any, file: Any, **options: Any) -> None:
+        if not isinstance(value, dict):  # a process group of an earlier test pickles tensors
+            return save(value, file, **options)
         calls.append(value["global_step"])
         if len(calls) >= 3:
             file.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(value, file)
+        return save(value, file)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", fail_at_third)
