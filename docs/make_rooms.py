@@ -7,8 +7,8 @@ from pathlib import Path
 
 HEAD = """# The rooms, drawn
 
-Written by `python docs/make_rooms.py` from the imports themselves. An arrow points from the importing room to the imported one,
-with the number of imports; `tests/test_architecture.py` holds which arrows may exist.
+Written by `python docs/make_rooms.py` from the imports themselves. An arrow points from the importing room to the
+imported one, with the number of imports; `tests/test_architecture.py` holds which arrows may exist.
 
 """
 DATA_ROOMS = ("sources", "formats", "template", "encoding", "batching")
