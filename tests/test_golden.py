@@ -18,6 +18,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from smollit.commands.summarize_runs import changes, describe
+
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden.json"
 FIXED = {
@@ -47,10 +49,10 @@ def run_demo(folder: Path) -> dict[str, Any]:
     export = str(folder / "sft" / "export")
     fit("sft", folder / "sft")
     fit("dpo", folder / "dpo", "--model.model_name", export, "--model.reference_name", export)
-    return {name: what_it_learned(folder / name) for name in ("sft", "dpo")}
+    return {name: result_of(folder / name) for name in ("sft", "dpo")}
 
 
-def what_it_learned(run: Path) -> dict[str, Any]:
+def result_of(run: Path) -> dict[str, Any]:
     """Losses of a run, and the SHA-256 of the policy's weights, sorted by name."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
@@ -68,15 +70,37 @@ def is_exact_here(golden: dict[str, Any]) -> bool:
     return TORCH in golden and platform.machine() == "x86_64" and "avx2" in flags
 
 
-def test_the_demo_learns_to_the_last_digit(tmp_path: Path) -> None:
-    """Losses and final weights equal the golden ones; elsewhere (processor, torch) the first losses, to 1e-6."""
-    golden = json.loads(GOLDEN.read_text())
-    seen = run_demo(tmp_path)
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Both demo runs: their folder, and what came of them."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run_demo(folder)
+
+
+def test_losses_and_weights_are_golden(demo: tuple[Path, dict[str, Any]]) -> None:
+    """Losses and final weights equal the golden ones; elsewhere the first losses do, to 1e-6."""
+    golden, seen = json.loads(GOLDEN.read_text()), demo[1]
     if is_exact_here(golden):
         assert seen == golden[TORCH], REWRITE
     for name, expected in next(iter(golden.values())).items():
         first = expected["train/loss"][:FIRST_STEPS]
         assert seen[name]["train/loss"][:FIRST_STEPS] == pytest.approx(first, rel=1e-6), REWRITE
+
+
+def test_the_demo_learns(demo: tuple[Path, dict[str, Any]]) -> None:
+    """Accuracy on held-out pairs starts at 0.5 (policy = reference: 60 ties of one half) and ends above 0.9; the first DPO
+    loss is ln 2."""
+    folder, _ = demo
+    sft, dpo = ({change.name: change for change in changes(folder / name)} for name in ("sft", "dpo"))
+    assert sft["val/loss"].first_step == dpo["val/loss"].first_step == 0
+    assert sft["val/loss"].last < sft["val/loss"].first / 2
+    assert dpo["val/loss"].first == pytest.approx(0.693147, abs=1e-5)
+    assert dpo["val/rewards/accuracies"].first == 0.5
+    assert dpo["val/rewards/accuracies"].last >= 0.9
+    assert "val/rewards/accuracies" in describe(folder / "dpo")
+    first = json.loads((folder / "dpo" / "samples.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 0
+    assert first["policy"] == first["reference"]
 
 
 if __name__ == "__main__":
