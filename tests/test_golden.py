@@ -88,8 +88,8 @@ def test_losses_and_weights_are_golden(demo: tuple[Path, dict[str, Any]]) -> Non
 
 
 def test_the_demo_learns(demo: tuple[Path, dict[str, Any]]) -> None:
-    """Accuracy on held-out pairs starts at 0.5 (policy = reference: 60 ties of one half) and ends above 0.9; the first DPO
-    loss is ln 2."""
+    """Accuracy on held-out pairs starts at 0.5 (policy = reference: 60 ties of one half) and ends above 0.9; the first
+    DPO loss is ln 2."""
     folder, _ = demo
     sft, dpo = ({change.name: change for change in changes(folder / name)} for name in ("sft", "dpo"))
     assert sft["val/loss"].first_step == dpo["val/loss"].first_step == 0
