@@ -1,12 +1,12 @@
-# make demo       set up .venv, train SFT then DPO on the embedded samples (CPU, no network but the package index)
+# make demo       set up .venv, train SFT then DPO on the bundled samples (CPU; downloads only Python packages)
 # make test       set up .venv, run the tests
-# make test-all   the same, and the slow ones
+# make test-all   run all tests, the slow ones included
 # make lint       ruff and mypy
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
-# Two processes share the test files.
+# Two processes run the tests, one file at a time each.
 PYTEST ?= -n 2 --dist loadfile
 BIN = $(VENV)/bin
 
@@ -30,7 +30,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Made anew when the versions or the dependencies change. The stamp comes last: a broken install is tried again.
+# Rebuilt when the versions or the dependencies change. The stamp is touched last, so a failed install is repeated.
 $(VENV)/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
