@@ -49,6 +49,7 @@ def test_a_second_start_reads_only_the_first_rows(
     stat = os.stat(file)
     state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     memory.write_text(json.dumps({name: [*state, entry[-1]]}))
+    caplog.clear()  # an earlier test may have set the level
     with caplog.at_level(logging.INFO):
         again = start(tmp_path)
     assert (len(again.examples["train"]), len(again.examples["val"])) == (200, 100)
