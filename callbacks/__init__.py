@@ -1,7 +1,7 @@
 """Lightning callbacks for a config's `trainer.callbacks`. Add your own here: `smollit` never imports this package.
 
-A callback is a class with typed, documented arguments (they become `--help`) and Lightning's hooks. `Throughput` is the
-one to copy for numbers that are logged, `SampleGenerations` for work with the model, `ExportHuggingFace` for files.
+A callback is a class with typed, documented arguments (they become `--help`) and Lightning's hooks. Copy `Throughput`
+for a callback that logs numbers, `SampleGenerations` for one that uses the model, `ExportHuggingFace` for files.
 """
 
 from callbacks.export_hugging_face import ExportHuggingFace

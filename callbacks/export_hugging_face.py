@@ -19,8 +19,8 @@ class ExportHuggingFace(Callback):
     Resuming a run that has finished exports it too. A run that was stopped or failed exports nothing.
 
     Args:
-        output: Folder to write; null is `export` in the run's folder.
-        dtype: dtype of the weights; `auto` is that of the model that training began with.
+        output: Folder to write; null is `export` in the run folder.
+        dtype: dtype of the weights; `auto` is that of the model that training started from.
     """
 
     def __init__(self, output: str | None = None, dtype: ExportDtype = "auto") -> None:
@@ -32,7 +32,7 @@ class ExportHuggingFace(Callback):
         return Path(self.output or Path(trainer.default_root_dir) / "export")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a folder that must not be replaced now, not after hours of training."""
+        """Refuse a folder that must not be replaced before training, not after it."""
         if trainer.is_global_zero:
             check_output(self.folder(trainer))
 

@@ -1,4 +1,4 @@
-"""SampleGenerations: responses to fixed prompts, while the model learns."""
+"""SampleGenerations: responses to fixed prompts during training."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ class SampleGenerations(Callback):
 
     Args:
         prompts: The user's turn of each sample.
-        every_n_steps: Generate every so many optimizer steps, instead of after every validation.
+        every_n_steps: Number of optimizer steps between generations; null generates after every validation.
         max_new_tokens: Maximum number of tokens of a response.
         temperature: Sampling temperature; 0 decodes greedily.
         seed: Random seed of the sampling.
@@ -80,7 +80,7 @@ class SampleGenerations(Callback):
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.seed = seed
-        self.last_step: int | None = None  # of which there are samples
+        self.last_step: int | None = None  # which have samples
         self.has_warned = False
         self.reference_responses: list[str] | None = None  # generated once, because they never change
 
@@ -172,7 +172,7 @@ def prompts_batch(prompts: list[str], template: ChatTemplate) -> Batch:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, since gradient checkpointing in train mode turns the cache off; afterwards the modes as before."""
+    """Eval mode, since gradient checkpointing in train mode disables the cache; restores the modes afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -186,14 +186,14 @@ def forget_later_steps(path: Path, step: int) -> None:
     """Remove the samples of steps that a resumed run repeats; at step 0, all of them."""
     if not path.is_file():
         return
-    # After the last newline there may be half a line, of a run that was killed.
+    # A killed run may leave an incomplete line after the last newline.
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     kept = [line for line in lines if step and json.loads(line)["step"] <= step]
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def as_markdown(sample: Sample) -> str:
-    """The text for TensorBoard. Indented lines are code blocks, so that a response is shown as it is."""
+    """The text for TensorBoard. Indented lines are code blocks, so that a response is shown unchanged."""
     parts = [(name, text) for name, text in sample._asdict().items() if name != "step" and text is not None]
     return "\n\n".join(f"**{name}**\n\n" + "\n".join(map("    {}".format, wrapped(text))) for name, text in parts)
 

@@ -1,4 +1,4 @@
-"""Throughput: tokens per second, tokens so far, and the peak of memory."""
+"""Throughput: tokens per second, tokens so far, and peak memory."""
 
 import time
 from typing import Any
@@ -15,13 +15,13 @@ from smollit.training.steps import at_step_end
 class Throughput(Callback):
     """Logs `throughput/*` and `memory/peak_gib` at the steps at which the losses are logged.
 
-    Seen tokens are all positions that are not padding; trained tokens are the loss tokens. Totals are summed over all
-    devices, count finished optimizer steps only, and continue after a resume. Tokens per second are over the time since
-    the last log, without validation.
+    Seen tokens are all positions that are not padding; the curves of trained tokens count the loss tokens. Totals are
+    summed over all devices, count finished optimizer steps only, and continue after a resume. Tokens per second are
+    over the time since the last log, without validation.
     """
 
     def __init__(self) -> None:
-        self.totals = torch.zeros(2, dtype=torch.long)  # seen and trained tokens, of all devices
+        self.totals = torch.zeros(2, dtype=torch.long)  # seen tokens and loss tokens, of all devices
         self.pending = torch.zeros(2, dtype=torch.long)  # of this device, since the last optimizer step
         self.logged = [0, 0]  # the totals at the last log
         self.seconds = 0.0  # of training, since the last log
@@ -54,7 +54,7 @@ class Throughput(Callback):
         self.pending += torch.tensor([batch.num_tokens, batch.num_loss_tokens])
         if not at_step_end(trainer):
             return
-        # Summed over devices right away, so that a checkpoint needs no collective; nothing waits for the result here.
+        # Summed over devices at once, so that a checkpoint needs no collective; nothing waits for the result here.
         own = self.pending.to(pl_module.device, copy=True)
         self.totals += trainer.strategy.reduce(own, reduce_op="sum")  # type: ignore[arg-type]
         self.pending.zero_()
@@ -75,7 +75,7 @@ class Throughput(Callback):
         self.running_since = None
 
     def measure(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
-        """Totals, tokens per second since the last log, and the peak of memory; the same on all devices."""
+        """Totals, tokens per second since the last log, and peak memory; the same on all devices."""
         totals = self.totals.tolist()
         self.pause(device)
         own = torch.tensor([self.seconds, peak_bytes(device) / GIB], dtype=torch.float32, device=device)

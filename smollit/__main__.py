@@ -7,7 +7,7 @@ from smollit.commands import overview
 
 
 def run() -> None:
-    """Answer at once what needs no torch; hand all else to main()."""
+    """Handle at once what needs no torch; hand all else to main()."""
     words = sys.argv[1:]
     if words in ([], ["-h"], ["--help"]):
         print(overview(), end="")

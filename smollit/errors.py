@@ -1,4 +1,4 @@
-"""Text of other libraries' errors, for our own."""
+"""Text of other libraries' errors, for smollit's own."""
 
 
 def first_line(error: BaseException) -> str:

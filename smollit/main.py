@@ -34,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI:
 
 
 def show_logs() -> None:
-    """Show smollit's own messages on stderr, from one process; of other libraries, warnings only."""
+    """Show smollit's messages on stderr, from one process; from other libraries, warnings only."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
     for name in ("smollit", "callbacks"):

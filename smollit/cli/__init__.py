@@ -1,1 +1,1 @@
-"""How a command line becomes objects: the parser and its errors, YAML, the config that a run keeps."""
+"""From a command line to objects: the parser and its errors, YAML, the config that a run saves."""

@@ -1,4 +1,4 @@
-"""SmollitCLI: from the words behind a command to a model, a data module and a trainer."""
+"""SmollitCLI: from the arguments of a command to a model, a data module and a trainer."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -31,15 +31,15 @@ SECTIONS = {
 
 
 class SmollitCLI(LightningCLI):
-    """One command of smollit: LightningCLI with the command's own arguments beside model, data and trainer.
+    """One command of smollit: LightningCLI with the command's arguments besides model, data and trainer.
 
-    Lightning looks the commands that it knows up on the Trainer. Ours are classes of their own, so all of them are
+    Lightning looks up the commands that it knows on the Trainer. smollit's commands are classes, so all of them are
     built with `run=False`, from the same config, and run themselves.
 
     Args:
         name: Name of the command.
         command: Its class, whose arguments are added to the parser.
-        args: The words behind the command.
+        args: The arguments after the command.
     """
 
     datamodule: ChatDataModule
@@ -58,7 +58,7 @@ class SmollitCLI(LightningCLI):
             },
             trainer_class=SmollitTrainer,
             seed_everything_default=42,
-            auto_configure_optimizers=False,  # optimizer and schedule are the model's arguments: one way
+            auto_configure_optimizers=False,  # optimizer and schedule are the model's arguments
             save_config_callback=RunConfigCallback,
             args=list(args),
             run=False,
@@ -78,7 +78,7 @@ class SmollitCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As Lightning's, which warns of arguments that do not come from sys.argv; `--strict` is `--strict=true`."""
+        """As Lightning's, which warns about arguments that do not come from sys.argv; `--strict` is `--strict=true`."""
         assert isinstance(args, list)
         flags = {f"--{field.name}" for field in fields(self.command_class) if field.type is bool}
         following = [*args[1:], "--"]
@@ -89,7 +89,7 @@ class SmollitCLI(LightningCLI):
     # ---- the objects
 
     def before_instantiate_classes(self) -> None:
-        """Refuse nulls; let the tokenizer be the model's, unless the user names another."""
+        """Refuse nulls; use the model's tokenizer, unless the user names another."""
         for name in SECTIONS:
             check_nulls(self.config[name].class_path, self.config[name].init_args.as_dict(), name)
         data = self.config.data.init_args
@@ -103,8 +103,8 @@ class SmollitCLI(LightningCLI):
         self.command = self.command_class(**{name: self.config_init[name] for name in self.command_arguments})
 
     @cached_property
-    def trainer(self) -> SmollitTrainer:  # type: ignore[override]  # Lightning makes it at once and assigns it
-        """The trainer, made when it is first asked for; checkpoints keep the settings of model and data."""
+    def trainer(self) -> SmollitTrainer:  # type: ignore[override]  # Lightning creates it at once and assigns it
+        """The trainer, created on first use; checkpoints hold the settings of model and data."""
         trainer = self.instantiate_trainer()
         assert isinstance(trainer, SmollitTrainer)
         trainer.run_state.config = {name: self.config[name].as_dict() for name in SECTIONS}
@@ -112,7 +112,7 @@ class SmollitCLI(LightningCLI):
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """The run folder."""
         return Path(self.config.trainer.default_root_dir or Path.cwd())
 
     def find_checkpoint(self, ckpt_path: str) -> Path:

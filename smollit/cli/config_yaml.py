@@ -1,4 +1,4 @@
-"""How YAML is read, in files and in values on the command line."""
+"""Reading of YAML, in files and in values on the command line."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which errors are sentences for the user, and which are faults that need their traceback."""
+"""Which errors are messages for the user, and which are bugs that need a traceback."""
 
 import traceback
 from pathlib import Path
@@ -7,9 +7,9 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def for_the_user(error: BaseException | None) -> ValueError | None:
-    """The error that smollit itself raised with a sentence for the user, also where jsonargparse wrapped it.
+    """The error that smollit itself raised with a message for the user, also where jsonargparse wrapped it.
 
-    None if there is none: then the traceback is what helps.
+    None if there is none: then the traceback is shown.
     """
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)

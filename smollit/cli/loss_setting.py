@@ -1,4 +1,4 @@
-"""LossParser: `model.loss` by short name, with the defaults of the loss that is named; settings that moved into it."""
+"""LossParser: `model.loss` by short name, with the defaults of the named loss; settings that moved into it."""
 
 import logging
 import re

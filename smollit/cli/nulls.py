@@ -1,4 +1,4 @@
-"""Null where a class wants a value: jsonargparse lets it pass, and the class would fail much later."""
+"""Null where a class expects a value: jsonargparse accepts it, and the class would fail much later."""
 
 from pydoc import locate
 from types import NoneType
@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 
 def check_nulls(class_path: str, settings: dict[str, Any], where: str) -> None:
-    """Refuse a null where the class wants a value.
+    """Refuse a null where the class expects a value.
 
     Args:
         class_path: Import path of the class.

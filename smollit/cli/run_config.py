@@ -1,4 +1,4 @@
-"""RunConfigCallback: the settings of each start, kept in the run's folder."""
+"""RunConfigCallback: the settings of each start, saved in the run folder."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 
 class RunConfigCallback(SaveConfigCallback):
-    """Writes config.yaml into the run's folder; later starts in the same folder write config-resume-N.yaml."""
+    """Writes config.yaml into the run folder; later starts in the same folder write config-resume-N.yaml."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the settings of a fit, once; nothing is overwritten and nothing is refused."""

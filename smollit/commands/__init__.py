@@ -1,4 +1,4 @@
-"""The commands: what `python -m smollit --help` says of each, and where it is. (A leaf: the standard library only.)"""
+"""The commands: their summaries in `python -m smollit --help`, and their classes. Imports the standard library only."""
 
 import difflib
 import sys
@@ -57,7 +57,7 @@ smollit <command> --help lists a command's settings. Example:
 
 
 def overview() -> str:
-    """The text of `--help`: what can be done, without loading what does it."""
+    """The text of `--help`, without importing the commands."""
     width = max(map(len, COMMANDS))
     lines = [HEAD]
     for title, group in GROUPS.items():

@@ -1,4 +1,4 @@
-"""What a command is: arguments, and what it does with a configured run."""
+"""The interface of a command: arguments, and an action on a configured run."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from smollit.training import SmollitTrainer
 
 
 class ConfiguredRun(Protocol):
-    """What a config describes. Nothing is loaded yet: no weights, no rows, no trainer before it is asked for."""
+    """The objects that a config describes. Weights and rows are not loaded yet; the trainer is created on first use."""
 
     @property
     def model(self) -> FineTuningModule:
@@ -27,7 +27,7 @@ class ConfiguredRun(Protocol):
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """The run folder."""
 
     def find_checkpoint(self, ckpt_path: str) -> Path:
         """The file that `ckpt_path` means: a path, `last` or `best`."""
@@ -39,4 +39,4 @@ class Command(ABC):
 
     @abstractmethod
     def run(self, run: ConfiguredRun) -> None:
-        """Do it."""
+        """Run the command."""

@@ -1,4 +1,4 @@
-"""Paragraphs on a terminal or in a pipe: nothing in them is obeyed, and nothing is said by colour alone."""
+"""Paragraphs on a terminal or in a pipe: control characters are made visible, and colour never is the only mark."""
 
 import re
 import textwrap
@@ -7,28 +7,28 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-# What a terminal obeys or hides instead of showing it: control and direction characters, tags, surrogates.
+# Characters that a terminal executes or hides: control and direction characters, tags, surrogates.
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 
 def visible(text: str) -> str:
-    """The text without what a terminal would obey: ESC becomes ␛, a direction mark its number."""
+    """The text with control characters made visible: ESC becomes ␛, a direction mark its number."""
     return UNSEEN.sub(lambda match: _symbol(ord(match[0])), text)
 
 
 def is_plain(console: Console) -> bool:
-    """Whether colours don't show here, so that brackets must stand in for them."""
+    """Whether there are no colours, so that brackets replace them."""
     return console.no_color or not console.is_terminal
 
 
 def say(console: Console, line: str | Text, *, indent: int = 0) -> None:
-    """Print a paragraph, never as markup: wrapped on a terminal, as it is elsewhere."""
+    """Print a paragraph, never as markup: wrapped on a terminal, unchanged elsewhere."""
     text = Text(visible(line)) if isinstance(line, str) else line
     encoding = console.encoding or "utf-8"
     shown = text.plain.encode(encoding, "backslashreplace").decode(encoding)
-    if shown != text.plain:  # an old console without our brackets
+    if shown != text.plain:  # an old console without these brackets
         text = Text(shown)
     if is_plain(console):
         bare = textwrap.indent(text.plain, " " * indent, lambda line: True)

@@ -39,10 +39,10 @@ class ExportCommand(Command):
     """Write a checkpoint as a Hugging Face folder, read it back and compare.
 
     Args:
-        ckpt_path: The checkpoint; `last` or null takes the newest of the run's folder, `best` the one that a
+        ckpt_path: The checkpoint; `last` or null takes the newest in the run folder, `best` the one that a
             ModelCheckpoint keeps.
-        output: Folder to write; null takes `export` in the run's folder.
-        dtype: dtype of the weights; `auto` takes that of the model that training began with.
+        output: Folder to write; null takes `export` in the run folder.
+        dtype: dtype of the weights; `auto` takes that of the model that training started from.
     """
 
     ckpt_path: str | None = None
@@ -72,15 +72,15 @@ def export(
 
     Args:
         policy: A CausalLM, or its FSDP wrapper.
-        model_name: Hub id or local folder of the model that training began with.
-        template: Chat template and tokenizer that go with it.
+        model_name: Hub id or local folder of the model that training started from.
+        template: Its chat template and tokenizer.
         output: Folder to write; an earlier export there is replaced after the new one is verified.
-        dtype: dtype of the weights; `auto` takes that of the checkpoint that training began with.
+        dtype: dtype of the weights; `auto` takes that of the checkpoint that training started from.
         writes: Whether this rank writes.
 
     Raises:
         ValueError: If `output` holds something that is not an export.
-        RuntimeError: If what was written does not read back the same.
+        RuntimeError: If the written folder does not read back the same.
     """
     weights = whole_weights(policy)
     if not writes:
@@ -124,7 +124,7 @@ def whole_weights(policy: nn.Module) -> dict[str, Tensor]:
 
 
 def pick_dtype(choice: ExportDtype, source: PretrainedConfig) -> torch.dtype:
-    """The dtype that was asked for, or that of the source checkpoint, or fp32 if it does not say."""
+    """The requested dtype, or that of the source checkpoint, or fp32 if that names none."""
     if choice != "auto":
         return getattr(torch, choice)
     return getattr(source, "dtype", None) or torch.float32
@@ -134,9 +134,9 @@ def build_model(config: PretrainedConfig, weights: dict[str, Tensor], dtype: tor
     """A transformers model with these weights, ready to serve: tied, cached, in eval mode.
 
     Args:
-        config: Of the model that training began with: the policy's own may have another dropout.
-        weights: Under transformers' names.
-        dtype: Of the result.
+        config: Configuration of the model that training started from: the policy's may have another dropout.
+        weights: The weights under transformers' names.
+        dtype: dtype of the result.
     """
     config = type(config).from_dict(config.to_dict())
     config.dtype = dtype
@@ -152,7 +152,7 @@ def finish_tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
     tokenizer = copy.deepcopy(template.tokenizer)  # the run continues with its own
     tokenizer.chat_template = template.source
     if tokenizer.pad_token is None:
-        # The old eos: with the end of turn as padding, which the loss masks, further training would unlearn to stop.
+        # The old eos: if the end of turn were padding, which the loss masks, further training would unlearn to stop.
         tokenizer.pad_token = tokenizer.eos_token
     stops = template.stop_ids()
     if stops:
@@ -162,7 +162,7 @@ def finish_tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:
 
 
 def source_stops(model_name: str, config: PretrainedConfig) -> list[int]:
-    """Tokens at which the model that training began with stops: of its generation settings, else of its config."""
+    """Stop tokens of the model that training started from: of its generation settings, else of its config."""
     try:
         stops = GenerationConfig.from_pretrained(model_name).eos_token_id
     except OSError:  # it has no generation_config.json
@@ -202,10 +202,10 @@ def compare(folder: Path, model: nn.Module, template: ChatTemplate) -> None:
         raise RuntimeError(f"the export does not read back the same: {differing or sorted(expected.keys() ^ found)}")
     text = template.render(PROBE).text
     if tokenizer.apply_chat_template(PROBE, tokenize=False) != text:
-        raise RuntimeError("the exported tokenizer renders a chat differently from the one that was trained with")
+        raise RuntimeError("the exported tokenizer renders a chat differently from the one used in training")
     ids = torch.tensor([template.encode([text])[0]])
     if tokenizer(text, add_special_tokens=False)["input_ids"] != ids[0].tolist():
-        raise RuntimeError("the exported tokenizer gives other tokens than the one that was trained with")
+        raise RuntimeError("the exported tokenizer gives other tokens than the one used in training")
     with torch.no_grad():
         if not torch.equal(model(ids).logits, reloaded.eval()(ids).logits):
             raise RuntimeError("the exported model gives other logits than the trained one")

@@ -1,4 +1,4 @@
-"""Which folder an export may replace, and how it does so without ever losing a good one."""
+"""Which folder an export may replace, and how it is replaced without losing a good one."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from smollit import __version__
 
-MARKER = "smollit_export.json"  # says that a folder is an export, and which files are its own
+MARKER = "smollit_export.json"  # marks a folder as an export, and lists its files
 
 
 def write_marker(folder: Path, source: str) -> None:
-    """Record that the folder is an export, and which files are its own."""
+    """Mark the folder as an export, and list its files."""
     files = sorted([MARKER, *(path.name for path in folder.iterdir())])
     about = {"smollit": __version__, "source": source, "files": files}
     (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

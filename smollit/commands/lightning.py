@@ -1,4 +1,4 @@
-"""The commands that Lightning's Trainer has: fit, validate, test and predict."""
+"""The commands that Lightning's Trainer provides: fit, validate, test and predict."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class FitCommand(Command):
     """Train, or resume training.
 
     Args:
-        ckpt_path: Checkpoint to resume from; `last` takes the newest of the run's folder, or starts if there is none;
-            null starts anew.
+        ckpt_path: Checkpoint to resume from; `last` takes the newest in the run folder, or starts a new run if there
+            is none; null starts a new run.
     """
 
     ckpt_path: str | None = None
@@ -26,7 +26,7 @@ class ValidateCommand(Command):
     """Measure the validation split.
 
     Args:
-        ckpt_path: Checkpoint to measure; `last` takes the newest of the run's folder; null the model as it is.
+        ckpt_path: Checkpoint to measure; `last` takes the newest in the run folder; null the model of the config.
         verbose: Print the metrics.
     """
 
@@ -43,7 +43,7 @@ class TestCommand(Command):
     """Measure the test split.
 
     Args:
-        ckpt_path: Checkpoint to measure; `last` takes the newest of the run's folder; null the model as it is.
+        ckpt_path: Checkpoint to measure; `last` takes the newest in the run folder; null the model of the config.
         verbose: Print the metrics.
     """
 
@@ -60,11 +60,11 @@ class PredictCommand(Command):
     """Continue the prompts of a split.
 
     Args:
-        ckpt_path: Checkpoint that responds; `last` takes the newest of the run's folder; null the model as it is.
+        ckpt_path: Checkpoint that responds; `last` takes the newest in the run folder; null the model of the config.
     """
 
     ckpt_path: str | None = None
 
     def run(self, run: ConfiguredRun) -> None:
-        """Write the responses to predictions.jsonl in the run's folder."""
+        """Write the responses to predictions.jsonl in the run folder."""
         run.trainer.predict(run.model, datamodule=run.datamodule, return_predictions=False, ckpt_path=self.ckpt_path)

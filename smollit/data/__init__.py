@@ -1,22 +1,21 @@
-"""Rows of chats and preferences -> batches. The way of a row:
+"""Rows of chats and preferences -> batches. The steps of a row:
 
  1. sources/files.py, readers.py     the files of a split, and the rows in them
  2. sources/source.py, mixture.py    one split of one data set (`Source`); several with weights and caps (`Part`)
- 3. formats/detect.py                which format the rows have: asked once per part
+ 3. formats/detect.py                which format the rows have: detected once per part
  4. formats/converters.py            a row -> `Conversation`, `Preference` or `Text`
- 5. template/template.py             rendered by the chat template (`render`), its characters in the loss found
-                                     (`loss_spans`), cut into segments, each tokenized by itself (`tokenize`)
+ 5. template/template.py             rendered by the chat template (`render`), its loss spans found (`loss_spans`),
+                                     split into segments, each tokenized separately (`tokenize`)
  6. encoding/truncate.py             truncated to `max_length`
- 7. encoding/steps.py                token ids and loss spans: the example. encoding/encoder.py leads each row through
-                                     steps 4 to 7, in batches
+ 7. encoding/steps.py                token ids and loss spans: the example. encoding/encoder.py runs steps 4 to 7 on
+                                     batches of rows
  8. encoding/cache.py, report.py     good examples go into the Arrow cache, dropped rows into the report
  9. batching/dataset.py              the examples of all parts of a split
 10. batching/sampler.py, packing.py  which examples make up which batch; of streamed rows, batching/streaming.py
 11. batching/collate.py              examples -> `Batch` (smollit/batch.py)
 
-A row that can't be used leaves the way with a `BadRow(DropReason, detail)` of formats/drop_reason.py; it is counted,
-and named. tokenized.py leads a data module through steps 1 to 8, datamodule.py through 9 to 11. Rooms import only rooms
-of earlier steps.
+A row that can't be used raises `BadRow(DropReason, detail)` of formats/drop_reason.py; it is counted and named.
+tokenized.py runs steps 1 to 8 for a data module, datamodule.py steps 9 to 11. Rooms import only rooms of earlier steps.
 """
 
 from smollit.data.datamodule import ChatDataModule

@@ -1,4 +1,4 @@
-"""ChatDataModule: tokenized examples in packed or padded batches, in an order of their own each epoch."""
+"""ChatDataModule: tokenized examples in packed or padded batches, in a new order each epoch."""
 
 import logging
 from functools import partial
@@ -29,18 +29,19 @@ class ChatDataModule(TokenizedDataModule):
             .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         train_batch_size: Rows per training batch and device: chats, pairs, or packed sequences.
         val_batch_size: Chats or pairs per batch and device in validation, test and prediction.
-        max_batch_tokens: Most positions per batch and device, padding included: batches of long rows get fewer rows.
-            null sets no limit.
+        max_batch_tokens: Maximum number of positions per batch and device, padding included: batches of long rows get
+            fewer rows. null sets no limit.
         packing: `on` packs several chats or pairs into sequences of `pack_length`, in which they do not attend to each
             other; `off` gives each a sequence; `auto` packs on a GPU.
         pack_length: Positions of a packed sequence; null takes `max_length`, for pairs twice that.
         group_by_length: Batch rows of similar length: less padding, a little less shuffling.
-        longest_first: Begin the first epoch with the longest rows, so that memory runs out at once if it does.
-        shuffle: Whether each epoch has an order of its own.
+        longest_first: Begin the first epoch with the longest rows, so that a run that runs out of memory does so at
+            once.
+        shuffle: Whether each epoch has a different order.
         shuffle_buffer: Number of rows among which the next one is drawn when streaming; 0 keeps the order of the files.
         num_workers: Number of processes that load batches; 0 loads in the main process.
         pad_to_multiple_of: Sequences are padded to a multiple of this many tokens.
-        **options: Rows and how they are tokenized, as TokenizedDataModule has them.
+        **options: All other options of TokenizedDataModule.
     """
 
     # What changes the order of the training rows: the position that a checkpoint holds is a position in this order.
@@ -78,7 +79,7 @@ class ChatDataModule(TokenizedDataModule):
         check_at_least(1, pad_to_multiple_of=pad_to_multiple_of)
         check_at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
         if self.streaming and packing == "on":
-            raise ValueError("`data.packing: on` needs all lengths beforehand, which `data.streaming` does not have")
+            raise ValueError("`data.packing: on` needs all lengths in advance, which `data.streaming` does not have")
         self.train_batch_size = train_batch_size
         self.val_batch_size = val_batch_size
         self.max_batch_tokens = max_batch_tokens
@@ -107,13 +108,13 @@ class ChatDataModule(TokenizedDataModule):
     # ---- Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Load what the stage needs; a fit begins at the start of an epoch, unless a checkpoint says where."""
+        """Load what the stage needs; a fit starts at the start of an epoch, or at the position of a checkpoint."""
         super().setup(stage)
         if stage == "fit":
             self.position.begin(self.trainer.current_epoch if self.trainer else 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands in the data; Lightning keeps it in every checkpoint."""
+        """The position of training in the data; Lightning saves it in every checkpoint."""
         batches = self.training_batches()
         return self.position.state(batches, self.trainer) if batches is not None else {}
 
@@ -162,10 +163,10 @@ class ChatDataModule(TokenizedDataModule):
         """Prompts alone, without labels."""
         return self._evaluation_loader("predict", collate_prompts)
 
-    # ---- what makes the batches
+    # ---- the batches
 
     def training_batches(self) -> BatchSampler | StreamingExamples | None:
-        """What makes up the training batches of this rank; None without a training split."""
+        """The training batches of this rank; None without a training split."""
         if not self.streaming and "train" not in self.examples:
             return None
         if self._batches is None or self._batches.batch_size != self.train_batch_size:
@@ -173,7 +174,7 @@ class ChatDataModule(TokenizedDataModule):
         return self._batches
 
     def sampler(self) -> BatchSampler:
-        """What makes up the training batches of this rank, of rows that are not streamed."""
+        """The training batches of this rank, of rows that are not streamed."""
         self._examples("train")
         batches = self.training_batches()
         assert isinstance(batches, BatchSampler), "a stream has no sampler"
@@ -232,7 +233,7 @@ class ChatDataModule(TokenizedDataModule):
 
     @rank_zero_only
     def _log_packing(self, sampler: BatchSampler) -> None:
-        """Log whether sequences are packed, and how full they are."""
+        """Log whether sequences are packed, and their fill rate."""
         if self.packs:
             log.info("packing: on, %s", describe_packing(sampler.lengths, sampler.rows(), self.pack_length))
         elif self.packing == "auto":

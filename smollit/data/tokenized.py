@@ -43,12 +43,12 @@ class TokenizedDataModule(LightningDataModule):
             with turns that start with `Human:` and `Assistant:`) or `preference`; `auto` detects it from the columns.
         columns: Columns that have another name than their part, such as {messages: dialog}.
         extra_roles: Roles that messages may have besides system, user, assistant and tool.
-        convert: Function of your own that turns each row into one of a known format, such as `my_module.from_threads`.
+        convert: Your function that turns each row into one of a known format, such as `my_module.from_threads`.
         tokenizer_name: Hub id or folder of the tokenizer; null takes the model's.
         chat_template: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
         add_tokens: Add the template's markers to the tokenizer as single tokens where they are not. The model gets
             embeddings for them, initialized with the mean of all others.
-        default_system: System text that the template adds by itself: `keep`, `drop`, or a text that replaces it.
+        default_system: System text that the template adds by default: `keep`, `drop`, or a text that replaces it.
         max_length: Longest sequence in tokens; for pairs, of the prompt and either response together.
         truncate: How longer rows are shortened. `right` truncates on the right, of pairs both responses; `left-turns`
             drops whole turns from the start, of pairs from the prompt's; `drop` drops the row; `error` refuses the run.
@@ -56,8 +56,8 @@ class TokenizedDataModule(LightningDataModule):
             of roles.
         control_text: How text in a message that spells a control token is handled. `escape` tokenizes it as plain text,
             `drop` drops the row, `error` refuses the run.
-        streaming: Read training rows during the run, for data that do not fit the disk; needs `trainer.max_steps`. No
-            packing, no grouping.
+        streaming: Read training rows during the run, for data that do not fit on the disk; needs `trainer.max_steps`.
+            No packing, no grouping.
         seed: Seed of the order of the training rows, and of the draw of `max_rows`.
         num_proc: Number of processes that tokenize; null takes one.
         max_dropped_share: Fraction of rows, 0 to 1, that may be dropped before the run is refused.
@@ -150,7 +150,7 @@ class TokenizedDataModule(LightningDataModule):
             )
             self._template = load()
             if self.add_tokens and tokenizer.add_tokens(self._template.split_markers(), special_tokens=True):
-                self._template = load()  # what it knew of the tokenizer has changed
+                self._template = load()  # the tokenizer has changed since the template was loaded
             _log_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
         return self._template
 
@@ -238,7 +238,7 @@ class TokenizedDataModule(LightningDataModule):
 
     @rank_zero_only
     def _compare_train_and_val(self) -> None:
-        """Warn if validation says nothing about new rows."""
+        """Warn if validation uses training rows."""
         train = set(self.examples["train"].keys) if "train" in self.examples else set()
         if any(train & set(rows.keys) for key, rows in self.examples.items() if key.startswith("val")):
             log.warning(
@@ -260,7 +260,7 @@ def check_at_least(least: int, **values: int | None) -> None:
 
 @rank_zero_only
 def _log_template(template: ChatTemplate, is_default: bool) -> None:
-    """Log what a user may not expect of the template."""
+    """Log properties of the template that a user may not expect."""
     if is_default:
         log.info("the tokenizer has no chat template: ChatML is used")
     for note in template.notes():
@@ -272,6 +272,6 @@ def _log_template(template: ChatTemplate, is_default: bool) -> None:
     if split:
         log.warning(
             "the chat template's markers %s are several tokens each for this tokenizer, which small models learn"
-            " badly. Set `data.chat_template` to chatml, whose markers are single tokens",
+            " poorly. Set `data.chat_template` to chatml, whose markers are single tokens",
             ", ".join(split),
         )

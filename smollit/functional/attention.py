@@ -1,4 +1,4 @@
-"""The attention mask of packed documents and their responses: one rule, in the form that each backend takes."""
+"""The attention mask of packed documents and their responses: one rule, in the form that each backend expects."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smollit.batch import Document
 
-# `documents`: each document by itself, without padding and without a mask, on any device.
+# `documents`: document by document, without padding and without a mask, on any device.
 # `sdpa`, `eager`: one mask over the padded sequences. `flex_attention`: a block mask, for GPUs.
 # `flash_attention_2`: flash-attn's kernels for packed chats; it does not support responses that share a prompt.
 AttentionBackend = Literal["documents", "sdpa", "eager", "flex_attention", "flash_attention_2"]
@@ -48,7 +48,7 @@ def attention_mask(document_RT: Tensor, branch_RT: Tensor) -> Tensor:
 
 
 def mask_for(backend: Literal["sdpa", "eager"], mask_RTT: Tensor, dtype: torch.dtype) -> Tensor:
-    """The 4-D mask that a transformers attention backend takes: [R, T, T] bool -> [R, 1, T, T].
+    """The 4-D mask that a transformers attention backend expects: [R, T, T] bool -> [R, 1, T, T].
 
     `sdpa` takes the booleans; `eager` adds its mask to the scores, so it gets 0 and the lowest number of `dtype`.
     """

@@ -44,14 +44,14 @@ def token_logps(
     """log softmax(h W^T)[label] of each token, one chunk at a time: memory does not grow with M x V.
 
     The backward pass computes each chunk's logits again. Logits are cast to fp32 before the log-sum-exp, so that log p
-    has the precision of fp32 whatever the model computes in.
+    has the precision of fp32 for every dtype of the model.
 
     Args:
         hidden_MH: [M, H] last hidden states at the positions that have a label.
         weight_VH: [V, H] weight of the head.
         labels_M: [M] token ids.
         chunk_size: Tokens per chunk, at least 1: bounds peak logits memory.
-        correct: Also say where the label has the largest logit, at the cost of one more pass over the logits.
+        correct: Also compute where the label has the largest logit, at the cost of one more pass over the logits.
 
     Raises:
         ValueError: If the shapes do not match or `chunk_size` is below 1.
@@ -103,7 +103,7 @@ def sum_per_sequence(values_M: Tensor, sequence_M: Tensor, num_sequences: int) -
 
 
 def sequence_index(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Index of the sequence of each token, [M]: lengths 2 and 3 give 0 0 1 1 1. The device is not waited for."""
+    """Index of the sequence of each token, [M]: lengths 2 and 3 give 0 0 1 1 1. No device synchronization."""
     counts = torch.tensor(lengths, dtype=torch.long).to(device, non_blocking=True)
     return torch.repeat_interleave(counts, output_size=sum(lengths))
 
@@ -141,7 +141,7 @@ class _Found:
 class _ChunkedHead(torch.autograd.Function):
     """log softmax(h W^T)[label], with dlogit = g (onehot - softmax) computed again per chunk in the backward pass.
 
-    As autograd over checkpointed chunks, in fewer passes over the logits, which are slow beside the matrix products.
+    Like autograd over checkpointed chunks, in fewer passes over the logits, which are slow compared with the products.
     The gradient of the weight is summed over the chunks in one fp32 buffer.
     """
 
@@ -215,7 +215,7 @@ class _SummedHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        # In place: one more buffer as large as the head would be the peak of memory. autograd refuses a second pass.
+        # In place: one more buffer as large as the head would be the peak memory. autograd refuses a second pass.
         grad_hidden, grad_weight, *others = ctx.saved_tensors
         for part, factor in zip(grad_hidden.split(ctx.lengths), grad, strict=True):
             part.mul_(factor)

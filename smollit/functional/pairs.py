@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Pairs(NamedTuple):
-    """What a preference loss is computed from. The columns of [P, 2] are the chosen and the rejected response.
+    """The inputs of a preference loss. The columns of [P, 2] are the chosen and the rejected response.
 
     Args:
         policy: [P, 2] log pi(y | x), a sum over the response's tokens, with gradient.

@@ -1,4 +1,4 @@
-"""TokenScores: what a model says of the loss tokens of a batch. M loss tokens, S responses, P pairs."""
+"""TokenScores: a model's scores of the loss tokens of a batch. M loss tokens, S responses, P pairs."""
 
 from typing import NamedTuple
 

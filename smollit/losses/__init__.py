@@ -1,4 +1,4 @@
-"""Losses as small objects without state: equation, paper and arguments in one class. `model.loss` chooses one."""
+"""Losses as small objects without state: equation, paper and arguments in one class. `model.loss` selects one."""
 
 from smollit.losses.base import CompletionLoss, PreferenceLoss
 from smollit.losses.dpo import DPO

@@ -1,4 +1,4 @@
-"""What losses share: PreferenceLoss, the base of the DPO family, and CompletionLoss, the base of the SFT family."""
+"""Base classes of the losses: PreferenceLoss for the DPO family, CompletionLoss for the SFT family."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

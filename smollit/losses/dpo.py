@@ -20,7 +20,7 @@ class DPO(PreferenceLoss):
     https://arxiv.org/abs/2402.10571.
 
     Args:
-        label_smoothing: Fraction of pairs that are assumed to be labelled the wrong way round, from 0 to below 0.5.
+        label_smoothing: Fraction of pairs whose labels are assumed to be swapped, from 0 to below 0.5.
         scores: Use of the score gap, score_chosen - score_rejected: `ignore`; `weight` to weight each pair with
             `score_scale` times its gap, and with 0 where the gap is negative; `offset` to require a margin of
             `score_scale` times the gap.

@@ -1,4 +1,4 @@
-"""IPO: the squared distance of the margin from a bounded target."""
+"""IPO: the squared difference between the margin and a bounded target."""
 
 from dataclasses import dataclass
 

@@ -32,12 +32,12 @@ def loss_class(name: str) -> type[Loss]:
             raise ValueError(f"`model.loss` is {name}, which can't be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, PreferenceLoss | CompletionLoss)):
         names = ", ".join(sorted(cls.__name__ for cls in known.values()))
-        raise ValueError(f"`model.loss` is {name}: expected one of {names}, or the class_path of a loss of your own")
+        raise ValueError(f"`model.loss` is {name}: expected one of {names}, or the class_path of your own loss")
     return found
 
 
 def preference_loss(value: PreferenceLoss | str | Settings) -> PreferenceLoss:
-    """A loss of the DPO family, from itself, its name, or its settings as a checkpoint has them.
+    """A loss of the DPO family, from an instance, its name, or its settings as a checkpoint stores them.
 
     Raises:
         ValueError: If it is no such loss.
@@ -49,7 +49,7 @@ def preference_loss(value: PreferenceLoss | str | Settings) -> PreferenceLoss:
 
 
 def completion_loss(value: CompletionLoss | str | Settings) -> CompletionLoss:
-    """A loss of the SFT family, from itself, its name, or its settings as a checkpoint has them.
+    """A loss of the SFT family, from an instance, its name, or its settings as a checkpoint stores them.
 
     Raises:
         ValueError: If it is no such loss.
@@ -85,14 +85,14 @@ def defaults(loss: type[Loss]) -> Settings:
 def named_loss(given: Any, before: Mapping[str, Any] | None) -> tuple[Any, Settings]:
     """Settings of a loss as the user names it, and the earlier arguments that no longer apply.
 
-    Naming another loss than before uses the defaults of that loss, whatever the other one's arguments were.
+    Naming a different loss than before uses the defaults of that loss, and drops the arguments of the other one.
 
     Args:
         given: A name, or {class_path, init_args}; anything else is returned as it is.
         before: The loss that was chosen before, from a configuration file or by default.
 
     Returns:
-        The settings with the full class_path, and the arguments of `before` that were not defaults and fall away.
+        The settings with the full class_path, and the arguments of `before` that were not defaults and are dropped.
     """
     name = given.get("class_path") if isinstance(given, Mapping) else given
     if not isinstance(name, str):
@@ -124,7 +124,7 @@ def from_version_0_1(settings: Mapping[str, Any]) -> Settings:
 
 
 def upgraded(config: Mapping[str, Any]) -> Settings:
-    """A run's settings, {"model": {"class_path", "init_args"}, ...}, as a checkpoint has them, in today's spelling."""
+    """A run's settings in a checkpoint, {"model": {"class_path", "init_args"}, ...}, in the current spelling."""
     model = config.get("model")
     if not isinstance(model, Mapping) or "init_args" not in model:
         return dict(config)
@@ -132,7 +132,7 @@ def upgraded(config: Mapping[str, Any]) -> Settings:
 
 
 def moved_settings(settings: Mapping[str, Any]) -> str:
-    """The sentence for settings of version 0.1, with the new spelling to paste."""
+    """The error message for settings of version 0.1, with the new spelling to paste."""
     loss = from_version_0_1(settings)["loss"]
     named = ", ".join(f"`model.{key}`" for key in MOVED if key in settings)
     yaml = [f"        {key}: {value}" for key, value in loss["init_args"].items()]

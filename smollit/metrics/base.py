@@ -18,12 +18,12 @@ class MeanOfSums(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # fp64: a sum over millions of tokens keeps its digits.
+        # fp64: a sum over millions of tokens keeps its precision.
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def add(self, total: Tensor, count: Tensor | int) -> None:
-        """Add a sum and the number of summands, or their total weight; the device is not waited for."""
+        """Add a sum and the number of summands, or their total weight, without device synchronization."""
         self.total += total.detach().to(self.total.dtype)
         self.count += count.detach() if isinstance(count, Tensor) else count
 
@@ -41,8 +41,8 @@ class MeanOfSums(Metric):
         return self
 
     def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Metric:  # type: ignore[override]
-        # Lightning casts the whole module with `.to(bf16)`, and torchmetrics lets that pass: a count in bf16 ends at
-        # 256. There is no public hook for a cast, so the dtype is kept here.
+        # Lightning casts the whole module with `.to(bf16)`, which torchmetrics allows: a count in bf16 stops at 256.
+        # There is no public hook for a cast, so the dtype is kept here.
         def move(state: Tensor) -> Tensor:
             device = fn(state.float()).device
             return state.to(device, torch.float32 if device.type == "mps" else torch.float64)  # MPS has no fp64
@@ -63,7 +63,7 @@ def values(collection: MetricCollection) -> dict[str, Tensor]:
 
 
 def sums(collection: MetricCollection) -> dict[str, Tensor]:
-    """[total, count] of each metric on this rank, by name; the device is not waited for."""
+    """[total, count] of each metric on this rank, by name, without device synchronization."""
     return {name: torch.stack([metric.total, metric.count]) for name, metric in _means(collection)}
 
 

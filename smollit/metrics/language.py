@@ -1,4 +1,4 @@
-"""Metrics of next-token prediction: each loss token counts once, whatever batch it was in. M loss tokens."""
+"""Metrics of next-token prediction: each loss token has the same weight in all batches. M loss tokens."""
 
 from torch import Tensor
 from torchmetrics import MetricCollection

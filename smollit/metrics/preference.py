@@ -1,4 +1,4 @@
-"""Metrics of preference optimisation. P is the number of pairs."""
+"""Metrics of preference optimization. P is the number of pairs."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Causal language models of transformers, and how they are sharded."""
+"""Causal language models of transformers, and their sharding."""
 
 from smollit.models.causal_lm import CausalLM
 

@@ -1,4 +1,4 @@
-"""The attention backend that transformers does not have, and the inputs that every backend takes for a batch."""
+"""The attention backend `documents`, and the inputs of every backend for a batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ from smollit.functional.attention import (
     mask_for,
 )
 
-DOCUMENTS = "smollit_documents"  # the name of our backend in transformers
+DOCUMENTS = "smollit_documents"  # the name of `documents` in transformers
 
 
 class DecoderInputs(NamedTuple):
-    """What the decoder is called with.
+    """The inputs of the decoder.
 
     Args:
         input_ids: [R, T], or [1, all positions that are not padding] for the backends without padding.
@@ -59,7 +59,7 @@ def _attend_documents(
     scaling: float | None = None,
     dropout: float = 0.0,
     smollit_layout: Layout | None = None,
-    **kwargs: Any,  # what transformers' models pass to any backend
+    **kwargs: Any,  # arguments that transformers' models pass to any backend
 ) -> tuple[Tensor, None]:
     """`document_attention` with the signature of transformers' attention functions, which put heads after positions.
 
@@ -102,7 +102,7 @@ def attention_for_generation(model: PreTrainedModel, backend: AttentionBackend) 
 
 
 def decoder_inputs(batch: Batch, backend: AttentionBackend, dtype: torch.dtype) -> DecoderInputs:
-    """A batch as a backend takes it.
+    """A batch in the form that a backend expects.
 
     Raises:
         ValueError: If the batch has responses that share a prompt, and the backend does not support them.
@@ -121,7 +121,7 @@ def decoder_inputs(batch: Batch, backend: AttentionBackend, dtype: torch.dtype) 
 
 
 def _without_padding(batch: Batch, backend: AttentionBackend) -> DecoderInputs:
-    """All sequences joined into one, without padding. Lengths come from the layout: the device is not waited for."""
+    """All sequences joined into one, without padding. Lengths come from the layout: no device synchronization."""
     width = batch.input_ids.shape[1]
     # The empty batch keeps one position of padding, so that every rank runs the same operations.
     layout = batch.layout or ((Document(1),),)

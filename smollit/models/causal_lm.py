@@ -26,7 +26,7 @@ class CausalLM(nn.Module):
         chunk_size: Tokens per chunk of the LM head: bounds peak logits memory.
         gradient_checkpointing: true recomputes each layer in the backward pass; `selective` keeps the results of
             matrix products and attention, and recomputes the rest.
-        dropout: Attention dropout; null keeps the model's own.
+        dropout: Attention dropout; null keeps the model's.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class CausalLM(nn.Module):
 
         Args:
             batch: Chats, or responses to prompts.
-            correct: Also say where the label has the largest logit.
+            correct: Also compute where the label has the largest logit.
             mean_logits: Also compute the mean logit of each loss token.
             token_gradients: Make every token's log-probability differentiable, for a loss that is more than a function
                 of the sums. Without it, the head saves a matrix product where a batch has one or two sums.

@@ -44,7 +44,7 @@ def policy_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    """The policy's weights alone, whole, from a folder that torch.distributed.checkpoint wrote."""
+    """The policy's full weights alone, from a folder that torch.distributed.checkpoint wrote."""
     found = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items()

@@ -1,4 +1,4 @@
-"""The only file that loads a transformers model: with all its weights, or with one sentence on why it can't."""
+"""The only file that loads a transformers model: with all its weights, or with an error that explains why not."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from smollit.errors import first_line
 from smollit.paths import check_folder
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-# Our head does not apply what these settings do to the logits, so a model that uses one is refused.
+# smollit's head does not apply these settings to the logits, so a model that uses one is refused.
 UNSUPPORTED_HEAD_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -37,10 +37,10 @@ def load_model(
         weights: `pretrained` loads the weights; `random` reads only the configuration and starts from scratch.
         dtype: dtype of the weights.
         attention: Name of the attention backend in transformers.
-        dropout: Attention dropout; None keeps the model's own.
+        dropout: Attention dropout; None keeps the model's.
 
     Raises:
-        ValueError: If it can't be loaded, or its log-probabilities can't be computed by our head and masks.
+        ValueError: If it can't be loaded, or smollit's head and masks can't compute its log-probabilities.
     """
     config = load_config(model_name)
     _check_settings(config, model_name)
@@ -54,7 +54,7 @@ def load_model(
     model.generation_config = GenerationConfig()
     check_head(model.eval(), model_name)
     _keep_buffers_in_fp32(model)
-    # from_pretrained returns eval mode, and Lightning keeps it: dropout and checkpointing would be off in silence.
+    # from_pretrained returns eval mode, and Lightning keeps it: dropout and checkpointing would be off silently.
     return model.train()
 
 
@@ -69,7 +69,7 @@ def _check_settings(config: PretrainedConfig, model_name: str) -> None:
 
 
 def _keep_buffers_in_fp32(model: nn.Module) -> None:
-    """Restore floating-point buffers, before they are used, if somebody has cast the whole model.
+    """Restore floating-point buffers, before they are used, if the whole model was cast.
 
     Lightning does so for bf16-true. Rotary frequencies in bf16 are off by up to 0.2 %: radians, at position 1,000.
     """
@@ -110,20 +110,20 @@ def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtyp
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"could not load the weights of `{model_name}` ({first_line(error)}). Check that the files are whole and"
+            f"could not load the weights of `{model_name}` ({first_line(error)}). Check that the files are complete and"
             " belong to its config.json, or the network if it is a Hub id"
         ) from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
-        # transformers would initialise them at random.
+        # transformers would initialize them at random.
         raise ValueError(f"the weights of `{model_name}` lack {len(missing)} tensors of its config.json: {missing[:3]}")
     return model
 
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, model_name: str) -> None:
-    """Refuse a model whose logits are not hidden @ weight.T: our log-probabilities would not be the model's.
+    """Refuse a model whose logits are not hidden @ weight.T: smollit's log-probabilities would not be the model's.
 
     Raises:
         ValueError: If the head has a bias, or the model does something to the logits.
@@ -166,7 +166,7 @@ def weights_fingerprint(model_name: str) -> str:
     """
     folder = Path(model_name)
     if not folder.is_dir():
-        load_config(model_name)  # with an error that says what to do
+        load_config(model_name)  # raises an error with advice
         cached = cached_file(model_name, "config.json")
         assert cached is not None, "load_config found it"
         return f"{model_name}@{Path(cached).parent.name}"  # the Hub's cache names its folders after commits
@@ -189,7 +189,7 @@ def _no_weights(model_name: str) -> ValueError:
 
 @contextmanager
 def no_progress_bar(local: bool) -> Iterator[None]:
-    """Turn off transformers' progress bar for local files, which load in a moment. Downloads keep theirs."""
+    """Turn off transformers' progress bar for local files, which load quickly. Downloads keep theirs."""
     if not local or not transformers_logging.is_progress_bar_enabled():
         yield
         return

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what a layer keeps for the backward pass, and what it computes again."""
+"""Gradient checkpointing: what a layer keeps for the backward pass, and what it recomputes."""
 
 from functools import partial
 from typing import Any, Literal

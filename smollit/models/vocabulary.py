@@ -13,13 +13,13 @@ log = logging.getLogger(__name__)
 def fit_vocabulary(model: PreTrainedModel, vocabulary_size: int, can_grow: bool) -> None:
     """Add embeddings for new tokens; never remove any.
 
-    New rows are the mean of the old ones, in the embeddings and in the head. So a new token begins as an average one,
-    and policy and reference begin equal.
+    New rows are the mean of the old ones, in the embeddings and in the head. So a new token starts as an average one,
+    and policy and reference start equal.
 
     Args:
         model: A transformers model; tied embeddings stay tied.
         vocabulary_size: Number of tokens of the tokenizer.
-        can_grow: Whether the user wants tokens added.
+        can_grow: Whether `data.add_tokens` is set.
 
     Raises:
         ValueError: If a token has no embedding and none may be added.
@@ -32,7 +32,7 @@ def fit_vocabulary(model: PreTrainedModel, vocabulary_size: int, can_grow: bool)
     if not can_grow:
         raise ValueError(
             f"the tokenizer has {vocabulary_size:,} tokens, but the model has embeddings for {before:,}: use the"
-            " model's own tokenizer, or set `data.add_tokens: true` to add embeddings for the others"
+            " model's tokenizer, or set `data.add_tokens: true` to add embeddings for the others"
         )
     model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):

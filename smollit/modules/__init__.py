@@ -1,4 +1,4 @@
-"""LightningModules: supervised fine-tuning and direct preference optimisation."""
+"""LightningModules: supervised fine-tuning and direct preference optimization."""
 
 from smollit.modules.base import FineTuningModule, NonFiniteError
 from smollit.modules.dpo import DPOModule

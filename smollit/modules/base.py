@@ -1,4 +1,4 @@
-"""FineTuningModule: what SFT and DPO share. Sums and counts, divided once per optimizer step; optimizer; logs."""
+"""FineTuningModule, the base of SFT and DPO. Sums and counts, divided once per optimizer step; optimizer; logs."""
 
 from abc import abstractmethod
 from typing import Any, Literal
@@ -68,7 +68,7 @@ class FineTuningModule(PolicyModule):
         self.gradient_norm: Tensor | None = None
         self.num_skipped_steps = 0
 
-    # ---- what a subclass says
+    # ---- to be overridden
 
     @abstractmethod
     def step(self, batch: Batch, stage: str) -> SumAndCount:
@@ -96,7 +96,7 @@ class FineTuningModule(PolicyModule):
     # ---- Lightning's hooks: one optimizer step
 
     def on_fit_start(self) -> None:
-        """Refuse what would fail at the first step; make sure that dropout and checkpointing are on."""
+        """Refuse settings that would fail at the first step; enable dropout and checkpointing."""
         self.policy.train()
         self.window.clear()
         if self.attention == "flex_attention" and self.device.type == "cpu":
@@ -130,7 +130,7 @@ class FineTuningModule(PolicyModule):
         return (limit / (norm + 1e-6)).clamp(max=1.0)
 
     def _on_non_finite(self, loss: float, norm: float, *, loss_is_finite: bool) -> None:
-        # fp16's GradScaler meets infinite gradients while it looks for its scale, and skips those steps itself.
+        # fp16's GradScaler produces infinite gradients while it searches for its scale, and skips those steps itself.
         scaler_skips = loss_is_finite and gradient_scaler(self.trainer) is not None
         if scaler_skips or self.non_finite == "skip":
             self.num_skipped_steps += 1
@@ -141,7 +141,7 @@ class FineTuningModule(PolicyModule):
         raise NonFiniteError(
             f"step {self.trainer.global_step + 1}: loss {loss:g}, gradient norm {norm:g}, at learning rate"
             f" {self.current_learning_rate():.3g}, on rows {self.window.rows()}. The weights are those of the step"
-            " before. Lower `model.learning_rate`, look at these rows, or set `model.non_finite: skip`"
+            " before. Lower `model.learning_rate`, check these rows, or set `model.non_finite: skip`"
         )
 
     def configure_gradient_clipping(

@@ -1,4 +1,4 @@
-"""Direct preference optimisation, https://arxiv.org/abs/2305.18290: a policy and its frozen reference."""
+"""Direct preference optimization, https://arxiv.org/abs/2305.18290: a policy and its frozen reference."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ class DPOModule(FineTuningModule):
         reference: `frozen` keeps the reference model on the policy's device; `offloaded` keeps it in CPU memory between
             uses; `precomputed` scores all pairs once, before training, stores the values in `data.cache_dir` (which
             all nodes must share) for later runs, and needs no memory afterwards.
-        loss: Loss of a pair, by class: `DPO` (also called sigmoid), `IPO`, `Hinge`, or one of your own by its
-            class_path. Its arguments are below `model.loss`.
+        loss: Loss of a pair, by class: `DPO` (also called sigmoid), `IPO`, `Hinge`, or your own by its class_path.
+            Its arguments are below `model.loss`.
         learning_rate: Peak learning rate, reached after the warm-up. If it is much higher than the default, the
-            rewards of both responses sink.
+            rewards of both responses fall.
         dropout: Attention dropout of the policy. 0 by default, because its noise would count as reward.
         **options: All other options of FineTuningModule.
     """

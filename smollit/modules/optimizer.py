@@ -1,4 +1,4 @@
-"""The optimizer: one learning rate, `model.learning_rate`, and what does not work with a gradient scaler."""
+"""The optimizer: one learning rate, `model.learning_rate`, and checks for the gradient scaler."""
 
 import inspect
 from typing import Literal
@@ -15,7 +15,7 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """Give every group the module's learning rate.
 
     Raises:
-        ValueError: If the optimizer has another one: two settings of one thing.
+        ValueError: If the optimizer has a different one.
     """
     default = inspect.signature(type(optimizer)).parameters["lr"].default
     for group in optimizer.param_groups:

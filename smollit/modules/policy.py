@@ -23,13 +23,13 @@ class PolicyModule(StageMetricsModule):
     Args:
         model_name: Hub id or local folder of the model to train.
         init_from: A checkpoint whose weights a new run starts from, at step 0; null uses those of `model_name`.
-        attention: How documents are kept apart: `documents` needs no padding and no mask, on any device;
+        attention: How documents are separated: `documents` needs no padding and no mask, on any device;
             `flex_attention` and `flash_attention_2` (no DPO) are for GPUs; `sdpa` and `eager` mask padded sequences.
         chunk_size: Tokens per chunk of the LM head: bounds peak logits memory.
         gradient_checkpointing: true recomputes layers in the backward pass: less memory, about a third more time;
-            `selective` keeps matrix products and recomputes the cheap rest.
+            `selective` keeps matrix products and recomputes the cheaper operations.
         compile: Compile the policy with torch.compile, in place: checkpoints stay the same.
-        dropout: Attention dropout of the policy; null keeps the model's own.
+        dropout: Attention dropout of the policy; null keeps the model's.
         max_new_tokens: Maximum number of generated tokens per prompt, for `predict`.
         temperature: Sampling temperature for `predict`; 0 decodes greedily.
     """
@@ -64,7 +64,7 @@ class PolicyModule(StageMetricsModule):
         self.policy = None  # type: ignore[assignment]
 
     def configure_model(self) -> None:
-        """Load the policy, and shard it where the strategy asks for it. Lightning may call this twice."""
+        """Load the policy, and shard it if the strategy requires it. Lightning may call this twice."""
         if self.policy is not None:
             return
         model = self.load(
@@ -73,7 +73,7 @@ class PolicyModule(StageMetricsModule):
             gradient_checkpointing=self.gradient_checkpointing,
             dropout=self.dropout,
         )
-        resumes = self.trainer_or_none is not None and self.trainer.ckpt_path  # a resume brings its own weights
+        resumes = self.trainer_or_none is not None and self.trainer.ckpt_path  # restores its weights
         if self.init_from and not resumes:
             load_weights(model, Path(self.init_from), self.model_name)
         if self.compile_policy:
@@ -103,11 +103,11 @@ class PolicyModule(StageMetricsModule):
         return model
 
     def shard(self, model: CausalLM) -> nn.Module:
-        """The model, sharded where the strategy asks for it."""
+        """The model, sharded if the strategy requires it."""
         return shard(model, self.device_mesh["data_parallel"] if self.device_mesh else None)
 
     def weights_dtype(self) -> torch.dtype:
-        """fp32, unless the trainer's precision ends in `-true`: a bf16 weight forgets small updates.
+        """fp32, unless the trainer's precision ends in `-true`: a bf16 weight loses small updates.
 
         Raises:
             ValueError: If the precision is `16-true`.
@@ -125,7 +125,7 @@ class PolicyModule(StageMetricsModule):
         if not batch.num_examples:
             return []
         if self.token_source is None:
-            raise ValueError("`predict` needs a data module that says where a response ends: see smollit.batch")
+            raise ValueError("`predict` needs a data module with `stop_ids()`: see TokenSource in smollit.batch")
         stop_ids = self.token_source.stop_ids()
         responses = unwrap(self.policy).generate(batch, self.max_new_tokens, stop_ids, self.temperature)
         return list(zip(batch.example_ids.tolist(), responses, strict=True))

@@ -18,11 +18,11 @@ class ReferenceScorer:
     """Log-probabilities of responses under the weights that the run began with.
 
     It is not an nn.Module, so the reference's weights are neither in checkpoints nor in the optimizer, and `train()`
-    does not reach them.
+    does not apply to them.
 
     Args:
         name: Hub id or folder.
-        mode: Where the reference is kept: see DPOModule.
+        mode: `reference` of DPOModule.
     """
 
     def __init__(self, name: str, mode: ReferenceMode) -> None:
@@ -52,7 +52,7 @@ class ReferenceScorer:
             self._model = module.shard(model) if self.mode == "frozen" else model
 
     def place(self, device: torch.device) -> None:
-        """Move a frozen model, which Lightning does not know, to the device; a sharded one stays where it is."""
+        """Move a frozen model, which Lightning does not manage, to the device; a sharded one is not moved."""
         if self.mode == "frozen" and not self._is_sharded:
             self.model.to(device)
 
@@ -61,7 +61,7 @@ class ReferenceScorer:
         """log pi_ref(y | x) of each response of the batch, [number of responses].
 
         Raises:
-            ValueError: If they should be in the batch, and are not.
+            ValueError: If they should be in the batch and are missing.
         """
         if self.mode == "frozen":
             return self.model(batch).sums
@@ -96,5 +96,5 @@ class ReferenceScorer:
         if saved and saved["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"this run began with the reference {saved['source']}, and {self.name} now holds other weights:"
-                " rewards would change their meaning. Give the original reference, or start a new run"
+                " rewards would not be comparable. Give the original reference, or start a new run"
             )

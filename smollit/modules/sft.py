@@ -17,7 +17,7 @@ class SFTModule(FineTuningModule):
     Args:
         model_name: Hub id or local folder of the model to train.
         weights: `pretrained`, or `random` to start from scratch with the model's configuration.
-        loss: Loss of the loss tokens, by class: `NLL`, or one of your own by its class_path.
+        loss: Loss of the loss tokens, by class: `NLL`, or your own by its class_path.
         **options: All other options of FineTuningModule.
     """
 

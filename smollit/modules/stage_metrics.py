@@ -1,4 +1,4 @@
-"""StageMetricsModule: the metrics of each stage and of each named validation set, and how they are logged."""
+"""StageMetricsModule: the metrics of each stage and of each named validation set, and their logging."""
 
 from abc import abstractmethod
 from typing import Any
@@ -44,7 +44,7 @@ class StageMetricsModule(LightningModule):
 
     @property
     def token_source(self) -> TokenSource | None:
-        """The data module, if it says what its tokens are."""
+        """The data module, if it is a TokenSource."""
         trainer = self.trainer_or_none
         data = trainer.datamodule if trainer else None  # type: ignore[attr-defined]  # Lightning declares it nowhere
         return data if isinstance(data, TokenSource) else None
@@ -80,7 +80,7 @@ class StageMetricsModule(LightningModule):
                 add_collection(total, self.metrics_of(name))
                 found |= values(self.metrics_of(name))
         found |= values(total)
-        # `num_sanity_val_steps: -1` validates on everything before the first step: those metrics are worth keeping.
+        # `num_sanity_val_steps: -1` runs a full validation before the first step: those metrics are logged.
         if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
             self.report(found)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Window:
-    """Loss sums, counts and row numbers since the last optimizer step; the device is not waited for."""
+    """Loss sums, counts and row numbers since the last optimizer step, without device synchronization."""
 
     def __init__(self) -> None:
         self.sums: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What every run has, whatever it trains: the trainer, exact resume, graceful stops, the validation schedule."""
+"""The parts of every run: the trainer, exact resume, graceful stops, the validation schedule."""
 
 from smollit.training.reference import ReferenceScores
 from smollit.training.trainer import SmollitTrainer

@@ -1,4 +1,4 @@
-"""What every run of a FineTuningModule has: built in code, so a config that replaces the callbacks can't lose it."""
+"""The callbacks of every run of a FineTuningModule: built in code, so a config can't remove them by accident."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from smollit.training.stop import GracefulStop
 
 
 def run_logger(folder: str) -> TensorBoardLogger:
-    """Events in the run's folder itself."""
+    """TensorBoard events in the run folder itself."""
     return TensorBoardLogger(save_dir=folder, name="", version="", default_hp_metric=False)
 
 
@@ -27,10 +27,10 @@ def with_built_in(
     """The callbacks of a run, in their order.
 
     Args:
-        callbacks: The trainer's.
-        asked_for: Those that the user asked for: the others are Lightning's defaults, and ours take their place.
-        run_state: Which saves and restores the run.
-        folder: Where last.ckpt is saved; None saves nothing.
+        callbacks: The trainer's callbacks.
+        asked_for: Those that the user requested: the others are Lightning's defaults, which smollit's replace.
+        run_state: Saves and restores the run.
+        folder: Folder of last.ckpt; None saves nothing.
     """
     by_default = (ModelCheckpoint, ModelSummary, AnyProgressBar)
     replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
@@ -42,5 +42,5 @@ def with_built_in(
         first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
     checkpoints = [callback for callback in kept if isinstance(callback, Checkpoint)]
     others = [callback for callback in kept if callback not in checkpoints]
-    # The stop is asked last: it leaves the run when all others have seen the batch.
+    # The stop comes last: it ends the run when all other callbacks have seen the batch.
     return [*first, *others, GracefulStop(folder), *checkpoints]

@@ -1,4 +1,4 @@
-"""Checkpoints: they appear whole or not at all, old ones go, and a bad one is answered with a good one's name."""
+"""Checkpoints: written atomically, old ones removed; the error for a bad one names a good one."""
 
 import logging
 import os
@@ -18,8 +18,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name first, so that a full disk or a killed process leaves the old file as it was."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`: to a file beside it, flushed to the disk, then renamed."""
-        if "://" in str(path):  # a remote file system has its own way to write whole files
+        """Write `checkpoint` to `path`: to a temporary file in the same folder, flushed to the disk, then renamed."""
+        if "://" in str(path):  # a remote file system has its own way to write files atomically
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def newest_first(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
-    """Checkpoints of a folder; names of unfinished files begin with a dot and do not count."""
+    """Checkpoints of a folder; unfinished files, whose names begin with a dot, do not count."""
     found = [path for path in folder.glob(pattern) if not path.name.startswith(".")]
     return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
@@ -55,9 +55,9 @@ def best_checkpoint(callbacks: Iterable[Callback], folder: Path) -> Path | None:
     states = check_readable(newest).get("callbacks", {}).values() if newest else ()
     noted = [state["best_model_path"] for state in states if isinstance(state, dict) and state.get("best_model_path")]
     for path in map(Path, noted):
-        for place in (path, folder / path.name):  # the run's folder may have been moved
-            if place.exists():
-                return place
+        for candidate in (path, folder / path.name):  # the run folder may have been moved
+            if candidate.exists():
+                return candidate
     return None
 
 
@@ -80,7 +80,7 @@ def find_checkpoint(ckpt_path: str | Path, folder: Path, callbacks: Iterable[Cal
         raise ValueError(
             f"there is no `{ckpt_path}` checkpoint in {folder}: train first"
             f"{' with a ModelCheckpoint that monitors a metric' if ckpt_path == 'best' else ''}, or set `ckpt_path`"
-            " to a file, or to null for the model as it is"
+            " to a file, or to null for the model without a checkpoint"
         )
     check_readable(path)
     return path
@@ -103,10 +103,10 @@ def resume_path(ckpt_path: str | Path | None, folder: Path, callbacks: Iterable[
 
 
 def check_readable(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint file holds, with its tensors left on the disk; nothing for a folder of shards.
+    """The contents of a checkpoint file, with its tensors left on the disk; empty for a folder of shards.
 
     Raises:
-        ValueError: If it is missing or can't be read; names the newest one beside it that can.
+        ValueError: If it is missing or can't be read; names the newest readable one in its folder.
     """
     path = Path(path)
     if path.is_dir():
@@ -115,9 +115,9 @@ def check_readable(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"`ckpt_path` is {path}, and there is no such file: give a .ckpt file, `last`, or null")
     try:
         return _peek(path)
-    except Exception as error:  # torch raises a dozen kinds for a file that is cut off or not its own
+    except Exception as error:  # torch raises a dozen types for a file that is truncated or of another kind
         good = next((other for other in newest_first(path.parent) if other != path and _is_whole(other)), None)
-        advice = f"The newest one that is whole is {good}: set `ckpt_path` to it" if good else "Set `ckpt_path` to null"
+        advice = f"The newest readable one is {good}: set `ckpt_path` to it" if good else "Set `ckpt_path` to null"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"`ckpt_path` {path} can't be read as a checkpoint ({reason}). {advice}") from error
 
@@ -130,7 +130,7 @@ def check_resumable(path: str | Path) -> None:
     """
     if not Path(path).is_dir() and "optimizer_states" not in check_readable(path):
         raise ValueError(
-            f"{path} holds only weights, so a run can't go on from it. To start a new run from these weights,"
+            f"{path} holds only weights, so a run can't resume from it. To start a new run from these weights,"
             " set `model.init_from` to it, and `ckpt_path` to null"
         )
 

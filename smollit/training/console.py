@@ -1,4 +1,4 @@
-"""What a run shows on the console: a start summary, a progress bar, and no notes that are wrong or of no use in it."""
+"""The console output of a run: a start summary, a progress bar, and a filter for notes that do not apply."""
 
 import logging
 import warnings
@@ -14,12 +14,12 @@ from smollit.data.encoding.report import Report
 from smollit.models.sharding import unwrap
 
 NOTES = (
-    ".*does not have many workers.*",  # collating ids costs next to nothing
-    ".*LeafSpec.*",  # Lightning's own use of a torch name that will go
-    ".*using a custom batch sampler .* for prediction.*",  # ours gives every row once
-    ".*but have no logger configured.*",  # then the metrics are only shown
-    ".*your dataloader is not resumable.*",  # ours is: the position is in the data module's state
-    ".*Total length of `list` across ranks is zero.*",  # `val_split: null` means it
+    ".*does not have many workers.*",  # collating ids is cheap
+    ".*LeafSpec.*",  # Lightning's own use of a deprecated torch name
+    ".*using a custom batch sampler .* for prediction.*",  # smollit's gives every row once
+    ".*but have no logger configured.*",  # then the metrics are only printed
+    ".*your dataloader is not resumable.*",  # it is: the position is in the data module's state
+    ".*Total length of `list` across ranks is zero.*",  # `val_split: null` is intended
     ".*when logging on epoch level in distributed setting.*",  # `metrics.values` has summed over the ranks already
 )
 ADVERTISED = ("litlogger", "litmodels")
@@ -27,7 +27,7 @@ CHECKPOINTING = {False: "off", True: "on", "selective": "selective"}
 
 
 class StartSummary(Callback):
-    """Prints parameters, dtype, mode, attention, precision, data, steps, learning rate and the run's folder."""
+    """Prints parameters, dtype, mode, attention, precision, data, steps, learning rate and the run folder."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_lengths(trainer, pl_module)
@@ -41,7 +41,7 @@ class StartSummary(Callback):
 
 
 def describe(trainer: Trainer, module: Any) -> dict[str, str]:
-    """What a person wants to know before hours are spent."""
+    """The entries of the summary, by name."""
     parameters = list(module.policy.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
@@ -69,7 +69,7 @@ def describe_rows(reports: dict[str, Report]) -> str:
         return "unknown"
     kept, tokens = sum(report.kept for report in train), sum(report.tokens for report in train)
     loss_tokens = sum(report.loss_tokens for report in train)
-    return f"{kept:,} rows, {tokens:,} tokens, {loss_tokens / max(tokens, 1):.1%} trained"
+    return f"{kept:,} rows, {tokens:,} tokens, {loss_tokens / max(tokens, 1):.1%} loss tokens"
 
 
 def check_lengths(trainer: Trainer, module: Any) -> None:
@@ -85,11 +85,11 @@ def check_lengths(trainer: Trainer, module: Any) -> None:
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar; its total forgets accumulation when `max_steps` ends the epoch early."""
+    """Lightning's bar with a correct total; Lightning's ignores accumulation when `max_steps` ends the epoch early."""
 
     @property
     def total_train_batches(self) -> int | float:
-        """Micro-batches of this epoch, up to its end or that of the run."""
+        """Micro-batches of this epoch, up to the end of the epoch or of the run."""
         in_epoch = self.trainer.num_training_batches
         if self.trainer.max_epochs != -1 or self.trainer.max_steps < 1:
             return in_epoch
@@ -100,7 +100,7 @@ class ProgressBar(TQDMProgressBar):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence them inside the block; filters and loggers are as before after it."""
+    """Silence them inside the block; filters and loggers are restored afterwards."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     with warnings.catch_warnings():
         for note in NOTES:

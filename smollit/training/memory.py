@@ -1,4 +1,4 @@
-"""Memory of a device: what is free, what this process holds, its peak, and the CPU allocator's setting."""
+"""Memory of a device: free, used by this process, its peak; and the CPU allocator's setting."""
 
 import ctypes
 import resource
@@ -49,9 +49,9 @@ def container_free(cgroup: Path) -> int | None:
 def keep_freed_memory() -> bool:
     """Make glibc keep freed memory for the rest of the process; return False where there is no glibc.
 
-    By default, glibc maps every large tensor anew and returns it to the system when it is freed, so the system clears
-    the same pages again and again: about a tenth of a training step on a CPU, most where batches differ in size. The
-    peak of memory is the same.
+    By default, glibc maps memory for every large tensor and returns it to the system when it is freed, so the system
+    clears the same pages repeatedly: about a tenth of a training step on a CPU, most where batches differ in size. The
+    peak memory is the same.
     """
     if not sys.platform.startswith("linux"):
         return False

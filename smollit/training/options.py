@@ -1,4 +1,4 @@
-"""What an option of the trainer means: `fsdp` and `fsdp2` by name, and defaults from the environment."""
+"""Options of the trainer: `fsdp` and `fsdp2` by name, and defaults from the environment."""
 
 import inspect
 import os
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecision
 
 
 class ShardedStrategy(FSDPStrategy):
-    """FSDP with whole checkpoints, and gradients reduced in fp32: a sum of many small terms."""
+    """FSDP with unsharded checkpoints, and gradients reduced in fp32: a sum of many small terms."""
 
     strategy_name = "fsdp"
 
@@ -23,13 +23,13 @@ class ShardedStrategy(FSDPStrategy):
 
     @property
     def mixed_precision_config(self) -> MixedPrecision | None:
-        """What the trainer's precision asks for, but sums over ranks and rotary frequencies in fp32."""
+        """The trainer's precision, but sums over ranks and rotary frequencies in fp32."""
         config = super().mixed_precision_config
         return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32) if config else None
 
 
 class Sharded2Strategy(ModelParallelStrategy):
-    """FSDP2 over all processes: data parallel, with whole checkpoints. Runs on the CPU too."""
+    """FSDP2 over all processes: data parallel, with unsharded checkpoints. Runs on the CPU too."""
 
     strategy_name = "fsdp2"
 
@@ -37,7 +37,7 @@ class Sharded2Strategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
 
     def setup_environment(self) -> None:
-        """Lightning's default is tensor parallelism inside a node; here all processes share the data."""
+        """One data-parallel mesh over all processes; Lightning's default is tensor parallelism inside a node."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
@@ -46,7 +46,7 @@ BY_NAME: dict[str, type[Strategy]] = {"fsdp": ShardedStrategy, "fsdp2": Sharded2
 
 
 def by_name(strategy: str | Strategy) -> str | Strategy:
-    """Our strategy for `fsdp` and `fsdp2`; anything else as it is, for Lightning's registry."""
+    """smollit's strategy for `fsdp` and `fsdp2`; anything else unchanged, for Lightning's registry."""
     return BY_NAME[strategy]() if isinstance(strategy, str) and strategy in BY_NAME else strategy
 
 

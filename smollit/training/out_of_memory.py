@@ -1,4 +1,4 @@
-"""Running out of memory: which settings need less, in the order to try, for the error message and for `estimate`."""
+"""Out of memory: which settings need less, in the order to try, for the error message and for `estimate`."""
 
 import logging
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from smollit.modules import DPOModule, FineTuningModule
 from smollit.training.memory import GIB, peak_bytes
 
 log = logging.getLogger(__name__)
-# The CPU's allocator has no exception of its own.
+# The CPU's allocator has no dedicated exception.
 MESSAGES = ("not enough memory", "DefaultCPUAllocator", "out of memory")
 SMALL_CHUNK = 256  # a smaller `model.chunk_size` saves little and is slow
 
@@ -24,9 +24,9 @@ class Advice(NamedTuple):
 
     Args:
         setting: Name on the command line.
-        now: Its present value.
+        now: Its current value.
         better: A value that needs less memory.
-        why: What it does, and what it costs.
+        why: Its effect and its cost.
     """
 
     setting: str
@@ -39,7 +39,7 @@ class Advice(NamedTuple):
 
 
 class OutOfMemory(Callback):
-    """Adds advice to an out-of-memory error; the error itself is raised as it is."""
+    """Adds advice to an out-of-memory error; the error itself is raised unchanged."""
 
     def __init__(self) -> None:
         self.stage = "training"
@@ -66,7 +66,7 @@ class OutOfMemory(Callback):
             log.error("%s", self.message(trainer, pl_module))
 
     def message(self, trainer: Trainer, module: LightningModule) -> str:
-        """Where memory ran out, and which settings to change."""
+        """Where the run ran out of memory, and which settings to change."""
         data: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
         device = trainer.strategy.root_device
         where = (
@@ -91,7 +91,7 @@ def describe(batch: Batch) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on any device."""
+    """Whether an error means out of memory, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
@@ -105,7 +105,7 @@ def is_sharded(trainer: Trainer) -> bool:
 def advice(
     trainer: Trainer, module: LightningModule, data: LightningDataModule | None, training: bool = True
 ) -> list[Advice]:
-    """Settings that need less memory: first those that leave the result as it is."""
+    """Settings that need less memory: first those that do not change the result."""
     ours = module if isinstance(module, FineTuningModule) else None
     chats = data if isinstance(data, ChatDataModule) else None
     found: list[Advice] = []
@@ -179,4 +179,5 @@ def _length(data: ChatDataModule) -> Advice:
     if data.packs:
         longest = data.pack_length
         return Advice("data.pack_length", str(longest), str(longest // 2), "with data.max_length not above it")
-    return Advice("data.max_length", str(data.max_length), str(data.max_length // 2), "longer rows are cut or dropped")
+    longest = data.max_length
+    return Advice("data.max_length", str(longest), str(longest // 2), "longer rows are truncated or dropped")

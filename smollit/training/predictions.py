@@ -1,4 +1,4 @@
-"""WritePredictions: the answers of `predict`, in the order of the rows, in <run folder>/predictions.jsonl."""
+"""WritePredictions: the responses of `predict`, in the order of the rows, in <run folder>/predictions.jsonl."""
 
 import json
 import logging
@@ -22,8 +22,8 @@ FILE = "predictions.jsonl"
 class WritePredictions(Callback):
     """Writes one JSON object per row: `row`, `prompt`, `answer`.
 
-    Every rank writes a part of its own as batches come, so a run that is killed leaves what it had; at the end rank 0
-    puts the parts together.
+    Every rank writes a separate part, batch by batch, so a killed run leaves its finished responses; at the end rank 0
+    merges the parts.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class WritePredictions(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if type(pl_module).predict_step is not FineTuningModule.predict_step:
-            return  # what another `predict_step` gives is for its own author
+            return  # the output of another `predict_step` is not written
         policy = pl_module.policy
         assert isinstance(policy, nn.Module)
         if is_sharded(policy):
@@ -50,7 +50,7 @@ class WritePredictions(Callback):
         # The empty batch that keeps ranks in step has one row of padding and no outputs.
         for (row, ids), (prompt_ids, document) in zip(outputs or [], prompts, strict=bool(outputs)):
             prompt = template.tokenizer.decode(prompt_ids[document != PADDING], clean_up_tokenization_spaces=False)
-            entry = {"row": row, "prompt": prompt, "answer": answer_text(template, ids)}
+            entry = {"row": row, "prompt": prompt, "answer": response_text(template, ids)}
             self.part.write(to_line(entry))
         self.part.flush()
 
@@ -62,7 +62,7 @@ class WritePredictions(Callback):
         if trainer.is_global_zero:
             parts = [part_path(trainer, rank) for rank in range(trainer.world_size)]
             target = Path(trainer.default_root_dir) / FILE
-            log.info("%s answers in %s", f"{merge(parts, target):,}", target)
+            log.info("%s responses in %s", f"{merge(parts, target):,}", target)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()
@@ -77,11 +77,11 @@ class WritePredictions(Callback):
         self.part = None
 
 
-def answer_text(template: ChatTemplate, ids: Iterable[int]) -> str:
-    """The answer as a person reads it: without special tokens, and without what follows the end of the turn."""
+def response_text(template: ChatTemplate, ids: Iterable[int]) -> str:
+    """The text of a response, without special tokens and without what follows the end of the turn."""
     text = str(template.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
     end = template.turn_end()
-    # An end marker of several tokens can't stop the generation, so its text is looked for.
+    # An end marker of several tokens does not stop generation, so its text is searched for.
     return text.partition(end)[0] if end else text
 
 
@@ -91,12 +91,12 @@ def to_line(entry: dict[str, Any]) -> str:
 
 
 def part_path(trainer: Trainer, rank: int) -> Path:
-    """Where a rank writes until the end."""
+    """The file that a rank writes until the end."""
     return Path(trainer.default_root_dir) / f".{FILE}.rank-{rank}"
 
 
 def merge(parts: list[Path], target: Path) -> int:
-    """Put the parts together, sorted by row, remove them, and return how many rows there are."""
+    """Merge the parts, sorted by row, remove them, and return the number of rows."""
     lines = [line for part in parts for line in part.read_text(encoding="utf-8").split("\n") if line]
     lines.sort(key=lambda line: json.loads(line)["row"])
     temporary = target.with_name(f".{target.name}.tmp")

@@ -29,7 +29,7 @@ def get_random_state() -> State:
 
 
 def set_random_state(state: State) -> None:
-    """Undo of `get_random_state`."""
+    """Restore what `get_random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"][0])

@@ -1,8 +1,8 @@
 """ReferenceScores: `model.reference: precomputed`. The reference's log-probabilities become columns of the data.
 
 They are computed once, for the training set and every evaluation set, before the models of the run are loaded, and
-stored on disk. The key covers all that changes a value: the tokens, the weights, and what they are computed in and
-with. Values are written in files of `PART` pairs as they are computed, so that a killed run continues where it was.
+stored on disk. The key covers all that changes a value: the tokens, the weights, the dtype, precision and backend.
+Values are written in files of `PART` pairs as they are computed, so that a killed run continues where it stopped.
 """
 
 import hashlib
@@ -51,8 +51,8 @@ def attach_reference_scores(trainer: Trainer, module: DPOModule) -> None:
     """Give all examples of the data module their reference's values; compute those that are not on disk.
 
     Args:
-        trainer: Whose devices and precision compute them.
-        module: The DPO module whose reference it is.
+        trainer: Its devices and precision are used.
+        module: The DPO module of the reference.
 
     Raises:
         ValueError: If there are no examples to score, or a value is not finite.
@@ -61,8 +61,8 @@ def attach_reference_scores(trainer: Trainer, module: DPOModule) -> None:
     splits = data.examples if isinstance(data, ChatDataModule) else {}
     if trainer.training and "train" not in splits:
         raise ValueError(
-            "`model.reference: precomputed` needs the data module's tokenised pairs before training, which streams and"
-            " loaders of your own do not have: use `frozen`"
+            "`model.reference: precomputed` needs the data module's tokenized pairs before training, which streams and"
+            " user-defined loaders do not have: use `frozen`"
         )
     module.scorer.fingerprint = weights_fingerprint(module.scorer.name)
     scorer = _Scorer(trainer, module)
@@ -87,7 +87,7 @@ def _attach(scorer: "_Scorer", examples: Examples) -> None:
 
 
 class Store:
-    """Values of the pairs of one tokenised data set, [N, 2] in fp32, in files that appear whole or not at all.
+    """Values of the pairs of one tokenized data set, [N, 2] in fp32, in files that are written atomically.
 
     Args:
         folder: Folder of the files.
@@ -108,7 +108,7 @@ class Store:
 
     def missing(self, rank: int, world_size: int) -> list[range]:
         """The parts of one rank that are not on disk."""
-        # Dealt out before looking: other ranks write meanwhile, and each would count what is left in its own way.
+        # Divided before looking: other ranks write meanwhile, and each would find a different remainder.
         return [part for part in self.parts()[rank::world_size] if not self.path(part).exists()]
 
     def write(self, part: range, values: np.ndarray) -> None:
@@ -132,7 +132,7 @@ class Store:
 
 
 class _Scorer:
-    """The reference model, which is loaded when the first value is missing, and what its values depend on."""
+    """The reference model, which is loaded when the first value is missing, and the key of its values."""
 
     def __init__(self, trainer: Trainer, module: DPOModule) -> None:
         self.trainer = trainer
@@ -155,7 +155,7 @@ class _Scorer:
         return self._model
 
     def key(self, tokens: str) -> str:
-        """Identifies the values of one tokenised data set."""
+        """Identifies the values of one tokenized data set."""
         module, precision = self.module, str(self.trainer.precision)
         parts = [module.scorer.fingerprint, str(module.weights_dtype()), precision, module.attention, FORMAT_VERSION]
         return hashlib.sha256(json.dumps([*parts, tokens]).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Settings on resume: what may not change, what is logged, and an optimizer's, where the config wins."""
+"""Settings on resume: which may not change, which are logged, and the optimizer's, where the config wins."""
 
 import logging
 from typing import Any
@@ -13,7 +13,7 @@ State = dict[str, Any]
 
 Groups = list[dict[str, Any]]
 PLAIN = (bool, int, float, str, tuple, type(None))
-# Settings that give the saved state another meaning: a resumed run may not change them, nor those that the data module
+# Settings that change the meaning of the saved state: a resumed run may not change them, nor those that the data module
 # names in `token_settings` and `order_settings`.
 FIXED = (
     "model.class_path",
@@ -32,7 +32,7 @@ def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
 
 
 def check_settings(saved: State, settings: State, never: tuple[str, ...], *, force: bool) -> None:
-    """Log what differs from the settings that the run began with, and refuse what may not change.
+    """Log the settings that differ from those that the run began with, and refuse changes that are not allowed.
 
     Raises:
         ValueError: If a setting in `never` has changed, unless forced.
@@ -74,9 +74,9 @@ def configured(trainer: Trainer) -> list[Groups]:
 
 
 def apply_changes(trainer: Trainer, before: list[Groups], now: list[Groups]) -> None:
-    """Set what was configured differently when the run began; the optimizer's own notes in its groups stay.
+    """Set the values that were configured differently when the run began; the optimizer's other entries stay.
 
-    A new peak learning rate scales the current one: the place in the schedule is the same.
+    A new peak learning rate scales the current one: the position in the schedule is the same.
     """
     for optimizer, old_groups, new_groups in zip(trainer.optimizers, before, now, strict=False):
         for group, old, new in zip(optimizer.param_groups, old_groups, new_groups, strict=False):

@@ -1,4 +1,4 @@
-"""RunState: a run that is stopped and started again does the same as one that never stopped, to the bit."""
+"""RunState: a run that is stopped and resumed equals one that never stopped, to the bit."""
 
 import logging
 from typing import Any
@@ -21,7 +21,7 @@ class RunState(Callback):
     """Saves and restores what a run needs besides Lightning's own state: every rank's random state, the metrics that
     are pending for the next log, and the settings. The position in the data is in the data module's state.
 
-    A checkpoint always stands at the end of an optimizer step: micro-batches after it are done again.
+    A checkpoint is always at the end of an optimizer step: micro-batches after it are repeated.
     """
 
     def __init__(self, force: bool = False) -> None:
@@ -47,7 +47,7 @@ class RunState(Callback):
         self.random_state, self.pending, self.optimizers_before = None, {}, []
         batches = training_batches(trainer) if stage == "fit" else None
         if batches is not None and batches.epochs_differ:
-            # Lightning takes the length of the first loader for that of all epochs.
+            # Lightning assumes that all epochs are as long as the first loader.
             trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,9 +129,9 @@ class RunState(Callback):
         data, batches = positioned_data(trainer), training_batches(trainer)
         if data is None or batches is None:
             return
-        if type(data).__qualname__ not in checkpoint:  # Lightning has loaded it if it is there
+        if type(data).__qualname__ not in checkpoint:  # Lightning has loaded it if present
             if "rows" not in checkpoint.get(KEY, {}):
-                raise ValueError("this checkpoint does not say where its run stood in the data: it can't be resumed")
+                raise ValueError("this checkpoint holds no position in the data: it can't be resumed")
             data.load_state_dict(checkpoint[KEY])  # of version 0.1
         position = data.state_dict()
         done, whole = batches.batches_before(), batches.num_batches(position["epoch"]) or 0
@@ -163,4 +163,4 @@ def still_ended(trainer: Trainer, ended: dict[str, str] | None) -> str | None:
 def over_ranks(sums: dict[str, Tensor]) -> dict[str, list[float]]:
     """Sums over all ranks, as plain numbers."""
     ranks = all_ranks({name: pair.tolist() for name, pair in sums.items()})
-    return {name: [sum(rank[name][place] for rank in ranks) for place in (0, 1)] for name in sums}
+    return {name: [sum(rank[name][index] for rank in ranks) for index in (0, 1)] for name in sums}

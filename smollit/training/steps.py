@@ -1,4 +1,4 @@
-"""Optimizer steps and micro-batches: where a run stands, the one function that sets Lightning's counters, intervals."""
+"""Optimizer steps and micro-batches: the position of a run, intervals, and the one setter of Lightning's counters."""
 
 import math
 import sys
@@ -11,15 +11,15 @@ from lightning.pytorch.callbacks import Checkpoint
 from smollit.data.batching.position import TrainingBatches
 from smollit.training.checkpoint_io import newest_first
 
-NEVER = sys.maxsize  # an interval in micro-batches that is not reached
+NEVER = sys.maxsize  # an interval in micro-batches that is never reached
 
 
 @runtime_checkable
 class PositionedData(Protocol):
-    """A data module that knows where training stands in it, and keeps the position in its state."""
+    """A data module that knows the position of training, and keeps it in its state."""
 
     def training_batches(self) -> TrainingBatches | None:
-        """What makes up the training batches; None without a training split."""
+        """The training batches; None without a training split."""
 
     def state_dict(self) -> dict[str, Any]:
         """The position."""
@@ -29,7 +29,7 @@ class PositionedData(Protocol):
 
 
 def at_step_end(trainer: Trainer) -> bool:
-    """Whether the batch that was just done ended an optimizer step."""
+    """Whether the last finished batch ended an optimizer step."""
     done = trainer.fit_loop.batch_idx + 1
     return done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches or trainer.is_last_batch
 
@@ -41,13 +41,13 @@ def positioned_data(trainer: Trainer) -> PositionedData | None:
 
 
 def training_batches(trainer: Trainer) -> TrainingBatches | None:
-    """What makes up the training batches; None if the loaders are the user's own."""
+    """The training batches; None for user-defined loaders."""
     data = positioned_data(trainer)
     return data.training_batches() if data else None
 
 
 def num_steps(trainer: Trainer) -> int | None:
-    """Optimizer steps of the whole run, without making a loader; None where Lightning has to say.
+    """Optimizer steps of the whole run, without making a loader; None where only Lightning knows.
 
     Epochs may differ in their numbers of batches.
     """
@@ -64,7 +64,7 @@ def num_steps(trainer: Trainer) -> int | None:
 
 
 def set_counters(checkpoint: dict[str, Any], epoch: int, batches: int, total_batches: int) -> None:
-    """Write into a checkpoint's loop state: `batches` of epoch `epoch` are done, and nothing is half done.
+    """Write into a checkpoint's loop state: `batches` of epoch `epoch` are done, and nothing is in progress.
 
     Lightning has no public way to move its loops to the end of an optimizer step, or to where rows that were done come
     in batches of another size. Both the saving and the restoring side come here, before Lightning reads the state.
@@ -77,7 +77,7 @@ def set_counters(checkpoint: dict[str, Any], epoch: int, batches: int, total_bat
     progress["is_last_batch"] = False
     # Lightning's loggers count by this; it is saved one too low when a checkpoint is written inside a batch's hooks.
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
-    validation = loops["epoch_loop.val_loop.batch_progress"]  # one that was broken off is not resumed in its middle
+    validation = loops["epoch_loop.val_loop.batch_progress"]  # an interrupted one is not resumed in the middle
     for part in ("current", "total"):
         validation[part] |= dict.fromkeys(("ready", "started", "processed", "completed"), 0)
         begun = epoch + 1 if batches else epoch
@@ -89,7 +89,7 @@ class ValidateEverySteps(Callback):
     """Validate every `every_n_steps` optimizer steps and after the last one.
 
     Lightning's own interval counts micro-batches, and so drifts when the last accumulation window of an epoch is
-    short. There is no public way to ask for a validation: `val_check_batch` is the number that its loop looks at.
+    short. There is no public way to request a validation: `val_check_batch` is the number that its loop reads.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -109,15 +109,15 @@ class ValidateEverySteps(Callback):
 
 
 class PeriodicCheckpoint(Checkpoint):
-    """Saves step-NNNNNNN.ckpt every so many optimizer steps, and then removes the oldest beyond `keep`.
+    """Saves step-NNNNNNN.ckpt every `every_n_steps` optimizer steps, and then removes the oldest beyond `keep`.
 
-    What is old is read off the folder, so that it holds across resumes. Lightning places a `Checkpoint` behind all
-    other callbacks: they have seen the step when it is saved.
+    The oldest are determined from the folder, so that this works across resumes. Lightning moves a `Checkpoint` after
+    all other callbacks: they have seen the step when it is saved.
 
     Args:
-        folder: Where the files go.
+        folder: Folder of the files.
         every_n_steps: Optimizer steps between two files.
-        keep: How many files stay.
+        keep: Number of files to keep.
     """
 
     def __init__(self, folder: Path, every_n_steps: int, keep: int) -> None:
@@ -136,14 +136,14 @@ class PeriodicCheckpoint(Checkpoint):
         if not at_step_end(trainer) or step % self.every_n_steps or is_rehearsal:
             return
         trainer.save_checkpoint(self.folder / f"step-{step:07d}.ckpt", weights_only=False)
-        # The new file stands before an old one goes.
+        # The new file is complete before an old one is removed.
         if trainer.is_global_zero:
             for path in newest_first(self.folder, "step-*.ckpt")[self.keep :]:
                 trainer.strategy.remove_checkpoint(path)
 
 
 def interval_in_batches(every_n_steps: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Trainer's arguments for a validation every so many optimizer steps.
+    """Trainer's arguments for a validation every `every_n_steps` optimizer steps.
 
     Lightning's EarlyStopping and ModelCheckpoint read them: their defaults mean once per epoch.
 
@@ -151,6 +151,6 @@ def interval_in_batches(every_n_steps: int, options: dict[str, Any]) -> dict[str
         ValueError: If the interval is given in micro-batches too.
     """
     if options.get("val_check_interval") is not None:
-        raise ValueError("`trainer.val_check_interval` has no effect beside `val_every_n_steps`: set only one of them")
+        raise ValueError("`trainer.val_check_interval` has no effect with `val_every_n_steps`: set only one of them")
     batches = every_n_steps * (options.get("accumulate_grad_batches") or 1)
     return {"val_check_interval": batches, "check_val_every_n_epoch": None}

@@ -1,4 +1,4 @@
-"""GracefulStop: a signal or a fault ends a run with its last good step on the disk."""
+"""GracefulStop: saves the last good step when a signal or an error ends a run."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class RunStopped(SystemExit):
-    """The run was asked to stop and has saved itself; the exit code is 128 + the signal's number, as shells have it."""
+    """The run was stopped by a signal and has been saved; the exit code is 128 + the signal's number, as in shells."""
 
 
 class GracefulStop(Callback):
@@ -25,7 +25,7 @@ class GracefulStop(Callback):
     A second Ctrl-C stops at once. When training ends, or fails between two optimizer steps, last.ckpt is saved too.
 
     Args:
-        folder: Where checkpoints are; null saves nothing.
+        folder: Folder of the checkpoints; null saves nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -33,7 +33,7 @@ class GracefulStop(Callback):
         self.signal: int | None = None
         self.inside_step = False
         self.begins_step = True  # the next micro-batch is the first of an optimizer step
-        self.first_step = 0  # where this start of the run began: there is nothing new to save before a step is made
+        self.first_step = 0  # the step at this start of the run: nothing new to save before the next one
         self.pid = 0
         self._before: dict[int, Any] = {}
 
@@ -51,18 +51,18 @@ class GracefulStop(Callback):
         self.leave()
 
     def listen(self) -> None:
-        """Take the two signals: not in `on_fit_start`, after which Lightning takes SIGTERM and stops in mid-step."""
+        """Install both handlers: not in `on_fit_start`, after which Lightning handles SIGTERM and stops in mid-step."""
         if self._before:
             return
         self.signal, self.pid = None, os.getpid()
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._before[number] = signal.signal(number, self._receive)
-            except ValueError:  # not in the main thread: signals are somebody else's
+            except ValueError:  # not in the main thread, where Python does not allow handlers
                 log.debug("signals are not handled outside the main thread")
 
     def leave(self) -> None:
-        """Give the signals back, unless Lightning did so already."""
+        """Restore the previous handlers, unless Lightning did so already."""
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._receive:
                 signal.signal(number, handler)
@@ -74,7 +74,7 @@ class GracefulStop(Callback):
                 os._exit(128 + number)
             return
         if self.signal is not None and number == signal.SIGINT:
-            raise RunStopped(128 + number)  # Lightning would answer a KeyboardInterrupt with exit code 1
+            raise RunStopped(128 + number)  # Lightning would turn a KeyboardInterrupt into exit code 1
         self.signal = number
         # os.write, since print() fails when the signal came in the middle of another print().
         text = f"\n{signal.Signals(number).name}: finishing the step and saving; Ctrl-C again stops at once\n"
@@ -113,7 +113,7 @@ class GracefulStop(Callback):
         self.save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the last good step, if the fault left it whole and does not leave other ranks waiting."""
+        """Save the last good step, if the error left it intact and does not leave other ranks waiting."""
         self.leave()
         weights_are_whole = not self.inside_step or isinstance(exception, NonFiniteError)
         in_training = trainer.state.fn == "fit" and bool(trainer.optimizers) and not trainer.sanity_checking
@@ -123,7 +123,7 @@ class GracefulStop(Callback):
     # ---- leaving
 
     def stop_evaluation(self, trainer: Trainer) -> None:
-        """End validate, test and predict at a SIGTERM: Lightning notes it, and goes on.
+        """End validate, test and predict at a SIGTERM: Lightning records it and continues.
 
         Raises:
             RunStopped: If it came.
@@ -132,7 +132,7 @@ class GracefulStop(Callback):
             raise RunStopped(128 + signal.SIGTERM)
 
     def stop_if_asked(self, trainer: Trainer) -> None:
-        """Save and leave, on all ranks together.
+        """Save and stop, on all ranks together.
 
         Raises:
             RunStopped: If a signal came, on any rank.
@@ -152,5 +152,5 @@ class GracefulStop(Callback):
         path = self.folder / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         log.info(
-            "saved %s at step %s; the same command with `ckpt_path: last` goes on from there", path, trainer.global_step
+            "saved %s at step %s; the same command with `ckpt_path: last` resumes from it", path, trainer.global_step
         )

@@ -37,35 +37,35 @@ class SmollitTrainer(Trainer):
 
     - `default_root_dir` is `runs/default` unless it is set;
     - `val_every_n_steps` and `checkpoint_every_n_steps` are intervals in optimizer steps;
-    - checkpoint files are written whole or not at all;
-    - `strategy="fsdp"` reduces gradients in fp32 and saves whole checkpoints; `"fsdp2"` is data parallel FSDP2;
+    - checkpoint files are written atomically;
+    - `strategy="fsdp"` reduces gradients in fp32 and saves unsharded checkpoints; `"fsdp2"` is data parallel FSDP2;
     - Lightning's advertisements and a few of its notes are not shown (see console.py).
 
-    A FineTuningModule gets, besides, what every run of smollit promises:
+    A FineTuningModule also gets what every run of smollit promises:
 
-    - TensorBoard events and checkpoints lie in the run's folder itself, not in `lightning_logs/version_n`;
-    - a checkpoint stands at the end of an optimizer step, and a run that resumes from it is equal to the bit to one
-      that never stopped: it also holds random states, pending metrics, and the settings, which a resume compares;
+    - TensorBoard events and checkpoints are in the run folder itself, not in `lightning_logs/version_n`;
+    - a checkpoint is at the end of an optimizer step, and a run that resumes from it equals one that never stopped, to
+      the bit: it also holds random states, pending metrics, and the settings, which a resume compares;
     - SIGTERM and Ctrl-C finish the optimizer step and save last.ckpt, as does the end of training;
-    - only `ckpt_path` resumes, and `last` is the newest checkpoint of the run's folder;
-    - a start summary, predictions in a file, and advice when memory runs out.
+    - only `ckpt_path` resumes, and `last` is the newest checkpoint in the run folder;
+    - a start summary, predictions in a file, and advice when a run runs out of memory.
 
     A plain Trainer with a ChatDataModule resumes at the right batch too, since the position in the data is in the
     data module's state. It does not keep random states and pending metrics, loses the gradients of an unfinished
-    accumulation window, and takes every epoch to be as long as the first.
+    accumulation window, and assumes that every epoch is as long as the first.
 
     Args:
-        default_root_dir: The run's folder: config.yaml, checkpoints/, TensorBoard events, exports.
-        val_every_n_steps: Validate every so many optimizer steps, and after the last; null follows Lightning's own
-            val_check_interval, which counts micro-batches.
-        checkpoint_every_n_steps: Save a checkpoint every so many optimizer steps; null saves only at the end of
-            training and at a stop.
-        keep_checkpoints: How many of those to keep, besides last.ckpt.
-        force_resume: Let a resumed run change settings that give its saved state another meaning.
+        default_root_dir: The run folder: config.yaml, checkpoints/, TensorBoard events, exports.
+        val_every_n_steps: Number of optimizer steps between validations, which also run after the last step; null
+            follows Lightning's val_check_interval, which counts micro-batches.
+        checkpoint_every_n_steps: Number of optimizer steps between checkpoints; null saves only at the end of training
+            and at a stop.
+        keep_checkpoints: Number of those to keep, besides last.ckpt.
+        force_resume: Allow a resumed run to change settings that change the meaning of its saved state.
         strategy: How the work is divided among devices: `auto`, `ddp`, `fsdp`, `fsdp2`, or a Strategy.
         callbacks: Callbacks besides the built-in ones.
-        logger: true logs to TensorBoard in the run's folder; false logs nothing.
-        enable_checkpointing: false saves no checkpoints at all.
+        logger: true logs to TensorBoard in the run folder; false logs nothing.
+        enable_checkpointing: false saves no checkpoints.
         enable_progress_bar: false shows no progress bar.
         enable_model_summary: true adds Lightning's table of modules to the start summary.
         **options: All other options of Lightning's Trainer.
@@ -110,7 +110,7 @@ class SmollitTrainer(Trainer):
             super().__init__(callbacks=[*given, *extra], **options)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
-        # What is not in here was added by Lightning by default.
+        # All others were added by Lightning by default.
         self._asked_for = [*given, *extra]
         if options.get("enable_model_summary"):
             self._asked_for += [callback for callback in self.callbacks if isinstance(callback, ModelSummary)]
@@ -118,10 +118,10 @@ class SmollitTrainer(Trainer):
         self._logs_to_root = options.get("logger") in (None, True) and not self.fast_dev_run  # type: ignore[attr-defined]
         self._is_prepared = self.barebones  # then nothing is added
 
-    # ---- what a run of smollit promises
+    # ---- the promises of a run
 
     def prepare(self, model: LightningModule | None) -> bool:
-        """Add, once, what every run of a FineTuningModule has; return whether `model` is one."""
+        """Add, once, the built-in callbacks of a FineTuningModule; return whether `model` is one."""
         if not isinstance(model or self.lightning_module, FineTuningModule):
             return False
         if not self._is_prepared:
@@ -134,7 +134,7 @@ class SmollitTrainer(Trainer):
 
     @contextmanager
     def _resumes_only_from(self, path: str | None) -> Iterator[None]:
-        """Only `ckpt_path` resumes: Lightning also goes by what OnExceptionCheckpoint and SLURM left in the folder."""
+        """Only `ckpt_path` resumes: Lightning also uses what OnExceptionCheckpoint and SLURM left in the folder."""
         self.ckpt_path = None
         self._checkpoint_connector._user_managed = path is None
         try:
@@ -160,9 +160,9 @@ class SmollitTrainer(Trainer):
             train_dataloaders: Batches, if there is no data module.
             val_dataloaders: Batches, if there is no data module.
             datamodule: Where batches come from.
-            ckpt_path: A checkpoint to resume from; `last` takes the newest of the run's folder, or starts if there is
-                none; null starts a new run.
-            weights_only: false lets a checkpoint of your own execute code; smollit's need none.
+            ckpt_path: A checkpoint to resume from; `last` takes the newest in the run folder, or starts a new run if
+                there is none; null starts a new run.
+            weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
         """
         data = (train_dataloaders, val_dataloaders, datamodule)
         if not self.prepare(model):
@@ -190,10 +190,10 @@ class SmollitTrainer(Trainer):
         Args:
             model: The module to measure; null takes the one that was trained.
             dataloaders: Batches, if there is no data module.
-            ckpt_path: A checkpoint to measure: a path, `last` or `best`; null measures the model as it is.
+            ckpt_path: A checkpoint to measure: a path, `last` or `best`; null measures the given model.
             verbose: Print the metrics.
             datamodule: Where batches come from.
-            weights_only: false lets a checkpoint of your own execute code; smollit's need none.
+            weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
         """
         model, path, safe = self._evaluated(model, ckpt_path, weights_only)
         with quiet():
@@ -213,10 +213,10 @@ class SmollitTrainer(Trainer):
         Args:
             model: The module to measure; null takes the one that was trained.
             dataloaders: Batches, if there is no data module.
-            ckpt_path: A checkpoint to measure: a path, `last` or `best`; null measures the model as it is.
+            ckpt_path: A checkpoint to measure: a path, `last` or `best`; null measures the given model.
             verbose: Print the metrics.
             datamodule: Where batches come from.
-            weights_only: false lets a checkpoint of your own execute code; smollit's need none.
+            weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
         """
         model, path, safe = self._evaluated(model, ckpt_path, weights_only)
         with quiet():
@@ -238,8 +238,8 @@ class SmollitTrainer(Trainer):
             dataloaders: Batches, if there is no data module.
             datamodule: Where batches come from.
             return_predictions: Return the responses, from Python.
-            ckpt_path: A checkpoint that responds: a path, `last` or `best`; null takes the model as it is.
-            weights_only: false lets a checkpoint of your own execute code; smollit's need none.
+            ckpt_path: A checkpoint that responds: a path, `last` or `best`; null uses the given model.
+            weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
         """
         model, path, safe = self._evaluated(model, ckpt_path, weights_only)
         with quiet():
@@ -261,6 +261,6 @@ class SmollitTrainer(Trainer):
 
     @property
     def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps of the whole run; Lightning takes all epochs for as long as the first."""
+        """Optimizer steps of the whole run; Lightning assumes that all epochs are as long as the first."""
         steps = num_steps(self)
         return super().estimated_stepping_batches if steps is None else steps

@@ -55,7 +55,7 @@ def test_missing_policy_weight_is_an_error(fit: Any, tmp_path: Path) -> None:
 
 # case: checkpoint-02
 def test_other_reference_is_refused(fit: Any, tmp_path: Path, tiny_model: Path) -> None:
-    """The reference's folder now holds other weights: rewards would change their meaning."""
+    """The reference's folder now holds other weights: rewards would not be comparable."""
     from transformers import AutoModelForCausalLM
 
     fit(tmp_path, kind="dpo", max_steps=1)

@@ -298,7 +298,7 @@ def test_intervals_in_steps_work_with_any_module(tmp_path: Path) -> None:
         "step-0000002.ckpt",
         "step-0000004.ckpt",
     ]
-    with pytest.raises(ValueError, match=r"`trainer.val_check_interval` has no effect beside `val_every_n_steps`"):
+    with pytest.raises(ValueError, match=r"`trainer.val_check_interval` has no effect with `val_every_n_steps`"):
         SmollitTrainer(str(tmp_path), val_every_n_steps=2, val_check_interval=0.5)
 
 

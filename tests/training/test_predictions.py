@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollit.data.template.template import load_template
-from smollit.training.predictions import answer_text, merge
+from smollit.training.predictions import merge, response_text
 
 
 def predict(run: Any) -> list[dict[str, Any]]:
@@ -74,5 +74,5 @@ def test_answers_are_plain_text(tiny_model: Path) -> None:
     """Special tokens go, spaces before punctuation stay, and text behind an end marker of several tokens goes."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     ids = tokenizer.encode("<|im_start|>Well , yes .</s>\n<|user|>", add_special_tokens=False)
-    assert answer_text(load_template(tokenizer, "article"), ids) == "Well , yes ."
-    assert answer_text(load_template(tokenizer, "chatml"), ids) == "Well , yes .</s>\n<|user|>"
+    assert response_text(load_template(tokenizer, "article"), ids) == "Well , yes ."
+    assert response_text(load_template(tokenizer, "chatml"), ids) == "Well , yes .</s>\n<|user|>"

@@ -257,12 +257,12 @@ def test_a_plain_trainer_needs_the_callback(tiny_model: Path, data: Data, tmp_pa
 
 
 def test_loaders_of_ones_own_can_not_be_scored_beforehand(tiny_model: Path, data: Data, tmp_path: Path) -> None:
-    """No tokenised pairs to score: refused before a model is loaded, with what to use instead."""
+    """No tokenized pairs to score: refused before a model is loaded, with what to use instead."""
     pairs = data()
     pairs.prepare_data()
     pairs.setup("fit")
     module = Watched(str(tiny_model), reference="precomputed")
-    with pytest.raises(ValueError, match=r"needs the data module's tokenised pairs before training.*use `frozen`"):
+    with pytest.raises(ValueError, match=r"needs the data module's tokenized pairs before training.*use `frozen`"):
         trainer(tmp_path).fit(module, pairs.train_dataloader())
     assert module.loads == []
 

@@ -1,1 +1,1 @@
-"""The command `estimate`: what a run needs, by formulas and one real probe step."""
+"""The command `estimate`: the memory and time of a run, from formulas and real probe steps."""

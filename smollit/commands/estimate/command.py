@@ -16,9 +16,9 @@ class EstimateCommand(Command):
     """Show what a run needs: memory by part and whether it fits, tokens, steps, time.
 
     Args:
-        time_probe: Run a few real optimizer steps, which measure the peak of memory and the time of a step.
+        time_probe: Run a few real optimizer steps, which measure the peak memory and the time of a step.
         json: Write the metrics into this file.
-        ckpt_path: Not used: here so that one config serves all commands.
+        ckpt_path: Not used; accepted so that one config serves all commands.
     """
 
     time_probe: bool = True

@@ -1,4 +1,4 @@
-"""One epoch as the sampler makes it: its size, its optimizer steps, and the micro-batches that need the most memory."""
+"""One epoch of the sampler: its size, its optimizer steps, and the micro-batches that need the most memory."""
 
 import math
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ class Epoch:
 
     Args:
         examples: Chats or pairs.
-        rows: Rows, each of one example or of several packed ones.
+        rows: Sequences, each of one example or of several packed ones.
         tokens: Positions without padding.
         loss_tokens: Tokens that the loss is computed on.
         computed: Positions that the model computes, with padding where the attention backend needs it.
         batches: Micro-batches of each device.
         steps: Optimizer steps.
         run_steps: Optimizer steps of the whole run.
-        packed_fraction: Fraction of packed rows that holds tokens; None if rows are not packed.
+        packed_fraction: Fraction of the packed sequences' positions that hold tokens; None without packing.
     """
 
     examples: int
@@ -57,8 +57,8 @@ def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], sizes: Sequenc
     """Count the first epoch.
 
     Args:
-        data: Set up for `fit`.
-        batches: All micro-batches of the epoch, as a single device would get them.
+        data: The data module, set up for `fit`.
+        batches: All micro-batches of the epoch, as for a single device.
         sizes: Computed positions of each micro-batch.
         trainer: Gives the number of devices, micro-batches per step, steps and epochs.
     """

@@ -1,4 +1,4 @@
-"""What a run needs, before it starts: memory by part, tokens, steps and time."""
+"""The needs of a run before it starts: memory by part, tokens, steps and time."""
 
 import logging
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from smollit.training.memory import free_bytes, held_bytes, keep_freed_memory
 from smollit.training.out_of_memory import advice, is_sharded
 
 log = logging.getLogger(__name__)
-ALLOWANCE = {"cpu": 0.2, "cuda": 0.05}  # of all parts, for temporary tensors, where no probe measures them
+ALLOWANCE = {"cpu": 0.2, "cuda": 0.05}  # fraction of all parts, for temporary tensors, where no probe measures them
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Estimate:
     """What a run needs.
 
     Args:
-        parameters: Of the policy.
-        trainable: Those that are trained.
+        parameters: Number of parameters of the policy.
+        trainable: Number of trainable parameters.
         memory: Bytes of each part at the peak, on one device; the sum is the peak.
         heaviest: Rows and positions of the heaviest micro-batch.
-        free: Bytes that the device has left for the run; None if it does not say.
+        free: Bytes that the device has free for the run; None if it does not report it.
         fits: Whether the run fits; None if `free` is unknown.
-        most_positions: Positions of a micro-batch that would just fit.
+        most_positions: Largest number of positions of a micro-batch that fits.
         epoch: Counts of one epoch.
-        seconds_per_step: From the probe; None without one.
-        hours: Of the whole run, without validation; None without a probe.
+        seconds_per_step: Seconds of an optimizer step, from the probe; None without one.
+        hours: Hours of the whole run, without validation; None without a probe.
         advice: Settings that need less memory, in the order to try.
     """
 
@@ -58,10 +58,10 @@ def estimate(trainer: Trainer, module: FineTuningModule, data: ChatDataModule, *
     """Estimate a run.
 
     Args:
-        trainer: Its precision, devices, accumulation and length of the run count.
-        module: Whose model is loaded, and trained for a few steps if there is memory for it.
-        data: Tokenised if need be.
-        time_probe: Run real steps.
+        trainer: Gives precision, devices, accumulation and the length of the run.
+        module: Its model is loaded, and trained for a few steps if there is memory for it.
+        data: The data module, whose rows are tokenized if needed.
+        time_probe: Whether to run real steps.
     """
     batches, device = all_batches(data), trainer.strategy.root_device
     if device.type == "cpu":
@@ -106,7 +106,7 @@ def measure(
 ) -> tuple[Parts, Probe | None]:
     """Bytes of each part at the peak, on one device, and what the probe measured, if there was room for it.
 
-    The last micro-batch is the one whose parts are counted; the probe's steps measure what comes on top.
+    The parts are those of the last micro-batch; the probe's steps measure the rest.
     """
     device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
     parts, overhead, found = fixed_parts(module), ALLOWANCE.get(device.type, 0.0), None
@@ -115,7 +115,7 @@ def measure(
     rest = {"activations": saved_bytes(module, batch, context), "head chunk": head_bytes(module, batch)}
     counted = sum((parts | rest).values())
     if probe and free is not None and counted * (1 + overhead) > free:
-        log.warning("no probe step runs, and no time is estimated: %s has no room for it", device)
+        log.warning("no probe step runs, and no time is estimated: %s has too little memory", device)
     elif probe:
         found = run_probe(module, steps, accumulates=trainer.accumulate_grad_batches > 1, context=context)
         overhead = max((found.peak - held) / counted - 1, 0.0)
@@ -132,7 +132,7 @@ def spread(fixed: Parts, trainer: Trainer) -> Parts:
 
 
 def all_batches(data: ChatDataModule) -> list[Rows]:
-    """The micro-batches of the first epoch, as a single device would get them.
+    """The micro-batches of the first epoch, as for a single device.
 
     Raises:
         ValueError: If the data are streamed, so the number and lengths of rows are unknown, or there are no rows.
@@ -151,12 +151,12 @@ def all_batches(data: ChatDataModule) -> list[Rows]:
 
 
 def fetch(data: ChatDataModule, rows: Rows) -> Batch:
-    """The batch of these rows, as training gets it, with zeros for reference scores that are not computed yet."""
+    """The batch of these rows, as in training, with zeros for reference scores that are not computed yet."""
     batch = data.collate(data.examples["train"].__getitems__(rows))
     return batch._replace(reference_logps=torch.zeros(len(batch.response_lengths)))
 
 
 def most_positions(memory: Parts, size: int, free: int) -> int:
-    """Positions of a micro-batch that would just fit, if activations grow with them and all else stays."""
+    """Largest number of positions of a micro-batch that fits, if activations grow with them and all else stays."""
     room = free - (sum(memory.values()) - memory["process"])
     return max(int(size * (1 + room / max(memory["activations"] + memory["allocator"], 1))), 0)

@@ -1,4 +1,4 @@
-"""Memory of a training step: formulas, a count of what autograd saves, and a few real steps that measure the rest."""
+"""Memory of a training step: formulas, a count of autograd's saved tensors, and real steps that measure the rest."""
 
 import math
 import time
@@ -22,7 +22,7 @@ LOGIT_BYTES = 8  # an fp32 logit, and its fp32 log-probability or gradient
 
 
 def fixed_parts(module: FineTuningModule) -> Parts:
-    """Bytes of what does not depend on the batch, on a device that holds all of it."""
+    """Bytes of the parts that do not depend on the batch, on a device that holds all of them."""
     reference = tensors(module.reference) if isinstance(module, DPOModule) and module.scorer.has_model else []
     return {
         "weights": sum(tensor.nbytes for tensor in tensors(module.policy)),
@@ -62,7 +62,7 @@ def head_bytes(module: FineTuningModule, batch: Batch) -> int:
 
 
 def place(module: FineTuningModule, device: torch.device) -> None:
-    """Move everything that a step needs to a device; turn dropout and checkpointing on, as training does."""
+    """Move everything that a step needs to a device; enable dropout and checkpointing, as training does."""
     module.to(device)
     module.policy.train()
     if isinstance(module, DPOModule) and module.scorer.has_model:
@@ -106,12 +106,12 @@ class Probe(NamedTuple):
 def run_probe(
     module: FineTuningModule, steps: Sequence[Sequence[Batch]], *, accumulates: bool, context: Context
 ) -> Probe:
-    """Train for a few steps. The weights change: the module is of no further use.
+    """Train for a few steps. The weights change: do not use the module afterwards.
 
     Args:
-        module: On its device.
+        module: The module, on its device.
         steps: Micro-batches of each optimizer step.
-        accumulates: Steps have several micro-batches, so those of later steps find gradients.
+        accumulates: Whether steps have several micro-batches, so that those of later steps find gradients.
         context: The precision's context of forward passes.
     """
     optimizer, seconds = module.optimizer(trainable(module)), (0.0, 0.0)

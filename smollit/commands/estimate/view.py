@@ -30,7 +30,7 @@ def show(console: Console, found: "Estimate") -> None:
     if found.seconds_per_step is not None and found.hours is not None:
         run = f"about {hours(found.hours)}, without validation"
         lines = [("per step", f"about {found.seconds_per_step:.3g} s"), ("run", run)]
-        sections.append((_title("time, from a few steps on this device as it is now"), lines))
+        sections.append((_title("time, from a few steps on this device in its current state"), lines))
     for title, lines in sections:
         say(console, title)
         for name, value in lines:
@@ -56,7 +56,7 @@ def _fit(found: "Estimate") -> Section:
     said, style = ("fits", "bold green") if found.fits else ("DOES NOT FIT", "bold red")
     rows = int((found.most_positions or 0) * found.heaviest[0] / found.heaviest[1])
     most = f"about {found.most_positions:,} positions: {rows:,} rows of this length"
-    sentence = f"{said}: {gib(needed)} are needed besides what is held now, {gib(found.free)} are free"
+    sentence = f"{said}: {gib(needed)} are needed in addition to what is in use now, {gib(found.free)} are free"
     return Text(sentence, style), [("would fit", most)] if found.most_positions else []
 
 

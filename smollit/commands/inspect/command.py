@@ -1,4 +1,4 @@
-"""The command `inspect`: rows as training uses them, what was changed in them, and what looks wrong."""
+"""The command `inspect`: rows as training uses them, their changes, and findings."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -29,16 +29,16 @@ class InspectCommand(Command):
     """Show rows with their loss tokens, lengths, what was truncated or dropped, and warnings.
 
     Args:
-        split: Which split.
+        split: The split to show.
         row: Show the row of this number, counted from 0, in full.
         num_rows: Number of rows to show.
-        find: Show rows whose rendered text holds this.
+        find: Show rows whose rendered text contains this.
         problems: Show rows that were dropped, truncated, or had control text escaped, with the reason.
         ids: Show token ids too.
         histogram: Draw the lengths into this PNG file.
         json: Write the counts and the findings into this file.
-        strict: Exit with 1 if something is wrong.
-        ckpt_path: Not used: here so that one config serves all commands.
+        strict: Exit with 1 if there are errors.
+        ckpt_path: Not used; accepted so that one config serves all commands.
     """
 
     split: Literal["train", "val", "test"] = "train"
@@ -56,7 +56,7 @@ class InspectCommand(Command):
         """Show every part of the split.
 
         Raises:
-            SystemExit: With code 1, if `strict` and something is wrong.
+            SystemExit: With code 1, if `strict` and there are errors.
         """
         shown = views(run.datamodule)[self.split]
         findings = {view.name: self.show(view, Console()) for view in shown}
@@ -66,7 +66,7 @@ class InspectCommand(Command):
             raise SystemExit(1)
 
     def show(self, view: SplitView, console: Console) -> list[Finding]:
-        """Print a part of a split; return what looks wrong.
+        """Print a part of a split; return the findings.
 
         Raises:
             ValueError: If there is no such row.
@@ -89,14 +89,14 @@ class InspectCommand(Command):
         return findings
 
     def choose(self, view: SplitView) -> list[InspectedRow]:
-        """The rows that were asked for: by number, by text, those with a problem, or the first good ones."""
+        """The requested rows: by number, by text, those with a problem, or the first good ones."""
         if self.row is not None:
             return [inspect_row(view.encoder, view.row(self.row), self.row)]
         numbers: Iterable[int] = view.problems() if self.problems else view.column("row").tolist()
         if self.find is not None and not self.problems:
             numbers = range(view.num_rows)
         if not len(view.examples):
-            numbers = range(view.num_rows)  # none is good: the dropped ones say more than nothing
+            numbers = range(view.num_rows)  # none is good: show dropped ones instead
         return list(islice(self._matching(view, numbers), self.num_rows))
 
     def _matching(self, view: SplitView, numbers: Iterable[int]) -> Iterator[InspectedRow]:

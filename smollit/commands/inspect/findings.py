@@ -1,4 +1,4 @@
-"""What is likely to be wrong with a split, its template or its settings: number, fraction, and what to do."""
+"""Likely errors of a split, its template or its settings: number, fraction, and what to do."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,13 +11,13 @@ from smollit.data.encoding.report import fraction, verify_report
 from smollit.data.formats.types import Conversation, Preference
 
 NUM_COMPARED = 500  # rows, evenly spread, whose texts are compared
-SHORTEST_QUESTION = 20  # characters; shorter questions may well be in a response
+SHORTEST_QUESTION = 20  # characters; shorter questions may occur in a response by chance
 MAX_REPEATS = 0.05  # fraction of these rows
-SLICE = 10_000  # examples that are read at once
+SLICE = 10_000  # examples per read
 
 
 class Finding(NamedTuple):
-    """Something to look at: `wrong` fails `--strict`, a `note` does not."""
+    """A finding: `wrong` fails `--strict`, a `note` does not."""
 
     severity: Literal["wrong", "note"]
     text: str
@@ -33,7 +33,7 @@ def find_all(view: SplitView) -> list[Finding]:
 
 
 def refusal(view: SplitView) -> list[str]:
-    """Why a run would not begin with these rows."""
+    """Why training refuses these rows."""
     try:
         verify_report(view.report, view.name, view.max_dropped_share)
     except ValueError as error:
@@ -48,7 +48,7 @@ def split_markers(view: SplitView) -> list[str]:
         return []
     return [
         f"the chat template's markers {', '.join(split)} are several tokens each for this tokenizer: a small model"
-        " learns them badly, and text can spell them. Set `data.chat_template` to chatml, whose markers are single"
+        " learns them poorly, and text can spell them. Set `data.chat_template` to chatml, whose markers are single"
     ]
 
 
@@ -95,7 +95,7 @@ def shared_rows(view: SplitView) -> list[str]:
 
 
 def repeated_prompts(view: SplitView) -> list[str]:
-    """Whether responses start with the question that they answer."""
+    """Whether responses start with the question that they respond to."""
     numbers = view.column("row")
     compared = numbers[np.unique(np.linspace(0, len(numbers) - 1, NUM_COMPARED).astype(int))] if len(numbers) else []
     repeats = [repeats_prompt(view.encoder.parse(view.row(int(number)))) for number in compared]
@@ -103,7 +103,7 @@ def repeated_prompts(view: SplitView) -> list[str]:
         return []
     return [
         f"in {fraction(sum(repeats), len(repeats), 'compared rows')} a response starts with"
-        " the question before it: the model would learn to echo. Look at the step that made this data: responses must"
+        " the question before it: the model would learn to echo. Check the step that made this data: responses must"
         " not contain the prompt"
     ]
 

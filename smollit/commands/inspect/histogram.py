@@ -1,4 +1,4 @@
-"""Lengths of a split as a picture: what `max_length` leaves whole, and how many tokens of a row are in the loss."""
+"""Lengths of a split as a plot: which rows `max_length` truncates, and how many tokens of a row are in the loss."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from smollit.commands.inspect.split_view import SplitView
 
 BINS = 60
-# Okabe and Ito's colours, which colour-blind people can tell apart.
+# Okabe and Ito's colours, which colour-blind people can distinguish.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 
@@ -44,7 +44,7 @@ def draw_lengths(axes: Axes, view: SplitView) -> None:
     lengths, limit = view.column("full_length"), view.encoder.options.max_length
     shown, edges = _binned(lengths, limit)
     whole, truncated = shown[lengths <= limit], shown[lengths > limit]
-    axes.hist(whole, edges, color=BLUE, label=f"whole ({len(whole):,} rows)")
+    axes.hist(whole, edges, color=BLUE, label=f"not truncated ({len(whole):,} rows)")
     if len(truncated):
         label = f"truncated ({len(truncated):,} rows)"
         axes.hist(truncated, edges, color=ORANGE, hatch="///", edgecolor="white", label=label)

@@ -1,4 +1,4 @@
-"""A row on its way through the encoder, as text: pieces with their tokens, and whether they count in the loss."""
+"""A row as the encoder processes it: pieces of text with their tokens, and whether they count in the loss."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TurnEnd = tuple[int, str]  # where, in characters, a turn ends, and its role
 
 
 class Piece(NamedTuple):
-    """A stretch of text with its token ids: of one role, and in one state."""
+    """A piece of text with its token ids: of one role, and in one state."""
 
     text: str
     ids: list[int]
@@ -34,7 +34,7 @@ class InspectedRow:
         index: Its number in the split.
         pieces: Its text; the ids of those that are not truncated, joined, are the example's.
         problem: Why it was dropped, or empty.
-        detail: Where in the row, and what came.
+        detail: The position in the row, and the value found.
         notes: What was changed in it.
     """
 

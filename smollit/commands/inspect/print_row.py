@@ -1,4 +1,4 @@
-"""A row as a person reads it: turns with their tokens, loss tokens and truncated text marked by colour or brackets."""
+"""A row for reading: turns with their tokens, loss tokens and truncated text marked by colour or brackets."""
 
 from dataclasses import replace
 from itertools import groupby
@@ -16,7 +16,7 @@ STYLES: dict[State, str] = {"loss": "bold green", "context": "default", "truncat
 BRACKETS: dict[State, tuple[str, str]] = {"loss": ("⟦", "⟧"), "context": ("", ""), "truncated": ("{-", "-}")}
 SPECIAL = "cyan"
 NEWLINE = "⏎"  # stands for a line break at either end of a turn, where it would be an empty line
-# Characters at the head and tail of a stretch of text that are shown, unless all are wanted.
+# Characters at the start and end of a piece of text that are shown, unless all are requested.
 SHOWN: dict[State, tuple[int, int]] = {"loss": (500, 250), "context": (500, 250), "truncated": (120, 60)}
 TITLES = {"shared": "prompt, shared by both responses", "chosen": "chosen", "rejected": "rejected"}
 
@@ -35,7 +35,7 @@ class Turn(NamedTuple):
 
 
 def legend(plain: bool) -> Text:
-    """What the colours, or the brackets, mean."""
+    """The meaning of the colours or brackets."""
     words = [Text(state, style=style) for state, style in STYLES.items()]
     return Text("   ").join(_bracketed(word, state, plain) for word, state in zip(words, STYLES, strict=True)) + Text(
         "\n"
@@ -54,10 +54,10 @@ def print_row(
     """Print a row.
 
     Args:
-        console: Where to.
+        console: The console.
         split: Name of the row's split.
         row: The row.
-        tokenizer: Says which tokens are special.
+        tokenizer: The tokenizer, for its special tokens.
         in_full: Show long texts from end to end.
         ids: Show token ids too.
     """
@@ -119,7 +119,7 @@ def loss_spans(turn: Turn) -> list[tuple[int, int]]:
 
 
 def turn_text(turn: Turn, tokenizer: PreTrainedTokenizerBase, *, plain: bool, in_full: bool) -> Text:
-    """The turn's text, each stretch in the style or brackets of its state, special tokens in a colour of their own."""
+    """The turn's text, each piece in the style or brackets of its state, special tokens in a separate colour."""
     text = Text()
     for state, group in groupby(turn.pieces, key=lambda piece: piece.state):
         stretch = Text()
@@ -170,7 +170,7 @@ def _print_head(console: Console, split: str, shown: InspectedRow) -> None:
 
 
 def _piece_text(piece: Piece, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """The piece in its style; shown characters may be more than the text has, so it goes stretch by stretch."""
+    """The piece in its style, part by part, since more characters may be shown than the text has."""
     text, cursor = Text(style=STYLES[piece.state]), 0
     for start, end in special_spans(piece, tokenizer):
         text.append(visible(piece.text[cursor:start]))
@@ -193,7 +193,7 @@ def _without_empty_lines(text: Text) -> Text:
 
 
 def _shortened(text: Text, head: int, tail: int) -> Text:
-    """The text without its middle, left out from space to space if there are any nearby."""
+    """The text without its middle, which is left out between spaces if there are any nearby."""
     if len(text) < 2 * head + tail:
         return text
     start = max(text.plain.rfind(" ", 0, head), head // 2)

@@ -19,13 +19,13 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class SplitView:
-    """One split: its rows as they came, and the examples that training reads from the cache.
+    """One split: its source rows, and the examples that training reads from the cache.
 
     Args:
         name: Name of the split.
         num_rows: Number of rows of the source.
         row: Returns the source's row of a number, counted from 0.
-        encoder: Made the examples.
+        encoder: The encoder of the examples.
         examples: The good rows, tokenized; the column `row` has their numbers in the source.
         report: Counts of these rows.
         max_dropped_share: Fraction of rows, 0 to 1, that may be dropped before a run is refused.

@@ -13,7 +13,7 @@ Example = dict[str, Any]
 
 
 class Positions(NamedTuple):
-    """One example as positions of a sequence: four lists of equal length, and how many each branch has."""
+    """One example as positions of a sequence: four lists of equal length, and the size of each branch."""
 
     input_ids: list[int]
     labels: list[int]
@@ -116,13 +116,13 @@ def _pad(lists: Sequence[list[int]], width: int, value: int) -> Tensor:
 
 
 def _score_gap(pairs: Sequence[Example]) -> Tensor | None:
-    """[P], if every pair has scores; decided here, on the host, where no device has to be waited for."""
+    """[P], if every pair has scores; decided on the host, which needs no device synchronization."""
     gaps = [pair.get("score_gap", math.nan) for pair in pairs]
     return None if any(map(math.isnan, gaps)) else torch.tensor(gaps, dtype=torch.float32)
 
 
 def _reference_logps(pairs: Sequence[Example]) -> Tensor | None:
-    """[2 P] in the order of the responses, if the reference scored every pair beforehand."""
+    """[2 P] in the order of the responses, if every pair has precomputed reference scores."""
     if not all("reference_chosen" in pair for pair in pairs):
         return None
     values = [pair[name] for pair in pairs for name in ("reference_chosen", "reference_rejected")]

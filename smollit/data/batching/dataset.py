@@ -11,7 +11,7 @@ Example = dict[str, Any]
 
 
 def column(rows: Dataset, name: str) -> np.ndarray:
-    """A column of numbers; the others are not read."""
+    """A column of numbers; other columns are not read."""
     if not len(rows):
         return np.zeros(0, dtype=np.int64)
     return rows.select_columns(name).with_format("arrow")[:][name].to_numpy()

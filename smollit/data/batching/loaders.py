@@ -23,8 +23,8 @@ class BatchLoader(Iterable[Batch]):
     It is not a DataLoader itself: Lightning would give it a distributed sampler, and ours deal rows out to the ranks.
 
     Args:
-        make: Makes the DataLoader. It is kept from pass to pass, with its worker processes, unless one is left early.
-        sampler: Whose length is that of an epoch; None for a stream, which has none.
+        make: Makes the DataLoader. It is kept from pass to pass, with its worker processes, unless a pass ends early.
+        sampler: Has the length of an epoch; None for a stream, which has no length.
         position: Counts what is handed out; None for evaluation.
     """
 
@@ -55,7 +55,7 @@ class BatchLoader(Iterable[Batch]):
                     self._position.handed_out += 1
                 yield batch
         except GeneratorExit:
-            self._loader = None  # ends its workers, which have fetched what nobody will ask for
+            self._loader = None  # ends its workers, which have prefetched batches that are not used
             raise
 
 
@@ -76,7 +76,7 @@ def batch_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        # Of its own: else each pass would draw from the global random state, and a resumed run would differ.
+        # A separate generator: else each pass would draw from the global random state, and a resumed run would differ.
         generator=torch.Generator().manual_seed(seed),
     )
     return BatchLoader(make, sampler, position)
@@ -85,7 +85,7 @@ def batch_loader(
 def stream_loader(
     examples: StreamingExamples, collate: Collate, num_workers: int, seed: int, position: TrainingPosition
 ) -> BatchLoader:
-    """Batches as the stream makes them. Workers end with the epoch: they keep the position they began with."""
+    """Batches of the stream. Workers end with the epoch, because they keep the position that they started with."""
     make = partial(
         DataLoader,
         examples,  # type: ignore[arg-type]  # its lists of examples become batches

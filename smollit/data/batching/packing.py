@@ -7,7 +7,7 @@ from collections.abc import Sequence
 def pack(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing: the longest first, each into the fullest sequence that still has room. Nothing is split.
 
-    Examples of equal length keep their order, so another order gives other neighbours and the same number of
+    Examples of equal length keep their order, so a different order gives other neighbours and the same number of
     sequences. Best-fit decreasing needs at most 11/9 of the fewest sequences possible, plus 1
     (Johnson et al. 1974, https://doi.org/10.1137/0203025).
 
@@ -56,7 +56,7 @@ def fill_rate(lengths: Sequence[int], packed: Sequence[Sequence[int]], capacity:
 
 
 def describe_packing(lengths: Sequence[int], packed: Sequence[Sequence[int]], capacity: int) -> str:
-    """How many sequences there are, and how full they are, for a log."""
+    """The number of sequences and their fill rate, for a log."""
     return (
         f"{sum(map(len, packed)):,} examples in {len(packed):,} sequences of {capacity:,} positions,"
         f" fill rate {fill_rate(lengths, packed, capacity):.1%}"

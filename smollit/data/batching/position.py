@@ -1,4 +1,4 @@
-"""Where training stands in its data: counted in rows, so that a resumed run may have batches of another size."""
+"""The position of training in its data: counted in rows, so that a resumed run may have a different batch size."""
 
 import logging
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ State = dict[str, Any]
 
 @dataclass
 class Position:
-    """A place between two batches.
+    """A position between two batches.
 
     Args:
-        epoch: Epoch that is under way.
-        rows: Rows of that epoch that are done, over all ranks: a row is an example, or several that are packed.
+        epoch: Current epoch.
+        rows: Rows of that epoch that are done, over all ranks: a row is an example, or a packed sequence.
         group: Global batch size that the epoch's order was made for, kept when a resumed run changes it; 0: the
-            present one.
+            current one.
     """
 
     epoch: int = 0
@@ -26,12 +26,12 @@ class Position:
     group: int = 0
 
     def move(self, epoch: int, rows: int = 0, group: int = 0) -> None:
-        """Go to another place; samplers that hold this object see it."""
+        """Move to another position; samplers that hold this object see it."""
         self.epoch, self.rows, self.group = epoch, rows, group
 
 
 class TrainingBatches(Protocol):
-    """What makes up the training batches of one rank, from a position on."""
+    """The training batches of one rank, from a position on."""
 
     @property
     def epochs_differ(self) -> bool:
@@ -43,16 +43,16 @@ class TrainingBatches(Protocol):
 
     @property
     def global_batch_size(self) -> int:
-        """Most rows per micro-batch over all ranks."""
+        """Maximum number of rows per micro-batch over all ranks."""
 
     def num_batches(self, epoch: int) -> int | None:
         """Batches of a whole epoch; None for a stream."""
 
     def num_rows(self) -> int | None:
-        """Rows of the present epoch; None for a stream."""
+        """Rows of the current epoch; None for a stream."""
 
     def batches_before(self) -> int:
-        """Batches of the epoch that lie before the position."""
+        """Batches of the epoch before the position."""
 
     def rows_after(self, num_batches: int) -> int:
         """Rows of the epoch that are done after so many batches from the position on."""
@@ -61,7 +61,7 @@ class TrainingBatches(Protocol):
 class TrainingPosition:
     """Where a pass through the training rows began, and how many of its batches were handed out.
 
-    Batches that worker processes have fetched ahead do not count. The loader tells what it hands out, and a pass that
+    Batches that worker processes have prefetched do not count. The loader reports what it hands out, and a pass that
     follows another one is the next epoch.
     """
 
@@ -70,17 +70,17 @@ class TrainingPosition:
         self.handed_out = 0
 
     def begin(self, epoch: int) -> None:
-        """Stand at the start of an epoch."""
+        """Move to the start of an epoch."""
         self.start.move(epoch)
         self.handed_out = 0
 
     def begin_pass(self) -> None:
-        """A loader is asked for its first batch."""
+        """Record that a loader starts a pass."""
         if self.handed_out:
             self.begin(self.start.epoch + 1)
 
     def reached(self, batches: TrainingBatches, trainer: Trainer | None) -> Position:
-        """The position after the batches that training has got."""
+        """The position after the batches that training has received."""
         fitting = trainer is not None and trainer.training
         is_last = fitting and trainer is not None and trainer.is_last_batch
         # Lightning fetches one batch ahead where it can't know the length.
@@ -94,7 +94,7 @@ class TrainingPosition:
         return Position(self.start.epoch, rows, batches.group)
 
     def settle(self, batches: TrainingBatches, trainer: Trainer | None) -> None:
-        """A new loader is made: in a run, its first pass begins where the present one has got to."""
+        """Record that a new loader is made: within a run, its first pass begins at the current position."""
         if trainer is None or not trainer.training:
             self.handed_out = 0
             return
@@ -103,14 +103,14 @@ class TrainingPosition:
         self.handed_out = 0
 
     def state(self, batches: TrainingBatches, trainer: Trainer | None) -> State:
-        """The position as plain numbers, with what it is a position in."""
+        """The position as plain numbers, with the size of the data that it refers to."""
         reached = self.reached(batches, trainer)
         group = reached.group or batches.group if reached.rows else 0
         sizes = {"num_rows": batches.num_rows() or 0, "global_batch_size": batches.global_batch_size}
         return {"epoch": reached.epoch, "rows": reached.rows, "group": group, **sizes}
 
     def load(self, state: State, batches: TrainingBatches) -> None:
-        """Stand where `state` says, and log if the batches have another size."""
+        """Move to the position in `state`, and log if the batch size has changed."""
         self.start.move(state["epoch"], state["rows"], state["group"])
         self.handed_out = 0
         size = batches.global_batch_size

@@ -16,14 +16,14 @@ WINDOW = 50  # length grouping sorts this many global batches at a time: enough 
 
 @dataclass(frozen=True)
 class Order:
-    """How the examples of an epoch follow each other.
+    """The order of the examples of an epoch.
 
     Args:
-        shuffle: Whether each epoch has an order of its own.
-        seed: Of the order.
-        group_by_length: Rows of one batch have similar lengths.
+        shuffle: Whether each epoch has a different order.
+        seed: Seed of the order.
+        group_by_length: Whether the rows of a batch have similar lengths.
         longest_first: The first epoch begins with the longest rows.
-        pack_length: Positions of a packed row; 0 packs nothing.
+        pack_length: Positions of a packed sequence; 0 packs nothing.
         parts: (rows, weight) of each data set that the examples come from; empty: one, each row once.
         repeats: Every epoch is the first one again.
     """
@@ -38,7 +38,7 @@ class Order:
 
 
 def generator(seed: int, epoch: int) -> torch.Generator:
-    """Random numbers of one epoch: the global random state has no part in them."""
+    """The generator of one epoch, independent of the global random state."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
@@ -47,7 +47,7 @@ def epoch_rows(lengths: Sequence[int], order: Order, epoch: int, group: int) -> 
 
     Args:
         lengths: Positions of every example.
-        order: How they follow each other.
+        order: Their order.
         epoch: Counted from 0.
         group: Rows of a global batch, for length grouping and longest first.
     """
@@ -82,7 +82,7 @@ def grouped(
     for start in range(0, len(rows), WINDOW * group):
         window = sorted(range(start, min(start + WINDOW * group, len(rows))), key=lambda index: -row_lengths[index])
         groups = [window[first : first + group] for first in range(0, len(window), group)]
-        # The last group may be smaller: it stays last, or else all groups behind it would begin in the middle.
+        # The last group may be smaller: it stays last, or else all groups after it would begin in the middle.
         whole = len(groups) - (len(groups[-1]) < group)
         places = list(range(whole)) if random is None else torch.randperm(whole, generator=random).tolist()
         result += [rows[index] for place in [*places, *range(whole, len(groups))] for index in groups[place]]
@@ -97,19 +97,19 @@ def led_by_longest(rows: list[list[int]], row_lengths: Sequence[int], count: int
 
 
 class BatchSampler(Sampler[list[list[int]]]):
-    """Batches of one rank, each a list of rows of example numbers: global batches are cut from the epoch's rows, and
-    dealt out to the ranks.
+    """Batches of one rank, each a list of rows of example numbers: the epoch's rows are split into global batches,
+    which are divided among the ranks.
 
     Every rank has the same number of batches; at the end of an epoch some may be empty, so that no example is seen
     twice, none is left out, and no rank waits for another. Starts at `position`, and its length is that of the whole
-    epoch: Lightning counts the batches that were done before a resume by itself.
+    epoch: Lightning itself counts the batches that were done before a resume.
 
     Args:
         lengths: Positions of every example.
-        batch_size: Most rows per batch and rank.
-        order: How the examples follow each other.
-        max_batch_tokens: Most positions per batch and rank, padding included; 0 sets no limit.
-        rank: This process.
+        batch_size: Maximum number of rows per batch and rank.
+        order: The order of the examples.
+        max_batch_tokens: Maximum number of positions per batch and rank, padding included; 0 sets no limit.
+        rank: Rank of this process.
         world_size: Number of processes.
         position: Epoch and rows done; read when an epoch begins.
     """
@@ -132,13 +132,13 @@ class BatchSampler(Sampler[list[list[int]]]):
         self.rank = rank
         self.world_size = world_size
         self.position = position or Position()
-        self._rows: tuple[tuple[int, int], list[list[int]]] | None = None  # of the epoch that was asked for last
-        self._ends: tuple[tuple[int, int], list[int]] | None = None  # rows done after each batch of the present pass
+        self._rows: tuple[tuple[int, int], list[list[int]]] | None = None  # of the epoch that was requested last
+        self._ends: tuple[tuple[int, int], list[int]] | None = None  # rows done after each batch of the current pass
         self._num_batches: dict[tuple[int, int], int] = {}  # by epoch and group
 
     @property
     def global_batch_size(self) -> int:
-        """Most rows per micro-batch over all ranks."""
+        """Maximum number of rows per micro-batch over all ranks."""
         return self.batch_size * self.world_size
 
     @property
@@ -161,11 +161,11 @@ class BatchSampler(Sampler[list[list[int]]]):
         return self._num_batches[key]
 
     def num_rows(self) -> int:
-        """Rows of the present epoch."""
+        """Rows of the current epoch."""
         return len(self.rows())
 
     def batches_before(self) -> int:
-        """Batches of the epoch that lie before `position`."""
+        """Batches of the epoch before `position`."""
         return self.num_batches(self.position.epoch) - (len(self._row_ends()) - 1)
 
     def rows_after(self, num_batches: int) -> int:
@@ -181,7 +181,7 @@ class BatchSampler(Sampler[list[list[int]]]):
         return self._ends[1]
 
     def rows(self, epoch: int | None = None) -> list[list[int]]:
-        """All rows of an epoch, by default of the present one."""
+        """All rows of an epoch, by default of the current one."""
         epoch = self.position.epoch if epoch is None else epoch
         epoch = 0 if self.order.repeats else epoch
         if self._rows is None or self._rows[0] != (epoch, self.group):
@@ -196,14 +196,14 @@ class BatchSampler(Sampler[list[list[int]]]):
             return [min(count, len(rows) - first) for first in range(start, len(rows), count)]
         sizes = []
         while start < len(rows):
-            size = sum(self._shares(rows, start))
+            size = sum(self._rows_per_rank(rows, start))
             sizes.append(size)
             start += size
         return sizes
 
-    def _shares(self, rows: list[list[int]], start: int) -> list[int]:
+    def _rows_per_rank(self, rows: list[list[int]], start: int) -> list[int]:
         """How many rows from `start` on each rank takes of one global batch, within `max_batch_tokens`."""
-        shares = []
+        rows_per_rank = []
         for _ in range(self.world_size):
             longest = share = 0
             while start < len(rows) and share < self.batch_size:
@@ -211,8 +211,8 @@ class BatchSampler(Sampler[list[list[int]]]):
                 if share and longest * (share + 1) > self.max_batch_tokens:
                     break
                 share, start = share + 1, start + 1
-            shares.append(share)
-        return shares
+            rows_per_rank.append(share)
+        return rows_per_rank
 
     def __len__(self) -> int:
         return self.num_batches(self.position.epoch)
@@ -221,10 +221,10 @@ class BatchSampler(Sampler[list[list[int]]]):
         rows, start = self.rows(), self.position.rows
         while start < len(rows):
             if self.max_batch_tokens:
-                shares = self._shares(rows, start)
-                first = start + sum(shares[: self.rank])
-                yield rows[first : first + shares[self.rank]]
-                start += sum(shares)
+                rows_per_rank = self._rows_per_rank(rows, start)
+                first = start + sum(rows_per_rank[: self.rank])
+                yield rows[first : first + rows_per_rank[self.rank]]
+                start += sum(rows_per_rank)
             else:
                 yield rows[start : start + self.global_batch_size][self.rank :: self.world_size]
                 start += self.global_batch_size

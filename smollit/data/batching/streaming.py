@@ -1,4 +1,4 @@
-"""Training rows that do not fit a disk: read, encoded and dealt out to ranks and workers while the run goes on.
+"""Training rows that do not fit on the disk: read, encoded and divided among ranks and workers during training.
 
 Every rank and worker walks the same order of raw rows, which costs little, and encodes its own rows only:
 
@@ -6,7 +6,7 @@ Every rank and worker walks the same order of raw rows, which costs little, and 
 - of it, rank r takes rows r, r + world_size, ...;
 - worker w of W encodes the batches b with b % W = w, and the DataLoader takes turns among workers.
 
-So each row comes once, all ranks have the same number of batches, and the batches do not depend on the workers.
+So each row is used once, all ranks have the same number of batches, and batches do not depend on the workers.
 """
 
 import logging
@@ -35,10 +35,10 @@ PACKED = (".gz", ".zst", ".parquet")  # about a third of the size of their text
 
 @dataclass(frozen=True)
 class Stream:
-    """One part of what is streamed.
+    """One part of a streamed split.
 
     Args:
-        source: Its rows; nothing of it is loaded or hashed.
+        source: Its rows, which are neither loaded as a whole nor hashed.
         encoder: Columns of rows and their numbers -> columns of examples, with `problem` empty where a row is good.
         weight: How often each row is seen per epoch; a fraction is each row's chance to be seen once more.
     """
@@ -60,15 +60,15 @@ class StreamingExamples(IterableDataset[list[Example]]):
     """One list of good examples per batch of this rank; a bad row makes its batch smaller, perhaps empty.
 
     For `DataLoader(..., batch_size=None, collate_fn=...)`, without persistent workers: they would keep the position
-    that they were started with. Each pass is one epoch, from `position` on. Rows that are done are read again, and
-    not encoded. Dropped rows are counted and logged by the process that meets them.
+    that they were started with. Each pass is one epoch, from `position` on. Rows that are done are read again, but
+    not encoded. Dropped rows are counted and logged by the process that encounters them.
 
     Args:
-        streams: Parts, which are read at the same time, about so that they end together.
+        streams: Parts, which are interleaved so that they end at about the same time.
         batch_size: Rows per batch and rank.
-        rank: This process.
+        rank: Rank of this process.
         world_size: Number of processes.
-        seed: Of the orders.
+        seed: Seed of the orders.
         shuffle_buffer: Rows among which the next one is drawn; 0 keeps the order of the files.
         position: Epoch and rows done; read when an epoch begins.
     """
@@ -98,7 +98,7 @@ class StreamingExamples(IterableDataset[list[Example]]):
 
     @property
     def epochs_differ(self) -> bool:
-        """False: nobody counts on their lengths."""
+        """False: their lengths are unknown."""
         return False
 
     @property
@@ -112,13 +112,13 @@ class StreamingExamples(IterableDataset[list[Example]]):
         return self.global_batch_size
 
     def num_batches(self, epoch: int) -> None:
-        """Unknown: the stream is read as the run goes on."""
+        """Unknown: the stream is read during training."""
 
     def num_rows(self) -> None:
-        """Unknown: the stream is read as the run goes on."""
+        """Unknown: the stream is read during training."""
 
     def batches_before(self) -> int:
-        """Batches of the epoch that lie before `position`."""
+        """Batches of the epoch before `position`."""
         return self.position.rows // self.global_batch_size
 
     def rows_after(self, num_batches: int) -> int:
@@ -144,14 +144,14 @@ class StreamingExamples(IterableDataset[list[Example]]):
         return shuffled(rows, self.shuffle_buffer, _random(self.seed, epoch, "buffer"))
 
     def _encode(self, rows: list[Numbered]) -> list[Example]:
-        """Good examples, in the order of the rows; each part has an encoder of its own."""
+        """Good examples, in the order of the rows; each part has its own encoder."""
         examples: dict[int, Example] = {}
         for part, stream in enumerate(self.streams):
-            places = [place for place, row in enumerate(rows) if row.part == part]
-            if places:
-                columns = stream.encoder(_columns([rows[p].row for p in places]), [rows[p].number for p in places])
-                examples |= zip(places, rows_of(columns), strict=True)
-        return [examples[place] for place, row in enumerate(rows) if self._is_good(examples[place], row)]
+            indices = [index for index, row in enumerate(rows) if row.part == part]
+            if indices:
+                columns = stream.encoder(_columns([rows[i].row for i in indices]), [rows[i].number for i in indices])
+                examples |= zip(indices, rows_of(columns), strict=True)
+        return [examples[index] for index, row in enumerate(rows) if self._is_good(examples[index], row)]
 
     def _is_good(self, example: Example, row: Numbered) -> bool:
         cause, detail = example.pop("problem"), example.pop("detail", "")
@@ -166,14 +166,16 @@ class StreamingExamples(IterableDataset[list[Example]]):
         if count == 1:
             log.warning("%s is dropped: %s (%s). More are counted", where, cause, detail)
         elif math.log10(count).is_integer():
-            log.warning("%d rows dropped by this process so far: %s, lately %s", count, cause, where)
+            log.warning("%d rows dropped by this process so far: %s, most recently %s", count, cause, where)
 
 
-def interleave(parts: Sequence[Iterator[Numbered]], shares: Sequence[float], draw: random.Random) -> Iterator[Numbered]:
-    """Rows of several parts, each part in its own order; the next part is drawn by `shares` of those that go on."""
+def interleave(
+    parts: Sequence[Iterator[Numbered]], weights: Sequence[float], draw: random.Random
+) -> Iterator[Numbered]:
+    """Rows of several parts, each in its own order; the next part is drawn by the `weights` of the unfinished ones."""
     alive = list(range(len(parts)))
     while alive:
-        part = draw.choices(alive, [shares[part] for part in alive])[0] if len(alive) > 1 else alive[0]
+        part = draw.choices(alive, [weights[part] for part in alive])[0] if len(alive) > 1 else alive[0]
         row = next(parts[part], None)
         if row is None:
             alive.remove(part)
@@ -182,15 +184,15 @@ def interleave(parts: Sequence[Iterator[Numbered]], shares: Sequence[float], dra
 
 
 def shuffled(rows: Iterator[Numbered], size: int, draw: random.Random) -> Iterator[Numbered]:
-    """Each row once, drawn from a buffer of `size` rows that is filled up again; 0 keeps the order."""
+    """Each row once, drawn from a buffer of `size` rows that is refilled; 0 keeps the order."""
     buffer = list(islice(rows, size))
     for row in rows:
         if not buffer:
             yield row
             continue
-        place = int(draw.random() * len(buffer))
-        yield buffer[place]
-        buffer[place] = row
+        index = int(draw.random() * len(buffer))
+        yield buffer[index]
+        buffer[index] = row
     draw.shuffle(buffer)
     yield from buffer
 
@@ -202,7 +204,7 @@ def batched(rows: Iterator[Numbered], size: int) -> Iterator[list[Numbered]]:
 
 
 def _part_rows(part: int, stream: Stream, seed: int, epoch: int) -> Iterator[Numbered]:
-    """An epoch's rows of one part: whole copies one behind the other, then each row by chance."""
+    """An epoch's rows of one part: full copies one after the other, then each row with the remaining probability."""
     whole, fraction = math.floor(stream.weight), stream.weight - math.floor(stream.weight)
     for _ in range(whole):
         yield from _numbered(part, stream)
@@ -216,7 +218,7 @@ def _numbered(part: int, stream: Stream) -> Iterator[Numbered]:
 
 
 def shares_of(streams: Sequence[Stream]) -> list[float]:
-    """About how much of an epoch each part is, by the sizes of files; a hub id counts as the mean of the others."""
+    """Estimated size of each part in an epoch, from the sizes of files; a Hub id counts as the mean of the others."""
     sizes = [sum(_text_size(file) for file in stream.source.files) for stream in streams]
     known = [size for size in sizes if size]
     mean = sum(known) / len(known) if known else 1.0
@@ -228,11 +230,11 @@ def _text_size(file: Path) -> int:
 
 
 def _random(seed: int, epoch: int, name: str) -> random.Random:
-    """Of (seed, epoch) alone, so that all ranks and workers draw the same."""
+    """A generator from (seed, epoch) alone, so that all ranks and workers draw the same."""
     return random.Random(f"{seed} {epoch} {name}")
 
 
 def _columns(rows: list[Row]) -> Columns:
-    """Rows -> columns; what a row lacks is null."""
+    """Rows -> columns; a missing value is null."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}

@@ -1,7 +1,7 @@
 """Rows -> token ids and loss spans, in an Arrow cache. Imports `sources`, `formats` and `template`.
 
 - `steps.py`: the frozen steps of a row: `RenderedRow`, `TokenizedRow`, `TruncatedRow`, `EncodedRow`, or `DroppedRow`.
-- `encoder.py`: `Encoder` leads batches of rows through the steps; `EncodeOptions`, what changes their tokens.
+- `encoder.py`: `Encoder` runs the steps on batches of rows; `EncodeOptions`, the settings that change their tokens.
 - `truncate.py`: what is kept of a row that is longer than `max_length`.
 - `cache.py`: `EncodedPart`, one part of a split and its examples in the cache; the cache key.
 - `counts.py`: the counts of a split's examples; `report.py`: `Report`, their sentences, and when a split is refused.

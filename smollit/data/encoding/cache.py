@@ -33,7 +33,7 @@ from smollit.data.template.template import ChatTemplate
 log = logging.getLogger("smollit.data")
 NUM_HEAD_ROWS = 20  # rows by which the format is detected
 PARTIAL = re.compile(r"\..+-[0-9a-f]{32}")  # the name of a build that is not finished
-STALE_SECONDS = 3600  # a build writes every few seconds: one that has not for so long is dead
+STALE_SECONDS = 3600  # a build writes every few seconds: one that has not written for this long is dead
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EncodedPart:
 
     Args:
         label: What logs and reports call it.
-        part: The part as the user names it.
+        part: The part as the user configured it.
         source: Its rows.
         encoder: Rows -> examples.
         cache_dir: Folder of all encoded data.
@@ -56,7 +56,7 @@ class EncodedPart:
 
     @cached_property
     def folder(self) -> Path:
-        """Its folder in the cache. A part that is streamed has none: this is not asked for."""
+        """Its folder in the cache. A streamed part has none, and never calls this."""
         return self.cache_dir / cache_key(self.source, self.encoder)
 
     def build(self, num_proc: int | None) -> None:
@@ -106,7 +106,7 @@ def find_part(
     """Find a part's rows and detect their format; nothing is tokenized yet.
 
     Args:
-        part: The part as the user names it.
+        part: The part as the user configured it.
         label: What logs and reports call it.
         template: Renders and tokenizes.
         options: What changes tokens besides rows, tokenizer and template.
@@ -157,7 +157,7 @@ def cache_key(source: Source, encoder: Encoder) -> str:
 
 
 def build(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) -> None:
-    """Encode the rows into `folder`, which appears whole or not at all.
+    """Encode the rows into `folder`, which appears complete or not at all.
 
     Raises:
         ValueError: If a line of a JSON Lines file is not JSON.
@@ -174,7 +174,7 @@ def build(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) 
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Give a finished build its name; another process may have been first, and its build is as good."""
+    """Give a finished build its name; if another process was first, its build is used."""
     try:
         os.replace(temporary, folder)
     except OSError:
@@ -183,7 +183,7 @@ def publish(temporary: Path, folder: Path) -> None:
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove what killed builds left over; never a build that is at work."""
+    """Remove the files of killed builds; never a build that is in progress."""
     for partial in filter(lambda path: PARTIAL.fullmatch(path.name), parent.iterdir()):
         newest = max(_changed(path) for path in (partial, *partial.rglob("*")))
         if time.time() - newest > STALE_SECONDS:

@@ -50,7 +50,7 @@ def count_examples(examples: Dataset) -> Report:
 
 
 def quantile(ordered: NDArray[Any], percent: int) -> int:
-    """The smallest of the values that at least so many percent do not exceed (nearest rank)."""
+    """The smallest value that at least this percentage of the values does not exceed (nearest rank)."""
     return int(ordered[(percent * len(ordered) + 99) // 100 - 1]) if len(ordered) else 0
 
 

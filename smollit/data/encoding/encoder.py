@@ -1,4 +1,4 @@
-"""Encoder: rows -> examples, in batches. Each row takes the steps of steps.py, or is dropped with its reason."""
+"""Encoder: rows -> examples, in batches. Each row goes through the steps of steps.py, or is dropped with its reason."""
 
 import gc
 import hashlib
@@ -34,7 +34,7 @@ from smollit.data.template.tokenize import SegmentedRow
 ControlText = Literal["escape", "drop", "error"]
 FORMAT_VERSION = 4  # part of the cache key: raise it when examples change
 ROWS_AT_ONCE = 100  # rows that are tokenized together
-BATCHES_AHEAD = 2  # batches of so many rows that are rendered before the tokens of the first are waited for
+BATCHES_AHEAD = 2  # batches of rows that are rendered before the encoder waits for the tokens of the first
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class EncodeOptions:
         truncate: How longer rows are shortened: `right`, `left-turns`, `drop` or `error`.
         train_on: Turns with loss tokens: `assistant`, `last`, or roles.
         control_text: How text in messages that spells a control token is handled: `escape`, `drop` or `error`.
-        min_score_gap: Least score_chosen - score_rejected of a pair; None keeps all.
+        min_score_gap: Smallest score_chosen - score_rejected of a pair; None keeps all.
         score_ties: Whether pairs with equal scores are kept.
     """
 
@@ -62,7 +62,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns batches of rows into columns of examples. `datasets.map` calls it, in several processes if asked to.
+    """Turns batches of rows into columns of examples. `datasets.map` calls it, in several processes if requested.
 
     Args:
         template: Renders and tokenizes.
@@ -83,7 +83,7 @@ class Encoder:
             return {name: [example[name] for example in examples] for name in examples[0]}
 
     def encode(self, rows: Iterable[dict[str, Any]]) -> Iterator[EncodedRow | DroppedRow]:
-        """The last step of each row, in order; it holds the steps before."""
+        """The last step of each row, in order; it holds the previous steps."""
         tokenized: Iterable[TokenizedRow | DroppedRow] = self.tokenize(map(self.parse, rows))
         if self.options.truncate == "left-turns":
             tokenized = cut_turns(list(tokenized), self.options.max_length, self.options.train_on, self.tokenize)
@@ -97,7 +97,7 @@ class Encoder:
             return DroppedRow(bad)
 
     def render(self, record: Record | DroppedRow) -> RenderedRow | DroppedRow:
-        """A record as text, cut into segments."""
+        """A record as text, split into segments."""
         if isinstance(record, DroppedRow):
             return record
         try:
@@ -115,7 +115,7 @@ class Encoder:
     def tokenize(self, records: Iterable[Record | DroppedRow]) -> Iterator[TokenizedRow | DroppedRow]:
         """Records rendered and tokenized, in order.
 
-        A batch of rows is tokenized, outside Python, while the next one is parsed and rendered, and the one before
+        A batch of rows is tokenized, outside Python, while the next one is parsed and rendered, and the previous one
         becomes examples.
         """
         records = iter(records)
@@ -186,7 +186,7 @@ class Encoder:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pause Python's search for reference cycles: it would walk through all token ids, an eighth of the time."""
+    """Pause Python's garbage collector: it would traverse all token ids, which takes an eighth of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -223,7 +223,7 @@ def digest(record: Record, row: SegmentedRow) -> int:
 def _with_ids(
     rows: list[RenderedRow | DroppedRow], ids: Future[list[list[int]]]
 ) -> Iterator[TokenizedRow | DroppedRow]:
-    """Rows with the token ids of their segments, as soon as they are there."""
+    """Rows with the token ids of their segments, as soon as they are available."""
     found = iter(ids.result())
     for row in rows:
         if isinstance(row, DroppedRow):

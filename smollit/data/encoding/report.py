@@ -1,4 +1,4 @@
-"""Report: what became of a split's rows, in numbers and in sentences, and when it is too bad to train on."""
+"""Report: the kept, changed and dropped rows of a split, as numbers and sentences, and when a split is refused."""
 
 import json
 import os
@@ -19,18 +19,18 @@ MAX_CHOSEN_LONGER = 0.6
 
 @dataclass
 class Report:
-    """What became of the rows of one split. Counts are of kept rows unless they say otherwise.
+    """Counts of the rows of one split: of kept rows, unless stated otherwise.
 
     Args:
-        rows: Rows that came in.
+        rows: Rows of the split.
         kept: Rows that became examples.
         truncated: Rows that lost turns or tokens to `max_length`.
         control: Rows with text that spells a control token.
         tokens: Tokens; for pairs of the prompt and both responses.
         loss_tokens: Loss tokens.
         lengths: p50, p90, p99 and max of the lengths before truncation, of all rows that have one; for pairs of the
-            prompt and the longer response, which is what `max_length` is compared with.
-        keep95: The `max_length` that leaves 95% of those rows whole.
+            prompt and the longer response, which `max_length` is compared with.
+        keep95: The `max_length` at which 95% of those rows are not truncated.
         duplicates: Rows that repeat an earlier row of the split; for pairs, its prompt.
         chosen_mean: Mean number of tokens of the chosen responses; null for chats.
         rejected_mean: Mean number of tokens of the rejected responses; null for chats.
@@ -82,16 +82,16 @@ class Report:
         return "\n  ".join(lines)
 
     def warnings(self, split: str) -> list[str]:
-        """All that a user should look at, a sentence each."""
+        """The warnings for the user, one sentence each."""
         return [f"{split}: {line}" for line in [*self.concerns(), *self.notes()]]
 
     def notes(self) -> list[str]:
-        """What was changed or dropped: control text, and one line per reason of dropped rows."""
+        """Changed and dropped rows: control text, and one line per drop reason."""
         control = f"{fraction(self.control, self.kept, 'rows')} spell control tokens in their text, which was escaped"
         return [*([control] if self.control else []), *self.drops()]
 
     def drops(self) -> list[str]:
-        """One line per reason of dropped rows, most frequent first."""
+        """One line per drop reason, most frequent first."""
         reasons = sorted(self.dropped.items(), key=lambda item: -item[1])
         return [
             f"{count:,} of {self.rows:,} rows dropped, {reason}: {_joined(self.examples[reason])}"
@@ -122,13 +122,13 @@ class Report:
     def _length_advice(self) -> str:
         return (
             "are longer than `data.max_length`, and were truncated or dropped. A `data.max_length` of"
-            f" {self.keep95:,} keeps 95% of the rows whole; `data.truncate` sets how the others are shortened"
+            f" {self.keep95:,} leaves 95% of the rows untruncated; `data.truncate` sets how the others are shortened"
         )
 
     def _duplicates_advice(self) -> str:
         what = "chat" if self.chosen_mean is None else "prompt"
         return (
-            f"repeat the {what} of an earlier row, which is seen more often than the others. Look at the step that made"
+            f"repeat the {what} of an earlier row, which is seen more often than the others. Check the step that made"
             " this data"
         )
 
@@ -145,7 +145,7 @@ class Report:
         ]
 
 
-IDENTICAL_ADVICE = "have the same text in both columns, and were dropped. Look at the step that made this data"
+IDENTICAL_ADVICE = "have the same text in both columns, and were dropped. Check the step that made this data"
 TIES_ADVICE = (
     "have equal scores, so which response is preferred is a guess. `data.score_ties: drop` drops them,"
     " `data.min_score_gap` requires a clear difference"
@@ -167,8 +167,8 @@ def verify_report(report: Report, split: str, max_dropped_share: float) -> None:
     if report.kept == 0 and 2 * report.dropped.get(DropReason.IDENTICAL, 0) > report.rows:
         raise ValueError(
             f"in {_all_of(report.dropped[DropReason.IDENTICAL], report.rows)} pairs of split {split}, `chosen` and"
-            " `rejected` are the same text. The loss would stay at ln 2 = 0.6931, and accuracies and margins would say"
-            " nothing. Look at the step that made this data: it probably writes one response into both columns"
+            " `rejected` are the same text. The loss would stay at ln 2 = 0.6931, and accuracies and margins would mean"
+            " nothing. Check the step that made this data: it probably writes one response into both columns"
         )
     found = set(map(DropReason, report.dropped))
     fatal = {reason for reason in found if reason.is_fatal}
@@ -184,7 +184,7 @@ def verify_report(report: Report, split: str, max_dropped_share: float) -> None:
 
 
 def write_reports(reports: dict[str, Report], folder: Path) -> Path:
-    """Write data_report.json, a report per split, into a run's folder; it appears whole or not at all."""
+    """Write data_report.json, a report per split, into a run folder; it appears complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".data_report.json.{os.getpid()}"
     temporary.write_text(to_json(reports), encoding="utf-8")

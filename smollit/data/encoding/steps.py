@@ -1,6 +1,6 @@
-"""The steps of a row on its way to an example: rendered, tokenized, truncated, encoded; or dropped.
+"""The steps from a row to an example: rendered, tokenized, truncated, encoded; or dropped.
 
-Each step is frozen and holds the one before. The first step, parsed, is the record itself.
+Each step is frozen and holds the previous one. The first step, parsed, is the record itself.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ TOKEN_COLUMNS: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class RenderedRow:
-    """A record as text, cut into segments.
+    """A record as text, split into segments.
 
     Args:
         record: What the row means.
@@ -40,7 +40,7 @@ class TokenizedRow:
     """A rendered row with the token ids of each segment.
 
     Args:
-        rendered: The step before.
+        rendered: The previous step.
         ids: Token ids of each segment.
         full_length: Tokens of the longest sequence before any truncation: what `max_length` is compared with.
         cut_turns: Turns that were dropped from the start.
@@ -53,7 +53,7 @@ class TokenizedRow:
 
     @classmethod
     def of(cls, rendered: RenderedRow, ids: list[list[int]]) -> "TokenizedRow":
-        """A row of which nothing is truncated yet."""
+        """A row that is not truncated yet."""
         row = cls(rendered, ids, 0)
         return replace(row, full_length=row.size("shared") + max(row.size("chosen"), row.size("rejected")))
 
@@ -65,10 +65,10 @@ class TokenizedRow:
 
 @dataclass(frozen=True, slots=True)
 class TruncatedRow:
-    """A tokenized row and what is kept of it.
+    """A tokenized row and the tokens that are kept.
 
     Args:
-        tokenized: The step before.
+        tokenized: The previous step.
         kept: The tokens [start, end) that are kept of each segment.
     """
 
@@ -96,7 +96,7 @@ class EncodedRow:
     """A row that became an example.
 
     Args:
-        truncated: The step before.
+        truncated: The previous step.
         columns: Its token ids, loss spans and counts.
     """
 
@@ -110,7 +110,7 @@ class DroppedRow:
 
     Args:
         bad: The reason and the detail.
-        reached: The last step with tokens, if it came so far.
+        reached: The last step with tokens, if the row reached one.
     """
 
     bad: BadRow
@@ -156,12 +156,12 @@ def encode_pair(row: TruncatedRow) -> EncodedRow:
         BadRow: If the prompt is empty, or both responses are the same.
     """
     if not row.tokenized.size("shared"):
-        raise BadRow(DropReason.EMPTY_PROMPT, "the prompt has no tokens: there is nothing to respond to")
+        raise BadRow(DropReason.EMPTY_PROMPT, "the prompt has no tokens")
     prompt, chosen, rejected = row.ids("shared"), row.ids("chosen"), row.ids("rejected")
     if chosen == rejected:
         whole = TruncatedRow(row.tokenized, [(0, len(ids)) for ids in row.tokenized.ids])
         if whole.ids("chosen") == whole.ids("rejected"):
-            raise BadRow(DropReason.IDENTICAL, "`chosen` and `rejected` are the same text: there is nothing to prefer")
+            raise BadRow(DropReason.IDENTICAL, "`chosen` and `rejected` are the same text")
         same = f"the first {len(chosen)} tokens" if len(chosen) > 1 else "their first token"
         raise BadRow(DropReason.IDENTICAL_AFTER_CUT, f"the responses are identical in {same}")
     columns = {

@@ -1,4 +1,4 @@
-"""What is kept of a row that is longer than `max_length`: whole turns are cut from the start, then tokens."""
+"""Truncation of rows that are longer than `max_length`: whole turns are removed from the start, then tokens."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -37,20 +37,20 @@ def truncate_tokens(row: TokenizedRow, truncate: Truncate, max_length: int) -> T
 
 
 def prompt_room(row: TokenizedRow, max_length: int) -> int:
-    """Most tokens that the prompt of a pair may take: what the longer response leaves, but at least a quarter."""
+    """Maximum number of tokens of a pair's prompt: what the longer response leaves, but at least a quarter."""
     return max(max_length - max(row.size("chosen"), row.size("rejected")), -(-max_length // 4))
 
 
 def cut_turns(
     rows: list[TokenizedRow | DroppedRow], max_length: int, train_on: TrainOn, tokenize: Tokenize
 ) -> list[TokenizedRow | DroppedRow]:
-    """The rows, with as few whole turns as possible cut from the start of those that are too long.
+    """The rows, with as few whole turns as possible removed from the start of those that are too long.
 
     Binary search, all rows at once: each round renders and tokenizes one candidate of each.
 
     Args:
         rows: Tokenized rows.
-        max_length: Tokens that a sequence may have.
+        max_length: Maximum number of tokens of a sequence.
         train_on: Which turns count in the loss; at least one of them stays.
         tokenize: Renders and tokenizes records.
     """

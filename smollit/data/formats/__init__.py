@@ -1,6 +1,6 @@
-"""What a row means: Conversation, Preference or Text, or a BadRow that says why not. Imports `sources`, nothing else.
+"""The record of a row: Conversation, Preference or Text, or a BadRow with the reason. Imports `sources` only.
 
-- `types.py`: Conversation, Preference and Text, and what holds for the turns of each.
+- `types.py`: Conversation, Preference and Text, and the invariants of their turns.
 - `messages.py`: messages and dialogues as data sets write them -> role and content as text.
 - `format.py`: `Format`, how the rows of a split are read; which parts each format has.
 - `converters.py`: `to_record` and one function per format: a row's columns -> Conversation, Preference or Text.

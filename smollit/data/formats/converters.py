@@ -30,7 +30,7 @@ from smollit.data.sources.readers import RAW
 def decode_row(row: Row) -> Row:
     """The columns of a row as a source gives it: those of its JSON text, else its own without the nulls inside them.
 
-    Arrow fills keys that a value lacks with nulls; in JSON a null is the author's.
+    Arrow fills missing keys with nulls; in JSON a null is the author's.
 
     Raises:
         BadRow: If the text is not a JSON object.
@@ -44,7 +44,7 @@ def decode_row(row: Row) -> Row:
 
 
 def to_record(row: Row, format: Format) -> Conversation | Preference | Text:
-    """What a decoded row becomes.
+    """The record of a decoded row.
 
     Raises:
         BadRow: If it is malformed in any way.
@@ -92,7 +92,7 @@ def from_prompt_completion(fields: Fields) -> Conversation:
     prompt = _prompt_turns(fields)
     if not prompt:
         raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('prompt')}` is missing or empty")
-    # The assistant turns of the prompt are context, unless the row itself says otherwise.
+    # The assistant turns of the prompt are context, unless the row itself sets `train`.
     prompt = [{"train": False, **turn} if turn["role"] == "assistant" else turn for turn in prompt]
     name = fields.name("completion")
     completion = fields.turns("completion", "assistant")
@@ -215,7 +215,7 @@ def _add_system(messages: list[Message], fields: Fields) -> list[Message]:
 
 
 def _same_turns(one: list[Message], other: list[Message]) -> bool:
-    """Equal, but for a system message that only one of them has."""
+    """Whether two prompts are equal, except for a system message that only one of them has."""
     return [turn for turn in one if turn["role"] != "system"] == [turn for turn in other if turn["role"] != "system"]
 
 

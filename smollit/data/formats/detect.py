@@ -50,7 +50,7 @@ def detect_format(
         format: The format that the user wants, or `auto`.
         mapping: {part: column} for columns that are not named after their part; "" for a part not to be used.
         extra_roles: Roles that messages may have besides system, user, assistant and tool.
-        where: What errors call the split.
+        where: Name of the split in errors.
 
     Raises:
         ValueError: If no format fits, with the columns, what each format needs, and what to do.
@@ -81,7 +81,7 @@ def detect_format(
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What is known of a split before its format is: its columns and first rows, and what the user says.
+    """What is known of a split before its format: its columns and first rows, and the user's settings.
 
     Args:
         kind: What its rows must become.
@@ -89,7 +89,7 @@ class Split:
         rows: Its first rows.
         mapping: The user's {part: column}.
         extra_roles: The user's further roles.
-        where: What errors call it.
+        where: Its name in errors.
     """
 
     kind: Kind

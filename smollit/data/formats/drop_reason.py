@@ -1,4 +1,4 @@
-"""DropReason: every reason to drop a row, with what to do about it; BadRow, the one shape of failure on a row's way."""
+"""DropReason: every reason to drop a row, with advice; BadRow, the exception for a row that can't be used."""
 
 from collections.abc import Set
 from enum import StrEnum
@@ -38,7 +38,7 @@ class DropReason(StrEnum):
     CONTROL_TEXT_ERROR = "control text in a message, which `data.control_text` refuses"
     UNESCAPABLE = "control text that can't be escaped"
     INVALID_UNICODE = "text is not valid Unicode"
-    # Length and what is left to train on
+    # Length and loss tokens
     NO_LOSS_TOKENS = "no loss tokens"
     PROMPT_TOO_LONG = "prompt too long"
     TOO_LONG = "longer than max_length"
@@ -48,17 +48,17 @@ class DropReason(StrEnum):
 
     @property
     def advice(self) -> str:
-        """What to do about it; empty if the rows themselves must be fixed."""
+        """What the user can do; empty if the rows themselves must be fixed."""
         return ADVICE.get(self, "")
 
     @property
     def is_requested(self) -> bool:
-        """Whether a setting asks to drop such rows: no reason to refuse a run."""
+        """Whether a setting requests that such rows are dropped: they do not count towards refusing a run."""
         return self in REQUESTED
 
     @property
     def is_fatal(self) -> bool:
-        """Whether a setting asks to refuse the run for a single such row."""
+        """Whether a setting requests that a single such row refuses the run."""
         return self in FATAL
 
 
@@ -68,7 +68,7 @@ ADVICE = {
     DropReason.IDENTICAL_AFTER_CUT: LENGTH,
     DropReason.PROMPT_TOO_LONG: LENGTH,
     DropReason.NO_LOSS_TOKENS: (
-        f"{LENGTH} where responses were cut away, or change `data.train_on` where no turn has its roles"
+        f"{LENGTH} where responses were truncated away, or change `data.train_on` where no turn has its roles"
     ),
     DropReason.TOO_LONG: LENGTH,
     DropReason.TOO_LONG_ERROR: f"{LENGTH}, or set `data.truncate` to right, left-turns or drop",
@@ -87,8 +87,8 @@ class BadRow(ValueError):
     """A row that can't be used.
 
     Args:
-        reason: What rows are counted under.
-        detail: Where in the row and what came, such as "messages[1].content is null".
+        reason: The reason that the row is counted under.
+        detail: The position in the row and the value found, such as "messages[1].content is null".
     """
 
     def __init__(self, reason: DropReason, detail: str) -> None:
@@ -102,9 +102,9 @@ def what_to_do(reasons: Set[DropReason], kept: int, fraction: float) -> str:
     """Advice for a split that was refused.
 
     Args:
-        reasons: Of the dropped rows.
-        kept: Number of rows that are left.
-        fraction: Fraction of rows that were dropped without being asked to.
+        reasons: Reasons of the dropped rows.
+        kept: Number of kept rows.
+        fraction: Fraction of rows that were dropped although no setting requests it.
     """
     if reasons == {DropReason.REFUSED_BY_TEMPLATE} and not kept:
         return f"the chat template is the reason: {DropReason.REFUSED_BY_TEMPLATE.advice}"

@@ -22,7 +22,7 @@ class Layout(NamedTuple):
     may: tuple[str, ...] = ()
 
 
-# In the order of precedence: of the formats that fit, the first is taken.
+# In the order of precedence: the first format that fits is used.
 LAYOUTS: dict[Kind, dict[FormatName, Layout]] = {
     "chat": {
         "sharegpt": Layout(("messages",), ("system",)),

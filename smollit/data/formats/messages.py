@@ -13,7 +13,7 @@ from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message, shown
 
 ROLES = ("system", "user", "assistant", "tool")
-# What ShareGPT and its kin call the roles, in lower case.
+# Names of the roles in ShareGPT and similar formats, in lower case.
 ALIASES = {
     **dict.fromkeys(("human", "user", "prompter"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "gpt4", "gpt-4", "bard", "bing", "claude", "gemini"), "assistant"),

@@ -1,4 +1,4 @@
-"""Conversation, Preference and Text: what rows become, and what holds for their turns."""
+"""Conversation, Preference and Text: the records of rows, and the invariants of their turns."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 from smollit.data.formats.drop_reason import BadRow, DropReason
 
 Kind = Literal["chat", "preference"]
-Message = dict[str, Any]  # role, content (a text), `train` if the row says it, and its other keys that are not null
+Message = dict[str, Any]  # role, content (a text), `train` if the row has it, and its other keys that are not null
 SHORT = 40  # characters of a value that errors show
 
 

@@ -30,7 +30,7 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a drive letter of Windows has
 
 
 def ending(file: Path | str) -> str:
-    """The ending that says how a file is read, such as `.jsonl.gz`; empty for files that can't be read."""
+    """The file ending that determines how a file is read, such as `.jsonl.gz`; empty for files that can't be read."""
     return next((end for end in ENDINGS if str(file).endswith(end)), "")
 
 
@@ -43,7 +43,7 @@ def kind_of(file: Path) -> str:
 
 
 def find_files(dataset: str, split: str, cache_dir: Path | None = None) -> tuple[Path, ...]:
-    """The files of a split; none for a hub id, or a folder in a layout that only `datasets` knows.
+    """The files of a split; none for a Hub id, or a folder in a layout that only `datasets` knows.
 
     A file, a glob, a URL, and a folder that `save_to_disk` wrote from one Dataset give all of their rows, whatever
     the split's name. A folder of files named after splits, or one saved from a DatasetDict, gives the split.
@@ -68,7 +68,7 @@ def find_files(dataset: str, split: str, cache_dir: Path | None = None) -> tuple
 
 
 def check_files(files: tuple[Path, ...], split: str) -> None:
-    """Reject files that are wrong in a way that shows without reading them.
+    """Reject files that can be recognized as wrong without reading them.
 
     Raises:
         ValueError: If a file is missing or empty, or the files are of several kinds.
@@ -116,7 +116,7 @@ def _local_name(folder: Path, url: str) -> Path:
 
 
 def _download_one(system: fsspec.AbstractFileSystem, remote: str, file: Path) -> None:
-    """Download to a temporary name first, so that another process never sees half a file."""
+    """Download to a temporary name first, so that another process never sees an incomplete file."""
     log.info("downloading %s", remote)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
@@ -173,7 +173,7 @@ def _no_split(folder: Path, split: str, found: list[str]) -> ValueError:
 
 @contextmanager
 def open_bytes(file: Path) -> Iterator[BufferedReader]:
-    """The content of a file, decompressed as its ending says. (pyarrow reads .zst; Python does from 3.14 on.)
+    """The content of a file, decompressed according to its ending. (pyarrow reads .zst; Python does from 3.14 on.)
 
     Raises:
         ValueError: If the archive is broken or truncated.

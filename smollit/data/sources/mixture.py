@@ -10,8 +10,8 @@ import torch
 
 from smollit.data.sources.source import Source, load_source, seeded
 
-DEFAULT_SPLIT = "train"  # of a part for which nobody names one
-# What the user may call the rows of a part; formats/detect.py knows what each looks like.
+DEFAULT_SPLIT = "train"  # of a part without a configured split
+# Names of the formats; formats/detect.py defines them.
 FormatName = Literal["auto", "messages", "prompt_completion", "sharegpt", "alpaca", "text", "dialogue", "preference"]
 
 
@@ -24,7 +24,7 @@ class Part:
         split: Split, perhaps with a slice; null takes the data module's.
         weight: How often each row is seen per epoch: 1 once, 2 twice, 0.5 a different random half in each epoch.
         max_rows: At most this many rows, drawn at random; when streaming, the first ones. Null takes all.
-        format: What the rows look like; `auto` detects it.
+        format: Format of the rows; `auto` detects it.
         columns: Names of columns, as {canonical: the data set's own}.
     """
 
@@ -47,8 +47,8 @@ class Splits:
         test: Split to test on; None is that of `val`.
         predict: Split whose prompts `predict` completes; None is that of `val`.
         val_sets: Named sets to validate on, instead of `val`.
-        format: Of parts that do not name one.
-        columns: Of parts that do not name any.
+        format: Format of parts that do not name one.
+        columns: Columns of parts that do not name any.
     """
 
     dataset: list[Part]
@@ -96,7 +96,7 @@ class Splits:
 
 
 def label(key: str, part: Part, is_alone: bool) -> str:
-    """What logs call a part: its split, its set's name, or both its split and data set."""
+    """The name of a part in logs: its split, its set's name, or both its split and data set."""
     if not is_alone:
         return f"{part.split} of {part.dataset}"
     return key.removeprefix("val/") if key.startswith("val/") else str(part.split)
@@ -115,7 +115,7 @@ def load_part(part: Part, *, seed: int, cache_dir: Path | None = None, streaming
         ValueError: If the data set has no name, the weight is not above 0, or the cap is below 1; as `load_source`.
     """
     if not part.dataset.strip():
-        raise ValueError("`dataset` is empty: give a hub id, a folder, a file, a glob or a URL")
+        raise ValueError("`dataset` is empty: give a Hub id, a folder, a file, a glob or a URL")
     if not (math.isfinite(part.weight) and part.weight > 0):
         raise ValueError(
             f"`weight` of {part.dataset} must be a number above 0 (1: each row once per epoch), got {part.weight}"
@@ -129,8 +129,8 @@ def load_part(part: Part, *, seed: int, cache_dir: Path | None = None, streaming
 def epoch_members(num_rows: list[int], weights: list[float], *, seed: int, epoch: int) -> list[int]:
     """The row numbers of an epoch, counted through all parts in turn; not shuffled, some perhaps several times.
 
-    A pure function. The fractional part of a weight is a fraction of the rows that changes from epoch to epoch: at
-    0.25, each row comes once in 4 epochs.
+    A pure function. The fractional part of a weight selects a fraction of the rows that changes from epoch to epoch:
+    at 0.25, each row is used once in 4 epochs.
 
     Args:
         num_rows: Rows of each part.

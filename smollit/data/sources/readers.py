@@ -1,6 +1,6 @@
 """The rows of files: one after the other, or as a `datasets.Dataset`; and slices of both.
 
-JSON and JSON Lines stay text, in the one column `RAW`, until each row is decoded by itself: Arrow has one type per
+JSON and JSON Lines stay text, in the one column `RAW`, until each row is decoded separately: Arrow has one type per
 column, and would merge the keys of all rows. `datasets` reads parquet and Arrow; CSV and JSON are read here, because
 its readers name no line, and accept rows with too many cells and columns with the same name.
 """
@@ -74,7 +74,7 @@ def iter_file(file: Path) -> Iterator[Row]:
 
 
 def iter_lines(file: Path) -> Iterator[str]:
-    """Lines of a text file without their ends; blank ones are left out.
+    """Lines of a text file without their ends; lines of whitespace are left out.
 
     Raises:
         ValueError: If the text is not UTF-8, with the numbers of the first such lines.
@@ -158,7 +158,7 @@ def _table_rows(file: Path) -> Iterator[Row]:
                 yield from rows_of(columns)
             return
         with pq.ParquetFile(file) as content:
-            # Without threads: pyarrow's may hang in a process that was forked.
+            # Without threads: pyarrow's may hang in a forked process.
             for batch in content.iter_batches(TABLE_ROWS, use_threads=False):
                 yield from rows_of(Dataset(pa.Table.from_batches([batch]))[:])
     except (OSError, pa.ArrowException) as error:
@@ -196,7 +196,7 @@ def read_files(files: tuple[Path, ...], *, fingerprint: str) -> Dataset:
     if kind == ".arrow":
         return concatenate_datasets([_map_arrow(file) for file in files])
     if kind == ".parquet":
-        # Any split name will do for files that are named themselves.
+        # Any split name works for files that are given by name.
         return load_dataset("parquet", data_files={"rows": [str(file) for file in files]}, split="rows")
     names = [RAW] if kind in (".jsonl", ".json") else csv_header(files)
     features = Features({name: Value("string") for name in names})
@@ -204,12 +204,12 @@ def read_files(files: tuple[Path, ...], *, fingerprint: str) -> Dataset:
 
 
 def _generate(files: tuple[Path, ...], fingerprint: str) -> Iterator[Row]:
-    """Rows for `Dataset.from_generator`, which keys its own copy by the arguments: so the contents are one of them."""
+    """Rows for `Dataset.from_generator`, which keys its copy by the arguments, a hash of the contents among them."""
     return iter_rows(files)
 
 
 def read_error(files: tuple[Path, ...], error: Exception) -> ValueError:
-    """What `read_files` raised as a sentence: ours as it is, else the cause under the wrappers of `datasets`."""
+    """The error of `read_files` as a sentence: smollit's unchanged, else the cause that `datasets` wrapped."""
     ours: BaseException | None = error
     while ours is not None and type(ours) is not ValueError:
         ours = ours.__cause__

@@ -1,4 +1,4 @@
-"""Source: the rows of one split of a hub id, folder, file, glob or URL, and the fingerprint of their contents."""
+"""Source: the rows of one split of a Hub id, folder, file, glob or URL, and the fingerprint of their contents."""
 
 import hashlib
 import json
@@ -29,15 +29,15 @@ SETTLED_NS = 2_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Rows of one split. Nothing is read before it is asked for, and `fingerprint` does not need the rows.
+    """Rows of one split. They are read on first use, and `fingerprint` does not need them.
 
     Args:
         dataset: Hub id, folder, file, glob or URL.
         split: Name of the split, without a slice.
         row_slice: Slice such as `[:5%]`, or nothing.
-        files: Local files that the rows come from; empty for a hub id.
+        files: Local files that the rows come from; empty for a Hub id.
         cache_dir: Folder where hashes of files are remembered; none are without it.
-        streaming: Whether only `stream` is used: then looking at the first rows of a hub id does not load it.
+        streaming: Whether only `stream` is used: then reading the first rows of a Hub id does not load it.
         max_rows: At most this many rows, drawn at random, and kept in their order.
         seed: Seed of that draw.
     """
@@ -93,7 +93,7 @@ class Source:
     def stream(self) -> Iterator[Row]:
         """Rows one after the other, of JSON as `{RAW: text}`, for splits that do not fit the disk or the memory.
 
-        `max_rows` takes the first ones: a stream's length is not known. Every process gets all rows.
+        `max_rows` takes the first ones, since a stream's length is not known. Every process gets all rows.
 
         Raises:
             ValueError: As `rows`, and if the slice is not of row numbers from the start.
@@ -102,7 +102,7 @@ class Source:
         return islice(readers.slice_stream(rows, self.row_slice), self.max_rows)
 
     def _first(self, num_rows: int) -> list[Row]:
-        if not self.files and not self.streaming:  # perhaps without a network: a copy loaded earlier is enough
+        if not self.files and not self.streaming:  # works without a network if a copy was loaded earlier
             return self._all_rows.select(range(min(num_rows, len(self._all_rows)))).to_list()
         first = list(islice(readers.iter_rows(self.files) if self.files else self._hub_stream(), num_rows))
         if not first:
@@ -164,7 +164,7 @@ class Source:
 
 
 def load_source(dataset: str, split: str, *, cache_dir: Path | None = None, streaming: bool = False) -> Source:
-    """Find one split, such as `train_sft` or `train_sft[:5%]`; its rows are read when they are first asked for.
+    """Find one split, such as `train_sft` or `train_sft[:5%]`; its rows are read on first use.
 
     Args:
         dataset: Hub id; a folder laid out as on the Hub or written by `save_to_disk`; a file; a glob; or a URL.
@@ -191,7 +191,7 @@ def load_source(dataset: str, split: str, *, cache_dir: Path | None = None, stre
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A generator that is a function of all the numbers, whatever the global random state."""
+    """A generator that depends on these numbers alone, not on the global random state."""
     digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
@@ -241,7 +241,7 @@ def _remembered(memory: Path) -> dict[str, list[int | str]]:
 
 
 def _remember(memory: Path, found: dict[str, list[int | str]]) -> None:
-    """Add entries, whole or not at all. When two processes save at once, some are lost, and hashed again later."""
+    """Add entries atomically. When two processes save at once, some entries are lost, and hashed again later."""
     with suppress(OSError):  # a cache folder that can't be written to is no reason to stop
         memory.parent.mkdir(parents=True, exist_ok=True)
         partial = memory.with_name(f".{memory.name}.{os.getpid()}")

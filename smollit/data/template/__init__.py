@@ -2,9 +2,9 @@
 
 1. `render` (renderer.py, jinja.py): messages -> `RenderedChat`, the text with the span of each message's content.
 2. `loss_spans` (loss_spans.py): rendered chat -> `LossSpan`s, the characters whose tokens count in the loss.
-3. `segment_chat`, `segment_pair`, `segment_text`: both steps, and the text cut at the spans -> `SegmentedRow`.
+3. `segment_chat`, `segment_pair`, `segment_text`: both steps, and the text split at the spans -> `SegmentedRow`.
 4. `tokenize` (tokenize.py): segments -> token ids. control.py finds text that spells special tokens, to escape it.
 
-A row that fails on the way raises `BadRow` with its `DropReason`. `load_template` loads a template by name, after
-probe.py has shown how to find loss spans in it.
+A row that fails a step raises `BadRow` with its `DropReason`. `load_template` loads a template by name, after
+probe.py has determined how to find loss spans in it.
 """

@@ -17,7 +17,7 @@ MARKER = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]")
 
 
 class ControlText:
-    """What of a template and its tokenizer is control text, and where messages spell it.
+    """The control text of a template and its tokenizer, and where messages spell it.
 
     Args:
         renderer: The template.
@@ -35,7 +35,7 @@ class ControlText:
         """The spans of control text in the contents of a rendered chat.
 
         Raises:
-            BadRow: If it reads as the template's own, or stands outside of the contents.
+            BadRow: If it reads as the template's own, or is outside of the contents.
         """
         found, spans = self.find(chat.messages), None
         if chat.contents is not None:
@@ -47,7 +47,7 @@ class ControlText:
             )
         if found and (spans is None or len(spans) != len(found)):
             raise BadRow(
-                DropReason.UNESCAPABLE, f"{found[0]!r} stands where the template does more than print a message's text"
+                DropReason.UNESCAPABLE, f"{found[0]!r} is where the template does more than print a message's text"
             )
         return spans or []
 
@@ -55,8 +55,8 @@ class ControlText:
     def markers(self) -> list[str]:
         """Markers that the template writes, such as `<|im_start|>` or `[INST]`."""
         question: list[Message] = [{"role": "user", "content": SENTINEL}]
-        answered = [*question, {"role": "assistant", "content": SENTINEL}]
-        rendered = (self.renderer.prompt_text(question) + self.renderer.text(answered)).replace(SENTINEL, " ")
+        completed = [*question, {"role": "assistant", "content": SENTINEL}]
+        rendered = (self.renderer.prompt_text(question) + self.renderer.text(completed)).replace(SENTINEL, " ")
         return sorted(set(MARKER.findall(rendered)))
 
     @cached_property
@@ -94,7 +94,7 @@ class ControlText:
 
     @cached_property
     def _escapable(self) -> frozenset[str]:
-        """Texts that are one token: plain text that spells them has other tokens."""
+        """Texts that are one token: plain text that spells them has different tokens."""
         return frozenset(token.content for token in self.tokenizer.added_tokens_decoder.values())
 
 

@@ -20,7 +20,7 @@ SpecialTokens = dict[str, Any]  # bos_token, eos_token, ... as templates read th
 
 
 def read_source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: bool) -> tuple[str, str]:
-    """The template's source, and what errors call it.
+    """The template's source, and its name in errors.
 
     Raises:
         ValueError: If the file is missing, or the tokenizer has no template and none may be assumed.

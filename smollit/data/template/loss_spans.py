@@ -1,6 +1,6 @@
 """Loss spans: the characters of a rendered chat whose tokens count in the loss.
 
-Two sources show where an assistant turn starts. *Markers*: the template says it with `{% generation %}`. *Prefix*: the
+Two sources show where an assistant turn starts. *Markers*: the template has `{% generation %}` blocks. *Prefix*: the
 turn starts after the prompt that the template renders for it. Either way the span ends with the template's end marker,
 and it is verified on every row.
 """
@@ -27,7 +27,7 @@ class LossSpan(NamedTuple):
 
 
 def join_continued(messages: list[Message]) -> tuple[list[Message], dict[int, int]]:
-    """Join assistant turns to those that they continue; by index, how many characters the first of them gave."""
+    """Join assistant turns to those that they continue; by index, the number of characters of the first of them."""
     joined: list[Message] = []
     given: dict[int, int] = {}
     for message in messages:
@@ -181,7 +181,7 @@ class LossSpanFinder:
             self._refuse(f"puts something else before messages[{index}] than its generation prompt gives")
 
     def _printed(self, chat: RenderedChat, index: int) -> Span | None:
-        """The span of a message's content and end marker; None unless the one follows the other."""
+        """The span of a message's content and end marker; None unless the marker follows the content."""
         shape = self.renderer.shape(chat.messages[index]["role"])
         if chat.contents is None or shape is None or shape.end is None or has_extras(chat.messages[index]):
             return None
@@ -196,7 +196,7 @@ class LossSpanFinder:
         return self.renderer.text([{**messages[0], "content": SENTINEL}]).partition(SENTINEL)[0]
 
     def _after_given(self, chat: RenderedChat, index: int) -> int:
-        """Where an assistant turn continues the text that the turn before it gave."""
+        """Where an assistant turn continues the text of the turn before it."""
         if chat.contents is None:
             self._refuse(f"changes the text of messages[{index}], which continues a given text")
         start, end = chat.contents[index]

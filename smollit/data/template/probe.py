@@ -1,4 +1,4 @@
-"""What is learned of a template when it is loaded, on probe chats: how loss spans are found, and its system text."""
+"""Properties of a template, determined on probe chats when it is loaded: how loss spans are found; its system text."""
 
 import re
 from typing import NamedTuple
@@ -14,7 +14,7 @@ USER: Message = {"role": "user", "content": "Who are you?"}
 
 
 class SystemTurn(NamedTuple):
-    """The system turn that a template adds by itself: what stands before the text, the text, and what ends the turn."""
+    """The system turn that a template adds by default: what precedes the text, the text, and what ends the turn."""
 
     before: str
     text: str
@@ -75,7 +75,7 @@ def _verify_spans(finder: LossSpanFinder) -> None:
 def find_default_system(renderer: Renderer) -> SystemTurn | None:
     """The system turn that the template adds to a chat without one; None if it adds none.
 
-    It is what a chat without a system message has where a chat with a system message has that message.
+    A chat without a system message has it where a chat with a system message has that message.
     """
     system: Message = {"role": "system", "content": SENTINEL}
     try:
@@ -123,7 +123,7 @@ def _replacements(turn: SystemTurn, choice: str) -> list[tuple[str, str]]:
 
 
 def _spellings(old: str, new: str) -> list[tuple[str, str]]:
-    """How a source may write a text, and a new one instead of it: inside a Jinja string, or as bare text."""
+    """How a source may write a text, and its replacement: inside a Jinja string, or as bare text."""
     escaped = new.replace("\\", "\\\\").replace("'", "\\'").replace('"', '\\"')
     lines = old.replace("\\", "\\\\").replace("\n", "\\n")
     olds = dict.fromkeys((old, lines, lines.replace("'", "\\'"), lines.replace('"', '\\"'), old.replace("'", "\\'")))
@@ -131,7 +131,7 @@ def _spellings(old: str, new: str) -> list[tuple[str, str]]:
 
 
 def _changes_only(renderer: Renderer, source: str, turn: SystemTurn, change: tuple[str, str]) -> bool:
-    """Whether chats without a system message have the new text instead of the old one, and others are as before."""
+    """Whether chats without a system message have the new text instead of the old one, and others are unchanged."""
     old, new = change
     changed = Renderer(renderer.tokenizer, source, renderer.name)
     start = len(turn.whole) - len(turn.end if new else "") - len(old)

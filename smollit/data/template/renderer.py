@@ -1,7 +1,7 @@
 """Renderer: messages -> text by a chat template, with the span of each message's content in it.
 
-A content is never searched for in the text. The chat is rendered once more with a private-use character on either side
-of each content: if nothing else of the text changes, these characters show where the contents are.
+Contents are never searched for in the text. The chat is rendered once more with a private-use character on either side
+of each content: if nothing else in the text changes, these characters show where the contents are.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
 from smollit.data.template.jinja import Span, render_text, render_with_blocks
 
-SENTINEL = "\ue000content\ue001"  # private-use characters: no template prints this text by itself
+SENTINEL = "\ue000content\ue001"  # private-use characters: no template prints this text
 PRIVATE = range(0xE000, 0xF900)
 MAX_SKELETONS = 10_000
-Skeleton = list[str]  # what a template writes before, between and after the contents of a chat
+Skeleton = list[str]  # the text of a template before, between and after the contents of a chat
 
 
 class Shape(NamedTuple):
@@ -42,7 +42,7 @@ class RenderedChat(NamedTuple):
         text: The rendered text.
         contents: The span of each message's content; None if the template does more than print contents.
         blocks: The spans of its `{% generation %}` blocks.
-        given: By index of a joined message, the number of its characters that the first of the turns gave.
+        given: By index of a joined message, the number of its characters that belong to the first of the turns.
     """
 
     messages: list[Message]
@@ -58,7 +58,7 @@ class Renderer:
     Args:
         tokenizer: The tokenizer whose special tokens the template may use.
         source: The Jinja template.
-        name: What errors call the template.
+        name: Name of the template in errors.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, name: str) -> None:
@@ -94,7 +94,7 @@ class Renderer:
         return self._render(messages, generation_prompt=generation_prompt)[0]
 
     def prompt_text(self, messages: list[Message]) -> str:
-        """What the model is given at inference: the messages and the header of the next assistant turn."""
+        """The model's input at inference: the messages and the header of the next assistant turn."""
         return self.text(messages, generation_prompt=True)
 
     @cached_property
@@ -174,8 +174,8 @@ class Renderer:
     def _locate(self, messages: list[Message], text: str) -> list[Span] | None:
         """The span of each content in `text`; None if it can't be verified.
 
-        The skeleton of a chat is kept by its roles: the next chat of these roles whose text is that skeleton round
-        its own contents needs no second render.
+        The skeleton of a chat is cached by its roles: the next chat of these roles whose text is that skeleton around
+        its contents needs no second render.
         """
         fitted = [self.body(message) for message in messages]
         bodies = [body for body in fitted if body is not None]
@@ -191,7 +191,7 @@ class Renderer:
         return _spans_between(skeleton, bodies) if skeleton else None
 
     def _find_skeleton(self, messages: list[Message], bodies: list[str], text: str) -> Skeleton | None:
-        """What the template writes round the contents of a chat; None if the render with marks is another text."""
+        """The template's text around the contents of a chat; None if the render with marks is a different text."""
         left, right = unused_characters(text)
         marked_bodies = [f"{left}{body}{right}" for body in bodies]
         try:
@@ -207,7 +207,7 @@ class Renderer:
         return [before, *(after for _, _, after in found)]
 
     def _reuse(self, chat: RenderedChat, last: Message, text: str) -> list[Span] | None:
-        """The spans of `chat`, if `text` is its text with the content of `last` in place of its last content."""
+        """The spans of `chat`, if `text` is its text with the content of `last` instead of its last content."""
         body = self.body(last)
         if chat.contents is None or body is None:
             return None

@@ -1,8 +1,8 @@
 """ChatTemplate: conversation -> rendered text -> loss spans -> segments -> token ids.
 
-The rendered text is cut where a loss span starts and ends, and each segment is tokenized by itself. So the tokens
-before a response are exactly those that the generation prompt gives at inference, and the tokens of the response are
-its own. Chats and pairs, training and generation follow this one rule.
+The rendered text is split where a loss span starts and ends, and each segment is tokenized separately. So the tokens
+before a response are exactly those that the generation prompt gives at inference, and no token spans both. Chats and
+pairs, training and generation follow this one rule.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class ChatTemplate:
     Args:
         tokenizer: The tokenizer, whose special tokens the template may use.
         source: The Jinja template.
-        name: What errors call the template.
+        name: Name of the template in errors.
         span_source: What shows where an assistant turn starts.
     """
 
@@ -84,7 +84,7 @@ class ChatTemplate:
     def segment_chat(
         self, conversation: Conversation, train_on: TrainOn = "assistant", *, has_control: bool = True
     ) -> SegmentedRow:
-        """A chat, rendered and cut at its loss spans.
+        """A chat, rendered and split at its loss spans.
 
         Args:
             conversation: The chat.
@@ -127,7 +127,7 @@ class ChatTemplate:
         return SegmentedRow((chosen, rejected), segments, tuple(number for row in rows for number in row.num_special))
 
     def segment_text(self, text: str) -> SegmentedRow:
-        """A plain text after BOS, if the tokenizer puts one before texts by itself, and before EOS, if it has one.
+        """A plain text after BOS, if the tokenizer adds one before texts, and before EOS, if it has one.
 
         Its control text is kept: people write chats out as text, with their control tokens.
         """
@@ -137,7 +137,7 @@ class ChatTemplate:
         return SegmentedRow(segments=(*before, Segment(text, True), *after))
 
     def _cut(self, chat: RenderedChat, spans: list[LossSpan], *, has_control: bool) -> SegmentedRow:
-        """The text up to the end of the last span, cut where spans and control text start and end."""
+        """The text up to the end of the last span, split where spans and control text start and end."""
         control = self.control.locate(chat) if has_control or chat.given else []  # joined turns may make control text
         segments: list[Segment] = []
         cursor = 0
@@ -149,7 +149,7 @@ class ChatTemplate:
         return SegmentedRow((chat,), tuple(segments), (self._segment_tokenizer.count_written(chat, cursor),))
 
     def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
-        """Token ids of each segment by itself; special tokens that an escaped segment spells are plain text."""
+        """Token ids of each segment separately; special tokens that an escaped segment spells are plain text."""
         return self._segment_tokenizer.tokenize(segments)
 
     def verify_special_tokens(self, row: SegmentedRow, ids: list[list[int]]) -> None:
@@ -161,11 +161,11 @@ class ChatTemplate:
         self._segment_tokenizer.verify_special(row, ids)
 
     def prompt_text(self, messages: list[Message]) -> str:
-        """What the model is given at inference: the messages and the header of the next assistant turn."""
+        """The model's input at inference: the messages and the header of the next assistant turn."""
         return self._renderer.prompt_text(messages)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text by itself. The tokenizer adds no special tokens: the template has them."""
+        """Token ids of each text, tokenized separately. The tokenizer adds no special tokens: the template has them."""
         return self._segment_tokenizer.encode(texts)
 
     def token_ends(self, segment: Segment) -> list[int]:
@@ -203,16 +203,16 @@ class ChatTemplate:
 
     @property
     def tokenizer_hash(self) -> str:
-        """Hash of all of the tokenizer that changes tokens."""
+        """Hash of everything in the tokenizer that changes tokens."""
         return self._segment_tokenizer.hash
 
     @property
     def cache_text(self) -> str:
-        """What rendered texts depend on: the source, and today's date if the template prints it."""
+        """The dependencies of rendered texts: the source, and today's date if the template prints it."""
         return self.source + (date.today().isoformat() if "strftime_now" in self.source else "")
 
     def notes(self) -> list[str]:
-        """What users should know about the template, once per run."""
+        """Notes about the template for the user, logged once per run."""
         how = "its generation markers" if self.span_source == "markers" else "rendering the turns before them"
         lines = [f"{self.name}: assistant turns are found by {how}, and verified on every row"]
         if self.default_system_text():
@@ -234,8 +234,8 @@ def load_template(
         tokenizer: The tokenizer; `auto` uses its own template.
         choice: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
         allow_default: Whether `auto` may fall back on ChatML.
-        default_system: What happens to the system text that the template adds to chats without one: `keep`, `drop`,
-            or another text to replace it.
+        default_system: Treatment of the system text that the template adds to chats without one: `keep`, `drop`,
+            or a text that replaces it.
 
     Raises:
         ValueError: If the file is missing, the tokenizer has no template and none may be assumed, or the template

@@ -23,7 +23,7 @@ _CHANGES = Lock()
 
 
 class Segment(NamedTuple):
-    """A piece of text that is tokenized by itself.
+    """A piece of text that is tokenized separately.
 
     Args:
         text: The text.
@@ -41,7 +41,7 @@ class Segment(NamedTuple):
 
 
 class SegmentedRow(NamedTuple):
-    """A row of a data set, cut into segments.
+    """A row of a data set, split into segments.
 
     Args:
         chats: The rendered chat; of a pair, the one with the chosen and the one with the rejected response.
@@ -68,11 +68,11 @@ class SegmentTokenizer:
         self._special_counts: dict[str, int] = {}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text by itself. The tokenizer adds no special tokens: the template has them."""
+        """Token ids of each text, tokenized separately. The tokenizer adds no special tokens: the template has them."""
         return _encode(self.tokenizer.backend_tokenizer, texts, escape=False)
 
     def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
-        """Token ids of each segment by itself; special tokens that an escaped segment spells are plain text."""
+        """Token ids of each segment separately; special tokens that an escaped segment spells are plain text."""
         texts = [segment.text for segment in segments if not segment.escaped]
         ids = iter(self.encode(texts))
         if len(texts) == len(segments):
@@ -126,7 +126,7 @@ class SegmentTokenizer:
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether the tokenizer puts BOS before texts by itself."""
+        """Whether the tokenizer adds BOS before texts."""
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
 
@@ -178,7 +178,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _encode(backend: Tokenizer, texts: list[str], *, escape: bool) -> list[list[int]]:
-    """Token ids of each text by itself."""
+    """Token ids of each text, tokenized separately."""
     if not texts:
         return []
     _reset(backend, escape)

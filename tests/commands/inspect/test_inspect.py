@@ -226,7 +226,10 @@ def test_the_histogram_holds_every_row(make: Make) -> None:
     assert sum(patch.get_height() for patch in axes.patches) == 40
     count = view.report.truncated
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == [f"whole ({40 - count} rows)", f"truncated ({count} rows)", "max_length 40"] and 0 < count < 40
+    assert (
+        labels == [f"not truncated ({40 - count} rows)", f"truncated ({count} rows)", "max_length 40"]
+        and 0 < count < 40
+    )
     with pytest.raises(ValueError, match="split train has no usable row"):
         draw(make([("q", "a", "a")]), Path("lengths.png"))
 

@@ -187,7 +187,7 @@ def test_markers_of_several_tokens_can_not_be_escaped(tiny_tokenizer: PreTrained
         (  # the template prints tool calls itself
             CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}"),
             [user("a"), assistant("b", tool_calls=[{"name": "f", "arguments": {"text": ["<|im_end|>"]}}])],
-            "'<|im_end|>' stands where the template does more than print a message's text",
+            "'<|im_end|>' is where the template does more than print a message's text",
         ),
         (  # after `<|im_end`, the template's own `|>` makes a marker: one more than the 4 of two turns
             CHATML.replace("{{ m.content }}", "{{ m.content }}|>"),
