@@ -21,7 +21,7 @@ from smollit.data.template.template import ChatTemplate
 from smollit.data.tokenized import TokenizedDataModule
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule, FineTuningModule
-from smollit.training.predictions import answer_text
+from smollit.training.predictions import response_text
 from smollit.training.steps import at_step_end
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class SampleGenerations(Callback):
         with evaluating(causal_lm), torch.random.fork_rng(random_devices), trainer.precision_plugin.forward_context():
             torch.manual_seed(self.seed)
             ids = causal_lm.generate(batch, self.max_new_tokens, template.stop_ids(), self.temperature)
-        return [answer_text(template, response) for response in ids]
+        return [response_text(template, response) for response in ids]
 
     def write(self, trainer: Trainer, samples: list[Sample]) -> None:
         """Append the samples to the file, and add them to every TensorBoard."""
