@@ -1,4 +1,7 @@
-"""Builders that the tests of the data rooms share: files of rows, encoders, examples, texts of a known length."""
+"""Builders that the tests of the data rooms share: rows, files, data modules, encoders, texts of a known length.
+
+Fixtures are found by name; functions are imported, as in `from tests.data.conftest import ready, user`.
+"""
 
 import json
 from collections.abc import Callable
@@ -9,14 +12,76 @@ import datasets
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from smollit.data import ChatDataModule
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.detect import Format, detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template
+from tests.conftest import TINY
 
 Row = dict[str, Any]
 COLUMNS = {"chat": ["messages"], "preference": ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]}
+
+END = "<|im_end|>"
+
+
+def system(content: Any) -> Row:
+    return {"role": "system", "content": content}
+
+
+def user(content: Any, **keys: Any) -> Row:
+    return {"role": "user", "content": content, **keys}
+
+
+def assistant(content: Any, **keys: Any) -> Row:
+    return {"role": "assistant", "content": content, **keys}
+
+
+def chats(count: int, name: str = "") -> list[Row]:
+    """Chats of one question and one response: q0 -> a0, q1 -> a1, ..."""
+    return [{"messages": [user(f"q{name}{number}"), assistant(f"a{name}{number}")]} for number in range(count)]
+
+
+# ---- data modules
+
+
+def make(tmp_path: Path, dataset: Any, kind: type[ChatDataModule] = ChatDataModule, **options: Any) -> ChatDataModule:
+    """A data module with the tiny tokenizer, ChatML, and no validation split."""
+    defaults = {"val_split": None, "tokenizer_name": str(TINY), "chat_template": "chatml", "max_length": 128}
+    return kind(dataset, **defaults | {"cache_dir": str(tmp_path / "cache")} | options)
+
+
+def ready(tmp_path: Path, dataset: Any, kind: type[ChatDataModule] = ChatDataModule, **options: Any) -> ChatDataModule:
+    """The same, tokenized and set up."""
+    module = make(tmp_path, dataset, kind, **options)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def whole(module: ChatDataModule) -> list[str]:
+    """The whole text of each training chat."""
+    return [module.template.tokenizer.decode(row["input_ids"]) for row in module.examples["train"].rows]
+
+
+def spans(module: ChatDataModule, key: str = "train") -> list[list[str]]:
+    """The text of each loss span of each chat."""
+    decode = module.template.tokenizer.decode
+    return [
+        [decode(row["input_ids"][a:b]) for a, b in zip(row["spans"][::2], row["spans"][1::2], strict=True)]
+        for row in module.examples[key].rows
+    ]
+
+
+def pair_texts(module: ChatDataModule) -> list[tuple[str, ...]]:
+    """Prompt, chosen and rejected of each training pair, decoded."""
+    decode = module.template.tokenizer.decode
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return [tuple(decode(row[name]) for name in names) for row in module.examples["train"].rows]
+
+
+# ---- fixtures
 
 
 @pytest.fixture(autouse=True)

@@ -11,50 +11,21 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from smollit.batch import Batch
-from smollit.data import (
-    ChatDataModule,
-    Part,
-    UltraChatDataModule,
-    UltraFeedbackDataModule,
-)
+from smollit.data import ChatDataModule, Part, UltraChatDataModule, UltraFeedbackDataModule
+from tests.conftest import SAMPLES
+from tests.data import conftest
+from tests.data.conftest import chats
+from tests.data.sources.conftest import write
 
-TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
-SAMPLES = Path(__file__).resolve().parents[2] / "smollit" / "data" / "samples"
+SPLITS = {"train_split": "all[:75%]", "val_split": "all[75%:]", "train_batch_size": 2, "val_batch_size": 2}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def chats(count: int) -> list[dict[str, Any]]:
-    return [
-        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"answer {n}"}]}
-        for n in range(count)
-    ]
-
-
-def make(
-    tmp_path: Path, dataset: str | list[Part], kind: type[ChatDataModule] = UltraChatDataModule, **options: Any
-) -> ChatDataModule:
-    options = {
-        "train_split": "all[:75%]",
-        "val_split": "all[75%:]",
-        "tokenizer_name": str(TINY),
-        "chat_template": "chatml",
-        "max_length": 64,
-        "train_batch_size": 2,
-        "val_batch_size": 2,
-        "cache_dir": str(tmp_path / "cache"),
-    } | options
-    return kind(dataset, **options)
+def make(tmp_path: Path, dataset: str | list[Part], **options: Any) -> ChatDataModule:
+    return conftest.make(tmp_path, dataset, **SPLITS | {"kind": UltraChatDataModule} | options)
 
 
 def ready(tmp_path: Path, dataset: str | list[Part], **options: Any) -> ChatDataModule:
-    module = make(tmp_path, dataset, **options)
-    module.prepare_data()
-    module.setup("fit")
-    return module
+    return conftest.ready(tmp_path, dataset, **SPLITS | {"kind": UltraChatDataModule} | options)
 
 
 def seen(loader: Any) -> list[list[int]]:
@@ -65,12 +36,12 @@ def seen(loader: Any) -> list[list[int]]:
 
 
 def test_chats_become_batches(tmp_path: Path) -> None:
-    """8 rows: 6 to train, 2 to validate in one batch, whose targets are the two answers with their ends."""
+    """8 rows: 6 to train, 2 to validate in one batch, whose loss tokens are the two responses with their ends."""
     module = ready(tmp_path, write(tmp_path / "mine.jsonl", chats(8)))
     assert sorted(chain(*seen(module.train_dataloader()))) == list(range(6))
     (batch,) = module.val_dataloader()
     trained = batch.labels[batch.labels >= 0]
-    assert module.template.tokenizer.decode(trained) == "answer 6<|im_end|>answer 7<|im_end|>"
+    assert module.template.tokenizer.decode(trained) == "a6<|im_end|>a7<|im_end|>"
 
 
 @pytest.mark.shared
@@ -120,7 +91,7 @@ def test_parts_of_different_formats_are_one_epoch(tmp_path: Path, caplog: pytest
         for batch in module.train_dataloader()
         for number, targets in zip(batch.example_ids.tolist(), batch.labels, strict=True)
     }
-    assert answers == {0: "answer 0", 1: "answer 1", 2: "answer 2", 3: "other 0", 4: "other 1"}
+    assert answers == {0: "a0", 1: "a1", 2: "a2", 3: "other 0", 4: "other 1"}
     assert [name.rpartition("/")[2] for name in module.reports] == ["one.jsonl", "two.jsonl"]
     assert "all of " in caplog.text and "ShareGPT: `conversations`" in caplog.text
 
@@ -178,15 +149,6 @@ def test_a_second_run_tokenizes_nothing(tmp_path: Path) -> None:
     assert len(first) == 2 and folders() == first
     more = folders(val_split="all[80%:]")
     assert len(more) == 3 and first.items() < more.items()
-
-
-# case: data-01
-def test_another_length_is_not_served_from_the_cache(tmp_path: Path) -> None:
-    """All 6 training rows are longer than 12 tokens, and none is longer than 64."""
-    dataset = write(tmp_path / "mine.jsonl", chats(8))
-    whole, short = (ready(tmp_path, dataset, max_length=length) for length in (64, 12))
-    assert (whole.reports["train"].truncated, short.reports["train"].truncated) == (0, 6)
-    assert max(short.examples["train"].column("length")) == 12 < min(whole.examples["train"].column("length"))
 
 
 # case: data-12
@@ -270,16 +232,6 @@ def test_epochs_have_orders_and_a_resumed_one_has_the_rest(tmp_path: Path) -> No
     assert first != second
     assert seen(resumed.train_dataloader()) == second[1:]
     assert seen(ready(tmp_path, dataset, shuffle=False).train_dataloader()) == [[0, 1], [2, 3], [4, 5]]
-
-
-def test_a_rank_without_rows_gets_an_empty_batch(tmp_path: Path) -> None:
-    """1 row on 2 ranks: rank 1 has one batch of nothing, so that it takes the same step."""
-    module = ready(tmp_path, write(tmp_path / "mine.jsonl", chats(4)), train_split="all[:1]")
-    loader = module.train_dataloader()
-    sampler = module.sampler()
-    sampler.rank, sampler.world_size = 1, 2
-    (batch,) = loader
-    assert (batch.num_examples, batch.num_loss_tokens) == (0, 0)
 
 
 # ---- what is said, and what is refused

@@ -1,85 +1,23 @@
 """What docs/data.md promises, sentence by sentence: small files through the data module."""
 
-import csv
-import gzip
-import io
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from datasets import Dataset
 from lightning.pytorch import Trainer
 
 from smollit.data import ChatDataModule, PreferenceDataModule, UltraChatDataModule
 from smollit.data.sources.mixture import Part
-
-TINY = Path(__file__).resolve().parents[2] / "smollit" / "models" / "tiny"
-Row = dict[str, Any]
-END = "<|im_end|>"
+from tests.data.conftest import END, Row, assistant, chats, make, pair_texts, ready, spans, user, whole
+from tests.data.sources.conftest import write
 
 
-def user(content: Any, **keys: Any) -> Row:
-    return {"role": "user", "content": content, **keys}
-
-
-def assistant(content: Any, **keys: Any) -> Row:
-    return {"role": "assistant", "content": content, **keys}
-
-
-def chats(count: int, name: str = "") -> list[Row]:
-    return [{"messages": [user(f"q{name}{n}"), assistant(f"a{name}{n}")]} for n in range(count)]
-
-
-def lines(rows: list[Row]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def write(path: Path, rows: list[Row]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(lines(rows))
-    return str(path)
-
-
-def make(tmp_path: Path, dataset: Any, kind: type[ChatDataModule] = ChatDataModule, **options: Any) -> ChatDataModule:
-    defaults = {"val_split": None, "tokenizer_name": str(TINY), "chat_template": "chatml", "max_length": 128}
-    return kind(dataset, **defaults | {"cache_dir": str(tmp_path / "cache")} | options)
-
-
-def ready(tmp_path: Path, dataset: Any, kind: type[ChatDataModule] = ChatDataModule, **options: Any) -> ChatDataModule:
-    module = make(tmp_path, dataset, kind, **options)
-    module.prepare_data()
-    module.setup("fit")
-    return module
-
-
-def spans(module: ChatDataModule, key: str = "train") -> list[list[str]]:
-    """The trained texts of each chat."""
-    tokenizer = module.template.tokenizer
-    return [
-        [tokenizer.decode(row["input_ids"][a:b]) for a, b in zip(row["spans"][::2], row["spans"][1::2], strict=True)]
-        for row in module.examples[key].rows
-    ]
-
-
-def answers(module: ChatDataModule, key: str = "train") -> list[str]:
-    """The only trained text of each chat, without its end."""
+def responses(module: ChatDataModule, key: str = "train") -> list[str]:
+    """The only loss span of each chat, without its end."""
     return [text.removesuffix(END) for (text,) in spans(module, key)]
-
-
-def whole(module: ChatDataModule) -> list[str]:
-    return [module.template.tokenizer.decode(row["input_ids"]) for row in module.examples["train"].rows]
-
-
-def pair_texts(module: ChatDataModule) -> list[tuple[str, str, str]]:
-    """Prompt, chosen and rejected of each pair, decoded."""
-    decode = module.template.tokenizer.decode
-    return [
-        (decode(row["prompt_ids"]), decode(row["chosen_ids"]), decode(row["rejected_ids"]))
-        for row in module.examples["train"].rows
-    ]
 
 
 def one_chat(tmp_path: Path, messages: list[Row], **options: Any) -> ChatDataModule:
@@ -93,63 +31,15 @@ def pairs(tmp_path: Path, rows: list[Row], **options: Any) -> ChatDataModule:
 # ---- where rows come from
 
 
-@pytest.mark.parametrize(
-    "ending", ["jsonl", "jsonl.gz", "jsonl.zst", "json", "json.gz", "csv", "csv.zst", "parquet", "arrow"]
-)
-def test_every_ending_gives_the_same_examples(tmp_path: Path, ending: str) -> None:
-    """4 rows of prompt and completion; the last answer has a comma, quotes and a line end."""
-    rows: list[Row] = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(3)]
-    rows.append({"prompt": "q3", "completion": 'a, "b"\nc'})
-    path = tmp_path / f"rows.{ending}"
-    if ending == "parquet":
-        Dataset.from_list(rows).to_parquet(path)
-    elif ending == "arrow":
-        Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
-        next((tmp_path / "saved").glob("*.arrow")).rename(path)
-    else:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["prompt", "completion"])
-        writer.writeheader()
-        writer.writerows(rows)
-        kind = ending.split(".")[0]
-        content = {"jsonl": lines(rows), "json": json.dumps(rows), "csv": text.getvalue()}[kind].encode()
-        packed = ending.split(".")[-1]
-        pack = {"gz": gzip.compress, "zst": lambda data: pa.compress(data, codec="zstd", asbytes=True)}
-        path.write_bytes(pack.get(packed, bytes)(content))
-    assert answers(ready(tmp_path, str(path))) == ["a0", "a1", "a2", 'a, "b"\nc']
-
-
-def test_a_glob_is_all_its_rows_in_the_order_of_its_files(tmp_path: Path) -> None:
-    """Files at two depths, one packed, whatever the split's name; slices take parts of them all."""
-    write(tmp_path / "chats" / "a.jsonl", chats(2, "a"))
-    write(tmp_path / "chats" / "deep" / "b.jsonl", chats(2, "b"))
-    pattern = str(tmp_path / "chats" / "**" / "*.jsonl")
-    assert answers(ready(tmp_path, pattern, train_split="whatever")) == ["aa0", "aa1", "ab0", "ab1"]
-    module = ready(tmp_path, pattern, train_split="x[:75%]", val_split="x[75%:]")
-    assert (answers(module), answers(module, "val")) == (["aa0", "aa1", "ab0"], ["ab1"])
-
-
-def test_folders_give_the_split_that_is_asked_for(tmp_path: Path) -> None:
-    """Laid out as on the hub, in shards under data/, and as `save_to_disk` writes it."""
-    for shard in range(2):
-        rows = Dataset.from_list([{"prompt": f"q{shard}", "completion": f"a{shard}"}])
-        (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(tmp_path / "hub" / "data" / f"train_sft-0000{shard}-of-00002.parquet")
-    Dataset.from_list([{"prompt": "q", "completion": "saved"}]).save_to_disk(tmp_path / "disk")
-    assert answers(ready(tmp_path, str(tmp_path / "hub"), train_split="train_sft")) == ["a0", "a1"]
-    assert answers(ready(tmp_path, str(tmp_path / "disk"))) == ["saved"]
-    with pytest.raises(ValueError, match="has no split 'train': its splits are train_sft"):
-        ready(tmp_path, str(tmp_path / "hub"))
-
-
-def test_weights_and_caps_of_a_mixture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", ["off", "on"])
+def test_weights_and_caps_of_a_mixture(tmp_path: Path, packing: str) -> None:
     """8 rows at 0.5, 3 at 2, and at most 2 of 5: 4 + 6 + 2 per epoch; the halves of two epochs are all 8."""
     parts = [
         Part(write(tmp_path / "half.jsonl", chats(8, "h")), weight=0.5),
         Part(write(tmp_path / "twice.jsonl", chats(3, "t")), weight=2),
         Part(write(tmp_path / "few.jsonl", chats(5, "f")), max_rows=2),
     ]
-    module = ready(tmp_path, parts, longest_first=False)
+    module = ready(tmp_path, parts, longest_first=False, packing=packing)
     halves: list[int] = []
     for epoch in range(2):
         module.position.begin(epoch)
@@ -161,16 +51,18 @@ def test_weights_and_caps_of_a_mixture(tmp_path: Path) -> None:
     assert sorted(halves) == list(range(8))
 
 
-def test_named_validation_sets_have_a_loader_each(tmp_path: Path) -> None:
-    """Their own splits and columns; the parts' weights and caps are for training."""
+def test_named_validation_sets_have_a_loader_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their own splits and columns; their reports are logged under their names."""
+    caplog.set_level(logging.INFO)
     one = write(tmp_path / "one.jsonl", chats(4))
     other = write(tmp_path / "other.jsonl", [{"dialog": chats(1)[0]["messages"]}] * 2)
     module = ready(
         tmp_path, one, train_split="x[:3]",
         val_sets={"mine": Part(one, split="x[3:]"), "theirs": Part(other, columns={"messages": "dialog"})},
     )  # fmt: skip
-    assert (answers(module, "val/mine"), answers(module, "val/theirs")) == (["a3"], ["a0", "a0"])
+    assert (responses(module, "val/mine"), responses(module, "val/theirs")) == (["a3"], ["a0", "a0"])
     assert module.val_names == ("mine", "theirs")
+    assert "mine: 1 of 1 rows" in caplog.text and "theirs: 2 of 2 rows" in caplog.text
     assert [sum(batch.num_examples for batch in loader) for loader in module.val_dataloader()] == [1, 2]
 
 
@@ -178,8 +70,8 @@ def test_validation_takes_all_rows_of_its_split_of_each_part(tmp_path: Path) -> 
     """A part's own split, weight and cap are for training: 2 of 3 rows there, and the other 3 to validate."""
     part = Part(write(tmp_path / "rows.jsonl", chats(6)), split="x[:3]", weight=2, max_rows=2)
     module = ready(tmp_path, [part], val_split="x[3:]")
-    assert len(answers(module)) == 2 and set(answers(module)) < {"a0", "a1", "a2"}
-    assert answers(module, "val") == ["a3", "a4", "a5"]
+    assert len(responses(module)) == 2 and set(responses(module)) < {"a0", "a1", "a2"}
+    assert responses(module, "val") == ["a3", "a4", "a5"]
 
 
 # case: data-13
@@ -223,53 +115,6 @@ def test_a_streams_cap_takes_the_first_rows(tmp_path: Path) -> None:
 Q, A = [user("q")], [assistant("a")]
 
 
-@pytest.mark.parametrize(
-    ("row", "name"),
-    [
-        ({"messages": Q + A}, "Messages"),
-        ({"conversations": Q + A}, "Messages"),
-        ({"conversation": Q + A}, "Messages"),
-        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "ShareGPT"),
-        ({"prompt": "q", "completion": "a"}, "Prompt and completion"),
-        ({"prompt": Q, "completion": A}, "Prompt and completion"),
-        ({"instruction": "q", "output": "a"}, "Alpaca"),
-        ({"instruction": "q", "input": "", "output": "a"}, "Alpaca"),
-        ({"text": "\n\nHuman: q\n\nAssistant: a"}, "Human/Assistant dialogues"),
-        # the first of messages, prompt + completion, instruction + output, text that is there
-        ({"text": "t", "output": "o", "instruction": "i", "prompt": "p", "completion": "c", "messages": Q + A}, "Mess"),
-        ({"text": "t", "output": "o", "instruction": "i", "completion": "a", "prompt": "q"}, "Prompt and completion"),
-        ({"text": "t", "output": "a", "instruction": "q"}, "Alpaca"),
-    ],
-)  # fmt: skip
-def test_formats_of_chats(tmp_path: Path, row: Row, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Each becomes the same chat, and is said once."""
-    with caplog.at_level(logging.INFO):
-        module = ready(tmp_path, write(tmp_path / "one.jsonl", [row]))
-    assert whole(module) == [f"<|im_start|>user\nq{END}\n<|im_start|>assistant\na{END}"]
-    assert caplog.text.count(f"train: {name}") == 1
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "q", "chosen": "a", "rejected": "b"},
-        {"prompt": "q", "chosen": A, "rejected": [assistant("b")]},
-        {"prompt": Q, "chosen": Q + A, "rejected": [*Q, assistant("b")]},
-        {"chosen": Q + A, "rejected": [*Q, assistant("b")]},
-        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
-    ],
-)
-def test_formats_of_pairs(tmp_path: Path, row: Row) -> None:
-    (texts,) = pair_texts(pairs(tmp_path, [row]))
-    assert texts == (f"<|im_start|>user\nq{END}\n<|im_start|>assistant\n", f"a{END}", f"b{END}")
-
-
-def test_plain_text_is_trained_whole_and_without_a_template(tmp_path: Path) -> None:
-    module = ready(tmp_path, write(tmp_path / "one.jsonl", [{"text": "one two three"}]))
-    assert whole(module) == ["one two three<|endoftext|>"]
-    assert module.examples["train"].rows[0]["loss_tokens"] == module.examples["train"].rows[0]["length"] - 1
-
-
 def test_columns_formats_and_a_system_column(tmp_path: Path) -> None:
     """`columns` names columns that are called otherwise; `format` insists; `system` goes first."""
     row = {"dialog": Q + A, "text": "t", "system": "s"}
@@ -279,13 +124,6 @@ def test_columns_formats_and_a_system_column(tmp_path: Path) -> None:
     assert whole(module) == [f"<|im_start|>system\ns{END}\n<|im_start|>user\nq{END}\n<|im_start|>assistant\na{END}"]
     with pytest.raises(ValueError, match="the columns dialog, system, text"):
         ready(tmp_path, dataset, format="alpaca")
-
-
-def test_a_list_of_messages_in_a_csv_cell_is_its_json_text(tmp_path: Path) -> None:
-    with (tmp_path / "rows.csv").open("w") as file:
-        writer = csv.writer(file)
-        writer.writerows([["messages"], [json.dumps(Q + A)]])
-    assert answers(ready(tmp_path, str(tmp_path / "rows.csv"))) == ["a"]
 
 
 def test_other_roles_must_be_listed(tmp_path: Path) -> None:
@@ -317,90 +155,56 @@ def test_a_prompt_may_end_with_the_start_of_the_answer(tmp_path: Path) -> None:
 
 
 def test_scores_drop_pairs(tmp_path: Path) -> None:
-    """Gaps 3, 0, -2: all stay; ties go; below 1 goes; batches carry the gaps."""
-    scores = [(8, 5), (4, 4), (1, 3)]
+    """Gaps 3, 0, -2 and none: all stay; ties go; gaps below 1 go, and a pair without scores has none. Each is counted,
+    with the numbers. Batches carry the gaps, if all pairs have one."""
+    scores = [(8, 5), (4, 4), (1, 3), (None, None)]
     rows = [
         {"prompt": f"q{n}", "chosen": "a", "rejected": "b", "score_chosen": one, "score_rejected": other}
         for n, (one, other) in enumerate(scores)
     ]
-    gaps = [
-        list(pairs(tmp_path, rows, **options).examples["train"].column("score_gap"))
-        for options in ({}, {"score_ties": "drop"}, {"min_score_gap": 1.0})
-    ]
-    assert gaps == [[3, 0, -2], [3, -2], [3]]
-    (batch,) = pairs(tmp_path, rows, shuffle=False).train_dataloader()
+
+    def gaps(**options: Any) -> list[float]:
+        return list(pairs(tmp_path, rows, max_dropped_share=1.0, **options).examples["train"].column("score_gap"))
+
+    assert gaps()[:3] == [3, 0, -2] and math.isnan(gaps()[3])
+    assert gaps(score_ties="drop")[:2] == [3, -2]
+    assert gaps(min_score_gap=1.0) == [3]
+    report = pairs(tmp_path, rows, score_ties="drop", min_score_gap=1.0, max_dropped_share=1.0).reports["train"]
+    assert report.dropped == {"tied scores": 1, "score gap too small": 1, "no scores": 1}
+    said = "row 2: score_chosen - score_rejected is -2, and min_score_gap is 1"
+    assert report.examples["score gap too small"] == [said]
+    (batch,) = pairs(tmp_path, rows[:3], shuffle=False).train_dataloader()
     assert batch.score_gap.tolist() == [3, 0, -2]
 
 
 # ---- length
 
 
-def words(count: int, word: str = " the") -> str:
-    """A text of so many tokens."""
-    return word * count
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> dict[str, Any]:
-    """A template that prints contents alone: lengths are those of the texts."""
-    (tmp_path / "bare.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    return {"chat_template": str(tmp_path / "bare.jinja"), "max_dropped_share": 1.0}
-
-
 # case: mask-06
 # case: data-09
 @pytest.mark.parametrize(
-    ("truncate", "length", "trained"),
+    ("truncate", "length", "in_loss"),
     [("right", 10, [4, 2]), ("left-turns", 7, [5]), ("drop", None, []), ("error", None, [])],
 )
-def test_long_chats(tmp_path: Path, bare: Any, truncate: str, length: int | None, trained: list[int]) -> None:
+def test_long_chats(
+    tmp_path: Path, bare: str, words: Any, truncate: str, length: int | None, in_loss: list[int]
+) -> None:
     """Turns of 2, 4, 2 and 5 (13) beside a short chat, with room for 10: 2 + 4 + 2 + 2, or without the first two."""
     long = [user(words(2)), assistant(words(4)), user(words(2)), assistant(words(5))]
     rows = [{"messages": long}, {"messages": [user(words(1)), assistant(words(1))]}]
     dataset = write(tmp_path / "two.jsonl", rows)
     if truncate == "error":
         with pytest.raises(ValueError, match="13 tokens, and max_length is 10"):
-            ready(tmp_path, dataset, max_length=10, truncate=truncate, **bare)
+            ready(tmp_path, dataset, max_length=10, truncate=truncate, chat_template=bare, max_dropped_share=1.0)
         return
-    module = ready(tmp_path, dataset, max_length=10, truncate=truncate, **bare)
+    module = ready(tmp_path, dataset, max_length=10, truncate=truncate, chat_template=bare, max_dropped_share=1.0)
     report, (first, *others) = module.reports["train"], module.examples["train"].rows.to_list()
     if length is None:
         assert (report.kept, report.dropped, others) == (1, {"longer than max_length": 1}, [])
         return
     borders = first["spans"]
-    assert [end - start for start, end in zip(borders[::2], borders[1::2], strict=True)] == trained
+    assert [end - start for start, end in zip(borders[::2], borders[1::2], strict=True)] == in_loss
     assert (first["length"], report.kept, report.truncated) == (length, 2, 1)
-
-
-# case: data-06
-@pytest.mark.parametrize(
-    ("truncate", "sizes"),
-    [("right", []), ("left-turns", [5, 3, 2]), ("drop", [])],
-)
-def test_pairs_with_a_long_prompt(tmp_path: Path, bare: Any, truncate: str, sizes: list[int]) -> None:
-    """Prompt 10, answers 3 and 2, max 8: the last 5 of the prompt and both answers; or dropped and counted."""
-    long = {"prompt": words(10), "chosen": words(3), "rejected": words(2)}
-    rows = [long, {"prompt": words(2), "chosen": words(3), "rejected": words(2)}]
-    module = pairs(tmp_path, rows, max_length=8, truncate=truncate, **bare)
-    report = module.reports["train"]
-    assert report.kept + sum(report.dropped.values()) == 2
-    found = [
-        [len(row[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")] for row in module.examples["train"].rows
-    ]
-    assert found == [*([sizes] if sizes else []), [2, 3, 2]]
-
-
-# case: data-06
-def test_pairs_with_long_answers(tmp_path: Path, bare: Any) -> None:
-    """Prompt 6, answers 9 and 4, max 8. Right: 2 tokens for each answer, which are then equal. Left-turns: the prompt
-    keeps a quarter, 2, and both answers have 6."""
-    row = {"prompt": words(6), "chosen": words(9), "rejected": words(4)}
-    other = {"prompt": words(1), "chosen": words(1), "rejected": words(2)}
-    module = pairs(tmp_path, [row, other], max_length=8, **bare)
-    assert module.reports["train"].dropped == {"identical responses after truncation": 1}
-    module = pairs(tmp_path, [row, other], max_length=8, truncate="left-turns", **bare)
-    first = module.examples["train"].rows[0]
-    assert [len(first[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")] == [2, 6, 4]
 
 
 # ---- bad rows and reports
@@ -421,14 +225,14 @@ def test_a_tenth_of_bad_rows_is_the_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_line_that_is_not_json_stops_the_run_with_file_and_line(tmp_path: Path, streaming: bool) -> None:
     """But not a stream, which can't be read twice: there it is counted."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text(lines(chats(2)) + "{oops}\n" + lines(chats(2)))
+    good = "".join(json.dumps(row) + "\n" for row in chats(2))
+    path = write(tmp_path / "rows.jsonl", good + "{oops}\n" + good)
     if streaming:
-        batches = ready(tmp_path, str(path), streaming=True, shuffle=False).train_dataloader()
+        batches = ready(tmp_path, path, streaming=True, shuffle=False).train_dataloader()
         assert sum(batch.num_examples for batch in batches) == 4
         return
     with pytest.raises(ValueError, match=r"rows\.jsonl:3: not JSON"):
-        ready(tmp_path, str(path), max_dropped_share=1.0)
+        ready(tmp_path, path, max_dropped_share=1.0)
 
 
 def test_all_figures_are_in_data_report_json(tmp_path: Path) -> None:
@@ -463,7 +267,7 @@ def test_packing_keeps_every_example_whole_and_says_so(tmp_path: Path, caplog: p
     assert len(batches) < 10
 
 
-def test_longest_first_and_the_limit_of_tokens(tmp_path: Path) -> None:
+def test_longest_first_and_the_limit_of_tokens(tmp_path: Path, words: Any) -> None:
     """The first batch has the longest row; no batch has more than 100 positions, with padding."""
     rows = [{"messages": [user("q"), assistant(words(2 + 3 * n))]} for n in range(16)]
     module = ready(tmp_path, write(tmp_path / "rows.jsonl", rows), train_batch_size=4, max_batch_tokens=100)

@@ -62,6 +62,7 @@ ROW = {
 }  # fmt: skip
 
 
+# case: data-01
 @pytest.mark.parametrize("name", PreferenceDataModule.token_settings)
 def test_each_token_setting_changes_the_cache_key(
     name: str, write: Callable[..., str], tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
@@ -85,12 +86,13 @@ def test_each_token_setting_changes_the_cache_key(
     }  # fmt: skip
     kind = PreferenceDataModule if name in ("min_score_gap", "score_ties") else ChatDataModule
 
-    def key(**options: Any) -> str:
+    def key(kind: type[ChatDataModule] = kind, **options: Any) -> str:
         (part,) = kind(**usual(tmp_path) | options).parts("train")["train"]
         return part.folder.name
 
     assert key(**before) == key(**before)
     assert key(**before) != key(**before | {name: after[name]})
+    assert key(ChatDataModule, **before) != key(PreferenceDataModule, **before)  # the same rows as chats and as pairs
 
 
 def usual(tmp_path: Path) -> dict[str, Any]:

@@ -71,16 +71,6 @@ def test_a_thousand_chats_fill_their_rows() -> None:
     assert fill_rate(lengths, pack(lengths, range(1000), 2048), 2048) > 0.99
 
 
-@given(some_lengths, st.randoms(use_true_random=False))
-def test_another_order_gives_as_many_rows_of_the_same_sizes(lengths: list[int], draw: random.Random) -> None:
-    """Other neighbours, so that epochs differ, but the same number of steps."""
-    order = list(range(len(lengths)))
-    first = pack(lengths, order, CAPACITY)
-    draw.shuffle(order)
-    second = pack(lengths, order, CAPACITY)
-    assert [[lengths[example] for example in row] for row in first] == [[lengths[e] for e in row] for row in second]
-
-
 def test_equal_lengths_keep_the_order_that_they_come_in() -> None:
     """Rows of two out of 3, 1, 0, 2; then out of 0, 1, 2, 3."""
     assert pack([5] * 4, [3, 1, 0, 2], 10) == [[3, 1], [0, 2]]

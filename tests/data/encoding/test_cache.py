@@ -3,10 +3,8 @@
 import logging
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,8 @@ import datasets
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data.encoding import cache
 from smollit.data.encoding.cache import EncodedPart, cache_key, find_part
-from smollit.data.encoding.encoder import EncodeOptions, Encoder
-from smollit.data.formats.detect import detect_format
+from smollit.data.encoding.encoder import EncodeOptions
 from smollit.data.sources.mixture import Part
 from smollit.data.sources.source import Source, load_source
 from smollit.data.template.template import load_template
@@ -84,53 +80,7 @@ def test_the_same_options_give_the_same_key(source: Source, write: Write, make_e
     assert cache_key(copy, make_encoder(tokenizer=again)) == cache_key(source, encoder)
 
 
-# case: data-01
-def test_each_thing_that_changes_tokens_changes_the_key(
-    source: Source, write: Write, make_encoder: Any, tmp_path: Path
-) -> None:
-    """Rows, tokenizer, one character of the template, what becomes of its system text, kind: 6 changes, 7 keys."""
-    encoder: Encoder = make_encoder()
-    tokenizer = AutoTokenizer.from_pretrained(encoder.template.tokenizer.name_or_path)
-    tokenizer.add_tokens(["newword"])
-    own = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}"
-    (tmp_path / "own.jinja").write_text(own + encoder.template.source)
-    system = [
-        replace(encoder, template=load_template(encoder.template.tokenizer, choice, default_system=what))
-        for choice, what in [(str(tmp_path / "own.jinja"), what) for what in ("keep", "drop", "Be brief.")]
-    ]
-    keys = [
-        cache_key(source, encoder),
-        cache_key(load_source(write(both(7), "more.jsonl"), "train"), encoder),
-        cache_key(source, make_encoder(tokenizer=tokenizer)),
-        cache_key(source, make_encoder("preference")),
-        *(cache_key(source, other) for other in system),
-    ]
-    assert len(set(keys)) == len(keys) == 7
-
-
 # Options of EncodeOptions, and formats, that change tokens: each with a value that is not its default.
-CHANGES: dict[str, Row] = {
-    "max_length": {"max_length": 65},
-    "truncate": {"truncate": "left-turns"},
-    "train_on": {"train_on": "last"},
-    "train_on roles": {"train_on": ("assistant", "user")},
-    "control_text": {"control_text": "drop"},
-    "min_score_gap": {"min_score_gap": 0.0},
-    "score_ties": {"score_ties": "drop"},
-    "columns": {"format": detect_format(["dialog"], [], kind="chat", mapping={"messages": "dialog"})},
-    "extra_roles": {"format": detect_format(["messages"], [], kind="chat", extra_roles=["critic"])},
-    "format": {"format": detect_format(["text"], [{"text": "words"}], kind="chat")},
-}
-
-
-# case: data-01
-def test_each_option_that_changes_tokens_changes_the_key(source: Source, make_encoder: Any) -> None:
-    """10 changes of one option each: 11 keys with that of the defaults. Every field of EncodeOptions is among them."""
-    keys = [cache_key(source, make_encoder(**change)) for change in ({}, *CHANGES.values())]
-    assert len(set(keys)) == len(keys) == 11
-    assert {field.name for field in fields(EncodeOptions)} - {"kind"} <= set(CHANGES)
-
-
 # ---- one part
 
 
@@ -145,17 +95,6 @@ def test_a_part_holds_the_good_rows_and_the_report(find: Any) -> None:
     assert (report.rows, report.kept, report.dropped) == (3, 2, {"empty conversation": 1})
     assert report.tokens == sum(map(len, examples["input_ids"]))
     assert part.folder.stat().st_mtime_ns == before
-
-
-def test_max_rows_caps_a_part(find: Any) -> None:
-    part = find([CHAT] * 4, max_rows=3)
-    part.build(None)
-    assert (len(ids(part)), part.read()[1].rows) == (3, 3)
-
-
-def test_what_is_not_built_is_not_loaded(find: Any) -> None:
-    with pytest.raises(ValueError, match=r"split train is not tokenized yet: call prepare_data\(\) before setup\(\)"):
-        find([CHAT]).load(0.1)
 
 
 def test_too_many_bad_rows_are_refused_at_each_start(find: Any) -> None:
@@ -181,19 +120,6 @@ def test_finding_a_part_tokenizes_nothing_and_logs_its_format_once(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_format_that_does_not_fit_names_the_split(find: Any) -> None:
-    with pytest.raises(ValueError, match=r"split all of .*rows\.jsonl has the columns words"):
-        find([{"words": "none"}])
-
-
-def test_two_processes_encode_as_one_does(find: Any, part: EncodedPart, tmp_path: Path) -> None:
-    part.build(None)
-    helped = replace(part, cache_dir=tmp_path / "other")
-    helped.build(2)
-    assert ids(part) == ids(helped)
-    assert part.read()[1] == helped.read()[1]
-
-
 def test_only_the_tokenizing_shows_a_bar(part: EncodedPart, capfd: pytest.CaptureFixture[str]) -> None:
     datasets.enable_progress_bars()
     part.build(None)
@@ -214,16 +140,6 @@ def test_a_build_that_fails_leaves_nothing(find: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"malformed JSON Lines.*:\n.*rows\.jsonl:3: not JSON"):
         part.build(None)
     assert list((tmp_path / "cache").glob("*-*")) == []
-
-
-# case: data-12
-def test_the_second_of_two_builders_keeps_what_the_first_made(part: EncodedPart, tmp_path: Path) -> None:
-    """Another build has published before this one does: the folder is whole, and stays as it is."""
-    part.build(None)
-    mine = shutil.copytree(part.folder, tmp_path / "mine")
-    before = part.folder.stat().st_ino
-    cache.publish(mine, part.folder)
-    assert len(ids(part)) == 6 and part.folder.stat().st_ino == before
 
 
 # case: data-12

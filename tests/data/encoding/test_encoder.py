@@ -1,36 +1,23 @@
 """Rows -> examples: loss spans, pairs, scores, plain text; bad rows are named and change no other row."""
 
 import gc
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data.encoding.encoder import Encoder
-from smollit.data.encoding.steps import DroppedRow, EncodedRow
 from smollit.data.formats.detect import detect_format
-from smollit.data.formats.types import Kind, Preference
 from smollit.data.sources.readers import RAW
+from tests.data.conftest import Row, assistant, user
 
-Row = dict[str, Any]
 Make = Callable[..., Encoder]
 Encode = Callable[[Encoder, list[Row]], list[Row]]
 Words = Callable[..., str]
-
-
-def user(content: Any) -> Row:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any) -> Row:
-    return {"role": "assistant", "content": content}
 
 
 def chat(question: Any, response: Any) -> Row:
@@ -42,16 +29,6 @@ def pair(prompt: Any, chosen: Any, rejected: Any) -> Row:
 
 
 # ---- chats
-
-
-# case: mask-06
-def test_the_kept_part_of_a_truncated_turn_stays_in_the_loss(
-    make_encoder: Make, encode: Encode, words: Words, bare: str
-) -> None:
-    """Prompt 6, response 8, room for 4 of it: exactly 4 loss tokens, and no end that was not there."""
-    (example,) = encode(make_encoder("chat", 10, template=bare), [chat(words(6), words(8))])
-    assert example["spans"] == [6, 10]
-    assert (example["loss_tokens"], example["truncated"], len(example["input_ids"])) == (4, True, 10)
 
 
 # case: mask-02
@@ -96,18 +73,6 @@ def test_truncation_clips_spans_and_nothing_else(
 # ---- pairs
 
 
-# case: dpo-loss-08
-def test_both_responses_end_with_one_turn_end(
-    make_encoder: Make, encode: Encode, tiny_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Two earlier turns in the prompt keep their ends; each response is its ids + one <|im_end|> (2)."""
-    prompt = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]
-    (example,) = encode(make_encoder("preference", 200), [pair(prompt, "one", "two")])
-    for name, text in (("chosen_ids", "one"), ("rejected_ids", "two")):
-        assert example[name] == [*tiny_tokenizer.encode(text, add_special_tokens=False), 2]
-    assert example["prompt_ids"].count(2) == 5
-
-
 # case: template-06
 def test_a_tokenizer_without_bos_gives_only_numbers(
     make_encoder: Make, encode: Encode, tiny_tokenizer: PreTrainedTokenizerBase
@@ -120,36 +85,10 @@ def test_a_tokenizer_without_bos_gives_only_numbers(
     assert {type(token) for token in ids} == {int}
 
 
-def test_identical_responses_are_told_from_those_that_truncation_makes_identical(
-    make_encoder: Make, encode: Encode, words: Words, bare: str
-) -> None:
-    rows = [pair("q", "a", "a"), pair(words(2), words(9), words(8)), pair(words(2), words(1), words(2))]
-    examples = encode(make_encoder("preference", 5, template=bare), rows)
-    assert [example["problem"] for example in examples] == [
-        "identical responses",
-        "identical responses after truncation",
-        "",
-    ]
-    assert examples[1]["detail"] == "the responses are identical in the first 3 tokens"
-
-
 def test_an_empty_prompt_is_a_bad_row(make_encoder: Make, encode: Encode, bare: str) -> None:
     """Bare content of an empty turn has no token to respond to."""
     (example,) = encode(make_encoder("preference", template=bare), [pair([user("")], "a", "b")])
     assert example["problem"] == "empty prompt"
-
-
-def test_score_gaps_are_kept_and_may_drop_pairs(make_encoder: Make, encode: Encode) -> None:
-    """Gaps 3, 0, -2 and none at all."""
-    scores = [(8, 5), (4, 4), (1, 3), (None, None)]
-    rows = [pair("q", "a", "b") | {"score_chosen": one, "score_rejected": other} for one, other in scores]
-    examples = encode(make_encoder("preference"), rows)
-    assert [example["problem"] for example in examples] == [""] * 4
-    assert [example["score_gap"] for example in examples[:3]] == [3, 0, -2]
-    assert math.isnan(examples[3]["score_gap"])
-    strict = encode(make_encoder("preference", min_score_gap=1.0, score_ties="drop"), rows)
-    assert [example["problem"] for example in strict] == ["", "tied scores", "score gap too small", "no scores"]
-    assert strict[2]["detail"] == "score_chosen - score_rejected is -2, and min_score_gap is 1"
 
 
 # ---- plain text
@@ -179,24 +118,6 @@ def test_plain_text_gets_the_tokenizers_own_bos_once_and_eos(
 # ---- the steps of a row
 
 
-def test_each_step_holds_the_one_before(make_encoder: Make, words: Words, bare: str) -> None:
-    """Prompt 6, responses 3 and 2 with room for 8: from the example back to what the row means."""
-    encoder = make_encoder("preference", 8, template=bare)
-    good, long, empty = encoder.encode(
-        [pair(words(6), words(3, " and"), words(2)), pair(words(9), "a", "b"), pair("q", "", "b")]
-    )
-    assert isinstance(good, EncodedRow)
-    tokenized = good.truncated.tokenized
-    assert (tokenized.full_length, good.truncated.is_truncated) == (9, True)
-    assert "".join(segment.text for segment in tokenized.rendered.row.segments) == words(6) + words(3, " and") + words(
-        2
-    )
-    record = tokenized.rendered.record
-    assert isinstance(record, Preference) and record.chosen["content"] == words(3, " and")
-    assert isinstance(long, DroppedRow) and long.bad.reason == "prompt too long" and long.reached is not None
-    assert isinstance(empty, DroppedRow) and empty.bad.reason == "empty response" and empty.reached is None
-
-
 def test_equal_chats_have_equal_digests(make_encoder: Make, encode: Encode) -> None:
     """Also of rows that are truncated, and of pairs with the same prompt and other responses."""
     rows = [chat("a b c", "d e f"), chat("a b c", "d e f"), chat("a b c", "d e g")]
@@ -208,31 +129,6 @@ def test_equal_chats_have_equal_digests(make_encoder: Make, encode: Encode) -> N
 
 
 # ---- bad rows
-
-
-def test_good_rows_keep_their_own_tokens_between_bad_ones(
-    make_encoder: Make, encode: Encode, tiny_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Rows 0, 2, 4 are good: a bad row takes no tokens of its neighbours."""
-    rows = [chat("a", "zero"), chat("b", None), chat("c", "two"), chat(5, "x"), chat("d", "four")]
-    examples = encode(make_encoder(), rows)
-    responses = [tiny_tokenizer.decode(e["input_ids"][e["spans"][0] :]) for e in examples if not e["problem"]]
-    assert responses == ["zero<|im_end|>", "two<|im_end|>", "four<|im_end|>"]
-    assert [example["row"] for example in examples] == [0, 1, 2, 3, 4]
-
-
-# case: template-03
-def test_keys_that_arrow_filled_with_null_change_nothing(make_encoder: Make, encode: Encode) -> None:
-    """One row has tool_calls; Arrow gives all messages of both rows that key, mostly null."""
-    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "id": None}]}
-    rows = [{"messages": [user("a"), call]}, chat("a", "b")]
-    table = Dataset.from_list(rows)
-    assert table[1]["messages"][0]["tool_calls"] is None
-    encoder = make_encoder()
-    columns = encoder(table[:], [0, 1])
-    assert columns["problem"] == ["", ""]
-    assert columns["input_ids"][1] == encode(encoder, rows)[1]["input_ids"]
-    assert "None" not in encoder.template.tokenizer.decode(columns["input_ids"][0])
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -295,28 +191,3 @@ def test_control_text_that_two_joined_turns_make_opens_no_turn(
 
 
 # ---- real rows
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize(
-    ("kind", "folder", "split"),
-    [("chat", "ultrachat_200k", "test_sft"), ("preference", "ultrafeedback_binarized", "test_prefs")],
-)
-def test_real_rows_are_kept_but_for_named_reasons(
-    make_encoder: Make, shared: Path, tmp_path: Path, kind: Kind, folder: str, split: str
-) -> None:
-    """All rows of the published columns parse; whatever is dropped is dropped for its length or identical responses."""
-    rows = load_dataset(str(shared / "data" / folder), split=split, cache_dir=str(tmp_path))
-    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "smollm2-tokenizer" / "instruct-135M")
-    form = detect_format(rows.column_names, [rows[0]], kind=kind)
-    columns = make_encoder(kind, 2048, template="auto", tokenizer=tokenizer, format=form)(
-        rows[:], list(range(len(rows)))
-    )
-    problems = [problem for problem in columns["problem"] if problem]
-    assert set(problems) <= {
-        "prompt too long",
-        "identical responses",
-        "identical responses after truncation",
-        "empty response",
-    }
-    assert len(problems) < 0.05 * len(rows)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +147,7 @@ def concerns(bad_rows: int, of: int, other: dict[str, Any], usual: dict[str, Any
 
 SCORED = pair(5, 3, 3, 1.0)
 CONCERNS = {
-    "truncated": (
-        chat(4, full_length=9),
-        chat(4),
-        5,
-        "6 of 100 rows (6.0%) are longer than `data.max_length`, and",
-    ),
+    "truncated": (chat(4, full_length=9), chat(4), 5, "6 of 100 rows (6.0%) are longer than `data.max_length`, and"),
     "too long": (bad(DropReason.TOO_LONG), chat(4), 5, "6 of 100 rows (6.0%) are longer than `data.max_length`"),
     "equal": (
         pair(1, 1, 1, problem=DropReason.IDENTICAL),
@@ -193,20 +187,6 @@ def test_repeated_rows_are_a_concern() -> None:
     assert said.startswith("1 of 3 rows (33.3%) repeat the chat of an earlier row")
 
 
-def test_all_pairs_equal_is_refused_with_the_reason() -> None:
-    """The step that writes the chosen response into both columns: the loss would stay at ln 2 = 0.6931."""
-    seen = report([pair(3, 2, 2, problem=DropReason.IDENTICAL), pair(3, 2, 2, problem=DropReason.IDENTICAL)])
-    with pytest.raises(ValueError, match=r"in all 2 pairs of split train.*0\.6931.*one response into both columns"):
-        verify_report(seen, "train", 1.0)
-
-
-def test_too_many_dropped_rows_are_refused() -> None:
-    seen = report([chat(3), bad("null content")])
-    verify_report(seen, "train", 0.5)
-    with pytest.raises(ValueError, match=r"1 of 2 rows of split train can't be used.*\n.*null content"):
-        verify_report(seen, "train", 0.4)
-
-
 def test_rows_that_an_option_drops_are_no_reason_to_refuse() -> None:
     """8 of 10 are ties, dropped by `score_ties: drop`: fine. One more row that nobody asked to drop is a tenth."""
     ties = [pair(1, 1, 1, problem=DropReason.TIED, digest=number) for number in range(8)]
@@ -239,13 +219,6 @@ def test_a_split_without_rows_is_refused() -> None:
     assert "0 of 0 rows" in empty.summary("train")
     with pytest.raises(ValueError, match="rows of split train can't be used"):
         verify_report(empty, "train", 0.1)
-
-
-def test_a_report_survives_json() -> None:
-    """As the cache keeps it: plain numbers, no NaN."""
-    seen = report([pair(5, 4, 1), pair(6, 2, 2, 0.5), pair(1, 1, 1, problem=DropReason.IDENTICAL, detail="é")])
-    text = json.dumps(asdict(seen), allow_nan=False)
-    assert Report(**json.loads(text)) == seen
 
 
 def test_reports_are_written_whole_into_the_folder(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smollit.data.encoding.encoder import Encoder
-from smollit.data.encoding.truncate import candidates
 from smollit.data.formats.detect import detect_format
-from smollit.data.formats.types import Conversation, Kind, Preference
+from smollit.data.formats.types import Kind
 
 Row = dict[str, Any]
 Encode = Callable[..., Row]
@@ -112,10 +111,7 @@ def test_a_quarter_is_kept_for_the_prompt(
     assert (len(found["prompt_ids"]), len(found["chosen_ids"]), len(found["rejected_ids"])) == (*kept, kept[1])
 
 
-@pytest.mark.parametrize(
-    ("max_length", "kept"),
-    [(14, 11), (13, 8), (11, 8), (10, 6), (9, 6), (8, 5), (5, 2)],
-)
+@pytest.mark.parametrize(("max_length", "kept"), [(14, 11), (13, 8), (11, 8), (10, 6), (9, 6), (8, 5), (5, 2)])
 def test_prompts_lose_whole_turns_first_then_the_system_text_then_tokens(
     example: Encode, words: Words, max_length: int, kept: int
 ) -> None:
@@ -128,7 +124,9 @@ def test_prompts_lose_whole_turns_first_then_the_system_text_then_tokens(
 @pytest.mark.parametrize("truncate", ["right", "left-turns"])
 def test_pairs_that_become_equal_are_dropped(example: Encode, words: Words, truncate: str) -> None:
     row = {"prompt": words(2), "chosen": words(9), "rejected": words(8) + words(1, " and")}
-    assert example(row, "preference", 9, truncate)["problem"] == "identical responses after truncation"
+    found = example(row, "preference", 9, truncate)
+    assert found["problem"] == "identical responses after truncation"
+    assert found["detail"] == "the responses are identical in the first 7 tokens"
     assert example(row, "preference", 11, truncate)["problem"] == ""
     assert example(row, "preference", 1, truncate)["problem"] == "prompt too long"
 
@@ -136,17 +134,12 @@ def test_pairs_that_become_equal_are_dropped(example: Encode, words: Words, trun
 # ---- what may be cut
 
 
-def test_candidates_start_with_user_turns_and_keep_what_is_trained() -> None:
-    user, said = turn("user", "u"), turn("assistant", "a")
-    chat = [turn("system", "s"), user, said, turn("tool", "t"), said, user, said, user]
-    (only,) = candidates(Conversation(chat), "assistant")
-    assert isinstance(only, Conversation)
-    assert only.messages == [chat[0], user, said, user]
-    assert candidates(Conversation([said, user, said]), "assistant") == [Conversation([user, said])]
-    assert candidates(Conversation([user, said]), "last") == []
-    pair = Preference(chat[:2], said, said)
-    assert candidates(pair, "assistant") == [Preference([user], said, said)]
-    assert candidates(Preference([user], said, said), "assistant") == []
+def test_a_tools_turn_never_comes_first(example: Encode, words: Words) -> None:
+    """User 3, assistant 3, tool 2, assistant 3, user 2, assistant 2: 15. Room for 12 would hold tool and all after it,
+    9, but there the question would be missing: only user 2 and assistant 2 are left."""
+    sizes = [("user", 3), ("assistant", 3), ("tool", 2), ("assistant", 3), ("user", 2), ("assistant", 2)]
+    chat = {"messages": [turn(role, words(size)) for role, size in sizes]}
+    assert example(chat, "chat", 12, "left-turns")["spans"] == [2, 4]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,20 +9,7 @@ from smollit.data.formats.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.format import Format
 from smollit.data.formats.types import Conversation, Kind, Preference, Text
-
-Row = dict[str, Any]
-
-
-def system(content: Any) -> Row:
-    return {"role": "system", "content": content}
-
-
-def user(content: Any) -> Row:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any) -> Row:
-    return {"role": "assistant", "content": content}
+from tests.data.conftest import Row, assistant, user
 
 
 def human(value: Any) -> Row:

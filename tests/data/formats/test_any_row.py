@@ -19,9 +19,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 WORDS = st.sampled_from(["user", "assistant", "human", "gpt", "system", "tool", "Human: a\n\nAssistant: b", "[{", "a"])
 KEYS = st.sampled_from(["role", "content", "from", "value", "train", "weight", "tool_calls", "type", "text"])
 VALUES = st.recursive(
-    SCALARS | WORDS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
-    max_leaves=12,
+    SCALARS | WORDS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
 )
 TURNS = st.lists(st.fixed_dictionaries({}, optional={"role": WORDS, "content": VALUES, "from": WORDS, "value": VALUES}))
 ANY = VALUES | TURNS | TURNS.map(lambda turns: json.dumps(turns, default=str))

@@ -1,6 +1,7 @@
 """Rows of every format become the same chats and pairs, or a BadRow that says why and where."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,23 +9,12 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from smollit.data import ChatDataModule, PreferenceDataModule
 from smollit.data.formats.converters import decode_row, to_record
-from smollit.data.formats.drop_reason import BadRow
-from smollit.data.formats.types import Conversation, Kind, Preference, Text
-from tests.data.formats.conftest import (
-    HI,
-    Row,
-    assistant,
-    bad,
-    columns_of,
-    gpt,
-    human,
-    known,
-    pair,
-    system,
-    turns,
-    user,
-)
+from smollit.data.formats.types import Kind, Text
+from tests.data.conftest import END, Row, assistant, pair_texts, ready, spans, system, user, whole
+from tests.data.formats.conftest import HI, bad, columns_of, gpt, human, known, pair, turns
+from tests.data.sources.conftest import write
 
 CHATS: dict[str, tuple[list[Row], list[list[Row]]]] = {
     "messages": (
@@ -137,15 +127,25 @@ PAIRS: dict[str, tuple[list[Row], list[tuple[Any, ...]]]] = {
 
 # case: template-07 data-03
 @pytest.mark.parametrize("name", [*CHATS, *PAIRS])
-def test_rows_of_every_format(name: str) -> None:
-    """Written by hand: what a row says, and the turns that it means."""
-    kind: Kind = "chat" if name in CHATS else "preference"
+def test_rows_of_every_format(tmp_path: Path, name: str) -> None:
+    """Written by hand: what a row says, and the turns that it means; these are rendered up to the last loss token."""
     rows, expected = (CHATS | PAIRS)[name]
-    format = known(rows, kind)
-    assert format.name == ("messages" if name.startswith("messages") else name.split()[0])
-    records = [to_record(row, format) for row in rows]
-    found = [one.messages if isinstance(one, Conversation) else tuple(vars(one).values()) for one in records]
-    assert found == expected
+    kind = ChatDataModule if name in CHATS else PreferenceDataModule
+    module = ready(tmp_path, write(tmp_path / "rows.jsonl", rows), kind)
+    (part,) = module.parts("train")["train"]
+    assert part.encoder.format.name == ("messages" if name.startswith("messages") else name.split()[0])
+    if kind is PreferenceDataModule:
+        texts = [(module.template.prompt_text(prompt), one["content"] + END, other["content"] + END)
+                 for prompt, one, other, _ in expected]  # fmt: skip
+        assert pair_texts(module) == texts
+        gaps = [math.nan if gap is None else gap for *_, gap in expected]
+        assert list(module.examples["train"].column("score_gap")) == pytest.approx(gaps, nan_ok=True)
+        return
+    in_loss = [[t for t in chat if t["role"] == "assistant" and t.get("train", True)] for chat in expected]
+    assert spans(module) == [[turn["content"] + END for turn in turns] for turns in in_loss]
+    ends = [turns.index(counted[-1]) + 1 for turns, counted in zip(expected, in_loss, strict=True)]
+    rendered = [module.template.render(turns[:end]).text for turns, end in zip(expected, ends, strict=True)]
+    assert whole(module) == [text.removesuffix("\n") for text in rendered]
 
 
 # case: template-03
@@ -192,14 +192,6 @@ def test_null_content_beside_tool_calls_is_empty_text() -> None:
     assert turns({"messages": [user("hi"), call]})[1] == assistant("") | {"tool_calls": [{"name": "add"}]}
 
 
-# case: template-10
-def test_a_completion_may_continue_the_prompt() -> None:
-    """prompt [q, "The sum"] + " is 4": two assistant turns in a row, of which the first is context."""
-    row = {"prompt": [user("q"), assistant("The sum")], "completion": " is 4"}
-    assert turns(row) == [user("q"), assistant("The sum") | {"train": False}, assistant(" is 4")]
-    assert bad({"prompt": [user("q"), assistant("x"), assistant("y")], "completion": "z"}).reason == "odd role order"
-
-
 def test_a_name_begins_a_turn_only_after_an_empty_line() -> None:
     assert turns({"text": "Human: a\nHuman: b\n\nAssistant: c"}) == [user("a\nHuman: b"), assistant("c")]
 
@@ -227,37 +219,11 @@ def test_names_of_roles(names: str, role: str) -> None:
         assert turns({"conversations": said})[1] == {"role": role, "content": "a"}
 
 
-# case: template-10
-@pytest.mark.parametrize("after", [[], [assistant("c")]])
-def test_roles_that_the_user_lists_are_kept(after: list[Row]) -> None:
-    """Such a role may also be the one that responds. Else it is unknown, and the detail says how to list it."""
-    messages = [user("a"), {"role": "critic", "content": "b"}, *after]
-    assert turns({"messages": messages}, extra_roles=["critic"]) == messages
-    assert "messages[1].role is 'critic'" in bad({"messages": messages}).detail
-    assert "data.extra_roles" in bad({"messages": messages}).detail
-
-
 @pytest.mark.parametrize("message", [human("a"), {"role": "Human", "content": "a"}])
 def test_sharegpt_is_named_where_the_user_wants_messages(message: Row) -> None:
     caught = bad({"messages": [message, assistant("b")]}, known([{"messages": HI}], format="messages"))
     assert caught.reason == "unknown role"
     assert "`data.format: sharegpt` reads it" in caught.detail
-
-
-@pytest.mark.parametrize(
-    ("said", "meant"),
-    [
-        ({"train": False}, {"train": False}),
-        ({"train": True}, {"train": True}),
-        ({"weight": 0}, {"train": False}),
-        ({"weight": 1.0}, {}),
-        ({"weight": 1, "train": True}, {"train": True}),
-        ({"train": 0, "weight": 0.0}, {"train": False}),
-        ({"train": None, "weight": None}, {}),
-    ],
-)
-def test_train_and_weight_become_one_key(said: Row, meant: dict[str, bool]) -> None:
-    assert turns({"messages": [user("a"), assistant("b") | said]}) == [user("a"), assistant("b") | meant]
 
 
 # ---- pairs
@@ -289,14 +255,10 @@ def test_messages_printed_by_python_are_not_a_response() -> None:
 
 
 # case: template-10
-def test_a_prompt_may_end_with_a_tool_result_or_the_start_of_the_response() -> None:
+def test_a_prompt_may_end_with_a_tool_result() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "ask"}]}
-    prompt = [user("q"), call, {"role": "tool", "content": "42"}]
-    row = {"prompt": prompt, "chosen": "a", "rejected": "b"}
+    row = {"prompt": [user("q"), call, {"role": "tool", "content": "42"}], "chosen": "a", "rejected": "b"}
     assert [turn["role"] for turn in pair(row)[0]] == ["user", "assistant", "tool"]
-    prompt = [user("q"), assistant("The sum")]
-    row = {"prompt": prompt, "chosen": " is 4", "rejected": " is 5"}
-    assert pair(row) == (prompt, assistant(" is 4"), assistant(" is 5"), None)
 
 
 @pytest.mark.parametrize(
@@ -371,27 +333,3 @@ def test_what_nests_too_deeply_is_a_bad_row(depth: int) -> None:
 
 
 # ---- real rows
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize(("name", "kind"), [("ultrachat_200k", "chat"), ("ultrafeedback_binarized", "preference")])
-def test_real_rows_keep_their_turns(shared: Path, name: str, kind: Kind) -> None:
-    """The columns as they are: of 2,590 rows, 2 have an empty response; 136 pairs have equal scores."""
-    files = sorted((shared / "data" / name / "data").glob("*.parquet"))
-    rows = [row for file in files for row in Dataset.from_parquet(str(file))]
-    format = known(rows[:100], kind)
-    records, reasons = [], []
-    for row in rows:
-        try:
-            one = to_record(row, format)
-        except BadRow as caught:
-            reasons.append(caught.reason)
-            continue
-        records.append(one)
-        if isinstance(one, Conversation):
-            assert one.messages == row["messages"]
-        if isinstance(one, Preference):
-            assert [*one.prompt, one.chosen] == row["chosen"]
-            assert [*one.prompt, one.rejected] == row["rejected"]
-    assert reasons == ([] if kind == "chat" else ["empty response"] * 2)
-    assert sum(asdict(one).get("score_gap") == 0 for one in records) == (0 if kind == "chat" else 136)

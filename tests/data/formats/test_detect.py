@@ -10,7 +10,8 @@ from smollit.data.formats.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.messages import Roles
 from smollit.data.formats.types import Kind
-from tests.data.formats.conftest import HI, Row, assistant, columns_of, gpt, human, known, pair, turns, user
+from tests.data.conftest import Row, assistant, user
+from tests.data.formats.conftest import HI, columns_of, gpt, human, known, pair, turns
 
 LONE = ("messages", "score_chosen")  # one score alone is not used
 
@@ -42,22 +43,9 @@ def test_precedence(columns: list[str], kind: Kind, name: str, unused: tuple[str
     assert "columns not used: " + ", ".join(unused) in format.describe()
 
 
-def test_a_format_that_the_user_wants_comes_first() -> None:
-    columns = ["messages", "prompt", "completion", "text"]
-    for name in ("messages", "sharegpt", "prompt_completion", "text", "dialogue"):
-        assert detect_format(columns, [{"messages": HI}], kind="chat", format=name).name == name
-
-
 def test_texts_are_dialogues_where_most_of_them_are() -> None:
     """One of three is not most."""
     assert known([{"text": "Human: a\n\nAssistant: b"}, {"text": "Once."}, {"text": "Twice."}]).name == "text"
-
-
-def test_sharegpt_under_messages_is_detected_but_a_format_of_the_user_is_strict() -> None:
-    rows = [{"messages": [human("hi"), gpt("yo")]}]
-    assert known(rows).name == "sharegpt"
-    with pytest.raises(BadRow, match=r"`data\.format: sharegpt` reads it"):
-        to_record(rows[0], known(rows, format="messages"))
 
 
 def test_sharegpt_is_described() -> None:

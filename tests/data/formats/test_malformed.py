@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from datasets import Dataset
 
 from smollit.data import ChatDataModule, UltraChatDataModule, UltraFeedbackDataModule
-from tests.conftest import TINY
-from tests.data.formats.conftest import Row, assistant, user
+from tests.data.conftest import Row, assistant, ready, user
+from tests.data.sources.conftest import write
 
 LONG = "long " * 400  # more than `max_length` tokens
 LISTS = ["[]", "[[]]", "[{}]", "[null]", '[{"role": "user", "content": "q"}]', '[{"role": "user"', "{'role': 'user'}"]
@@ -168,30 +167,9 @@ def mixed(bad: list[Row], good: list[Row]) -> tuple[list[Row], list[int]]:
 # ---- through the data module
 
 
-@pytest.fixture(autouse=True)
-def _datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-
-
-def module(tmp_path: Path, dataset: str, is_pair: bool, **options: Any) -> ChatDataModule:
-    kind = UltraFeedbackDataModule if is_pair else UltraChatDataModule
-    options = {
-        "train_split": "train",
-        "val_split": None,
-        "tokenizer_name": str(TINY),
-        "chat_template": "chatml",
-        "max_length": 128,
-        "max_dropped_share": 1.0,
-        "cache_dir": str(tmp_path / "cache"),
-    } | options
-    return kind(dataset, **options)
-
-
 def set_up(tmp_path: Path, dataset: str, is_pair: bool, **options: Any) -> ChatDataModule:
-    made = module(tmp_path, dataset, is_pair, **options)
-    made.prepare_data()
-    made.setup("fit")
-    return made
+    kind = UltraFeedbackDataModule if is_pair else UltraChatDataModule
+    return ready(tmp_path, dataset, kind, **{"train_split": "train", "max_dropped_share": 1.0} | options)
 
 
 def kept_rows(made: ChatDataModule) -> dict[int, str]:
@@ -218,19 +196,14 @@ def check(made: ChatDataModule, alone: ChatDataModule, good: list[int]) -> None:
     assert [kept[row] for row in good] == list(kept_rows(alone).values())
 
 
-def write_lines(path: Path, rows: list[Row]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.mark.parametrize("make", FORMATS, ids=lambda make: make.__name__)
 def test_malformed_json_lines_are_counted_and_leave_the_others_alone(tmp_path: Path, make: Any) -> None:
     """1,112 malformed rows and 8 good ones of each format: 10,008 in all."""
     name, is_pair = FORMATS[make]
     good = [make(f"good {number}") for number in range(GOOD)]
     rows, places = mixed(spoiled_rows(make, EACH), good)
-    alone = set_up(tmp_path, write_lines(tmp_path / "good.jsonl", good), is_pair, format=name)
-    made = set_up(tmp_path, write_lines(tmp_path / "all.jsonl", rows), is_pair, format=name)
+    alone = set_up(tmp_path, write(tmp_path / "good.jsonl", good), is_pair, format=name)
+    made = set_up(tmp_path, write(tmp_path / "all.jsonl", rows), is_pair, format=name)
     assert made.reports["train"].rows == EACH + GOOD
     assert sum(made.reports["train"].dropped.values()) > EACH / 4
     check(made, alone, places)
@@ -240,7 +213,7 @@ def test_malformed_json_lines_are_counted_and_leave_the_others_alone(tmp_path: P
 def test_two_processes_count_what_one_counts(tmp_path: Path, make: Any) -> None:
     """1,400 rows: above datasets' batch of 1,000, so that both have some. One cache each."""
     name, is_pair = FORMATS[make]
-    dataset = write_lines(tmp_path / "all.jsonl", mixed(spoiled_rows(make, 1_400), [make("good")])[0])
+    dataset = write(tmp_path / "all.jsonl", mixed(spoiled_rows(make, 1_400), [make("good")])[0])
     one, two = (
         set_up(tmp_path, dataset, is_pair, format=name, num_proc=number, cache_dir=str(tmp_path / str(number)))
         for number in (1, 2)
@@ -285,7 +258,7 @@ def test_malformed_tables_are_counted_too(tmp_path: Path, make: Any, ending: str
         Dataset.from_dict({key: [*map(as_cell, values)] for key, values in columns.items()}).to_csv(dataset)
     else:
         Dataset.from_dict({key: as_column(values) for key, values in columns.items()}).to_parquet(dataset)
-    alone = set_up(tmp_path, write_lines(tmp_path / "good.jsonl", good), is_pair, format=name)
+    alone = set_up(tmp_path, write(tmp_path / "good.jsonl", good), is_pair, format=name)
     check(set_up(tmp_path, dataset, is_pair, format=name), alone, places)
 
 
@@ -372,9 +345,7 @@ def test_each_fault_has_its_reason_and_names_its_place(tmp_path: Path, is_pair: 
     faults = PAIRS if is_pair else CHATS
     scores = {"score_chosen": 2, "score_rejected": 1}
     good = [text_pair(str(n)) | scores if is_pair else messages(str(n)) for n in range(30)]
-    made = set_up(
-        tmp_path, write_lines(tmp_path / "all.jsonl", [*good, *(row for row, _, _ in faults.values())]), is_pair
-    )
+    made = set_up(tmp_path, write(tmp_path / "all.jsonl", [*good, *(row for row, _, _ in faults.values())]), is_pair)
     assert set(kept_rows(made)) == set(range(30))
     for (name, (_, reason, place)), said in zip(faults.items(), details(made)[30:], strict=True):
         assert said[0] == reason, (name, said)

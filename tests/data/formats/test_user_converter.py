@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from smollit.data import ChatDataModule, UltraChatDataModule
+from smollit.data import ChatDataModule
+from tests.data.conftest import make
 
 THREADS = '{"thread": "What barks?|A dog."}\n{"thread": "What meows?|A cat."}\n'
 SPLIT = """
@@ -20,25 +21,17 @@ def of_texts(row):
 """
 
 
-def threads(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, *, convert: str) -> ChatDataModule:
+def threads(folder: Path, monkeypatch: pytest.MonkeyPatch, *, convert: str) -> ChatDataModule:
     """Two rows in one column, and the module `threads` in the folder that the command is started from."""
     (folder / "threads.jsonl").write_text(THREADS)
     (folder / f"{convert.partition('.')[0]}.py").write_text(SPLIT)
     monkeypatch.syspath_prepend(folder)
-    return UltraChatDataModule(
-        str(folder / "threads.jsonl"),
-        val_split=None,
-        convert=convert,
-        tokenizer_name=str(tiny_model),
-        cache_dir=str(folder / "cache"),
-    )
+    return make(folder, str(folder / "threads.jsonl"), convert=convert)
 
 
-def test_a_converted_row_is_a_row_of_its_format(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_converted_row_is_a_row_of_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`question|reply` -> prompt and completion: only the reply and its end are loss tokens."""
-    data = threads(tmp_path, tiny_model, monkeypatch, convert="threads_one.from_threads")
+    data = threads(tmp_path, monkeypatch, convert="threads_one.from_threads")
     data.prepare_data()
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -47,12 +40,10 @@ def test_a_converted_row_is_a_row_of_its_format(
     assert sorted(spoken.replace("<|im_end|>", "|").split("|")[:2]) == ["A cat.", "A dog."]
 
 
-def test_another_source_of_the_function_meets_no_old_examples(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = threads(tmp_path, tiny_model, monkeypatch, convert="threads_two.from_threads")
+def test_another_source_of_the_function_meets_no_old_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = threads(tmp_path, monkeypatch, convert="threads_two.from_threads")
     (before,) = data.parts("train")["train"]
-    changed = threads(tmp_path, tiny_model, monkeypatch, convert="threads_three.from_threads")
+    changed = threads(tmp_path, monkeypatch, convert="threads_three.from_threads")
     (tmp_path / "threads_three.py").write_text(SPLIT + "\n# changed\n")
     (after,) = changed.parts("train")["train"]
     assert before.folder != after.folder
@@ -67,8 +58,8 @@ def test_another_source_of_the_function_meets_no_old_examples(
     ],
 )
 def test_errors_name_the_function_and_the_row(
-    function: str, said: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    function: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = threads(tmp_path, tiny_model, monkeypatch, convert=f"threads_four.{function}")
+    data = threads(tmp_path, monkeypatch, convert=f"threads_four.{function}")
     with pytest.raises(ValueError, match=said):
         data.prepare_data()

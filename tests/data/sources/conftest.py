@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pytest
 from datasets import Dataset
@@ -18,11 +17,6 @@ from smollit.data.sources.source import load_source
 
 Row = dict[str, Any]
 ROWS: list[Row] = [{"prompt": f"p{number}", "chosen": "4", "rejected": "NA"} for number in range(6)]
-
-
-@pytest.fixture(autouse=True)
-def _datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
 
 
 def pack(content: bytes, ending: str) -> bytes:

@@ -17,12 +17,13 @@ from tests.data.sources.conftest import ROWS, pack, rows_of, write
 # ---- folders and globs
 
 
-def test_folders_of_shards_have_splits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["jsonl.zst", "parquet"])
+def test_folders_of_shards_have_splits(tmp_path: Path, ending: str) -> None:
     """Shards are read in order; `train_old` is another split."""
     for shard in range(2):
-        write(tmp_path / "data" / f"train-{shard:05}-of-00002.jsonl.zst", ROWS[3 * shard : 3 * shard + 3])
-    write(tmp_path / "data" / "test.jsonl.zst", ROWS[:1])
-    write(tmp_path / "data" / "train_old.jsonl.zst", ROWS[:2])
+        write(tmp_path / "data" / f"train-{shard:05}-of-00002.{ending}", ROWS[3 * shard : 3 * shard + 3])
+    write(tmp_path / "data" / f"test.{ending}", ROWS[:1])
+    write(tmp_path / "data" / f"train_old.{ending}", ROWS[:2])
     assert rows_of(str(tmp_path)) == ROWS
     assert rows_of(str(tmp_path), "train[-1:]") == ROWS[-1:]
 

@@ -10,23 +10,11 @@ import pytest
 
 from smollit.data import ChatDataModule
 from smollit.data.sources.source import HASHES
-from tests.conftest import TINY
-
-CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+from tests.data.conftest import chats, ready
 
 
 def start(tmp_path: Path) -> ChatDataModule:
-    module = ChatDataModule(
-        str(tmp_path / "mine.jsonl"),
-        train_split="all[:200]",
-        val_split="all[200:]",
-        tokenizer_name=str(TINY),
-        chat_template="chatml",
-        cache_dir=str(tmp_path / "cache"),
-    )
-    module.prepare_data()
-    module.setup("fit")
-    return module
+    return ready(tmp_path, str(tmp_path / "mine.jsonl"), train_split="all[:200]", val_split="all[200:]")
 
 
 # case: data-01 data-12
@@ -41,7 +29,7 @@ def test_a_second_start_reads_only_the_first_rows(
     clock = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: clock() + 10**10)  # the file has been unchanged for 10 s
     file, memory = tmp_path / "mine.jsonl", tmp_path / "cache" / HASHES
-    lines = [json.dumps(CHAT)] * 300
+    lines = [json.dumps(chats(1)[0])] * 300
     file.write_text("\n".join(lines))
     start(tmp_path)
     ((name, entry),) = json.loads(memory.read_text()).items()

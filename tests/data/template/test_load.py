@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
-from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data.template.template import ChatTemplate, load_template
+from tests.data.conftest import user
 
 Load = Callable[..., ChatTemplate]
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -20,11 +20,6 @@ MARKED = (
 FORGETS = MARKED.replace(
     "{{ m.content }}<end>{% endg", "{{ m.content if loop.last else m.content | replace('.', '') }}<end>{% endg"
 )
-OWN = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-
-
-def user(content: str) -> dict[str, Any]:
-    return {"role": "user", "content": content}
 
 
 # ---- which template
@@ -83,23 +78,6 @@ def test_the_date_is_part_of_what_the_cache_depends_on(load: Load, chatml: ChatT
 
 
 # ---- the system text that a template adds
-
-
-# case: template-01
-@pytest.mark.shared
-def test_the_default_system_text_is_found_kept_dropped_or_replaced(instruct: PreTrainedTokenizerBase) -> None:
-    """Only that turn changes: with a system message of the data, all three render the same."""
-    spoken = """It's {{ "odd" }} \\ \n{% and %} ö"""
-    templates = [load_template(instruct, "auto", default_system=choice) for choice in ("keep", "drop", spoken)]
-    assert [template.default_system_text() for template in templates] == [OWN, "", spoken]
-    assert ["adds the system text" in "".join(template.notes()) for template in templates] == [True, False, True]
-    turn, rest = f"<|im_start|>system\n{OWN}<|im_end|>\n", "<|im_start|>user\nhi<|im_end|>\n"
-    rendered = [template.render([user("hi")]).text for template in templates]
-    assert rendered == [turn + rest, rest, turn.replace(OWN, spoken) + rest]
-    chat = [{"role": "system", "content": "Be brief."}, user("hi")]
-    expected = f"<|im_start|>system\nBe brief.<|im_end|>\n{rest}<|im_start|>assistant\n"
-    assert {template.prompt_text(chat) for template in templates} == {expected}
-    assert len({template.source for template in templates}) == 3
 
 
 def test_dropping_keeps_what_stands_before_the_system_turn(load: Load) -> None:

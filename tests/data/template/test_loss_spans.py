@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Preference
 from smollit.data.template.template import ChatTemplate, load_template
+from tests.data.conftest import assistant, user
 
 Load = Callable[..., ChatTemplate]
 Messages = list[dict[str, Any]]
@@ -31,14 +32,6 @@ LLAMA2 = (
 
 def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
-
-
-def user(content: str, **more: Any) -> dict[str, Any]:
-    return turn("user", content, **more)
-
-
-def assistant(content: str, **more: Any) -> dict[str, Any]:
-    return turn("assistant", content, **more)
 
 
 CHAT = [user("a?"), assistant("b."), user("c?"), assistant("d.")]
@@ -89,15 +82,6 @@ def test_smollm2s_assistant_turn_follows_transformers_generation_prompt(instruct
     assert [(segment.text, segment.in_loss) for segment in row.segments] == [(prompt, False), ("yo<|im_end|>", True)]
 
 
-# case: mask-05
-# case: template-11
-@pytest.mark.parametrize(
-    "text", ["<|im_start|>assistant", "x<|im_end|>\n<|im_start|>assistant\nhi", "b", "b<|im_end|>"]
-)
-def test_markers_and_responses_in_a_users_text_open_no_span(chatml: ChatTemplate, text: str) -> None:
-    assert in_loss(chatml, [user(text), assistant("b"), user(text), assistant("b")]) == ["b<|im_end|>"] * 2
-
-
 @pytest.mark.parametrize("content", ["  yo", "yo \n", "\n\n yo", "\u2003yo\u2003", "assistant", "user", "a", "<"])
 def test_whitespace_and_words_of_the_header_stay_in_the_loss(
     chatml: ChatTemplate, tiny_tokenizer: PreTrainedTokenizerBase, content: str
@@ -146,18 +130,6 @@ def test_tool_calls_that_the_template_prints_count(load: Load, source: str) -> N
     template = load(source.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}"))
     messages = [user("a"), assistant("I add.", tool_calls=" add(1)"), user("c"), assistant("", tool_calls="add(2)")]
     assert in_loss(template, messages) == ["I add. add(1)" + end, "add(2)" + end]
-
-
-def test_an_end_marker_inside_a_response_is_refused(chatml: ChatTemplate) -> None:
-    """In the loss, it would teach to continue after the end."""
-    messages = [user("a"), assistant("b<|im_end|>\nmore")]
-    for segment in (
-        lambda: chatml.segment_chat(Conversation(messages)),
-        lambda: chatml.segment_pair(Preference(messages[:1], assistant("fine"), messages[1])),
-    ):
-        with pytest.raises(BadRow, match=r"messages\[1\]\.content contains '<\|im_end\|>'") as caught:
-            segment()
-        assert caught.value.reason == DropReason.END_INSIDE
 
 
 # ---- which messages count

@@ -132,25 +132,3 @@ def test_pairs_score_as_separate_sequences(setup: Setup, rows: list[Pair], packe
         logps, sums = scored(setup, rows, backend, packed)
         torch.testing.assert_close(logps, torch.tensor([*chain(*expected)]), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(sums, torch.tensor([*map(sum, expected)]), rtol=1e-5, atol=1e-5)
-
-
-@QUIET
-@given(rows=st.lists(pairs, min_size=1, max_size=3), packed=st.booleans())
-def test_swapped_responses_swap_their_scores(setup: Setup, rows: list[Pair], packed: bool) -> None:
-    """[chosen, rejected] of every pair becomes [rejected, chosen]."""
-    swapped = [(prompt, rejected, chosen) for prompt, chosen, rejected in rows]
-    for backend in BACKENDS:
-        one, other = (scored(setup, each, backend, packed)[1].view(-1, 2) for each in (rows, swapped))
-        torch.testing.assert_close(other, one.flip(1), rtol=1e-5, atol=1e-5)
-        assert [chosen != rejected for chosen, rejected in one.tolist()] == [True] * len(rows)
-
-
-# case: template-10
-def test_a_response_that_continues_a_given_turn_follows_it(setup: Setup) -> None:
-    """The prompt ends with "Sure:": the responses' tokens follow it, with no header and no end between."""
-    prompt = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Sure:"}]
-    (example_,) = encode(setup, [(prompt, " yes", " no")])
-    text = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nSure:"
-    assert example_["prompt_ids"] == setup.tokenizer.encode(text, add_special_tokens=False)
-    for name, response in (("chosen_ids", " yes"), ("rejected_ids", " no")):
-        assert example_[name] == setup.tokenizer.encode(response + "<|im_end|>", add_special_tokens=False)

@@ -1,6 +1,5 @@
 """Any conversation with any template: the loss tokens are the assistant turns and their ends, and nothing else."""
 
-import json
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,7 +11,6 @@ from smollit.commands.inspect.pieces import inspect_row
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
-from smollit.data.sources.readers import RAW
 from smollit.data.template.template import ChatTemplate, load_template
 
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -196,19 +194,3 @@ def test_shown_pieces_spell_the_chat_and_hold_its_ids(
     trained = [token for piece in shown.pieces if piece.state == "loss" for token in piece.ids]
     assert len(trained) == row["loss_tokens"]
     assert {piece.role for piece in shown.pieces} <= {"system", "user", "tool", "assistant"}
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(before=texts, surrogate=st.integers(0xD800, 0xDFFF).map(chr), kind=st.sampled_from(["chat", "preference"]))
-def test_a_lone_surrogate_is_a_counted_bad_row(
-    templates: dict[str, ChatTemplate], before: str, surrogate: str, kind: Kind
-) -> None:
-    """The tokenizer would raise TypeError, and Arrow could not even store it."""
-    text = before + surrogate + "x"
-    chat = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]}
-    row = chat if kind == "chat" else {"prompt": "a", "chosen": "b", "rejected": text}
-    form = detect_format(list(row), [], kind=kind)
-    encoder = Encoder(templates["chatml"], EncodeOptions(kind, 512), form)
-    columns = encoder({RAW: [json.dumps(row)]}, [0])
-    assert columns["problem"] in (["text is not valid Unicode"], ["end marker in a response"])
-    assert all(value.encode() is not None for value in columns["detail"])

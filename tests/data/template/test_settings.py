@@ -8,54 +8,22 @@ from typing import Any
 import pytest
 
 from smollit.data import ChatDataModule
+from tests.data.conftest import END, Row, assistant, ready, spans, user, whole
 
-TINY = Path(__file__).resolve().parents[3] / "smollit" / "models" / "tiny"
-END = "<|im_end|>"
-Row = dict[str, Any]
 Tokenize = Callable[..., ChatDataModule]
-
-
-def user(content: str, **keys: Any) -> Row:
-    return {"role": "user", "content": content, **keys}
-
-
-def assistant(content: str, **keys: Any) -> Row:
-    return {"role": "assistant", "content": content, **keys}
-
-
 FOUR = [user("a"), assistant("b"), user("c"), assistant("d")]
 PLAIN = [user("q"), assistant("a")]
+SPOKEN = """It's {{ "odd" }} \\ \n{% and %} ö"""  # all of it text, though it looks like code
 
 
 @pytest.fixture
 def tokenize(tmp_path: Path, write: Callable[..., str]) -> Tokenize:
     """A data module over the chats of one file, tokenized."""
 
-    def build(*chats: list[Row], **options: Any) -> ChatDataModule:
-        settings = {"tokenizer_name": str(TINY), "chat_template": "chatml", "val_split": None, "max_length": 128}
-        cache = str(tmp_path / "cache")
-        module = ChatDataModule(
-            write([{"messages": chat} for chat in chats]), **settings | {"cache_dir": cache} | options
-        )
-        module.prepare_data()
-        module.setup("fit")
-        return module
+    def build(*messages: list[Row], **options: Any) -> ChatDataModule:
+        return ready(tmp_path, write([{"messages": each} for each in messages]), **options)
 
     return build
-
-
-def texts(module: ChatDataModule) -> list[str]:
-    """The whole text of each chat."""
-    return [module.template.tokenizer.decode(row["input_ids"]) for row in module.examples["train"].rows]
-
-
-def in_loss(module: ChatDataModule) -> list[list[str]]:
-    """The text of each loss span of each chat."""
-    decode = module.template.tokenizer.decode
-    return [
-        [decode(row["input_ids"][a:b]) for a, b in zip(row["spans"][::2], row["spans"][1::2], strict=True)]
-        for row in module.examples["train"].rows
-    ]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +36,10 @@ def in_loss(module: ChatDataModule) -> list[list[str]]:
         ([FOUR[0], assistant("b", train=False), *FOUR[2:]], "assistant", ["d"]),
         ([FOUR[0], assistant("b", weight=0), *FOUR[2:]], "assistant", ["d"]),
         ([FOUR[0], assistant("b", train=True), *FOUR[2:]], "last", ["b", "d"]),
-        ([FOUR[0], assistant("b", weight=1), *FOUR[2:]], "last", ["d"]),
+        ([FOUR[0], assistant("b", weight=1.0), *FOUR[2:]], "last", ["d"]),
+        ([FOUR[0], assistant("b", weight=1, train=True), *FOUR[2:]], "last", ["b", "d"]),
+        ([FOUR[0], assistant("b", weight=0.0, train=0), *FOUR[2:]], "assistant", ["d"]),
+        ([FOUR[0], assistant("b", weight=None, train=None), *FOUR[2:]], "assistant", ["b", "d"]),
         ([user("a", train=True), *FOUR[1:]], "assistant", ["a", "b", "d"]),
     ],
 )
@@ -76,15 +47,7 @@ def test_train_on_and_a_messages_train_or_weight(
     tokenize: Tokenize, chat: list[Row], train_on: Any, expected: list[str]
 ) -> None:
     """Each the turn's text and the token that ends it, never its header."""
-    assert in_loss(tokenize(chat, train_on=train_on)) == [[text + END for text in expected]]
-
-
-# case: mask-03
-def test_a_template_without_sound_loss_spans_stops_the_run(tokenize: Tokenize, tmp_path: Path) -> None:
-    """It prints contents in capitals."""
-    (tmp_path / "loud.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}")
-    with pytest.raises(ValueError, match=r"`data\.chat_template`: .*loud\.jinja does not print the text of an assist"):
-        tokenize(FOUR, chat_template=str(tmp_path / "loud.jinja"))
+    assert spans(tokenize(chat, train_on=train_on)) == [[text + END for text in expected]]
 
 
 # case: template-11
@@ -100,23 +63,15 @@ def test_control_text(tokenize: Tokenize, choice: str, kept: list[str] | None) -
             tokenize(odd, PLAIN, **options)
         return
     module = tokenize(odd, PLAIN, **options)
-    assert in_loss(module) == [[text + END] for text in kept]
+    assert spans(module) == [[text + END] for text in kept]
     for row in module.examples["train"].rows:
         assert (row["input_ids"].count(1), row["input_ids"].count(2)) == (2, 2)
-    assert [text.count(END) for text in texts(module)] == [3, 2][-len(kept) :]
-
-
-# case: template-11
-def test_text_that_equals_a_marker_is_dropped(tokenize: Tokenize) -> None:
-    """The article's `</s>` is several tokens, whoever writes it. docs/loss_tokens.md says so."""
-    module = tokenize(PLAIN, [user("x</s>"), assistant("a")], chat_template="article", max_dropped_share=1.0)
-    assert module.reports["train"].dropped == {"control text that can't be escaped": 1}
-    assert in_loss(module) == [["a</s>"]]
+    assert [text.count(END) for text in whole(module)] == [3, 2][-len(kept) :]
 
 
 # case: template-01
 @pytest.mark.shared
-@pytest.mark.parametrize(("choice", "system"), [("keep", None), ("drop", ""), ("Be brief.", "Be brief.")])
+@pytest.mark.parametrize(("choice", "system"), [("keep", None), ("drop", ""), (SPOKEN, SPOKEN)])
 def test_the_default_system_text(
     tokenize: Tokenize, shared: Path, choice: str, system: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -130,5 +85,5 @@ def test_the_default_system_text(
         f"<|im_start|>system\n{own}{END}\n" if own else "",
         f"<|im_start|>user\nq{END}\n<|im_start|>assistant\na",
     )
-    assert texts(module) == [f"{turn}{rest}{END}", f"<|im_start|>system\nMine.{END}\n{rest}{END}"]
+    assert whole(module) == [f"{turn}{rest}{END}", f"<|im_start|>system\nMine.{END}\n{rest}{END}"]
     assert caplog.text.count("`data.default_system` can drop or replace it") == (1 if own else 0)

@@ -9,14 +9,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from smollit.data.batching.position import Position
 from smollit.data.batching.streaming import Stream, StreamingExamples, shares_of
-from smollit.data.sources.mixture import Part, load_part
 from smollit.data.sources.readers import RAW
 from smollit.data.sources.source import Source, load_source
 
@@ -56,14 +54,6 @@ def flat(lists: list[list[int]]) -> list[int]:
 
 
 # ---- each row once
-
-
-# case: data-13
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_ten_rows_are_seen_once_each(tmp_path: Path, num_workers: int) -> None:
-    """5 batches of 2, in order, whether 2 workers take turns or none."""
-    examples = StreamingExamples([stream(lines(tmp_path / "a.jsonl", 10))], batch_size=2)
-    assert batches(examples, num_workers) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
 # case: data-08
@@ -116,16 +106,6 @@ def test_a_buffer_of_any_size_gives_each_row_once(tmp_path: Path, size: int) -> 
     assert sorted(order) == list(range(30))
     assert all(row <= step + size for step, row in enumerate(order))
     assert (order != list(range(30))) == (size > 1)
-
-
-def test_the_position_is_read_when_an_epoch_begins(tmp_path: Path) -> None:
-    position = Position()
-    examples = StreamingExamples([stream(lines(tmp_path / "a.jsonl", 9))], 2, shuffle_buffer=9, position=position)
-    first = batches(examples)
-    position.epoch = 1
-    assert batches(examples) != first
-    position.epoch = 0
-    assert batches(examples) == first
 
 
 # ---- resume
@@ -216,14 +196,6 @@ def test_each_part_has_its_own_encoder_and_row_numbers(tmp_path: Path) -> None:
     ]
 
 
-def test_slices_and_caps_are_of_row_numbers(tmp_path: Path) -> None:
-    """Rows 3 to 7 of 10, and of these the first 2: what is before them is left for validation."""
-    path = lines(tmp_path / "a.jsonl", 10)
-    assert flat(batches(StreamingExamples([stream(path, "train[3:8]")], 2))) == [3, 4, 5, 6, 7]
-    capped = Stream(load_part(Part(str(path), "train[3:8]", max_rows=2), seed=0), encode)
-    assert flat(batches(StreamingExamples([capped], 2))) == [3, 4]
-
-
 # ---- bad rows
 
 
@@ -284,7 +256,6 @@ def test_nothing_is_hashed_loaded_or_held(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_layout_of_the_hub_is_streamed_whole_by_every_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` deals files out to workers by itself; then each of ours would walk another. Nothing is loaded."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     for shard in range(4):
         (tmp_path / "rows" / "train").mkdir(parents=True, exist_ok=True)
         Dataset.from_dict({"n": list(range(5 * shard, 5 * shard + 5))}).to_parquet(
