@@ -13,6 +13,7 @@ CASES = {
     "A1": "Early stopping never fires when validation is counted in steps, and a finished run starts again",
     "A2": "The best checkpoint is named with the metric of an earlier validation",
     "A7": "trainer.logged_metrics is empty",
+    "A9": "A negative gradient_clip_val turns the gradients round",
     "A10": "A Trainer of one's own breaks other modules, callbacks, flags and tuners",
     "mask-01": "Turn-end / EOS token never trained because pad id equals EOS id",
     "mask-02": "Truncation removes the whole answer: all labels -100, NaN loss (or a false 0.0)",

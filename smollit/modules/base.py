@@ -125,7 +125,7 @@ class FineTuningModule(PolicyModule):
         Lightning's own clipping by norm refuses FSDP.
         """
         limit = self.trainer.gradient_clip_val
-        if not limit or self.trainer.gradient_clip_algorithm == "value":
+        if limit is None or limit <= 0 or self.trainer.gradient_clip_algorithm == "value":  # 0 and below mean off
             return 1.0
         return (limit / (norm + 1e-6)).clamp(max=1.0)
 
@@ -151,7 +151,7 @@ class FineTuningModule(PolicyModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by value, if requested; clipping by norm is done in `on_before_optimizer_step`."""
-        if gradient_clip_val and gradient_clip_algorithm == "value":
+        if gradient_clip_val and gradient_clip_val > 0 and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.policy.parameters(), gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

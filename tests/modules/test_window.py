@@ -170,6 +170,17 @@ def test_clipping_by_value_comes_after_the_division(tiny_model: Path, tmp_path: 
     assert moved == pytest.approx(LEARNING_RATE * 1e-3, rel=1e-3)
 
 
+# case: A9
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_clip_limit_of_zero_and_below_is_off(tiny_model: Path, tmp_path: Path, limit: int, algorithm: str) -> None:
+    """As in Lightning: one step of 8 examples is that of the unclipped gradient, and does not climb."""
+    module = make("sft", tiny_model)
+    clip = {"gradient_clip_val": limit, "gradient_clip_algorithm": algorithm}
+    fit_batches(module, batches("sft", [8]), tmp_path, **clip)
+    assert_close(weights(module), plain_steps("sft", tiny_model, [list(range(8))], sgd))
+
+
 # case: mask-02
 def test_batches_without_loss_tokens_neither_move_nor_count(tiny_model: Path, tmp_path: Path) -> None:
     """A window of a batch with 0 loss tokens and one with 3 is the window of the 3; a window of 0 moves nothing."""
