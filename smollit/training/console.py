@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from smollit.data.encoding.report import Report
 from smollit.models.sharding import unwrap
+from smollit.training.steps import described_data
 
 NOTES = (
     ".*does not have many workers.*",  # collating ids is cheap
@@ -45,8 +46,9 @@ def describe(trainer: Trainer, module: Any) -> dict[str, str]:
     parameters = list(module.policy.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
-    rows = describe_rows(getattr(trainer.datamodule, "reports", {}))  # type: ignore[attr-defined]
-    batch = getattr(trainer.datamodule, "train_batch_size", 1)  # type: ignore[attr-defined]
+    data = described_data(trainer)
+    rows = describe_rows(data.reports if data else {})
+    batch = data.train_batch_size if data else 1
     accumulation, world = trainer.accumulate_grad_batches, trainer.world_size
     return {
         "parameters": f"{trainable:,} trainable of {total:,}",
@@ -79,7 +81,8 @@ def check_lengths(trainer: Trainer, module: Any) -> None:
         ValueError: If `data.max_length` is above the model's positions.
     """
     positions = unwrap(module.policy).config.max_position_embeddings
-    longest = getattr(trainer.datamodule, "max_length", 0)  # type: ignore[attr-defined]
+    data = described_data(trainer)
+    longest = data.max_length if data else 0
     if longest > positions:
         raise ValueError(f"`data.max_length` is {longest:,}, but the model has {positions:,} positions: lower it")
 

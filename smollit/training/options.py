@@ -1,16 +1,28 @@
-"""Options of the trainer: `fsdp` and `fsdp2` by name, and defaults from the environment."""
+"""Options of the trainer: strategies by name, defaults from the environment, and the built-in callbacks."""
 
 import inspect
 import os
 from ast import literal_eval
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import MixedPrecision
+
+from smollit.training.console import ProgressBar, StartSummary
+from smollit.training.memory import OutOfMemory
+from smollit.training.predictions import WritePredictions
+from smollit.training.reference import ReferenceScores
+from smollit.training.state import RunState
+from smollit.training.stop import GracefulStop
 
 
 class ShardedStrategy(FSDPStrategy):
@@ -43,11 +55,23 @@ class Sharded2Strategy(ModelParallelStrategy):
 
 
 BY_NAME: dict[str, type[Strategy]] = {"fsdp": ShardedStrategy, "fsdp2": Sharded2Strategy}
+DEFAULT_ROOT = "runs/default"
 
 
-def by_name(strategy: str | Strategy) -> str | Strategy:
-    """smollit's strategy for `fsdp` and `fsdp2`; anything else unchanged, for Lightning's registry."""
-    return BY_NAME[strategy]() if isinstance(strategy, str) and strategy in BY_NAME else strategy
+def trainer_options(options: dict[str, Any], named: dict[str, Any], root: str | Path | None) -> dict[str, Any]:
+    """Lightning's arguments: from the environment, then `options`, then those of `named` that are not None.
+
+    Args:
+        options: Arguments that only Lightning's Trainer has.
+        named: Arguments that both trainers have.
+        root: The run folder.
+    """
+    found = from_environment() | options | {name: value for name, value in named.items() if value is not None}
+    strategy = found.get("strategy", "auto")
+    found["strategy"] = BY_NAME[strategy]() if isinstance(strategy, str) and strategy in BY_NAME else strategy
+    if root != DEFAULT_ROOT or "default_root_dir" not in found:
+        found["default_root_dir"] = root
+    return found
 
 
 def from_environment() -> dict[str, Any]:
@@ -60,3 +84,33 @@ def from_environment() -> dict[str, Any]:
             with suppress(ValueError, SyntaxError):
                 found[name] = literal_eval(value)
     return found
+
+
+def run_logger(folder: str) -> TensorBoardLogger:
+    """TensorBoard events in the run folder itself."""
+    return TensorBoardLogger(save_dir=folder, name="", version="", default_hp_metric=False)
+
+
+def with_built_in(
+    callbacks: Sequence[Callback], asked_for: Sequence[Callback], run_state: RunState, folder: Path | None
+) -> list[Callback]:
+    """The callbacks of a run, in their order.
+
+    Args:
+        callbacks: The trainer's callbacks.
+        asked_for: Those that the user requested: the others are Lightning's defaults, which smollit's replace.
+        run_state: Saves and restores the run.
+        folder: Folder of last.ckpt; None saves nothing.
+    """
+    by_default = (ModelCheckpoint, ModelSummary, AnyProgressBar)
+    replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
+    kept = [callback for callback in callbacks if callback not in replaced]
+    first: list[Callback] = [run_state, StartSummary(), WritePredictions(), OutOfMemory()]
+    if not any(isinstance(callback, ReferenceScores) for callback in kept):
+        first.append(ReferenceScores())
+    if any(isinstance(callback, AnyProgressBar) for callback in replaced):
+        first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
+    checkpoints = [callback for callback in kept if isinstance(callback, Checkpoint)]
+    others = [callback for callback in kept if callback not in checkpoints]
+    # The stop comes last: it ends the run when all other callbacks have seen the batch.
+    return [*first, *others, GracefulStop(folder), *checkpoints]

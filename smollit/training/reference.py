@@ -24,6 +24,7 @@ from smollit.data.batching.dataset import Examples
 from smollit.models.causal_lm import CausalLM
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
+from smollit.training.steps import data_module
 
 log = logging.getLogger(__name__)
 PART = 256  # pairs per file
@@ -57,7 +58,7 @@ def attach_reference_scores(trainer: Trainer, module: DPOModule) -> None:
     Raises:
         ValueError: If there are no examples to score, or a value is not finite.
     """
-    data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning declares it nowhere
+    data = data_module(trainer)
     splits = data.examples if isinstance(data, ChatDataModule) else {}
     if trainer.training and "train" not in splits:
         raise ValueError(
@@ -142,7 +143,7 @@ class _Scorer:
     @property
     def data(self) -> ChatDataModule:
         """The data module of the run."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = data_module(self.trainer)
         assert isinstance(data, ChatDataModule)
         return data
 

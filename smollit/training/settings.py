@@ -1,12 +1,14 @@
 """Settings on resume: which may not change, which are logged, and the optimizer's, where the config wins."""
 
 import logging
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.optim import Optimizer
 
-from smollit.data import ChatDataModule
 from smollit.losses.settings import upgraded
+from smollit.training.steps import described_data
 
 log = logging.getLogger(__name__)
 State = dict[str, Any]
@@ -24,10 +26,18 @@ FIXED = (
 )
 
 
+@runtime_checkable
+class Schedule(Protocol):
+    """A scheduler that computes each group's rate from a base rate: torch's, except ReduceLROnPlateau."""
+
+    base_lrs: list[float | Tensor]
+    optimizer: Optimizer
+
+
 def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
     """Settings that a resumed run may not change."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    names = (*data.token_settings, *data.order_settings) if isinstance(data, ChatDataModule) else ()
+    data = described_data(trainer)
+    names = (*data.token_settings, *data.order_settings) if data else ()
     return (*FIXED, *(f"data.init_args.{name}" for name in names))
 
 
@@ -86,5 +96,5 @@ def apply_changes(trainer: Trainer, before: list[Groups], now: list[Groups]) -> 
             group.update(changed)
     for config in trainer.lr_scheduler_configs:
         scheduler = config.scheduler
-        if hasattr(scheduler, "base_lrs"):
+        if isinstance(scheduler, Schedule):
             scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]

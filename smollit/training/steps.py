@@ -3,12 +3,13 @@
 import math
 import sys
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from smollit.data.batching.position import TrainingBatches
+from smollit.data.encoding.report import Report
 from smollit.training.checkpoint_io import newest_first
 
 NEVER = sys.maxsize  # an interval in micro-batches that is never reached
@@ -28,6 +29,20 @@ class PositionedData(Protocol):
         """Resume at a position."""
 
 
+@runtime_checkable
+class DescribedData(Protocol):
+    """A data module that says what a run trains on: the start summary and the checks of a resume read it."""
+
+    token_settings: ClassVar[tuple[str, ...]]
+    order_settings: ClassVar[tuple[str, ...]]
+    train_batch_size: int
+    reports: dict[str, Report]
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens."""
+
+
 def at_step_end(trainer: Trainer) -> bool:
     """Whether the last finished batch ended an optimizer step."""
     done = trainer.fit_loop.batch_idx + 1
@@ -36,8 +51,19 @@ def at_step_end(trainer: Trainer) -> bool:
 
 def positioned_data(trainer: Trainer) -> PositionedData | None:
     """The run's data module, if it keeps its position."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = data_module(trainer)
     return data if isinstance(data, PositionedData) else None
+
+
+def described_data(trainer: Trainer) -> DescribedData | None:
+    """The run's data module, if it says what a run trains on."""
+    data = data_module(trainer)
+    return data if isinstance(data, DescribedData) else None
+
+
+def data_module(trainer: Trainer) -> LightningDataModule | None:
+    """The run's data module, if it has one."""
+    return trainer.datamodule  # type: ignore[attr-defined, no-any-return]  # Lightning declares it nowhere
 
 
 def training_batches(trainer: Trainer) -> TrainingBatches | None:

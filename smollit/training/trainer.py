@@ -13,21 +13,14 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import Strategy
 
 from smollit.modules import FineTuningModule
-from smollit.training.built_in import run_logger, with_built_in
-from smollit.training.checkpoint_io import (
-    AtomicCheckpointIO,
-    best_checkpoint,
-    find_checkpoint,
-    resume_path,
-)
+from smollit.training.checkpoint_io import AtomicCheckpointIO, best_checkpoint, find_checkpoint, resume_path
 from smollit.training.console import quiet
 from smollit.training.memory import keep_freed_memory
-from smollit.training.options import by_name, from_environment
+from smollit.training.options import DEFAULT_ROOT, run_logger, trainer_options, with_built_in
 from smollit.training.state import RunState
 from smollit.training.steps import PeriodicCheckpoint, ValidateEverySteps, interval_in_batches, num_steps
 
 log = logging.getLogger(__name__)
-DEFAULT_ROOT = "runs/default"
 
 
 class SmollitTrainer(Trainer):
@@ -87,38 +80,30 @@ class SmollitTrainer(Trainer):
         enable_model_summary: bool | None = None,
         **options: Any,
     ) -> None:
-        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         named: dict[str, Any] = {"logger": logger, "enable_checkpointing": enable_checkpointing}
         named |= {"enable_progress_bar": enable_progress_bar, "enable_model_summary": enable_model_summary}
         named |= {"strategy": None if strategy == "auto" else strategy}
-        options = from_environment() | options | {name: value for name, value in named.items() if value is not None}
-        options["strategy"] = by_name(options.get("strategy", "auto"))
-        if default_root_dir != DEFAULT_ROOT or "default_root_dir" not in options:
-            options["default_root_dir"] = default_root_dir
-        root = Path(options["default_root_dir"] or Path.cwd())
+        options = trainer_options(options, named, default_root_dir)
         self.callbacks: list[Callback]
         self.run_state = RunState(force_resume)
-        self.checkpoint_folder = root / "checkpoints"
-        extra: list[Callback] = []
+        self.checkpoint_folder = Path(options["default_root_dir"] or Path.cwd()) / "checkpoints"
+        # All other callbacks were added by Lightning by default.
+        self._asked_for = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         if val_every_n_steps is not None:
-            extra.append(ValidateEverySteps(val_every_n_steps))
+            self._asked_for.append(ValidateEverySteps(val_every_n_steps))
             options |= interval_in_batches(val_every_n_steps, options)
-        saves = options.get("enable_checkpointing") is not False
-        if saves and checkpoint_every_n_steps is not None:
-            extra.append(PeriodicCheckpoint(self.checkpoint_folder, checkpoint_every_n_steps, keep_checkpoints))
+        self._saves = options.get("enable_checkpointing") is not False
+        if self._saves and checkpoint_every_n_steps is not None:
+            saver = PeriodicCheckpoint(self.checkpoint_folder, checkpoint_every_n_steps, keep_checkpoints)
+            self._asked_for.append(saver)
         with quiet():
-            super().__init__(callbacks=[*given, *extra], **options)
+            super().__init__(callbacks=[*self._asked_for], **options)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
-        # All others were added by Lightning by default.
-        self._asked_for = [*given, *extra]
         if options.get("enable_model_summary"):
             self._asked_for += [callback for callback in self.callbacks if isinstance(callback, ModelSummary)]
-        self._saves = saves
         self._logs_to_root = options.get("logger") in (None, True) and not self.fast_dev_run  # type: ignore[attr-defined]
         self._is_prepared = self.barebones  # then nothing is added
-
-    # ---- the promises of a run
 
     def prepare(self, model: LightningModule | None) -> bool:
         """Add, once, the built-in callbacks of a FineTuningModule; return whether `model` is one."""
@@ -251,10 +236,9 @@ class SmollitTrainer(Trainer):
         """Module, checkpoint and `weights_only` of a command that does not train."""
         if not self.prepare(model):
             return model, ckpt_path, weights_only
-        folder = self.checkpoint_folder
-        path = None if ckpt_path is None else str(find_checkpoint(ckpt_path, folder, self.callbacks))
+        path = None if ckpt_path is None else str(find_checkpoint(ckpt_path, self.checkpoint_folder, self.callbacks))
         if model is None and path is None:  # Lightning: the best of the run
-            best = best_checkpoint(self.callbacks, folder)
+            best = best_checkpoint(self.callbacks, self.checkpoint_folder)
             path = str(best) if best else None
             model = self.lightning_module
         return model, path, True if weights_only is None else weights_only

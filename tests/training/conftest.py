@@ -1,6 +1,8 @@
-"""Runs of a tiny model on a few rows, with a diary of what every optimizer step did."""
+"""Runs of a tiny model on a few rows, stopped on purpose, with a diary of what every optimizer step did."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
 from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
@@ -27,7 +29,7 @@ class Diary(Callback):
         self.epochs: dict[int, list[int]] = {}
         self.losses: list[float] = []
         self.validated: list[int] = []
-        self.logged: list[tuple[int, dict[str, float]]] = []  # training's points: step, figures
+        self.logged: list[tuple[int, dict[str, float]]] = []  # of training: step, metrics
         self.pending: list[int] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -55,7 +57,7 @@ class Diary(Callback):
 
 @dataclass
 class Run:
-    """A finished or broken run."""
+    """A run that has ended, by itself or by an exception."""
 
     trainer: SmollitTrainer
     module: FineTuningModule
@@ -67,8 +69,54 @@ class Run:
     def steps(self) -> list[tuple[int, list[int], float]]:
         return self.diary.steps
 
+    @property
+    def rows(self) -> list[list[int]]:
+        """The rows of each optimizer step."""
+        return [rows for _, rows, _ in self.steps]
+
 
 Fit = Callable[..., Run]
+
+
+class Act(Callback):
+    """Does something once: in a hook, the first time that `when(trainer)` holds; by default, it sends a SIGTERM."""
+
+    def __init__(
+        self, hook: str, when: Callable[[Trainer], bool] | None = None, act: Callable[[], None] | None = None
+    ) -> None:
+        self.when, self.act, self.done = when or (lambda trainer: True), act or sigterm, False
+        setattr(self, hook, self._hook)
+
+    def _hook(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if not self.done and not trainer.sanity_checking and self.when(trainer):
+            self.done = True
+            self.act()
+
+
+def sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def stop_at(step: int) -> Act:
+    """Asks the run to stop when so many optimizer steps are done."""
+    return Act("on_train_batch_start", lambda trainer: trainer.global_step == step)
+
+
+def stop_and_resume(fit: Fit, folder: Path, step: int, **options: Any) -> tuple[Run, Run]:
+    """A whole run and a resumed one: stopped at a step and resumed, it has the same steps and, to the bit, weights."""
+    whole = fit(folder / "whole", **options)
+    broken = fit(folder / "broken", stop_at(step), **options)
+    resumed = fit(folder / "broken", **options)
+    assert isinstance(broken.error, SystemExit)
+    assert whole.error is None and resumed.error is None
+    assert len(broken.steps) == step
+    assert broken.steps + resumed.steps == whole.steps
+    assert_same_weights(resumed.weights, whole.weights)
+    return whole, resumed
 
 
 def tiny_rows(folder: Path, source: Path, split: str, num_rows: int) -> None:
@@ -96,7 +144,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def fit(tiny_model: Path, tiny_data: dict[str, Path], cache_dir: Path) -> Fit:
-    """fit(folder, ...) trains, or goes on; exceptions are kept in the result, as is the diary."""
+    """fit(folder, ...) trains, or resumes; exceptions are kept in the result, as is the diary."""
 
     def run(
         folder: Path,
@@ -142,12 +190,6 @@ def fit(tiny_model: Path, tiny_data: dict[str, Path], cache_dir: Path) -> Fit:
         return result
 
     return run
-
-
-@pytest.fixture(scope="session")
-def unbroken_steps() -> int:
-    """13 rows, batches of 2, 2 accumulated: 7 micro-batches make 4 steps per epoch, 12 in 3 epochs."""
-    return 12
 
 
 def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

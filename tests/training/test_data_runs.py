@@ -1,55 +1,19 @@
-"""Runs over packed rows, token budgets, streams, parts and named validation sets: stopped or not, all rows once."""
+"""Runs over packed sequences, token budgets, streams, parts, named validation sets: every row once, resumed or not."""
 
 import json
 import math
-import os
-import re
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from smollit.data import PreferenceDataModule
 from smollit.data.sources.mixture import Part
+from tests.training.conftest import stop_and_resume, stop_at
 
 ONE_EPOCH: dict[str, Any] = {"accumulate_grad_batches": 1, "max_epochs": 1}
-
-
-class StopAt(Callback):
-    """Asks the run to stop when so many optimizer steps are done."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def rows(run: Any) -> list[list[int]]:
-    return [seen for _, seen, _ in run.steps]
-
-
-def check_same(whole: Any, broken: Any, resumed: Any) -> None:
-    """The two halves have the steps of the whole run, and the second ends with its weights, to the bit."""
-    assert isinstance(broken.error, SystemExit)
-    assert whole.error is None and resumed.error is None
-    assert broken.steps + resumed.steps == whole.steps
-    assert all(torch.equal(resumed.weights[key], whole.weights[key]) for key in whole.weights)
-
-
-def stop_and_go(fit: Any, folder: Path, step: int, **options: Any) -> Any:
-    """A whole run, after one that was stopped at a step and went on gave the same."""
-    whole = fit(folder / "whole", **options)
-    broken = fit(folder / "broken", StopAt(step), **options)
-    check_same(whole, broken, fit(folder / "broken", **options))
-    return whole
 
 
 # ---- packing and token budgets
@@ -57,10 +21,10 @@ def stop_and_go(fit: Any, folder: Path, step: int, **options: Any) -> Any:
 
 # case: resume-01
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_a_packed_run_goes_on_to_the_bit_in_mid_epoch(kind: str, fit: Any, tmp_path: Path) -> None:
-    """13 examples in fewer rows, 2 rows per step, stopped in epoch 1: each epoch has each example once."""
+def test_a_packed_run_resumes_to_the_bit_in_mid_epoch(kind: str, fit: Any, tmp_path: Path) -> None:
+    """13 examples in fewer packed sequences, 2 per step, stopped in epoch 1: each epoch has each example once."""
     data = {"packing": "on", "pack_length": 200}
-    whole = stop_and_go(fit, tmp_path, 5, kind=kind, data=data, max_epochs=3, accumulate_grad_batches=1)
+    whole, _ = stop_and_resume(fit, tmp_path, 5, kind=kind, data=data, max_epochs=3, accumulate_grad_batches=1)
     per_epoch = len(whole.steps) // 3
     assert 2 <= per_epoch < math.ceil(13 / 2)
     assert 5 % per_epoch  # so it was stopped inside an epoch
@@ -68,13 +32,13 @@ def test_a_packed_run_goes_on_to_the_bit_in_mid_epoch(kind: str, fit: Any, tmp_p
 
 
 def test_a_token_budget_gives_each_epoch_its_own_number_of_steps(fit: Any, tmp_path: Path) -> None:
-    """The schedule falls to 0 behind the last step of 5 epochs, although they differ in length.
+    """The schedule falls to 0 after the last step of 5 epochs, although they differ in length.
 
     Step k of N has the rate 1e-3 (1 - k / N). Lightning counts 5 times the first epoch, and leaves out what a later
-    epoch has more.
+    epoch has beyond it.
     """
     data = {"max_batch_tokens": 200, "train_batch_size": 8}
-    run = stop_and_go(fit, tmp_path, 9, data=data, max_epochs=5, accumulate_grad_batches=2)
+    run, _ = stop_and_resume(fit, tmp_path, 9, data=data, max_epochs=5, accumulate_grad_batches=2)
     sampler = run.trainer.datamodule.sampler()
     batches = [len(sampler.sizes(0, epoch)) for epoch in range(5)]
     steps = sum(math.ceil(number / 2) for number in batches)
@@ -91,16 +55,6 @@ def test_max_steps_bound_a_token_budget_too(fit: Any, tmp_path: Path) -> None:
     assert [rate for _, _, rate in run.steps] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
 
 
-def test_another_token_budget_goes_on_at_the_same_row(fit: Any, tmp_path: Path) -> None:
-    """The budget says how many rows a batch has, not which row is next: stopped after 2 steps, then without one."""
-    data = {"train_batch_size": 4}
-    order = [row for seen in rows(fit(tmp_path / "whole", data=data, **ONE_EPOCH)) for row in seen]
-    broken = fit(tmp_path / "broken", StopAt(2), data=data | {"max_batch_tokens": 200}, **ONE_EPOCH)
-    resumed = fit(tmp_path / "broken", data=data, **ONE_EPOCH)
-    assert [row for seen in rows(broken) + rows(resumed) for row in seen] == order
-    assert len(rows(broken)[0]) < 4 == len(rows(resumed)[0])
-
-
 def test_packed_pairs_get_the_precomputed_values_of_their_own(
     fit: Any, tiny_data: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -112,47 +66,21 @@ def test_packed_pairs_get_the_precomputed_values_of_their_own(
         fit(tmp_path / name, model={"reference": name, "dropout": 0.0}, **options) for name in ("frozen", "precomputed")
     )
     assert precomputed.error is None
-    assert rows(precomputed) == rows(frozen)
+    assert precomputed.rows == frozen.rows
     assert precomputed.diary.losses == pytest.approx(frozen.diary.losses, abs=1e-6)
     assert not precomputed.module.scorer.has_model
-
-
-# case: resume-06
-@pytest.mark.parametrize("option", ["group_by_length", "longest_first"])
-def test_another_batch_size_keeps_the_order_of_the_epoch(option: str, fit: Any, tmp_path: Path) -> None:
-    """13 rows at batch 2, stopped after 6; at batch 3 the other 7 come in the order that batch 2 would have had."""
-    data = {"longest_first": False, option: True}
-    whole = fit(tmp_path / "whole", data=data, **ONE_EPOCH)
-    fit(tmp_path / "broken", StopAt(3), data=data, **ONE_EPOCH)
-    resumed = fit(tmp_path / "broken", data=data | {"train_batch_size": 3}, **ONE_EPOCH)
-    order = [row for seen in rows(whole) for row in seen]
-    assert rows(resumed) == [order[6:9], order[9:12], order[12:]]
-    lengths = resumed.trainer.datamodule.sampler().lengths
-    if option == "longest_first":
-        assert sorted(lengths[row] for row in order[:2]) == sorted(lengths)[-2:]
-
-
-def test_a_resumed_order_of_another_batch_size_can_be_resumed_again(fit: Any, tmp_path: Path) -> None:
-    """Batch 2, then 3, stopped again: the rest is the rest of the order for batch 2, not for batch 3."""
-    data = {"group_by_length": True}
-    order = [row for seen in rows(fit(tmp_path / "whole", data=data, **ONE_EPOCH)) for row in seen]
-    fit(tmp_path / "broken", StopAt(2), data=data, **ONE_EPOCH)
-    larger = data | {"train_batch_size": 3}
-    second = fit(tmp_path / "broken", StopAt(3), data=larger, **ONE_EPOCH)
-    third = fit(tmp_path / "broken", data=larger, **ONE_EPOCH)
-    assert rows(second) + rows(third) == [order[4:7], order[7:10], order[10:]]
 
 
 # case: resume-01
 @pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
 def test_workers_begin_where_the_run_stopped(strategy: str, fit: Any, tmp_path: Path) -> None:
-    """A sharded strategy reads the checkpoint when workers have fetched batches already: those of the start."""
+    """A sharded strategy reads the checkpoint when workers have already fetched batches from the start of the epoch."""
     options = {"data": {"num_workers": 1}, "model": {"dropout": 0.0}, "strategy": strategy, "devices": 1, **ONE_EPOCH}
     whole = fit(tmp_path / "whole", **options)
-    fit(tmp_path / "broken", StopAt(3), **options)
+    fit(tmp_path / "broken", stop_at(3), **options)
     resumed = fit(tmp_path / "broken", **options)
     assert resumed.error is None
-    assert rows(resumed) == rows(whole)[3:]
+    assert resumed.rows == whole.rows[3:]
 
 
 # ---- streams
@@ -161,23 +89,18 @@ def test_workers_begin_where_the_run_stopped(strategy: str, fit: Any, tmp_path: 
 STREAM: dict[str, Any] = {"streaming": True, "shuffle_buffer": 6}
 
 
-# case: resume-01 data-13
-def test_a_stream_goes_on_to_the_bit(fit: Any, tmp_path: Path) -> None:
-    """13 rows in batches of 2, 2 accumulated: 4 steps per epoch; stopped at step 6, in the second epoch, of 10."""
-    whole = stop_and_go(fit, tmp_path, 6, data=STREAM, max_steps=10, max_epochs=-1)
-    assert [sorted(whole.diary.epochs[epoch]) for epoch in (0, 1)] == [list(range(13))] * 2
-    assert whole.diary.epochs[0] != whole.diary.epochs[1]
-    assert len(whole.diary.epochs[2]) == 2 * 4
-
-
-# case: resume-03
-def test_a_stream_that_was_stopped_at_the_end_of_an_epoch_begins_the_next(fit: Any, tmp_path: Path) -> None:
-    """Step 4 is the first epoch's last."""
-    stop_and_go(fit, tmp_path, 4, data=STREAM, max_steps=6, max_epochs=-1)
-
-
-def test_a_stream_of_pairs_trains_and_resumes(fit: Any, tmp_path: Path) -> None:
-    stop_and_go(fit, tmp_path, 2, kind="dpo", data=STREAM, max_steps=4, max_epochs=-1)
+# case: resume-01 resume-03 data-13
+@pytest.mark.parametrize(
+    ("kind", "stop", "steps"), [("sft", 6, 10), ("sft", 4, 6), ("dpo", 2, 4)], ids=["mid-epoch", "epoch end", "pairs"]
+)
+def test_a_stream_resumes_to_the_bit(kind: str, stop: int, steps: int, fit: Any, tmp_path: Path) -> None:
+    """13 rows in batches of 2, 2 accumulated: 4 steps per epoch, so step 4 is the last of the first epoch."""
+    whole, _ = stop_and_resume(fit, tmp_path, stop, kind=kind, data=STREAM, max_steps=steps, max_epochs=-1)
+    epochs = whole.diary.epochs
+    assert sorted(epochs[0]) == list(range(13))
+    if steps > 8:
+        assert sorted(epochs[1]) == list(range(13)) and epochs[0] != epochs[1]
+        assert len(epochs[2]) == 2 * 4
 
 
 def test_a_stream_has_no_end_to_plan_for(fit: Any, tmp_path: Path) -> None:
@@ -187,7 +110,7 @@ def test_a_stream_has_no_end_to_plan_for(fit: Any, tmp_path: Path) -> None:
 
 
 def test_a_stream_is_not_packed(fit: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`data.packing: on` needs all lengths beforehand"):
+    with pytest.raises(ValueError, match=r"`data.packing: on` needs all lengths in advance"):
         fit(tmp_path, data=STREAM | {"packing": "on"}, max_steps=2)
 
 
@@ -201,8 +124,8 @@ def test_weights_say_how_often_a_row_is_seen(fit: Any, tiny_data: dict[str, Path
     """
     folder = str(tiny_data["ultrachat"])
     parts = [Part(folder, "train_sft[:5]", weight=2.0), Part(folder, "test_sft", weight=0.5)]
-    run = stop_and_go(fit, tmp_path, 8, data={"dataset": parts, "val_split": None}, accumulate_grad_batches=1,
-                      max_epochs=2)  # fmt: skip
+    data = {"dataset": parts, "val_split": None}
+    run, _ = stop_and_resume(fit, tmp_path, 8, data=data, accumulate_grad_batches=1, max_epochs=2)
     assert [len(seen) for seen in run.diary.epochs.values()] == [12, 12]
     assert Counter(row for seen in run.diary.epochs.values() for row in seen) == Counter(
         {row: 4 if row < 5 else 1 for row in range(9)}
@@ -221,10 +144,10 @@ def val_sets(folder: Path, kind: str) -> dict[str, Part]:
 
 
 @pytest.mark.parametrize(("kind", "unit"), [("sft", "loss_tokens"), ("dpo", "kept")])
-def test_named_sets_have_curves_of_their_own_and_one_over_all(
+def test_named_validation_sets_have_their_own_curves_and_one_over_all(
     kind: str, unit: str, fit: Any, tiny_data: dict[str, Path], tmp_path: Path
 ) -> None:
-    """val/loss = (n1 loss1 + n2 loss2) / (n1 + n2), n trained tokens of chats, or pairs; in the events of each step."""
+    """val/loss = (n1 loss1 + n2 loss2) / (n1 + n2), n loss tokens of chats, or pairs; in the events of each step."""
     folder = tiny_data["ultrachat" if kind == "sft" else "ultrafeedback"]
     data = {"val_sets": val_sets(folder, kind)}
     run = fit(tmp_path, kind=kind, data=data, max_steps=2, logger=True)
@@ -264,22 +187,3 @@ def test_the_data_report_is_in_the_runs_folder(fit: Any, tiny_data: dict[str, Pa
     other.trainer.datamodule.setup("validate")
     assert json.loads((tmp_path / "data_report.json").read_text()) == written
     assert run.error is None
-
-
-def test_settings_that_change_tokens_or_order_need_force(fit: Any, tmp_path: Path) -> None:
-    """The saved position would mean other rows. All of them are changed at once, and each is named."""
-
-    class Settings(Callback):
-        def __init__(self, value: str) -> None:
-            self.config = {"data": {"init_args": dict.fromkeys(names, value)}}
-
-        def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
-            trainer.run_state.config = self.config
-
-    names = [*PreferenceDataModule.token_settings, *PreferenceDataModule.order_settings]
-    fit(tmp_path, Settings("before"), max_steps=1)
-    refused = fit(tmp_path, Settings("after"), max_steps=2)
-    assert isinstance(refused.error, ValueError)
-    first, *_ = str(refused.error).split(":")
-    assert first.startswith("a resumed run can't change ")
-    assert set(re.findall(r"data\.init_args\.(\w+)", first)) == set(names)

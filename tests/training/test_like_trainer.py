@@ -1,4 +1,4 @@
-"""SmollitTrainer in Trainer's place: with another LightningModule and Lightning's own tools, the same comes out."""
+"""SmollitTrainer instead of Trainer: with another LightningModule and Lightning's own tools, the result is the same."""
 
 import subprocess
 import sys
@@ -89,7 +89,7 @@ class Fault(Callback):
 
 
 def files(folder: Path) -> list[str]:
-    """What lies in a folder, but for TensorBoard's files, whose names hold the time."""
+    """The files of a folder, except TensorBoard's, whose names hold the time."""
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "tfevents" not in p.name)
 
 
@@ -167,7 +167,7 @@ def trained(kind: type[Trainer], folder: Path, callbacks: list[Callback], **opti
 
 
 def same(tmp_path: Path, run: Callable[[type[Trainer], Path], Any]) -> None:
-    """What both trainers leave is equal, in all digits."""
+    """The results of both trainers are equal, in all digits."""
     expected, got = (run(kind, tmp_path / kind.__name__) for kind in (Trainer, SmollitTrainer))
     assert got == expected
 
@@ -205,15 +205,8 @@ def test_the_commands_work_one_after_another(tmp_path: Path) -> None:
         other.fit(ManualOptimBoringModel(), datamodule=BoringDataModule())
         other.test(BoringModel(), BoringDataModule())
         keys = sorted(torch.load(folder / "own.ckpt", weights_only=True))
-        return (
-            str(results),
-            str(predictions),
-            again.global_step,
-            again.current_epoch,
-            other.global_step,
-            keys,
-            files(folder),
-        )
+        steps = (again.global_step, again.current_epoch, other.global_step)
+        return str(results), str(predictions), steps, keys, files(folder)
 
     same(tmp_path, run)
 
@@ -256,7 +249,7 @@ def test_a_fault_ends_and_resumes_as_in_trainer(tmp_path: Path) -> None:
 
 
 # case: A10
-def test_tuners_find_and_leave_what_they_do_with_trainer(tmp_path: Path) -> None:
+def test_tuners_find_what_they_do_with_trainer(tmp_path: Path) -> None:
     """A learning rate, then a batch size, then a fit of the tuned module."""
 
     def run(kind: type[Trainer], folder: Path) -> Any:
@@ -294,10 +287,7 @@ def test_intervals_in_steps_work_with_any_module(tmp_path: Path) -> None:
     SmollitTrainer(str(tmp_path), accelerator="cpu", callbacks=calls, logger=logger, **options).fit(Boring())
     validated = [step for name, step in calls.calls if name == "on_validation_end" and step]
     assert validated == [2, 4]
-    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
-        "step-0000002.ckpt",
-        "step-0000004.ckpt",
-    ]
+    assert files(tmp_path / "checkpoints") == ["step-0000002.ckpt", "step-0000004.ckpt"]
     with pytest.raises(ValueError, match=r"`trainer.val_check_interval` has no effect with `val_every_n_steps`"):
         SmollitTrainer(str(tmp_path), val_every_n_steps=2, val_check_interval=0.5)
 

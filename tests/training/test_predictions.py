@@ -18,9 +18,9 @@ def predict(run: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_every_row_is_answered_as_transformers_does(make_run: Any, kind: str) -> None:
-    """4 rows in batches of 2; prompts from the rows by transformers' own template call, answers by its generate."""
-    run = make_run([], kind, {"max_new_tokens": 6})
+def test_responses_are_those_of_transformers(make_run: Any, kind: str) -> None:
+    """4 rows in batches of 3 and 1; prompts by transformers' template, responses by its generate."""
+    run = make_run([], kind, {"max_new_tokens": 6}, data={"val_batch_size": 3})
     found = predict(run)
     assert [entry["row"] for entry in found] == [0, 1, 2, 3]
     model, tokenizer = (auto.from_pretrained(run.module.model_name) for auto in (AutoModelForCausalLM, AutoTokenizer))
@@ -33,15 +33,8 @@ def test_every_row_is_answered_as_transformers_does(make_run: Any, kind: str) ->
     assert [path.name for path in run.folder.iterdir() if "predictions" in path.name] == ["predictions.jsonl"]
 
 
-def test_the_last_batch_may_be_short(make_run: Any) -> None:
-    """4 rows in batches of 3: 3 + 1, none lost."""
-    run = make_run([], model={"max_new_tokens": 2})
-    run.data.val_batch_size = 3
-    assert [entry["row"] for entry in predict(run)] == [0, 1, 2, 3]
-
-
 def test_a_prediction_that_fails_keeps_what_it_had(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails at the second batch of 2: the first 2 answers are on the disk, and an earlier result is untouched."""
+    """Fails at the second batch of 2: the first 2 responses are on the disk, and an earlier result is untouched."""
     run = make_run([], model={"max_new_tokens": 2})
     run.folder.mkdir()
     (run.folder / "predictions.jsonl").write_text("earlier\n")
@@ -70,8 +63,8 @@ def test_parts_of_ranks_are_merged_in_order_of_rows(tmp_path: Path) -> None:
     assert not any(part.exists() for part in parts)
 
 
-def test_answers_are_plain_text(tiny_model: Path) -> None:
-    """Special tokens go, spaces before punctuation stay, and text behind an end marker of several tokens goes."""
+def test_responses_are_plain_text(tiny_model: Path) -> None:
+    """Special tokens go, spaces before punctuation stay, and text after an end marker of several tokens goes."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     ids = tokenizer.encode("<|im_start|>Well , yes .</s>\n<|user|>", add_special_tokens=False)
     assert response_text(load_template(tokenizer, "article"), ids) == "Well , yes ."

@@ -4,38 +4,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from smollit.training.steps import ValidateEverySteps
-
-
-# case: cli-09
-def test_validation_after_every_step(fit: Any, tmp_path: Path) -> None:
-    """7 micro-batches, 4 accumulated: 2 steps per epoch, the second of 3; every step for 2 epochs: 1, 2, 3, 4."""
-    run = fit(tmp_path, accumulate_grad_batches=4, max_epochs=2, val_every_n_steps=1)
-    assert run.diary.validated == [1, 2, 3, 4]
+from lightning.pytorch import Callback, Trainer
 
 
 # case: cli-09
-@pytest.mark.parametrize(("every", "expected"), [(2, [2, 4, 6, 8]), (3, [3, 6, 8]), (5, [5, 8]), (100, [8])])
+@pytest.mark.parametrize(
+    ("accumulate", "every", "expected"),
+    [(2, 2, [2, 4, 6, 8]), (2, 3, [3, 6, 8]), (2, 5, [5, 8]), (2, 100, [8]), (4, 1, [1, 2, 3, 4])],
+)
 def test_validation_counts_steps_across_epochs_and_ends_with_the_last(
-    fit: Any, tmp_path: Path, every: int, expected: list[int]
+    fit: Any, tmp_path: Path, accumulate: int, every: int, expected: list[int]
 ) -> None:
-    """4 steps x 2 epochs = 8: the multiples, and the last step once."""
-    assert fit(tmp_path, max_epochs=2, val_every_n_steps=every).diary.validated == expected
+    """7 micro-batches, 2 or 4 accumulated: 4 or 2 steps x 2 epochs; the multiples, and the last step once."""
+    run = fit(tmp_path, accumulate_grad_batches=accumulate, max_epochs=2, val_every_n_steps=every)
+    assert run.diary.validated == expected
 
 
 # case: cli-09
-def test_validation_goes_on_counting_after_a_resume(fit: Any, tmp_path: Path) -> None:
-    """Every 3 steps of 8, broken off after 4: 3, the end at 4, then 6 and 8."""
+def test_validation_continues_counting_after_a_resume(fit: Any, tmp_path: Path) -> None:
+    """Every 3 steps of 8, ended at 4: 3, the end at 4, then 6 and 8."""
     first = fit(tmp_path, max_epochs=-1, max_steps=4, val_every_n_steps=3)
     second = fit(tmp_path, max_epochs=-1, max_steps=8, val_every_n_steps=3)
     assert first.diary.validated + second.diary.validated == [3, 4, 6, 8]
-
-
-def test_interval_below_one_is_refused() -> None:
-    """0 steps is no interval."""
-    with pytest.raises(ValueError, match="val_every_n_steps` must be at least 1, got 0"):
-        ValidateEverySteps(0)
 
 
 # case: cli-01
@@ -53,3 +43,19 @@ def test_max_steps_are_optimizer_steps(fit: Any, tmp_path: Path) -> None:
     run = fit(tmp_path, max_epochs=-1, max_steps=4, data={"train_split": "train_sft[:12]", "train_batch_size": 1})
     assert run.trainer.global_step == 4
     assert len(run.diary.losses) == 8
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"), [({"max_epochs": 2}, [7, 7]), ({"max_steps": 3}, [6]), ({"max_steps": 6}, [7, 4])]
+)
+def test_the_bars_total_is_what_the_epoch_will_do(fit: Any, tmp_path: Path, limits: Any, expected: list[int]) -> None:
+    """An epoch has 7 micro-batches and 4 steps; 3 steps, and the last 2 of 6, have 2 micro-batches each."""
+    totals: list[float] = []
+
+    class Totals(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+            assert trainer.progress_bar_callback is not None
+            totals.append(trainer.progress_bar_callback.total_train_batches)
+
+    assert fit(tmp_path, Totals(), enable_progress_bar=True, **{"max_epochs": -1, **limits}).error is None
+    assert totals == expected

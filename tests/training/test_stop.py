@@ -1,4 +1,4 @@
-"""Signals and faults: what is saved, which code the process ends with, and that signals are given back."""
+"""Signals and errors: what is saved, the exit code of the process, and that signal handlers are restored."""
 
 import os
 import signal
@@ -13,20 +13,7 @@ import torch
 from lightning.pytorch import Callback
 
 from smollit.modules import SFTModule
-from smollit.training.stop import GracefulStop
-
-
-class Signal(Callback):
-    """Sends this process a signal in a hook, once."""
-
-    def __init__(self, hook: str, number: int) -> None:
-        self.number, self.sent = number, False
-        setattr(self, hook, self._hook)
-
-    def _hook(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        if not self.sent:
-            self.sent = True
-            os.kill(os.getpid(), self.number)
+from tests.training.conftest import Act, ctrl_c, sigterm
 
 
 class NanAtStep3(SFTModule):
@@ -55,85 +42,73 @@ def test_nan_stops_with_step_rate_and_rows_and_keeps_the_step_before(fit: Any, t
 
 # case: precision-03
 def test_nan_can_be_skipped(fit: Any, tmp_path: Path) -> None:
-    """`non_finite: skip`: the run ends at step 4 with 1 skipped step and finite weights."""
-    run = fit(tmp_path, module_class=NanAtStep3, model={"non_finite": "skip"}, max_epochs=1)
+    """`non_finite: skip`: the run ends at step 4 with 1 skipped step and finite weights; resumed, it still counts 1 at
+    steps 5 and 10."""
+    options = {"module_class": NanAtStep3, "model": {"non_finite": "skip"}}
+    run = fit(tmp_path, max_epochs=1, **options)
     assert run.error is None
     assert (run.trainer.global_step, run.module.num_skipped_steps) == (4, 1)
     assert all(value.isfinite().all() for value in run.weights.values())
+    logged = fit(tmp_path, **options).diary.logged
+    assert [(step, metrics["train/skipped_steps"]) for step, metrics in logged] == [(5, 1), (10, 1)]
 
 
 # case: checkpoint-03
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("send", "code"), [(sigterm, 143), (ctrl_c, 130)])
 def test_signal_before_the_first_step_saves_nothing_over_an_earlier_run(
-    fit: Any, tmp_path: Path, number: int, code: int
+    fit: Any, tmp_path: Path, send: Any, code: int
 ) -> None:
     """A finished run's last.ckpt at step 2; a new run is stopped at step 0: last.ckpt is still that of step 2."""
     fit(tmp_path, max_steps=2)
-    stopped = fit(tmp_path, Signal("on_train_epoch_start", number), ckpt_path=None)
+    stopped = fit(tmp_path, Act("on_train_epoch_start", act=send), ckpt_path=None)
     assert isinstance(stopped.error, SystemExit) and stopped.error.code == code
     assert saved_step(tmp_path) == 2
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_end"])
-def test_signals_are_given_back(fit: Any, tmp_path: Path, hook: str) -> None:
-    """After a stop, as after a fault or a normal end, the handlers are those from before."""
+def test_signal_handlers_are_restored(fit: Any, tmp_path: Path, hook: str) -> None:
+    """After a stop, as after a normal end, the handlers are those from before."""
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    fit(tmp_path, Signal(hook, signal.SIGINT))
+    assert isinstance(fit(tmp_path, Act(hook, act=ctrl_c)).error, SystemExit)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     fit(tmp_path, max_epochs=1)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_second_ctrl_c_stops_at_once() -> None:
-    """The first is noted, the second raises, with a shell's code for Ctrl-C, 128 + 2."""
-    stop = GracefulStop(None)
-    stop.pid = os.getpid()
-    stop._receive(signal.SIGINT, None)
-    with pytest.raises(SystemExit) as raised:
-        stop._receive(signal.SIGINT, None)
-    assert raised.value.code == 130
-
-
 def test_second_ctrl_c_in_mid_step_ends_the_run_with_130_and_saves_nothing(fit: Any, tmp_path: Path) -> None:
     """Two in the first backward pass: no step was made, so there is no last.ckpt."""
-    run = fit(tmp_path, *(Signal("on_after_backward", signal.SIGINT) for _ in range(2)))
+    run = fit(tmp_path, *(Act("on_after_backward", act=ctrl_c) for _ in range(2)))
     assert isinstance(run.error, SystemExit) and run.error.code == 130
     assert not list(tmp_path.rglob("last.ckpt"))
 
 
-def test_loader_processes_obey_sigterm_and_leave_ctrl_c_to_their_parent() -> None:
-    """A forked child that inherits the handler outlives SIGINT, and dies of SIGTERM with 143."""
-    stop = GracefulStop(None)
-    stop.listen()
-    child = os.fork()
-    if not child:
-        while True:
-            time.sleep(0.05)
-    stop.leave()
-    os.kill(child, signal.SIGINT)
-    time.sleep(0.2)
-    assert os.waitpid(child, os.WNOHANG) == (0, 0)
-    os.kill(child, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+def test_loader_processes_obey_sigterm_and_leave_ctrl_c_to_their_parent(fit: Any, tmp_path: Path) -> None:
+    """A child that is forked in training, as those of a loader are, outlives SIGINT, and dies of SIGTERM with 143."""
+    found: list[Any] = []
+
+    class Forks(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            child = os.fork()
+            while not child:
+                time.sleep(0.05)
+            os.kill(child, signal.SIGINT)
+            time.sleep(0.2)
+            found.append(os.waitpid(child, os.WNOHANG))
+            os.kill(child, signal.SIGTERM)
+            found.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    assert fit(tmp_path, Forks(), max_steps=1, accumulate_grad_batches=1).error is None
+    assert found == [(0, 0), 143]
 
 
 def test_sigterm_ends_validate_too(fit: Any, tmp_path: Path) -> None:
     """`validate` alone has nothing to save: it ends with 143 and last.ckpt as it was."""
     run = fit(tmp_path, max_steps=2)
-    run.trainer.callbacks.append(Signal("on_validation_batch_start", signal.SIGTERM))
+    run.trainer.callbacks.append(Act("on_validation_batch_start"))
     with pytest.raises(SystemExit) as stopped:
         run.trainer.validate(run.module, datamodule=run.trainer.datamodule, ckpt_path="last")
     assert stopped.value.code == 143
     assert saved_step(tmp_path) == 2
-
-
-def test_workers_and_a_stop_in_mid_epoch_go_on_the_same(fit: Any, tmp_path: Path) -> None:
-    """Two loader processes prefetch ahead; the position counts what was trained, so no row is lost."""
-    workers = {"num_workers": 1}
-    whole = fit(tmp_path / "whole", max_epochs=2)
-    broken = fit(tmp_path, Signal("on_train_batch_end", signal.SIGTERM), data=workers, max_epochs=2)
-    resumed = fit(tmp_path, data=workers, max_epochs=2)
-    assert broken.steps + resumed.steps == whole.steps
 
 
 # case: checkpoint-03

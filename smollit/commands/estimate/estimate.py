@@ -11,8 +11,7 @@ from smollit.commands.estimate.epoch import Epoch, Rows, describe_epoch, heavies
 from smollit.commands.estimate.memory import Parts, Probe, fixed_parts, head_bytes, place, run_probe, saved_bytes
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
-from smollit.training.memory import free_bytes, held_bytes, keep_freed_memory
-from smollit.training.out_of_memory import advice, is_sharded
+from smollit.training.memory import advice, free_bytes, held_bytes, is_sharded, keep_freed_memory
 
 log = logging.getLogger(__name__)
 ALLOWANCE = {"cpu": 0.2, "cuda": 0.05}  # fraction of all parts, for temporary tensors, where no probe measures them
