@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import datasets
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data.encoding.cache import EncodedPart, cache_key, find_part
+from smollit.data.encoding.cache import EncodedPart, cache_key, find_part, publish
 from smollit.data.encoding.encoder import EncodeOptions
 from smollit.data.sources.mixture import Part
 from smollit.data.sources.source import Source, load_source
@@ -140,6 +141,16 @@ def test_a_build_that_fails_leaves_nothing(find: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"malformed JSON Lines.*:\n.*rows\.jsonl:3: not JSON"):
         part.build(None)
     assert list((tmp_path / "cache").glob("*-*")) == []
+
+
+# case: data-12
+def test_the_second_of_two_builders_keeps_what_the_first_made(part: EncodedPart, tmp_path: Path) -> None:
+    """Another build has published before this one does: the folder is whole, and stays as it is."""
+    part.build(None)
+    mine = shutil.copytree(part.folder, tmp_path / "mine")
+    before = part.folder.stat().st_ino
+    publish(mine, part.folder)
+    assert len(ids(part)) == 6 and part.folder.stat().st_ino == before
 
 
 # case: data-12

@@ -125,7 +125,7 @@ PAIRS: dict[str, tuple[list[Row], list[tuple[Any, ...]]]] = {
 # ---- rows of every format
 
 
-# case: template-07 data-03
+# case: template-07 data-03 dpo-loss-08
 @pytest.mark.parametrize("name", [*CHATS, *PAIRS])
 def test_rows_of_every_format(tmp_path: Path, name: str) -> None:
     """Written by hand: what a row says, and the turns that it means; these are rendered up to the last loss token."""

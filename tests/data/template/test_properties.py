@@ -110,6 +110,7 @@ def causes(template: ChatTemplate, case: Case, messages: list[Any], responses: l
     return {cause for cause, holds in found.items() if holds} or {""}
 
 
+# case: mask-05 template-11
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spoken=turns, system=st.none() | texts)
