@@ -144,10 +144,14 @@ class ChatDataModule(TokenizedDataModule):
             raise ValueError("there is no split to train: set `data.train_split`")
         self.position.settle(batches, self.trainer)
         if isinstance(batches, StreamingExamples):
-            return stream_loader(batches, self.collate, self.num_workers, self.seed, self.position)
+            return stream_loader(
+                batches, self.collate, num_workers=self.num_workers, seed=self.seed, position=self.position
+            )
         self._log_packing(batches)
         examples = self._examples("train")
-        return batch_loader(examples, batches, self.collate, self.num_workers, self.seed, self.position)
+        return batch_loader(
+            examples, batches, self.collate, num_workers=self.num_workers, seed=self.seed, position=self.position
+        )
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Every validation example once; a loader for each named set."""
@@ -217,7 +221,7 @@ class ChatDataModule(TokenizedDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return batch_loader(examples, sampler, collate, self.num_workers, self.seed)
+        return batch_loader(examples, sampler, collate, num_workers=self.num_workers, seed=self.seed)
 
     def _stream(self) -> StreamingExamples:
         rank, world_size = self._rank()

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from smollit.batch import IGNORE, PADDING, SHARED, Batch, Document
-
-Example = dict[str, Any]
+from smollit.data.batching.dataset import Example
 
 
 class Positions(NamedTuple):

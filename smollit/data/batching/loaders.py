@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader
 
 from smollit.batch import Batch
 from smollit.data.batching.collate import unpacked
-from smollit.data.batching.dataset import Examples
+from smollit.data.batching.dataset import Example, Examples
 from smollit.data.batching.position import TrainingPosition
 from smollit.data.batching.sampler import BatchSampler
 from smollit.data.batching.streaming import StreamingExamples
 
-Collate = Callable[[list[list[dict[str, Any]]]], Batch]
+Collate = Callable[[list[list[Example]]], Batch]
 
 
 class BatchLoader(Iterable[Batch]):
@@ -63,15 +63,16 @@ def batch_loader(
     examples: Examples,
     sampler: BatchSampler,
     collate: Collate,
+    *,
     num_workers: int,
     seed: int,
     position: TrainingPosition | None = None,
 ) -> BatchLoader:
-    """Batches that a sampler names, as rows of example numbers."""
+    """Batches that a sampler names, as sequences of example numbers."""
     make = partial(
         DataLoader,
-        examples,  # type: ignore[arg-type]  # fetched by rows of examples, not by one number
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        examples,  # fetched by the sequences of a batch, not by one number
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
@@ -83,12 +84,12 @@ def batch_loader(
 
 
 def stream_loader(
-    examples: StreamingExamples, collate: Collate, num_workers: int, seed: int, position: TrainingPosition
+    examples: StreamingExamples, collate: Collate, *, num_workers: int, seed: int, position: TrainingPosition
 ) -> BatchLoader:
     """Batches of the stream. Workers end with the epoch, because they keep the position that they started with."""
     make = partial(
         DataLoader,
-        examples,  # type: ignore[arg-type]  # its lists of examples become batches
+        examples,  # its lists of examples become batches
         batch_size=None,
         collate_fn=partial(_collate_one_each, collate),
         num_workers=num_workers,
@@ -98,6 +99,6 @@ def stream_loader(
     return BatchLoader(make, position=position)
 
 
-def _collate_one_each(collate: Collate, examples: list[dict[str, Any]]) -> Batch:
-    """A row for each example."""
+def _collate_one_each(collate: Collate, examples: list[Example]) -> Batch:
+    """One sequence for each example."""
     return collate(unpacked(examples))

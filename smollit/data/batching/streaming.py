@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from smollit.data.batching.dataset import Example
 from smollit.data.batching.position import Position
 from smollit.data.sources.files import Row
 from smollit.data.sources.readers import rows_of
@@ -29,7 +30,6 @@ from smollit.data.sources.source import Source
 log = logging.getLogger(__name__)
 
 Columns = dict[str, list[Any]]
-Example = dict[str, Any]
 PACKED = (".gz", ".zst", ".parquet")  # about a third of the size of their text
 
 
