@@ -56,7 +56,7 @@ class Throughput(Callback):
             return
         # Summed over devices at once, so that a checkpoint needs no collective; nothing waits for the result here.
         own = self.pending.to(pl_module.device, copy=True)
-        self.totals += trainer.strategy.reduce(own, reduce_op="sum")  # type: ignore[arg-type]
+        self.totals += trainer.strategy.reduce(own, reduce_op="sum")
         self.pending.zero_()
         assert isinstance(pl_module, FineTuningModule), "Throughput logs beside the metrics of a smollit module"
         if pl_module.logs_this_step:
@@ -79,7 +79,7 @@ class Throughput(Callback):
         totals = self.totals.tolist()
         self.pause(device)
         own = torch.tensor([self.seconds, peak_bytes(device) / GIB], dtype=torch.float32, device=device)
-        seconds, peak = trainer.strategy.reduce(own, reduce_op="max").tolist()  # type: ignore[arg-type,union-attr]
+        seconds, peak = trainer.strategy.reduce(own, reduce_op="max").tolist()
         seen, trained = (now - before for now, before in zip(totals, self.logged, strict=True))
         self.logged, self.seconds, self.running_since = totals, 0.0, time.monotonic()
         return {

@@ -22,5 +22,5 @@ def check_nulls(class_path: str, settings: dict[str, Any], where: str) -> None:
         hints = (get_type_hints(vars(known).get("__init__", object)).get(name) for known in classes)
         hint = next((hint for hint in hints if hint is not None), None)
         if hint is not None and NoneType not in get_args(hint):
-            expected = getattr(hint, "__name__", hint)
+            expected = hint.__name__ if isinstance(hint, type) else hint
             raise ValueError(f"`{where}.{name}` can't be null: expected {expected}")

@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -30,6 +31,7 @@ from smollit.models.vocabulary import fit_vocabulary
 
 log = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREFIX = "model."  # of CausalLM's keys before transformers' own
 PROBE = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
 
@@ -103,7 +105,7 @@ def export(
     log.info("exported %s (%s): read back and verified", output, str(wanted).removeprefix("torch."))
 
 
-def write_folder(folder: Path, model: Any, template: ChatTemplate, source_stops: list[int]) -> None:
+def write_folder(folder: Path, model: PreTrainedModel, template: ChatTemplate, source_stops: list[int]) -> None:
     """Model and tokenizer in Hugging Face format, read back and compared."""
     tokenizer = finish_tokenizer(template)
     set_generation(model, tokenizer, template, source_stops)
@@ -126,11 +128,11 @@ def whole_weights(policy: nn.Module) -> dict[str, Tensor]:
 def pick_dtype(choice: ExportDtype, source: PretrainedConfig) -> torch.dtype:
     """The requested dtype, or that of the source checkpoint, or fp32 if that names none."""
     if choice != "auto":
-        return getattr(torch, choice)
-    return getattr(source, "dtype", None) or torch.float32
+        return DTYPES[choice]
+    return source.dtype if isinstance(source.dtype, torch.dtype) else DTYPES.get(str(source.dtype), torch.float32)
 
 
-def build_model(config: PretrainedConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
+def build_model(config: PretrainedConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
     """A transformers model with these weights, ready to serve: tied, cached, in eval mode.
 
     Args:
@@ -171,7 +173,7 @@ def source_stops(model_name: str, config: PretrainedConfig) -> list[int]:
 
 
 def set_generation(
-    model: Any, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, source_stops: list[int]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, source_stops: list[int]
 ) -> None:
     """Stop at the end of the turn as well as where the source did, and agree with the tokenizer everywhere."""
     stops = list(dict.fromkeys([*template.stop_ids(), *source_stops]))
@@ -188,7 +190,7 @@ def set_generation(
     )
 
 
-def compare(folder: Path, model: nn.Module, template: ChatTemplate) -> None:
+def compare(folder: Path, model: PreTrainedModel, template: ChatTemplate) -> None:
     """Read the folder back: same weights, same logits, same rendered text.
 
     Raises:

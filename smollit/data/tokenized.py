@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smollit.data.batching.dataset import Examples
 from smollit.data.encoding.cache import EncodedPart, find_part
-from smollit.data.encoding.encoder import ControlText, EncodeOptions
+from smollit.data.encoding.encoder import ControlTextChoice, EncodeOptions
 from smollit.data.encoding.report import Report, write_reports
 from smollit.data.encoding.truncate import Truncate
 from smollit.data.formats.types import Kind
@@ -88,7 +88,7 @@ class TokenizedDataModule(LightningDataModule):
         max_length: int = 2048,
         truncate: Truncate = "right",
         train_on: str | list[str] = "assistant",
-        control_text: ControlText = "escape",
+        control_text: ControlTextChoice = "escape",
         streaming: bool = False,
         seed: int = 0,
         num_proc: int | None = None,

@@ -161,7 +161,7 @@ class _ChunkedHead(torch.autograd.Function):
         return found.joined()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         hidden, weight, labels = ctx.saved_tensors
         chunk_size, dtype, *_ = ctx.options
         grad_hidden = torch.empty_like(hidden)
@@ -214,7 +214,7 @@ class _SummedHead(torch.autograd.Function):
         return torch.stack([sequence.sum() for sequence in logps.split(lengths)]), logps, correct
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         # In place: one more buffer as large as the head would be the peak memory. autograd refuses a second pass.
         grad_hidden, grad_weight, *others = ctx.saved_tensors
         for part, factor in zip(grad_hidden.split(ctx.lengths), grad, strict=True):

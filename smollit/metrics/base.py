@@ -40,7 +40,7 @@ class MeanOfSums(Metric):
         """Keep the sums' own dtype."""
         return self
 
-    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Metric:  # type: ignore[override]
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> Metric:
         # Lightning casts the whole module with `.to(bf16)`, which torchmetrics allows: a count in bf16 stops at 256.
         # There is no public hook for a cast, so the dtype is kept here.
         def move(state: Tensor) -> Tensor:

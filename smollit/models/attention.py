@@ -41,7 +41,7 @@ class DecoderInputs(NamedTuple):
     options: dict[str, Any]
 
 
-class Layout:
+class JoinedLayout:
     """The documents of the joined sequence. An object: torch.compile would compile anew for each list of lengths."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
@@ -58,7 +58,7 @@ def _attend_documents(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    smollit_layout: Layout | None = None,
+    smollit_layout: JoinedLayout | None = None,
     **kwargs: Any,  # arguments that transformers' models pass to any backend
 ) -> tuple[Tensor, None]:
     """`document_attention` with the signature of transformers' attention functions, which put heads after positions.
@@ -67,7 +67,7 @@ def _attend_documents(
     """
     if smollit_layout is None:
         plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)  # type: ignore[return-value]
+        return plain(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     output = document_attention(query, key, value, smollit_layout.documents, scale=scaling, dropout=dropout)
     return output.transpose(1, 2).contiguous(), None
 
@@ -135,7 +135,7 @@ def _without_padding(batch: Batch, backend: AttentionBackend) -> DecoderInputs:
         torch.cat([ids[:length] for ids, length in zip(batch.position_ids, lengths, strict=True)])[None],
         None,
         batch.loss_positions - sequence * width + starts[sequence],
-        {"smollit_layout": Layout(joined)} if backend == "documents" else _flash_options(joined, device),
+        {"smollit_layout": JoinedLayout(joined)} if backend == "documents" else _flash_options(joined, device),
     )
 
 

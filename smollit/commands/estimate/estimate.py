@@ -8,7 +8,16 @@ from lightning.pytorch import Trainer
 
 from smollit.batch import Batch
 from smollit.commands.estimate.epoch import Epoch, Rows, describe_epoch, heaviest, num_devices, positions
-from smollit.commands.estimate.memory import Parts, Probe, fixed_parts, head_bytes, place, run_probe, saved_bytes
+from smollit.commands.estimate.memory import (
+    Parts,
+    Probe,
+    fixed_parts,
+    head_bytes,
+    move_to,
+    run_probe,
+    saved_bytes,
+    trainable,
+)
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
 from smollit.training.memory import advice, free_bytes, held_bytes, is_sharded, keep_freed_memory
@@ -78,10 +87,9 @@ def estimate(trainer: Trainer, module: FineTuningModule, data: ChatDataModule, *
     if probe is not None:
         passes = trainer.accumulate_grad_batches * epoch.computed / len(batches) / sizes[last]
         seconds = passes * probe.passes + probe.optimizer
-    weights = list(module.policy.parameters())
     return Estimate(
-        parameters=sum(weight.numel() for weight in weights),
-        trainable=sum(weight.numel() for weight in weights if weight.requires_grad),
+        parameters=sum(weight.numel() for weight in module.policy.parameters()),
+        trainable=sum(weight.numel() for weight in trainable(module)),
         memory=memory,
         heaviest=(len(batches[last]), sizes[last]),
         free=free,
@@ -109,7 +117,7 @@ def measure(
     """
     device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
     parts, overhead, found = fixed_parts(module), ALLOWANCE.get(device.type, 0.0), None
-    place(module, device if free is None or parts["weights"] + parts["reference"] < free else torch.device("cpu"))
+    move_to(module, device if free is None or parts["weights"] + parts["reference"] < free else torch.device("cpu"))
     batch = steps[-1][-1]
     rest = {"activations": saved_bytes(module, batch, context), "head chunk": head_bytes(module, batch)}
     counted = sum((parts | rest).values())

@@ -13,6 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from smollit.batch import Batch
+from smollit.models.sharding import unwrap
 from smollit.modules import DPOModule, FineTuningModule
 from smollit.training.memory import peak_bytes
 
@@ -57,11 +58,11 @@ def optimizer_bytes(module: FineTuningModule) -> int:
 def head_bytes(module: FineTuningModule, batch: Batch) -> int:
     """Bytes of the logits of one chunk, with their log-probabilities."""
     chunks = max(math.ceil(batch.num_loss_tokens / module.chunk_size), 1)
-    vocabulary_size: int = module.policy.config.vocab_size  # type: ignore[union-attr,assignment]  # a CausalLM
+    vocabulary_size: int = unwrap(module.policy).config.vocab_size
     return math.ceil(batch.num_loss_tokens / chunks) * vocabulary_size * LOGIT_BYTES
 
 
-def place(module: FineTuningModule, device: torch.device) -> None:
+def move_to(module: FineTuningModule, device: torch.device) -> None:
     """Move everything that a step needs to a device; enable dropout and checkpointing, as training does."""
     module.to(device)
     module.policy.train()

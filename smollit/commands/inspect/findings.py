@@ -5,10 +5,13 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from smollit.commands.inspect.split_view import SplitView
 from smollit.data.encoding.report import fraction, verify_report
-from smollit.data.formats.types import Conversation, Preference
+from smollit.data.encoding.steps import DroppedRow, Record
+from smollit.data.formats.types import Conversation, Message, Preference
 
 NUM_COMPARED = 500  # rows, evenly spread, whose texts are compared
 SHORTEST_QUESTION = 20  # characters; shorter questions may occur in a response by chance
@@ -108,7 +111,7 @@ def repeated_prompts(view: SplitView) -> list[str]:
     ]
 
 
-def repeats_prompt(record: Any) -> bool:
+def repeats_prompt(record: Record | DroppedRow) -> bool:
     """Whether an assistant turn, for pairs the chosen response, starts with the question before it."""
     if isinstance(record, Conversation):
         messages = record.messages
@@ -122,13 +125,13 @@ def repeats_prompt(record: Any) -> bool:
     )
 
 
-def _exchanges(messages: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _exchanges(messages: list[Message]) -> Iterator[tuple[str, str]]:
     for before, after in pairwise(messages):
         if (before["role"], after["role"]) == ("user", "assistant"):
             yield before["content"].strip(), after["content"].strip()
 
 
-def _last_tokens(table: Any) -> Any:
+def _last_tokens(table: pa.Table) -> NDArray[Any]:
     """The last token of each loss span of a slice of examples."""
     if "chosen_ids" in table.column_names:
         ids = table["chosen_ids"].combine_chunks()
@@ -139,5 +142,5 @@ def _last_tokens(table: Any) -> Any:
     return _values(ids)[np.repeat(starts, spans.value_lengths().to_numpy() // 2) + ends - 1]
 
 
-def _values(lists: Any) -> Any:
+def _values(lists: pa.ListArray) -> NDArray[Any]:
     return lists.flatten().to_numpy()

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.steps import DroppedRow, TokenizedRow, TruncatedRow
 from smollit.data.formats.types import Text
+from smollit.data.sources.files import Row
 from smollit.data.template.jinja import Span
 from smollit.data.template.renderer import RenderedChat
 from smollit.data.template.template import ChatTemplate
@@ -45,7 +46,7 @@ class InspectedRow:
     notes: list[str]
 
 
-def inspect_row(encoder: Encoder, row: dict[str, Any], index: int) -> InspectedRow:
+def inspect_row(encoder: Encoder, row: Row, index: int) -> InspectedRow:
     """Encode a row as its example is, and keep the text."""
     (found,) = encoder.encode([row])
     if isinstance(found, DroppedRow):

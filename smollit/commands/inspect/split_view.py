@@ -13,6 +13,7 @@ from smollit.data.batching.dataset import column
 from smollit.data.encoding.cache import EncodedPart
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.report import Report
+from smollit.data.sources.files import Row
 
 SPLITS = ("train", "val", "test")
 
@@ -34,7 +35,7 @@ class SplitView:
 
     name: str
     num_rows: int
-    row: Callable[[int], dict[str, Any]]
+    row: Callable[[int], Row]
     encoder: Encoder
     examples: Dataset
     report: Report

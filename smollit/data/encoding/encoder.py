@@ -27,11 +27,12 @@ from smollit.data.formats.converters import decode_row, to_record
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import Format
 from smollit.data.formats.types import Conversation, Kind, Preference, Text
+from smollit.data.sources.files import Row
 from smollit.data.template.loss_spans import TrainOn
 from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
 
-ControlText = Literal["escape", "drop", "error"]
+ControlTextChoice = Literal["escape", "drop", "error"]
 FORMAT_VERSION = 4  # part of the cache key: raise it when examples change
 ROWS_AT_ONCE = 100  # rows that are tokenized together
 BATCHES_AHEAD = 2  # batches of rows that are rendered before the encoder waits for the tokens of the first
@@ -55,7 +56,7 @@ class EncodeOptions:
     max_length: int
     truncate: Truncate = "right"
     train_on: TrainOn = "assistant"
-    control_text: ControlText = "escape"
+    control_text: ControlTextChoice = "escape"
     min_score_gap: float | None = None
     score_ties: Literal["keep", "drop"] = "keep"
 
@@ -82,14 +83,14 @@ class Encoder:
             examples = [self.columns(row, index) for row, index in zip(encoded, indices, strict=True)]
             return {name: [example[name] for example in examples] for name in examples[0]}
 
-    def encode(self, rows: Iterable[dict[str, Any]]) -> Iterator[EncodedRow | DroppedRow]:
+    def encode(self, rows: Iterable[Row]) -> Iterator[EncodedRow | DroppedRow]:
         """The last step of each row, in order; it holds the previous steps."""
         tokenized: Iterable[TokenizedRow | DroppedRow] = self.tokenize(map(self.parse, rows))
         if self.options.truncate == "left-turns":
             tokenized = cut_turns(list(tokenized), self.options.max_length, self.options.train_on, self.tokenize)
         return map(self.finish, tokenized)
 
-    def parse(self, row: dict[str, Any]) -> Record | DroppedRow:
+    def parse(self, row: Row) -> Record | DroppedRow:
         """What a row means, according to its format."""
         try:
             return to_record(decode_row(row), self.format)
@@ -176,7 +177,7 @@ class Encoder:
             raise BadRow(reason, f"{found[0]!r} is a control token of the tokenizer or the template")
         return len(found)
 
-    def _segment(self, record: Record, has_control: bool) -> SegmentedRow:
+    def _segment(self, record: Record, *, has_control: bool) -> SegmentedRow:
         if isinstance(record, Text):
             return self.template.segment_text(record.text)
         if isinstance(record, Conversation):

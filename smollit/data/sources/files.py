@@ -179,8 +179,7 @@ def open_bytes(file: Path) -> Iterator[BufferedReader]:
         ValueError: If the archive is broken or truncated.
     """
     try:
-        # BufferedReader takes anything with readinto(), but pyarrow's files are not declared to have it
-        with BufferedReader(pa.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix))) as content:  # type: ignore[arg-type]
+        with BufferedReader(pa.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix))) as content:
             yield content
     except OSError as error:
         if file.suffix not in COMPRESSIONS:

@@ -158,7 +158,7 @@ class ChatTemplate:
         Raises:
             BadRow: If a message's text and the template's make a special token together.
         """
-        self._segment_tokenizer.verify_special(row, ids)
+        self._segment_tokenizer.verify_special_tokens(row, ids)
 
     def prompt_text(self, messages: list[Message]) -> str:
         """The model's input at inference: the messages and the header of the next assistant turn."""

@@ -107,7 +107,7 @@ class SegmentTokenizer:
             cursor = stop
         return total + self._count(chat.text[cursor:end])
 
-    def verify_special(self, row: SegmentedRow, ids: list[list[int]]) -> None:
+    def verify_special_tokens(self, row: SegmentedRow, ids: list[list[int]]) -> None:
         """Refuse a row unless the token ids of its segments hold as many special tokens as the template writes.
 
         Raises:
