@@ -96,7 +96,9 @@ class ProgressBar(TQDMProgressBar):
         in_epoch = self.trainer.num_training_batches
         if self.trainer.max_epochs != -1 or self.trainer.max_steps < 1:
             return in_epoch
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        # At the start of an epoch, the counter still holds the batches of the epoch before it.
+        done = 0 if progress.is_last_batch else progress.current.completed
         left = self.trainer.max_steps - self.trainer.global_step
         return min(in_epoch, done + left * self.trainer.accumulate_grad_batches)
 
