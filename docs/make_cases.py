@@ -1,13 +1,14 @@
-"""Writes docs/cases.md: which public bug report is held by which test. Run: python docs/make_cases.py.
+"""Writes docs/cases.md and docs/promises.md: which test holds which bug report and which promise.
 
-A test that holds a case has the line `# case: <id>` above it.
+Run: python docs/make_cases.py. A test that holds a case has the line `# case: <id>` above it; one that holds a promise
+of the README and the docs, `# promise: <id>`.
 """
 
 import re
 from collections import defaultdict
 from pathlib import Path
 
-CASE = re.compile(r"^\s*# case: (?P<ids>[\w\-, ]+)$")
+MARK = re.compile(r"^\s*# (?P<kind>case|promise): (?P<ids>[\w\-, ]+)$")
 TEST = re.compile(r"^\s*(async )?def (?P<name>test_\w+)")
 CASES = {
     "A1": "Early stopping never fires when validation is counted in steps, and a finished run starts again",
@@ -117,10 +118,32 @@ CASES = {
     "ux-02": "Start-up summary lacks train mode, dtype and trained-token share",
 }
 
-# What a report asks for beyond what its tests hold.
-OPEN: dict[str, str] = {}
+PROMISES = {
+    "loss-tokens": "Only the assistant's turns count in the loss, with the token that ends them",
+    "control-text": "Text that spells a control token opens and ends no turn",
+    "dropped-rows": "A row that can't be used is counted and named; too many of them stop the run",
+    "identical-pairs": "A data set whose chosen and rejected responses are the same text is refused, with the reason",
+    "one-step": "1 x 8, 2 x 4 and 8 x 1 micro-batches give the same weights",
+    "devices": "1 and 2 processes give the same weights, with ddp and with fsdp2",
+    "exact-metrics": "Each logged point is the mean over all that was seen since the last point",
+    "resume": "A stopped run, started again by the same command, ends in the same weights, to the bit",
+    "older-runs": "A run of the version before resumes to the same weights, to the bit",
+    "golden": "The losses of both demo runs stay as they are, to the last digit",
+    "export": "An export is read back and compared before it is called done",
+    "separate-documents": "Packed documents never see each other; the prompt of a pair is computed once",
+    "trl": "Losses and metrics equal TRL's",
+    "formats": "Every listed format is read from every listed kind of file",
+    "inspect": "`inspect` shows what training gets",
+    "estimate": "`estimate` says memory, steps and time before anything is spent",
+    "every-config": "Every shipped config runs",
+    "every-command": "Every command in the docs is one that the parser accepts",
+    "every-setting": "Every setting has a help text, and the list of settings is frozen",
+    "lightning": "SmollitTrainer does what Lightning's Trainer does, with any LightningModule",
+    "own-parts": "A loss, format, data module, callback or module of your own is named in the config",
+    "demo-learns": "`make demo` trains a model that learns",
+}
 
-HEAD = """# Public bug reports, and the tests that hold them
+CASES_HEAD = """# Public bug reports, and the tests that hold them
 
 The reports come from the issue threads of the tools that people use for this work today. Written by
 `python docs/make_cases.py` from the comments `# case: <id>` in the tests.
@@ -128,16 +151,24 @@ The reports come from the issue threads of the tools that people use for this wo
 | report | held by |
 |---|---|
 """
+PROMISES_HEAD = """# What smollit promises, and the tests that hold it
+
+Each line is a promise of the README or the docs. Written by `python docs/make_cases.py` from the comments
+`# promise: <id>` in the tests.
+
+| promise | held by |
+|---|---|
+"""
 
 
-def held(root: Path) -> dict[str, list[str]]:
-    """Case id -> `file::test` of each test that holds it."""
+def held(root: Path, kind: str) -> dict[str, list[str]]:
+    """Id -> `file::test` of each test that holds it; `kind` is `case` or `promise`."""
     found: dict[str, list[str]] = defaultdict(list)
     for file in sorted((root / "tests").rglob("test_*.py")):
         waiting: list[str] = []
         for line in file.read_text(encoding="utf-8").splitlines():
-            if case := CASE.match(line):
-                waiting += re.split(r"[,\s]+", case["ids"].strip())
+            if mark := MARK.match(line):
+                waiting += re.split(r"[,\s]+", mark["ids"].strip()) if mark["kind"] == kind else []
             elif (test := TEST.match(line)) and waiting:
                 for name in dict.fromkeys(waiting):
                     found[name].append(f"{file.relative_to(root)}::{test['name']}")
@@ -145,25 +176,28 @@ def held(root: Path) -> dict[str, list[str]]:
     return found
 
 
-def table(root: Path) -> str:
-    """The text of docs/cases.md."""
-    tests = held(root)
-    unknown = set(tests) - set(CASES)
-    if unknown:
-        raise ValueError(f"tests name cases that do not exist: {', '.join(sorted(unknown))}")
-    rows = [f"| {name}: {title} | {_cell(name, tests.get(name, []))} |" for name, title in CASES.items()]
-    missing = set(CASES) - set(tests) - set(OPEN)
-    if missing:
-        raise ValueError(f"no test holds {', '.join(sorted(missing))}, and OPEN does not say why")
-    held_in_full = sum(name in tests and name not in OPEN for name in CASES)
-    held_in_part = sum(name in tests and name in OPEN for name in CASES)
-    return HEAD + "\n".join(rows) + f"\n\nOf {len(CASES)}, {held_in_full} are held, {held_in_part} in part.\n"
+def rows(root: Path, kind: str, titles: dict[str, str]) -> str:
+    """One row of the table for each id.
+
+    Raises:
+        ValueError: If a test names an id that does not exist, or no test holds one.
+    """
+    tests = held(root, kind)
+    unknown, missing = set(tests) - set(titles), set(titles) - set(tests)
+    if unknown or missing:
+        raise ValueError(f"{kind}s that do not exist: {sorted(unknown)}; that no test holds: {sorted(missing)}")
+    return "".join(
+        f"| {name}: {title} | {'<br>'.join(f'`{test}`' for test in tests[name])} |\n" for name, title in titles.items()
+    )
 
 
-def _cell(name: str, tests: list[str]) -> str:
-    return "<br>".join([f"`{test}`" for test in tests] + ([f"Open: {OPEN[name]}."] if name in OPEN else []))
+def pages(root: Path) -> dict[str, str]:
+    """The text of each page by its name."""
+    cases = CASES_HEAD + rows(root, "case", CASES) + f"\nAll {len(CASES)} are held.\n"
+    return {"cases.md": cases, "promises.md": PROMISES_HEAD + rows(root, "promise", PROMISES)}
 
 
 if __name__ == "__main__":
     here = Path(__file__).parent
-    (here / "cases.md").write_text(table(here.parent), encoding="utf-8")
+    for page, text in pages(here.parent).items():
+        (here / page).write_text(text, encoding="utf-8")

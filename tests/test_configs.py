@@ -42,6 +42,7 @@ def tiny_run(name: str, tiny_model: Path, cache_dir: Path, run: Path, steps: int
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
+# promise: every-config
 @pytest.mark.parametrize("config", ["sft", "dpo"])
 def test_shipped_config_trains_and_exports(config: str, tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
     """2 steps -> last.ckpt, TensorBoard events, samples of 3 prompts, and an exported folder."""
@@ -53,6 +54,7 @@ def test_shipped_config_trains_and_exports(config: str, tiny_model: Path, cache_
     assert {change.last_step for change in changes(tmp_path)} == {2}
 
 
+# promise: every-config
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_shipped_overlay_lies_over_a_base(overlay: str, tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
     """Each value of the overlay that the test does not replace arrives in the saved config."""

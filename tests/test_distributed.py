@@ -285,6 +285,7 @@ def test_two_processes_make_the_clipped_steps_of_one(
         assert found[f"{kind}-{strategy}"]["norm"] > CLIP
 
 
+# promise: devices
 # case: metrics-02, dpo-loss-05
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strategy", STRATEGIES)

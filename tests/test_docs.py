@@ -34,9 +34,9 @@ def commands() -> Iterator[tuple[str, str, str]]:
                 yield page, module, re.split(r"\s{3,}(?=[a-z])", words)[0].strip()  # a remark may follow
 
 
-def load_maker() -> ModuleType:
-    """docs/make_cases.py, which writes docs/cases.md."""
-    spec = importlib.util.spec_from_file_location("make_cases", ROOT / "docs" / "make_cases.py")
+def load_maker(name: str) -> ModuleType:
+    """One of the scripts in docs/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,11 +44,14 @@ def load_maker() -> ModuleType:
     return module
 
 
-def test_the_table_of_cases_is_up_to_date() -> None:
-    """Writing docs/cases.md anew gives the file that is there."""
-    assert load_maker().table(ROOT) == (ROOT / "docs" / "cases.md").read_text(encoding="utf-8")
+def test_the_pages_that_scripts_write_are_up_to_date() -> None:
+    """Writing docs/cases.md, docs/promises.md and docs/rooms.md anew gives the files that are there."""
+    pages = load_maker("make_cases").pages(ROOT) | {"rooms.md": load_maker("make_rooms").page(ROOT)}
+    for page, text in pages.items():
+        assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, f"{page}: run docs/make_*.py"
 
 
+# promise: every-command
 @pytest.mark.parametrize(("page", "module", "words"), commands())
 def test_a_command_in_the_docs_is_one(
     page: str, module: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

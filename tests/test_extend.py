@@ -60,6 +60,7 @@ def tiny(command: list[str], model: Path, run: Path) -> list[str]:
     return [f"--{key}={value}" for key, value in settings.items() if f"--{key}" not in command]
 
 
+# promise: own-parts
 @pytest.mark.parametrize("title", ["A loss", "A data format", "A data module", "A callback", "A module"])
 def test_a_part_of_ones_own(title: str, started_in: Path, tiny_model: Path) -> None:
     """The command of the page trains two steps with the part, and the part is in use."""

@@ -77,6 +77,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, run_demo(folder)
 
 
+# promise: golden
 def test_losses_and_weights_are_golden(demo: tuple[Path, dict[str, Any]]) -> None:
     """Losses and final weights equal the golden ones; elsewhere the first losses do, to 1e-6."""
     golden, seen = json.loads(GOLDEN.read_text()), demo[1]
@@ -87,6 +88,7 @@ def test_losses_and_weights_are_golden(demo: tuple[Path, dict[str, Any]]) -> Non
         assert seen[name]["train/loss"][:FIRST_STEPS] == pytest.approx(first, rel=1e-6), REWRITE
 
 
+# promise: demo-learns
 def test_the_demo_learns(demo: tuple[Path, dict[str, Any]]) -> None:
     """Accuracy on held-out pairs starts at 0.5 (policy = reference: 60 ties of one half) and ends above 0.9; the first
     DPO loss is ln 2."""

@@ -17,6 +17,7 @@ def parity(script: Callable[[str], ModuleType]) -> ModuleType:
     return script("trl_parity")
 
 
+# promise: trl
 # case: dpo-loss-09
 # case: dpo-loss-10
 # case: metrics-12

@@ -103,6 +103,7 @@ def of_commands(help_of: Help) -> Iterator[tuple[str, dict[str, Setting]]]:
     yield "SmollitTrainer.", found
 
 
+# promise: every-setting
 def test_the_list_of_settings_is_frozen(help_of: Help) -> None:
     """A setting that comes, goes, or has another type or default changes what users' configs mean: it shows here."""
     lines = [line for title, found in of_commands(help_of) for line in lines_of(title, found)]
@@ -126,6 +127,7 @@ def test_help_of_a_command_explains_all_and_says_where_the_rest_is(help_of: Help
     assert order == sorted(order)
 
 
+# promise: every-setting
 @pytest.mark.parametrize("known", SHIPPED, ids=lambda known: known.__name__)
 def test_every_setting_of_a_class_is_explained(help_of: Help, known: type) -> None:
     """Modules, data modules, parts, losses and callbacks."""

@@ -73,6 +73,7 @@ def test_the_reference_is_a_second_model(tiny_model: Path) -> None:
     assert found["reference"] == found["weights"]
 
 
+# promise: estimate
 def test_saved_bytes_are_what_autograd_keeps(tiny_model: Path) -> None:
     """Another way: keep every saved tensor of a real forward pass, and sum their storages without the weights'."""
     module, batch, kept = loaded(SFTModule(str(tiny_model))), chats(8, 128), {}
@@ -188,6 +189,7 @@ def table(found: Estimate) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+# promise: estimate
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_command(
     kind: str, tiny_model: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

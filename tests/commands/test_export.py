@@ -233,6 +233,7 @@ def test_a_folder_with_other_things_is_refused(
         write(tiny_model, tiny_model)
 
 
+# promise: export
 @pytest.mark.parametrize(
     ("fault", "said"), [("weights", "does not read back"), ("template", "renders"), ("tokens", "other tokens")]
 )

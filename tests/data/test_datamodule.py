@@ -285,6 +285,7 @@ def test_data_of_the_other_kind_is_refused_before_it_is_tokenised(tmp_path: Path
     assert not (tmp_path / "cache").exists()
 
 
+# promise: identical-pairs
 @pytest.mark.parametrize("split", ["train_split", "val_split"])
 def test_equal_pairs_are_refused_in_any_split(tmp_path: Path, split: str) -> None:
     """`all[:4]` are the equal pairs, `all[4:]` the real ones."""

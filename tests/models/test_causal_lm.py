@@ -80,6 +80,7 @@ def random_responses(seed: int) -> list[list[Example]]:
     return [examples[:2], examples[2:]]
 
 
+# promise: separate-documents
 # case: dpo-loss-09, packing-01
 @pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("seed", range(3))

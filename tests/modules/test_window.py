@@ -106,6 +106,7 @@ def test_any_split_of_the_window_gives_the_step_of_plain_torch(kind: str, tiny_m
         assert_close(weights(module), expected)
 
 
+# promise: one-step
 # case: metrics-01, dpo-loss-05
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_any_split_gives_the_same_adamw_steps(kind: str, tiny_model: Path, tmp_path: Path) -> None:
@@ -218,6 +219,7 @@ def test_the_policy_trains_in_train_mode_after_validation_too(tiny_model: Path, 
     assert forwards.count(True) == 2 * 2 * 2 * 2  # epochs x batches x layers x (forward + recompute)
 
 
+# promise: exact-metrics
 # case: metrics-01
 def test_the_logged_loss_is_the_mean_over_the_tokens_of_the_window(tiny_model: Path, tmp_path: Path) -> None:
     """Micro-batches with 1 and 8 loss tokens: logged is the mean of 9, as plain transformers has it."""

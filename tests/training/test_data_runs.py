@@ -19,6 +19,7 @@ ONE_EPOCH: dict[str, Any] = {"accumulate_grad_batches": 1, "max_epochs": 1}
 # ---- packing and token budgets
 
 
+# promise: resume
 # case: resume-01
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_packed_run_resumes_to_the_bit_in_mid_epoch(kind: str, fit: Any, tmp_path: Path) -> None:
@@ -89,6 +90,7 @@ def test_workers_begin_where_the_run_stopped(strategy: str, fit: Any, tmp_path: 
 STREAM: dict[str, Any] = {"streaming": True, "shuffle_buffer": 6}
 
 
+# promise: resume
 # case: resume-01 resume-03 data-13
 @pytest.mark.parametrize(
     ("kind", "stop", "steps"), [("sft", 6, 10), ("sft", 4, 6), ("dpo", 2, 4)], ids=["mid-epoch", "epoch end", "pairs"]

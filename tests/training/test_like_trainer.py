@@ -172,6 +172,7 @@ def same(tmp_path: Path, run: Callable[[type[Trainer], Path], Any]) -> None:
     assert got == expected
 
 
+# promise: lightning
 # case: A10
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_flag_means_what_it_means_to_trainer(name: str, tmp_path: Path) -> None:
@@ -179,6 +180,7 @@ def test_every_flag_means_what_it_means_to_trainer(name: str, tmp_path: Path) ->
     same(tmp_path, lambda kind, folder: trained(kind, folder, [], **FLAGS[name]))
 
 
+# promise: lightning
 # case: A10
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_every_callback_does_what_it_does_in_trainer(name: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ OLD = "    beta: 0.2\n    loss: sigmoid\n    label_smoothing: 0.1\n"
 NEW = "    loss: {class_path: smollit.losses.DPO, init_args: {beta: 0.2, label_smoothing: 0.1}}\n"
 
 
+# promise: older-runs
 # case: resume-01
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_run_of_version_0_1_resumes_to_the_bit(kind: str, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def whole(fit: Any, unbroken: dict[str, Any], tmp_path_factory: pytest.TempPathF
     return unbroken["run"]
 
 
+# promise: resume
 # case: resume-01 resume-02 resume-03 resume-05 checkpoint-03
 @pytest.mark.parametrize("name", BREAKS)
 def test_an_interrupted_run_resumes_to_the_bit(name: str, fit: Any, whole: Any, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def make(tokenizer: PreTrainedTokenizerBase, kind: Kind, max_length: int = 64, t
     return Encoder(template, EncodeOptions(kind, max_length, truncate), detect_format(list(ROWS[kind]), [], kind=kind))
 
 
+# promise: inspect
 @pytest.mark.parametrize("truncate", ["right", "left-turns"])
 @pytest.mark.parametrize("kind", ["chat", "preference"])
 def test_shown_pieces_are_the_example(tiny_tokenizer: PreTrainedTokenizerBase, kind: Kind, truncate: str) -> None:

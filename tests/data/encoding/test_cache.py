@@ -98,6 +98,7 @@ def test_a_part_holds_the_good_rows_and_the_report(find: Any) -> None:
     assert part.folder.stat().st_mtime_ns == before
 
 
+# promise: dropped-rows
 def test_too_many_bad_rows_are_refused_at_each_start(find: Any) -> None:
     """1 of 4 is bad: a fraction of 0.25. At 0.1 it is refused, also from the cache; at 0.25 it is not."""
     part = find([CHAT, CHAT, CHAT, {"messages": []}])

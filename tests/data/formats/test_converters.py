@@ -125,6 +125,7 @@ PAIRS: dict[str, tuple[list[Row], list[tuple[Any, ...]]]] = {
 # ---- rows of every format
 
 
+# promise: formats
 # case: template-07 data-03 dpo-loss-08
 @pytest.mark.parametrize("name", [*CHATS, *PAIRS])
 def test_rows_of_every_format(tmp_path: Path, name: str) -> None:

@@ -127,6 +127,7 @@ def test_nothing_that_a_user_or_the_template_wrote_counts(chats: Encoded, tokeni
             assert text.endswith(f"<|im_start|>user\n{question}{END}\n{ASSISTANT}")
 
 
+# promise: loss-tokens
 # case: mask-03
 def test_loss_tokens_of_chats_are_those_of_transformers_mask(
     chats: Encoded, tokenizer: PreTrainedTokenizerBase

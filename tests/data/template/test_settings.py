@@ -50,6 +50,7 @@ def test_train_on_and_a_messages_train_or_weight(
     assert spans(tokenize(chat, train_on=train_on)) == [[text + END for text in expected]]
 
 
+# promise: control-text
 # case: template-11
 # case: mask-05
 @pytest.mark.parametrize(("choice", "kept"), [("escape", ["b", "a"]), ("drop", ["a"]), ("error", None)])
