@@ -66,7 +66,7 @@ def example_pairs(count: int = 8) -> list[Example]:
 
 
 def batch_of(examples: list[Example], *, packed: bool = False) -> Batch:
-    """A batch of chats or pairs: each in a sequence of its own, or all packed into one."""
+    """A batch of chats or pairs: each in a separate sequence, or all packed into one."""
     collate = collate_pairs if "prompt_ids" in examples[0] else collate_chats
     return collate([examples] if packed else unpacked(examples))
 
@@ -166,7 +166,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of tokenised data for the whole session."""
+    """One cache of tokenized data for the whole session."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -1,4 +1,4 @@
-"""The docs say what is true: their commands exist, and each test that docs/cases.md names holds its case."""
+"""The docs are true: their commands exist, and each test that docs/cases.md names holds its case."""
 
 import importlib.util
 import re
@@ -21,7 +21,7 @@ PAGES = [
 ]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "configs").rglob("*.yaml"))]
 COMMAND = re.compile(r"python -m (smollit(?:\.[\w.]+)?) ((?:[^\n`\\]|\\\n)*)")
-# `python -m smollit inspect --config ...` in a sentence; those of docs/extend.md run in a test of their own.
+# `python -m smollit inspect --config ...` in a sentence; those of docs/extend.md run in a separate test.
 PLACEHOLDERS = ("...", "<", "--help", ".help", "my_parts")
 
 

@@ -35,7 +35,7 @@ REWRITE = "If the change is intended, name it in CHANGELOG.md and run `python te
 
 
 def fit(name: str, run: Path, *settings: str) -> None:
-    """Run a demo config in a process of its own, with a log at every step."""
+    """Run a demo config in a separate process, with a log at every step."""
     command = [sys.executable, "-m", "smollit", "fit", "--config", f"configs/demo/{name}.yaml"]
     command += ["--trainer.default_root_dir", str(run), "--trainer.log_every_n_steps", "1"]
     command += ["--trainer.enable_progress_bar", "false", *settings]

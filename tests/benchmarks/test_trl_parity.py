@@ -30,7 +30,7 @@ def test_smollit_computes_what_trl_computes(
 ) -> None:
     """TRL pads one row per response and smollit shares the prompt: all metrics agree, and rewards are not 0.
 
-    40 tokens cut some of the rows, on both sides at the same position.
+    40 tokens truncate some of the rows, on both sides at the same position.
     """
     assert parity.main([*options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

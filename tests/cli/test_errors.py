@@ -104,7 +104,7 @@ class Faulty(Callback):
 
 
 def test_other_errors_keep_their_traceback(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault in a class of the user's is raised as it is; so are our sentences, when SMOLLIT_TRACEBACK asks for it."""
+    """A bug in a user's class is raised unchanged; so are smollit's errors, when SMOLLIT_TRACEBACK is set."""
     with pytest.raises(ZeroDivisionError):
         main(["fit", write(trainer={"callbacks": [{"class_path": f"{__name__}.Faulty"}]})])
     monkeypatch.setenv("SMOLLIT_TRACEBACK", "1")

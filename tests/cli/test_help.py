@@ -42,7 +42,7 @@ Help = Callable[..., str]
 
 
 class Setting(NamedTuple):
-    """What `--help` says of a setting."""
+    """The text of a setting in `--help`."""
 
     name: str
     text: str
@@ -73,7 +73,7 @@ def settings(text: str) -> Iterator[Setting]:
 
 
 def of_class(help_of: Help, known: type) -> dict[str, Setting]:
-    """The settings of a class, by name: of one that is no section of the config, from a parser of its own."""
+    """The settings of a class, by name: of one that is no section of the config, from a separate parser."""
     if known in CLASSES:
         text = help_of("fit", *CLASSES[known])
         return {setting.name.rpartition(".")[2]: setting for setting in settings(text)}

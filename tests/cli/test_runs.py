@@ -1,4 +1,4 @@
-"""The command line, in process: settings arrive, a saved config starts again, commands do what they say."""
+"""The command line, in process: settings arrive, a saved config starts again, commands do what their help states."""
 
 import json
 import math
@@ -80,7 +80,7 @@ def test_second_config_replaces_callbacks_but_not_the_built_in_ones(write: Write
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "txt"])
 @pytest.mark.parametrize("in_yaml", [True, False])
 def test_a_dataset_that_is_a_file_stays_its_name(write: Write, tmp_path: Path, ending: str, in_yaml: bool) -> None:
-    """Where a text or a list is asked for, jsonargparse would put the file's content in place of its name."""
+    """Where a text or a list is asked for, jsonargparse would replace a file's name by its content."""
     rows = {"csv": "prompt,completion\nq,a\n", "jsonl": '{"prompt": "q", "completion": "a"}\n', "txt": "q"}
     file = tmp_path / f"rows.{ending}"
     file.write_text(rows[ending])
@@ -121,7 +121,7 @@ def test_resume_with_the_saved_config_in_the_same_folder(write: Write, tmp_path:
 
 # case: cli-02
 def test_command_line_wins_over_the_checkpoint(write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Trained with 1e-5, resumed with 7e-4: the module and the optimizer's steps have 7e-4, and the change is said."""
+    """Trained with 1e-5, resumed with 7e-4: the module and the optimizer have 7e-4, and the change is logged."""
     main(["fit", write(model={"learning_rate": 1e-5, "schedule": "constant"})])
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     words = [f"--ckpt_path={path}", "--model.learning_rate=7e-4", "--trainer.max_steps=3"]
@@ -148,7 +148,7 @@ def test_what_a_run_can_not_resume_from_is_refused(write: Write, fails: Fails, t
 
 
 def test_finished_run_started_again_ends_well(write: Write, caplog: pytest.LogCaptureFixture) -> None:
-    """All steps are done: no step is made, one line says so, and nothing is raised."""
+    """All steps are done: no step is made, one line logs it, and nothing is raised."""
     main(["fit", write()])
     assert main(["fit", write(), "--ckpt_path=last"]).trainer.global_step == 2
     assert "nothing to do" in caplog.text
@@ -177,7 +177,7 @@ def test_validate_and_test_measure_a_checkpoint(
 
 
 def test_predict_answers_every_prompt(write: Write, tmp_path: Path) -> None:
-    """4 validation rows -> 4 lines in the run's folder."""
+    """4 validation rows -> 4 lines in the run folder."""
     main(["predict", write(), "--model.max_new_tokens=2"])
     assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 4
 
@@ -212,7 +212,7 @@ PARTS = {
 
 # case: cli-03 checkpoint-01
 def test_a_list_of_parts_trains_and_comes_back(write: Write, tmp_path: Path) -> None:
-    """5 rows at weight 2 and 3 once: 13 rows, 7 batches of 2 per epoch. The saved config says the same again.
+    """5 rows at weight 2 and 3 once: 13 rows, 7 batches of 2 per epoch. The saved config gives the same again.
 
     The checkpoint is read with weights_only although the settings held objects.
     """

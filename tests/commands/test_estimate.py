@@ -170,7 +170,7 @@ def test_time_is_steps_times_seconds(make_run: Callable[..., Any]) -> None:
 def test_a_run_without_room_is_not_tried(
     make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One byte is free: there is no time, and the estimate says what to change."""
+    """One byte is free: there is no time, and the estimate advises what to change."""
     monkeypatch.setattr("smollit.commands.estimate.estimate.free_bytes", lambda device: 1)
     found = estimated(make_run())
     assert found.fits is False and found.hours is None and "no probe step runs" in caplog.text
@@ -216,7 +216,7 @@ def test_command(
 
 
 def test_numbers_as_text(make_run: Callable[..., Any]) -> None:
-    """1.5 GiB, 5 MiB; 2.25 hours, half an hour; and a system that does not say what is free."""
+    """1.5 GiB, 5 MiB; 2.25 hours, half an hour; and a system that does not report free memory."""
     assert gib(3 * 1024**3 // 2) == "1.50 GiB" and gib(5 * 1024**2) == "5.0 MiB"
     assert hours(2.25) == "2.2 hours" and hours(0.5) == "30.0 minutes"
     found = estimated(make_run(), time_probe=False)

@@ -1,4 +1,4 @@
-"""What an exported folder is: the same model, that stops, chats, and never replaces something else."""
+"""An exported folder: the same model, that stops and chats; exports never replace anything else."""
 
 import copy
 import hashlib
@@ -113,7 +113,7 @@ def test_tensors_and_config_have_the_dtype_asked_for(
 
 
 def test_the_dropout_of_training_does_not_reach_the_export(tiny_model: Path, tmp_path: Path) -> None:
-    """dropout 0.3 is how the policy was trained, and the source says 0: the next stage starts from the source's."""
+    """The policy was trained with dropout 0.3, and the source has 0: the next stage starts from the source's."""
     policy = CausalLM(str(tiny_model), dropout=0.3, gradient_checkpointing=True)
     export(policy, str(tiny_model), template=template_of(tiny_model), output=tmp_path / "out")
     assert load_config(str(tmp_path / "out")).attention_dropout == 0.0
@@ -182,7 +182,7 @@ def test_an_end_marker_of_several_tokens_becomes_a_stop_string(tiny_model: Path,
 
 # case: template-04
 def test_a_template_that_the_tokenizer_lacked_is_kept(tiny_tokenizer: Any, tiny_model: Path, tmp_path: Path) -> None:
-    """The tokenizer as shipped has no template: ChatML is assumed, and the exported one renders the same by itself."""
+    """The tokenizer as shipped has no template: ChatML is assumed, and the exported one renders the same without it."""
     assert tiny_tokenizer.chat_template is None
     template = load_template(tiny_tokenizer, "auto")
     again = AutoTokenizer.from_pretrained(write(tiny_model, tmp_path / "out", template=template))
@@ -200,7 +200,7 @@ def test_the_runs_own_tokenizer_is_not_changed(tiny_model: Path, tmp_path: Path)
     assert {file.name: file.read_bytes() for file in first.iterdir()} == {
         file.name: file.read_bytes() for file in second.iterdir()
     }
-    template.tokenizer.pad_token = "<|im_start|>"  # a padding of its own stays
+    template.tokenizer.pad_token = "<|im_start|>"  # a distinct padding token stays
     assert finish_tokenizer(template).pad_token_id == 1
 
 

@@ -1,4 +1,4 @@
-"""The settings of the data modules: each is documented, and says whether it changes tokens, their order, or neither."""
+"""The settings of the data modules: each is documented, and changes tokens, their order, or neither."""
 
 import inspect
 from collections.abc import Callable

@@ -56,7 +56,7 @@ def test_eager_adds_zero_or_the_lowest_number(dtype: torch.dtype) -> None:
     assert torch.equal(mask_for("sdpa", mask, dtype), mask[:, None])
 
 
-# ---- each document by itself
+# ---- document by document
 
 
 def by_softmax(q: Tensor, k: Tensor, v: Tensor, layout: list[Document]) -> Tensor:

@@ -35,7 +35,7 @@ def assert_same_gradients(found: Tensor, expected: Tensor, *inputs: Tensor) -> N
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
 def test_chunks_give_the_log_probabilities_and_gradients_of_all_logits_at_once(chunk_size: int) -> None:
     """Chunks of 1, 3, all and more than all 7 tokens: log p, dh and dW equal log_softmax's autograd. Every token has a
-    factor of its own, from 1 to 7."""
+    different factor, from 1 to 7."""
     head = random_head()
     found = token_logps(*head, chunk_size=chunk_size, correct=True)
     expected, factors = plain_logps(*head), torch.arange(1.0, 8.0)

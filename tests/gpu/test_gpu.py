@@ -233,6 +233,6 @@ def test_an_offloaded_reference_scores_on_the_device(tiny_model: Path) -> None:
         module.configure_model()
         module.scorer.place(torch.device("cuda"))
         found.append(module.scorer.logps(batch))
-        place = "cuda" if mode == "frozen" else "cpu"
-        assert {parameter.device.type for parameter in module.reference.parameters()} == {place}
+        device = "cuda" if mode == "frozen" else "cpu"
+        assert {parameter.device.type for parameter in module.reference.parameters()} == {device}
     torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)

@@ -153,7 +153,7 @@ def test_chats_do_not_depend_on_the_rest_of_the_batch(
 @pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("multiple", [8, 16])
 def test_extra_padding_changes_nothing(tiny_model: Path, attention: AttentionBackend, multiple: int) -> None:
-    """Chats of 9 and 3 tokens, and pairs, each in a sequence of its own and packed: equal log-probabilities."""
+    """Chats of 9 and 3 tokens, and pairs, each in a separate sequence and packed: equal log-probabilities."""
     chats, model = chats_of(list(range(40, 49)), [40, 41, 42]), CausalLM(str(tiny_model), attention=attention)
     for collated, sequences in (
         (collate_chats, unpacked(chats)),
@@ -224,7 +224,7 @@ def test_packing_keeps_loss_tokens_mean_loss_and_gradients(
 
 # case: packing-05
 def test_flash_attention_is_refused_on_a_cpu(tiny_model: Path) -> None:
-    """No fallback in silence: the error says what is missing and what to use."""
+    """No silent fallback: the error names what is missing and what to use."""
     with pytest.raises(ValueError, match=r"`model.attention: flash_attention_2` needs a CUDA GPU.*use `documents`"):
         CausalLM(str(tiny_model), attention="flash_attention_2")
 

@@ -1,4 +1,4 @@
-"""torch.compile of the layers: it compiles, or says that it does not."""
+"""torch.compile of the layers: it compiles, or logs that it does not."""
 
 import logging
 from collections.abc import Iterator

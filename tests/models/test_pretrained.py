@@ -71,12 +71,16 @@ def test_a_hub_that_can_not_be_reached_is_named() -> None:
 
 
 def test_broken_or_incomplete_weights_are_named(tmp_path: Path, tiny_model: Path) -> None:
-    """A file cut short, weights of another size, and weights without one tensor."""
-    cut = shutil.copytree(tiny_model, tmp_path / "cut")
-    (cut / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:1000])
+    """A truncated file, weights of another size, and weights without one tensor."""
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:1000])
     other = edited(tiny_model, tmp_path / "other", intermediate_size=48)
     more = edited(tiny_model, tmp_path / "more", num_hidden_layers=3, layer_types=None)
-    for folder, text in ((cut, "could not load the weights"), (other, "could not load the weights"), (more, "lack 9")):
+    for folder, text in (
+        (truncated, "could not load the weights"),
+        (other, "could not load the weights"),
+        (more, "lack 9"),
+    ):
         with pytest.raises(ValueError, match=text):
             CausalLM(str(folder))
 

@@ -39,7 +39,7 @@ def test_early_stopping_looks_at_each_validation(
 ) -> None:
     """Validation every 2 steps, patience 2: the first is the best, the second and third are not better -> step 6.
 
-    The same command again makes 0 steps and says why. With 3 micro-batches per step, of 8 per epoch, windows are short.
+    The same command again makes 0 steps and logs why. With 3 micro-batches per step, of 8 per epoch, windows are short.
     """
     options = EIGHT_STEPS | {"accumulate_grad_batches": accumulate, "max_epochs": 2 * accumulate}
     first = fit(tmp_path, EarlyStopping("val/loss", patience=2), module_class=NeverBetter, **options)

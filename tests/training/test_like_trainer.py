@@ -235,7 +235,7 @@ def test_callbacks_get_their_state_back(tmp_path: Path) -> None:
 
 # case: A10
 def test_a_fault_ends_and_resumes_as_in_trainer(tmp_path: Path) -> None:
-    """OnExceptionCheckpoint saves the step of the fault, and Lightning resumes from it by itself."""
+    """OnExceptionCheckpoint saves the step of the fault, and Lightning resumes from it without `ckpt_path`."""
 
     def run(kind: type[Trainer], folder: Path) -> Any:
         calls = Calls()

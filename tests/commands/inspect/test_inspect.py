@@ -1,4 +1,4 @@
-"""`inspect`: which rows are shown, that they are those of training, and what is said about a split."""
+"""`inspect`: which rows are shown, that they are those of training, and the findings about a split."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ def wrong(view: SplitView) -> list[str]:
     return [finding.text for finding in find_all(view) if finding.severity == "wrong"]
 
 
-# ---- what is shown is what is trained on
+# ---- the shown tokens are those of training
 
 
 def ids_shown(text: str) -> list[int]:
@@ -110,7 +110,7 @@ def test_a_split_without_a_good_row_shows_the_bad_ones(make: Make, look: Look) -
     assert rows_of(said) == [0, 1] and "dropped, identical responses" in said
 
 
-# ---- what is said about a split
+# ---- the findings about a split
 
 
 def test_nothing_is_wrong_with_good_rows(make: Make, look: Look) -> None:
@@ -146,7 +146,7 @@ def test_ends_are_counted_as_a_loop_counts_them(make: Make) -> None:
 
 
 def test_rows_that_two_splits_share(make: Make) -> None:
-    """One of the two test chats is in train; another answer to the same question is another chat. Pairs: prompts."""
+    """One of the two test chats is in train; another response to the same question is another chat. Pairs: prompts."""
     test = make([["Hi", "Hello"], ["Bye", "Never"]], name="test")
     (found,) = wrong(make([["Hi", "Hello"], ["Bye", "See you"], ["A", "B"]], others=[test]))
     assert found.startswith("1 of 2 chats (50.0%) of the smaller split are in both train and test")
@@ -211,7 +211,7 @@ def test_strict_fails_on_identical_pairs(cache_dir: Path, tmp_path: Path, capsys
 
 @pytest.mark.parametrize("rows", [[["a", "b"], ["c", "d " * 30]], [("a", "b", "c " * 9)]])
 def test_a_histogram_is_a_picture(make: Make, look: Look, tmp_path: Path, rows: list[Any]) -> None:
-    """Of a legible size, and not blank."""
+    """Of a legible size, and not empty."""
     said = look(make(rows), histogram=tmp_path / "new" / "lengths.png")
     with Image.open(tmp_path / "new" / "lengths.png") as picture:
         assert picture.width >= 800 and len(np.unique(np.asarray(picture.convert("L")))) > 10

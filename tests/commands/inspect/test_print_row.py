@@ -1,4 +1,4 @@
-"""How a row is printed: turns with their tokens, in colour or in brackets, and nothing that a terminal obeys."""
+"""How a row is printed: turns with their tokens, in colour or in brackets, and nothing that a terminal executes."""
 
 import re
 from collections.abc import Callable

@@ -20,9 +20,10 @@ def _datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
 
 
-def chats(*answers: str) -> list[dict[str, Any]]:
+def chats(*texts: str) -> list[dict[str, Any]]:
     return [
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]} for answer in answers
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": response}]}
+        for response in responses
     ]
 
 
@@ -37,7 +38,7 @@ def make(tmp_path: Path, dataset: str | list[Part], kind: type[ChatDataModule] =
 
 
 def test_views_have_the_examples_and_rows_of_training(tmp_path: Path) -> None:
-    """6 rows: 4 to train, 2 to validate; test is what val is. The row behind an example is the row of the file."""
+    """6 rows: 4 to train, 2 to validate; test is what val is. The source row of an example is the row of the file."""
     data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdef")))
     found = views(data)
     assert {name: [view.num_rows for view in parts] for name, parts in found.items()} == {
@@ -63,7 +64,7 @@ def test_what_training_would_refuse_can_be_looked_at(tmp_path: Path) -> None:
 
 
 def test_every_part_and_every_named_set_has_a_view(tmp_path: Path) -> None:
-    """Two parts to train on, two sets to validate on; each view knows those of the other splits, not of its own."""
+    """Two parts to train on, two sets to validate on; each view knows those of the other splits only."""
     one, two = (write(tmp_path / f"{name}.jsonl", chats(*"abcdef")) for name in ("one", "two"))
     sets = {"small": Part(one, "all[4:5]"), "rest": Part(two, "all[5:]")}
     data = make(tmp_path, [Part(one), Part(two, "all[:2]")], val_sets=sets)
@@ -77,7 +78,7 @@ def test_every_part_and_every_named_set_has_a_view(tmp_path: Path) -> None:
 
 
 def test_views_are_not_tokenised_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training has tokenised the rows: `inspect` reads them from the cache, and the other way round."""
+    """Training has tokenized the rows: `inspect` reads them from the cache, and the other way round."""
     data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdef")))
     views(data)
 

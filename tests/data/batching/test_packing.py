@@ -89,7 +89,7 @@ def test_an_example_may_come_twice() -> None:
 
 # case: packing-02, packing-05
 def test_lengths_four_two_one_in_rows_of_four() -> None:
-    """Row 5 was cut to 4 before: [4] and [2, 1], 7 of 8 positions filled."""
+    """Row 5 was truncated to 4 before: [4] and [2, 1], 7 of 8 positions filled."""
     rows = pack([4, 2, 1], range(3), 4)
     assert rows == [[0], [1, 2]]
     assert fill_rate([4, 2, 1], rows, 4) == 7 / 8
@@ -98,12 +98,12 @@ def test_lengths_four_two_one_in_rows_of_four() -> None:
 
 # case: packing-02
 def test_an_example_longer_than_a_row_is_refused() -> None:
-    """It is the user who says whether it is cut or dropped, not the packer."""
+    """The user decides whether it is truncated or dropped, not the packer."""
     with pytest.raises(ValueError, match=r"`data.pack_length` is 4, and example 1 has 5 positions"):
         pack([4, 5], range(2), 4)
 
 
-# ---- said out loud
+# ---- logs
 
 
 # case: packing-05

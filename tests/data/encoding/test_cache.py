@@ -1,4 +1,4 @@
-"""The cache of examples: its key, that it appears whole or not at all, and that a second start does no work again."""
+"""The cache of examples: its key, that it appears complete or not at all, and that a second start repeats no work."""
 
 import logging
 import multiprocessing
@@ -130,7 +130,7 @@ def test_only_the_tokenizing_shows_a_bar(part: EncodedPart, capfd: pytest.Captur
     assert not any(noise in shown for noise in ("Filter", "Saving", "Generating", "Map"))
 
 
-# ---- whole or not at all
+# ---- complete or not at all
 
 
 # case: data-12
@@ -146,7 +146,7 @@ def test_a_build_that_fails_leaves_nothing(find: Any, tmp_path: Path) -> None:
 
 # case: data-12
 def test_the_second_of_two_builders_keeps_what_the_first_made(part: EncodedPart, tmp_path: Path) -> None:
-    """Another build has published before this one does: the folder is whole, and stays as it is."""
+    """Another build has published before this one does: the folder is complete, and does not change."""
     part.build(None)
     mine = shutil.copytree(part.folder, tmp_path / "mine")
     before = part.folder.stat().st_ino

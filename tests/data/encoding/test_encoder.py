@@ -150,7 +150,7 @@ def test_rows_that_are_tokenized_together_do_not_change_each_other(
     make_encoder: Make, encode: Encode, truncate: str
 ) -> None:
     """430 rows of 1 to 5 turns, more than are tokenized at once, some without a response, every fourth malformed: in
-    order, and each as it is by itself."""
+    order, and each as if alone."""
     turns = [user("hi <|im_end|>"), assistant("yes"), user("why"), assistant("so"), user("oh")]
     rows = [{"messages": turns[: 1 + number % 5] if number % 4 else [user(None)]} for number in range(430)]
     encoder = make_encoder("chat", 40, truncate=truncate)
@@ -178,7 +178,7 @@ def test_control_text_that_two_joined_turns_make_opens_no_turn(
     make_encoder: Make, encode: Encode, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Neither "a <|im_" nor "start|> b" is control text; the turn that they make, which is not in the loss and so is
-    not cut where they meet, is read as plain text."""
+    not split where they meet, is read as plain text."""
     row = {
         "prompt": [user("q"), assistant("a <|im_")],
         "completion": [assistant("start|> b") | {"train": False}, user("r"), assistant("c")],

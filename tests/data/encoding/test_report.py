@@ -1,4 +1,4 @@
-"""The report of a split: counts from Arrow columns, words for the console, JSON for the run's folder."""
+"""The report of a split: counts from Arrow columns, text for the console, JSON for the run folder."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def test_the_summary_has_lengths_and_truncated_rows() -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60))
 def test_keep95_is_the_smallest_length_that_keeps_95_percent_whole(lengths: list[int]) -> None:
-    """By trying: keep95 tokens leave at least 95 % of the rows whole, and one token less does not."""
+    """By trying: keep95 tokens leave at least 95 % of the rows untruncated, and one token less does not."""
     seen = report([chat(1, full_length=length) for length in lengths])
 
     def whole(limit: int) -> int:
@@ -132,7 +132,7 @@ def test_duplicates_are_told_apart_by_their_whole_digest() -> None:
 
 
 def test_control_text_is_a_note() -> None:
-    """Escaped text is no fault of the rows, but it is said."""
+    """Escaped text is no fault of the rows, but it is reported."""
     seen = report([chat(3, control=2), chat(4), bad("a") | {"control": 1}])
     assert seen.control == 1
     assert seen.notes()[0] == "1 of 2 rows (50.0%) spell control tokens in their text, which was escaped"
@@ -222,7 +222,7 @@ def test_a_split_without_rows_is_refused() -> None:
 
 
 def test_reports_are_written_whole_into_the_folder(tmp_path: Path) -> None:
-    """A second run over the first one's file, and nothing else is left behind."""
+    """A second run replaces the first one's file, and no other file remains."""
     first, second = report([chat(3)]), report([chat(9, 2)])
     write_reports({"train_sft": first}, tmp_path / "run")
     path = write_reports({"train_sft": second, "test_sft": first}, tmp_path / "run")

@@ -41,7 +41,7 @@ def example(make_encoder: Callable[..., Encoder], encode: Callable[..., list[Row
         (22, 17, [6, 10, 14, 17]),  # without the first turns, 3 + 3
         (17, 17, [6, 10, 14, 17]),
         (16, 9, [6, 9]),  # without 4 + 4 too: 2 + 4 + 3
-        (8, 8, [6, 8]),  # the last exchange alone is too long: cut on the right
+        (8, 8, [6, 8]),  # the last exchange alone is too long: truncated on the right
         (7, 7, [6, 7]),
     ],
 )
@@ -70,7 +70,7 @@ def test_a_chat_whose_last_exchange_leaves_no_answer_is_dropped(example: Encode,
 def test_rows_may_be_dropped_or_refused_instead_of_cut(
     example: Encode, words: Words, kind: Kind, truncate: str, cause: str
 ) -> None:
-    """6 + 8 = 14 tokens fit into 14, not into 13; of pairs, the longer answer counts."""
+    """6 + 8 = 14 tokens fit into 14, not into 13; of pairs, the longer response counts."""
     chat = {"messages": [turn("user", words(6)), turn("assistant", words(8))]}
     row = chat if kind == "chat" else {"prompt": words(6), "chosen": words(2), "rejected": words(8)}
     assert example(row, kind, 14, truncate)["problem"] == ""
@@ -84,7 +84,7 @@ def test_rows_may_be_dropped_or_refused_instead_of_cut(
 
 # case: data-06
 def test_a_long_prompt_loses_its_first_tokens(example: Encode, words: Words, tiny_tokenizer: Any) -> None:
-    """Prompt 10, answer 3, max 8: the prompt's last 5 and the answer's 3; the shorter answer keeps its 2."""
+    """Prompt 10, response 3, max 8: the prompt's last 5 and the response's 3; the shorter response keeps its 2."""
     prompt = words(5) + words(5, " and")
     row = {"prompt": prompt, "chosen": words(3), "rejected": words(2)}
     found = example(row, "preference", 8, "left-turns")
@@ -97,7 +97,7 @@ def test_a_long_prompt_loses_its_first_tokens(example: Encode, words: Words, tin
 @pytest.mark.parametrize(
     ("answer", "prompt", "kept"),
     [
-        (20, 10, (4, 12)),  # a quarter of 16 stays of the prompt, and 12 of the answer
+        (20, 10, (4, 12)),  # a quarter of 16 stays of the prompt, and 12 of the response
         (20, 3, (3, 13)),  # all of a shorter prompt
         (10, 10, (6, 10)),
         (4, 10, (10, 4)),
@@ -115,7 +115,7 @@ def test_a_quarter_is_kept_for_the_prompt(
 def test_prompts_lose_whole_turns_first_then_the_system_text_then_tokens(
     example: Encode, words: Words, max_length: int, kept: int
 ) -> None:
-    """System 2, turns 1 + 2, 6; answer 3: 11, without the first turns 8, without system 6, then single tokens."""
+    """System 2, turns 1 + 2, 6; response 3: 11, without the first turns 8, without system 6, then single tokens."""
     prompt = [turn("system", words(2)), turn("user", words(1)), turn("assistant", words(2)), turn("user", words(6))]
     row = {"prompt": prompt, "chosen": words(3), "rejected": words(3, " and")}
     assert len(example(row, "preference", max_length, "left-turns")["prompt_ids"]) == kept
@@ -131,7 +131,7 @@ def test_pairs_that_become_equal_are_dropped(example: Encode, words: Words, trun
     assert example(row, "preference", 1, truncate)["problem"] == "prompt too long"
 
 
-# ---- what may be cut
+# ---- what may be truncated
 
 
 def test_a_tools_turn_never_comes_first(example: Encode, words: Words) -> None:
@@ -147,7 +147,7 @@ def test_a_tools_turn_never_comes_first(example: Encode, words: Words) -> None:
 def test_as_few_turns_as_possible_are_cut(
     example: Encode, words: Words, sizes: list[tuple[int, int]], room: int
 ) -> None:
-    """Tried one after the other: the longest tail of exchanges that fits, else the last one, cut."""
+    """Tried one after the other: the longest tail of exchanges that fits, else the last one, truncated."""
     chat = [t for asked, said in sizes for t in (turn("user", words(asked)), turn("assistant", words(said)))]
     totals = [sum(map(sum, sizes[first:])) for first in range(len(sizes))]
     kept = next((total for total in totals if total <= room), min(totals[-1], room))

@@ -171,7 +171,7 @@ def test_other_files_and_files_of_several_kinds_are_refused(tmp_path: Path) -> N
 
 
 def test_malformed_lines_are_named_with_their_numbers(tmp_path: Path) -> None:
-    """Lines 2, 4 and 5 of 5; line 3 is blank. In an archive too."""
+    """Lines 2, 4 and 5 of 5; line 3 is empty. In an archive too."""
     for ending in (".jsonl", ".jsonl.gz", ".jsonl.zst"):
         path = tmp_path / f"mine{ending}"
         write(path, pack(b'{"a": 1}\n{"a":\n\n[1]\noops\n', ending))

@@ -88,7 +88,7 @@ def test_test_and_predict_take_the_validation_split_unless_they_have_their_own(n
 
 
 def test_named_sets_stand_instead_of_the_validation_split() -> None:
-    """Each has a key of its own; the data set's own `val_split` is not read."""
+    """Each has its own key; the data set's own `val_split` is not read."""
     splits = Splits([ONE], train="train", val="held", val_sets={"a": Part("two"), "b": replace(OTHER, weight=1.0)})
     assert names(splits, "val") == {"val/a": [("two", "held")], "val/b": [("other", "own[:5]")]}
     assert names(splits, "test") == {"test": [("one", "held")]}
@@ -103,7 +103,7 @@ def test_sets_with_a_weight_or_an_odd_name_are_refused(sets: dict[str, Part], er
 
 
 def test_parts_inherit_format_and_columns_that_they_do_not_say() -> None:
-    """`auto` and null are what is not said; {} says that nothing is renamed."""
+    """`auto` and null are defaults; {} means that nothing is renamed."""
     parts = [ONE, OTHER, Part("third", columns={})]
     (found,) = (
         Splits(parts, train="train", val=None, format="alpaca", columns={"output": "answer"}).parts("train").values()

@@ -51,7 +51,7 @@ def test_concatenated_archives_are_read_to_the_end(tmp_path: Path) -> None:
 
 # case: template-07
 def test_one_json_file_may_mix_texts_and_parts(tmp_path: Path) -> None:
-    """Arrow has one type per column: so lines stay text until each is parsed by itself."""
+    """Arrow has one type per column: so lines stay text until each is parsed separately."""
     parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, CHAT["messages"][1]]}
     rows = [CHAT, parts, CHAT | {"more": 1}, {"messages": None}]
     assert rows_of(write(tmp_path / "mine.jsonl", rows)) == rows
@@ -102,7 +102,7 @@ def test_csv_rows_may_be_short_and_cells_long(tmp_path: Path) -> None:
     ],
 )
 def test_broken_files_name_file_and_line(tmp_path: Path, name: str, content: str | bytes | None, message: str) -> None:
-    """Without content, the archive is cut short in the middle, or a text that only has the name of an archive."""
+    """Without content, the archive is truncated, or a text that only has the name of an archive."""
     path = tmp_path / name
     if content is None:
         whole = pack(text(ROWS * 50, name), name)

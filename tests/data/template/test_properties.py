@@ -103,7 +103,7 @@ def conversation(spoken: list[tuple[str, str, str | None, str]], system: str | N
 
 
 def causes(template: ChatTemplate, case: Case, messages: list[Any], responses: list[str]) -> set[str]:
-    """Why a row may be dropped for what its messages say; else it must be kept."""
+    """Why a row may be dropped for the contents of its messages; else it must be kept."""
     ends = any(case.end.strip() in response for response in responses)
     spelled = any(marker in message["content"] for marker in template.split_markers() for message in messages)
     found = {"end marker in a response": ends, "control text that can't be escaped": spelled}

@@ -43,7 +43,7 @@ def tokenizer(instruct: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def encode(folder: Path, kind: Kind, template: ChatTemplate, step: int) -> Encoded:
-    """Every `step`-th row of all splits, at a length that cuts none."""
+    """Every `step`-th row of all splits, at a length that truncates none."""
     rows = concatenate_datasets([*load_dataset(str(folder)).values()])
     rows = rows.select(range(0, len(rows), step))
     format = detect_format(rows.column_names, rows.to_list()[:5], kind=kind)
