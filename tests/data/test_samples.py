@@ -143,7 +143,7 @@ def test_the_maker_makes_the_same_bytes(maker: ModuleType, tmp_path: Path) -> No
 
 
 def test_a_flaw_is_about_as_long_as_the_answer_asks(maker: ModuleType) -> None:
-    """Every flaw gives another text than the response, of limited length: at most twice the 60 letters, plus one more."""
+    """Every flaw gives another text than the response, at most twice its 60 letters long, plus one more."""
     answer = 'The opposite of the short word "hot" is the word "cold", yes.'
     for flaw in maker.FLAWS:
         text = maker.flawed('What is the opposite of "hot"?', answer, flaw, maker.random.Random(0))

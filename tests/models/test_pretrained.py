@@ -77,7 +77,7 @@ def test_broken_or_incomplete_weights_are_named(tmp_path: Path, tiny_model: Path
     other = edited(tiny_model, tmp_path / "other", intermediate_size=48)
     more = edited(tiny_model, tmp_path / "more", num_hidden_layers=3, layer_types=None)
     for folder, text in (
-        (truncated, "could not load the weights"),
+        (broken, "could not load the weights"),
         (other, "could not load the weights"),
         (more, "lack 9"),
     ):

@@ -21,10 +21,7 @@ def _datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chats(*texts: str) -> list[dict[str, Any]]:
-    return [
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": response}]}
-        for response in responses
-    ]
+    return [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]} for text in texts]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
