@@ -1,4 +1,4 @@
-"""UltraChatDataModule and UltraFeedbackDataModule: from a file to batches, once tokenised, the same every time."""
+"""UltraChatDataModule and UltraFeedbackDataModule: from a file to batches, once tokenized, the same every time."""
 
 import json
 import logging
@@ -79,7 +79,7 @@ def test_prompts_for_prediction_end_with_the_header(tmp_path: Path) -> None:
 
 
 def test_parts_of_different_formats_are_one_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """3 chats, then 2 of ShareGPT: rows 0 to 4, each with the answer of its own file, and a format said for each."""
+    """3 chats, then 2 of ShareGPT: rows 0 to 4, each with the response of its file, and a format logged for each."""
     others = [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": f"other {n}"}]}
               for n in range(2)]  # fmt: skip
     parts = [Part(write(tmp_path / "one.jsonl", chats(3))), Part(write(tmp_path / "two.jsonl", others))]
@@ -153,7 +153,7 @@ def test_a_second_run_tokenizes_nothing(tmp_path: Path) -> None:
 
 # case: data-12
 def test_setup_builds_nothing(tmp_path: Path) -> None:
-    """setup runs on every rank: only prepare_data, which Lightning calls once per node, may tokenise."""
+    """setup runs on every rank: only prepare_data, which Lightning calls once per node, may tokenize."""
     module = make(tmp_path, write(tmp_path / "mine.jsonl", chats(4)))
     with pytest.raises(ValueError, match=r"call prepare_data\(\) before setup\(\)"):
         module.setup("fit")
@@ -221,7 +221,7 @@ def test_loading_leaves_the_global_random_state_alone(tmp_path: Path, workers: i
 
 
 def test_epochs_have_orders_and_a_resumed_one_has_the_rest(tmp_path: Path) -> None:
-    """6 rows in batches of 2: after 2 rows of epoch 1, a new module goes on with the other 4, in order."""
+    """6 rows in batches of 2: after 2 rows of epoch 1, a new module continues with the other 4, in order."""
     dataset = write(tmp_path / "mine.jsonl", chats(8))
     module, resumed = ready(tmp_path, dataset, seed=3), ready(tmp_path, dataset, seed=3)
     first = seen(module.train_dataloader())
@@ -234,7 +234,7 @@ def test_epochs_have_orders_and_a_resumed_one_has_the_rest(tmp_path: Path) -> No
     assert seen(ready(tmp_path, dataset, shuffle=False).train_dataloader()) == [[0, 1], [2, 3], [4, 5]]
 
 
-# ---- what is said, and what is refused
+# ---- what is logged, and what is refused
 
 
 # case: mask-08

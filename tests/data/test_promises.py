@@ -1,4 +1,4 @@
-"""What docs/data.md promises, sentence by sentence: small files through the data module."""
+"""The promises of docs/data.md, sentence by sentence: small files through the data module."""
 
 import json
 import logging
@@ -92,7 +92,7 @@ def test_streamed_rows_come_once_per_epoch(tmp_path: Path) -> None:
 
 def test_what_streaming_can_not_do_is_refused(tmp_path: Path) -> None:
     dataset = write(tmp_path / "rows.jsonl", chats(4))
-    with pytest.raises(ValueError, match=r"`data\.packing: on` needs all lengths beforehand"):
+    with pytest.raises(ValueError, match=r"`data\.packing: on` needs all lengths in advance"):
         make(tmp_path, dataset, streaming=True, packing="on")
     with pytest.raises(ValueError, match=r"give row numbers, as \[1000:\]"):
         list(ready(tmp_path, dataset, streaming=True, train_split="x[50%:]").train_dataloader())
@@ -127,7 +127,7 @@ def test_columns_formats_and_a_system_column(tmp_path: Path) -> None:
 
 
 def test_other_roles_must_be_listed(tmp_path: Path) -> None:
-    """As context; or trained, if `train_on` lists them."""
+    """As context; or in the loss, if `train_on` lists them."""
     chat = [user("q"), {"role": "critic", "content": "hm"}, assistant("a")]
     with pytest.raises(ValueError, match=r"`data\.extra_roles` can list more"):
         one_chat(tmp_path, chat)
@@ -137,7 +137,7 @@ def test_other_roles_must_be_listed(tmp_path: Path) -> None:
 
 
 def test_roles_that_are_listed_but_not_trained_are_explained(tmp_path: Path) -> None:
-    """The next mistake of somebody whose roles are Customer and Agent: nothing is trained, and `train_on` says why."""
+    """A typical mistake with roles such as Customer and Agent: nothing is in the loss; the error names `train_on`."""
     chat = [{"role": "Customer", "content": "q"}, {"role": "Agent", "content": "a"}]
     with pytest.raises(ValueError, match=r"(?s)no message counts in the loss.*What to do: .*change `data\.train_on`"):
         one_chat(tmp_path, chat, extra_roles=["Customer", "Agent"])
@@ -236,7 +236,7 @@ def test_a_line_that_is_not_json_stops_the_run_with_file_and_line(tmp_path: Path
 
 
 def test_all_figures_are_in_data_report_json(tmp_path: Path) -> None:
-    """A report for each split, in the run's folder."""
+    """A report for each split, in the run folder."""
     dataset = write(tmp_path / "rows.jsonl", [*chats(9), {"messages": []}])
     module = make(tmp_path, dataset, val_split="x[:4]")
     module.trainer = Trainer(

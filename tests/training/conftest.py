@@ -120,7 +120,7 @@ def stop_and_resume(fit: Fit, folder: Path, step: int, **options: Any) -> tuple[
 
 
 def tiny_rows(folder: Path, source: Path, split: str, num_rows: int) -> None:
-    """The first rows of a shipped sample file, as a split of a data set of its own."""
+    """The first rows of a shipped sample file, as a split of a separate data set."""
     lines = (source / f"{split}.jsonl").read_text().splitlines()[:num_rows]
     rows = [{name: json.loads(line)[name] for name in TINY_ROW[source.name]} for line in lines]
     (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

@@ -87,7 +87,7 @@ def test_full_disk_in_a_run_keeps_the_step_before(fit: Any, tmp_path: Path, monk
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
 def test_damaged_newest_names_the_good_one(fit: Any, tmp_path: Path, damage: str) -> None:
-    """last.ckpt is cut in half, overwritten or empty: the error names it, and step 1's file to use in its place."""
+    """last.ckpt is truncated, overwritten or empty: the error names it, and step 1's file to use instead."""
     fit(tmp_path, max_steps=1, checkpoint_every_n_steps=1)
     path = tmp_path / "checkpoints" / "last.ckpt"
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""WritePredictions: every row once, in order, with the prompt that the model was given."""
+"""WritePredictions: every row once, in order, with the model's prompt."""
 
 import json
 from pathlib import Path

@@ -109,7 +109,7 @@ def test_a_run_that_has_ended_continues_where_more_is_asked(
 
 
 def test_finished_run_is_left_as_it_is(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """max_steps 2 reached: a second start makes 0 steps, says so, and does not touch last.ckpt."""
+    """max_steps 2 reached: a second start makes 0 steps, logs it, and does not touch last.ckpt."""
     first = fit(tmp_path, max_steps=2)
     before = (tmp_path / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     with caplog.at_level("INFO", logger="smollit"):

@@ -86,7 +86,7 @@ def test_validate_measures_the_newest_checkpoint(fit: Any, tmp_path: Path) -> No
 
 
 def test_new_run_over_an_old_one_is_warned_of(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """ckpt_path null in a folder with checkpoints starts anew, and says that it replaces them."""
+    """ckpt_path null in a folder with checkpoints starts a new run, and logs that it replaces them."""
     fit(tmp_path, max_steps=1)
     with caplog.at_level("WARNING", logger="smollit"):
         assert fit(tmp_path, max_steps=1, ckpt_path=None).steps[0][0] == 1

@@ -162,7 +162,7 @@ def test_parts_of_unlike_weights_end_together(tmp_path: Path) -> None:
 
 
 def test_shares_are_sizes_of_text_times_weights(tmp_path: Path) -> None:
-    """100 bytes; 100 packed bytes twice: about 2 * 300; a hub id, of unknown size: the mean of 100 and 300."""
+    """100 bytes; 100 packed bytes twice: about 2 * 300; a Hub id, of unknown size: the mean of 100 and 300."""
     for name in ("a.jsonl", "b.jsonl.zst"):
         (tmp_path / name).write_bytes(b"x" * 100)
     hub = Stream(Source(dataset="org/rows", split="train"), encode)

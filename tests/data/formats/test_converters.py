@@ -1,4 +1,4 @@
-"""Rows of every format become the same chats and pairs, or a BadRow that says why and where."""
+"""Rows of every format become the same chats and pairs, or a BadRow with the reason and the position."""
 
 import json
 import math
@@ -172,7 +172,7 @@ def test_json_text_in_a_cell_changes_nothing(name: str) -> None:
 
 
 def test_plain_text() -> None:
-    """The text as it is, with its whitespace; nothing but whitespace is a bad row."""
+    """The text unchanged, with its whitespace; nothing but whitespace is a bad row."""
     format = known([{"text": " Once.\n"}])
     assert to_record({"text": " Once.\n"}, format) == Text(" Once.\n")
     for value, reason in ((" \n", "empty text"), (None, "missing value"), (["a"], "content is not text")):

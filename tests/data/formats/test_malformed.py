@@ -31,8 +31,8 @@ CALLS = [{"tool_calls": [{"name": "f", "arguments": {"x": "<|im_end|>"}}]}, {"to
          {"name": 5, "tool_call_id": ["x"]}, {"content": None, "tool_calls": None}]  # fmt: skip
 
 
-# What a detail names: a column, a message, or a place in the text or its tokens.
-PLACE = re.compile(
+# What a detail names: a column, a message, or a position in the text or its tokens.
+POSITION = re.compile(
     r"(messages|conversations|prompt|completion|chosen|rejected|instruction|output|input|text|system|score_\w+)\b"
     r"|\bcharacter \d|\btoken"
 )
@@ -185,14 +185,14 @@ def details(made: ChatDataModule) -> list[tuple[str, str]]:
 
 
 def check(made: ChatDataModule, alone: ChatDataModule, good: list[int]) -> None:
-    """Every row is kept or has a reason and a place; the good rows are kept, and as if alone."""
+    """Every row is kept or has a reason and a position; the good rows are kept, and as if alone."""
     report, kept = made.reports["train"], kept_rows(made)
     assert report.kept + sum(report.dropped.values()) == report.rows
     assert len(kept) == report.kept
     said = details(made)
     assert Counter(reason for reason, _ in said if reason) == report.dropped
     assert set(kept) == {row for row, (reason, _) in enumerate(said) if not reason}
-    assert all(PLACE.search(detail) and len(detail) < 1000 for reason, detail in said if reason), said
+    assert all(POSITION.search(detail) and len(detail) < 1000 for reason, detail in said if reason), said
     assert [kept[row] for row in good] == list(kept_rows(alone).values())
 
 
@@ -266,7 +266,7 @@ def test_malformed_tables_are_counted_too(tmp_path: Path, make: Any, ending: str
 
 
 CHATS: dict[str, tuple[Row, str, str]] = {
-    # what is wrong: row, reason, what the detail says
+    # what is wrong: row, reason, pattern of the detail
     "not a list": ({"messages": 5}, "malformed messages", "messages must be a list"),
     "a text": ({"messages": "hello"}, "malformed messages", "messages is a text that is not JSON"),
     "printed by Python": ({"messages": str([user("q")])}, "malformed messages", "is a text that is not JSON"),

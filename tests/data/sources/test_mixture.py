@@ -58,7 +58,7 @@ def test_the_default_split_is_for_parts_that_name_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (Part(" "), "`dataset` is empty: give a hub id"),
+        (Part(" "), "`dataset` is empty: give a Hub id"),
         (Part("x", weight=0), "`weight` of x must be a number above 0 .*got 0"),
         (Part("x", weight=-1.0), "above 0"),
         (Part("x", weight=math.inf), "above 0 .*got inf"),
