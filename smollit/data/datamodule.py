@@ -14,8 +14,9 @@ from smollit.data.batching.packing import describe_packing
 from smollit.data.batching.position import TrainingPosition
 from smollit.data.batching.sampler import BatchSampler, Order
 from smollit.data.batching.streaming import Stream, StreamingExamples
+from smollit.data.checks import check_at_least
 from smollit.data.sources.mixture import Part
-from smollit.data.tokenized import TokenizedDataModule, check_at_least
+from smollit.data.tokenized import TokenizedDataModule
 
 log = logging.getLogger("smollit.data")
 Packing = Literal["auto", "on", "off"]

@@ -11,12 +11,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smollit.data.batching.dataset import Examples
+from smollit.data.checks import check_at_least
 from smollit.data.encoding.cache import EncodedPart, find_part
 from smollit.data.encoding.encoder import ControlTextChoice, EncodeOptions
 from smollit.data.encoding.report import Report, write_reports
 from smollit.data.encoding.truncate import Truncate
 from smollit.data.formats.types import Kind
 from smollit.data.sources.mixture import FormatName, Part, Splits, label
+from smollit.data.template.notes import log_template
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.data.template.tokenize import load_tokenizer
 
@@ -151,7 +153,7 @@ class TokenizedDataModule(LightningDataModule):
             self._template = load()
             if self.add_tokens and tokenizer.add_tokens(self._template.split_markers(), special_tokens=True):
                 self._template = load()  # the tokenizer has changed since the template was loaded
-            _log_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
+            log_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
         return self._template
 
     @property
@@ -245,33 +247,3 @@ class TokenizedDataModule(LightningDataModule):
                 "validation uses the training rows. To split one data set, set e.g. `data.train_split` to train[:95%]"
                 " and `data.val_split` to train[95%:]; or set `data.val_split` to null"
             )
-
-
-def check_at_least(least: int, **values: int | None) -> None:
-    """Refuse settings below `least`; null passes.
-
-    Raises:
-        ValueError: If one is below.
-    """
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise ValueError(f"`data.{name}` must be at least {least}, got {value}")
-
-
-@rank_zero_only
-def _log_template(template: ChatTemplate, is_default: bool) -> None:
-    """Log properties of the template that a user may not expect."""
-    if is_default:
-        log.info("the tokenizer has no chat template: ChatML is used")
-    for note in template.notes():
-        log.info("%s", note)
-    eos, end = template.tokenizer.eos_token, template.turn_end()
-    if eos and end and eos not in end:
-        log.info("assistant turns end with %s, not with the tokenizer's eos %s: both stop generation", end, eos)
-    split = template.split_markers()
-    if split:
-        log.warning(
-            "the chat template's markers %s are several tokens each for this tokenizer, which small models learn"
-            " poorly. Set `data.chat_template` to chatml, whose markers are single tokens",
-            ", ".join(split),
-        )

@@ -6,5 +6,5 @@
 4. `tokenize` (tokenize.py): segments -> token ids. control.py finds text that spells special tokens, to escape it.
 
 A row that fails a step raises `BadRow` with its `DropReason`. `load_template` loads a template by name, after
-probe.py has determined how to find loss spans in it.
+probe.py has determined how to find loss spans in it; notes.py is what a run logs about it.
 """
