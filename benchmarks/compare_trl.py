@@ -4,7 +4,7 @@
     python benchmarks/compare_trl.py --task dpo --model FOLDER --data FOLDER      # a real model and real rows
     python benchmarks/compare_trl.py --task sft --contenders smollit trl --json | tail -n 1
 
-Needs `pip install -e '.[trl]'`. Each contender runs in a process of its own. What the numbers mean, and which settings
+Needs `pip install -e '.[trl]'`. Each contender runs in a separate process. What the numbers mean, and which settings
 each contender has: benchmarks/README.md. Exits with 1 if a contender fails, or the losses of smollit and TRL differ.
 """
 
@@ -37,7 +37,7 @@ DEFAULT: tuple[Contender, ...] = ("smollit", "trl", "trl-tuned", "floor")
 
 
 def start_contender(contender: str, plan: Path, profiled: bool = False) -> dict[str, Any] | str:
-    """In a process of its own: its result, or why there is none."""
+    """In a separate process: its result, or why there is none."""
     command = [sys.executable, "-m", "compare.contender", contender, str(plan)] + ["--profile"] * profiled
     # The same for all: no network, caches that go with the run's folder, the same allocator.
     environment = os.environ | {
@@ -124,8 +124,8 @@ def say(about: dict[str, Any]) -> None:
         f" {about['max_length']}, gradient checkpointing {'on' if about['gradient_checkpointing'] else 'off'}"
     )
     print(
-        f"{rows['real_tokens']} real tokens in the {rows['measured']} measured rows, {rows['loss_tokens']} trained;"
-        f" {rows['cut']} rows cut; both tools tokenise {rows['share_tokenised_alike']:.1%} of the usable rows alike",
+        f"{rows['real_tokens']} real tokens in the {rows['measured']} measured rows, {rows['loss_tokens']} in the loss;"
+        f" {rows['cut']} rows truncated; both tokenize {rows['share_tokenised_alike']:.1%} of the usable rows alike",
         flush=True,
     )
 
@@ -135,9 +135,9 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", choices=get_args(Task), default="sft")
-    add("--model", help="hub id or Hugging Face folder; a tiny random model if left out")
+    add("--model", help="Hub id or Hugging Face folder; a tiny random model if left out")
     add("--data", type=Path, help="folder with ultrachat_200k/ and ultrafeedback_binarized/; sample rows if left out")
-    add("--max_length", type=int, default=1024, help="tokens; both tools cut on the right")
+    add("--max_length", type=int, default=1024, help="tokens; both tools truncate on the right")
     add("--examples_per_step", type=int, default=4, help="chats, or pairs, in the one batch of a step")
     add("--steps", type=int, help="measured steps: 3 on a CPU, 20 on a GPU")
     add("--warmup", type=int, help="steps before them, at least 1: 1 on a CPU, 5 on a GPU")
@@ -149,13 +149,13 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--gradient_checkpointing", action="store_true", help="for both tools; off by default")
     add("--trl_compile", action="store_true", help="torch.compile in trl-tuned: give it more warm-up")
     add("--floor_size", type=int, help="side of the large product: 2048 on a CPU, 8192 on a GPU")
-    add("--profile", action="store_true", help="one more smollit run: the share of matrix products in a step")
+    add("--profile", action="store_true", help="one more smollit run: the fraction of matrix products in a step")
     add("--json", action="store_true", help="print one JSON object as the last line")
     return parser.parse_args(args)
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the contenders one after the other, print the table, and say with the exit code whether all is well."""
+    """Run the contenders one after the other, print the table, and report with the exit code whether all is well."""
     options = parse(args)
     if find_spec("trl") is None and any(name.startswith("trl") for name in options.contenders):
         print("TRL is not installed: pip install -e '.[trl]', or leave it out of --contenders", file=sys.stderr)

@@ -3,7 +3,7 @@
     python benchmarks/estimate_check.py --model FOLDER --data FOLDER --task sft
     python benchmarks/estimate_check.py --model FOLDER --data FOLDER --task dpo --max_length 256
 
-Each runs in a process of its own, one after the other. Without `--model` and `--data` a tiny model and the sample rows
+Each runs in a separate process, one after the other. Without `--model` and `--data` a tiny model and the sample rows
 show that it runs: a process is then nearly all libraries.
 """
 

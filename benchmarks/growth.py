@@ -4,7 +4,7 @@
     python benchmarks/growth.py --model FOLDER --json growth.json      # a real model, on a quiet machine
     python benchmarks/growth.py --model FOLDER --parts tokens start
 
-On the CPU, in fp32; each measurement in a process of its own. What the numbers mean: benchmarks/README.md. Exits with 1
+On the CPU, in fp32; each measurement in a separate process. What the numbers mean: benchmarks/README.md. Exits with 1
 if a part fails.
 """
 
@@ -223,7 +223,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--vocabularies", nargs="+", type=int, default=[8192, 16384, 32768, 65536])
     add("--chunk_sizes", nargs="+", type=int, default=[128, 256, 512, 1024, 2048], help="and all tokens at once")
     add("--heads", nargs="+", choices=("token_logps", "summed_logps", "torch"), default=("token_logps",))
-    add("--head_tokens", type=int, default=2560, help="trained tokens that the head scores")
+    add("--head_tokens", type=int, default=2560, help="loss tokens that the head scores")
     add("--rows", type=int, default=1000, help="rows of data; ten times as many are measured too")
     add("--json", type=Path, help="file to write all numbers to")
     return parser.parse_args(args)

@@ -4,7 +4,7 @@
     python benchmarks/switches.py --task dpo --model FOLDER --data FOLDER --json switches.json
     python benchmarks/switches.py --only documents packing "chunks of 128"
 
-Each switch runs in a process of its own, on the same four rows. Prints differences, seconds and memory; exits with 1 if
+Each switch runs in a separate process, on the same four rows. Prints differences, seconds and memory; exits with 1 if
 a switch fails or differs by more than the tolerance. More: benchmarks/README.md.
 """
 
@@ -91,7 +91,7 @@ def make_job(switch: Switch, common: Found) -> Found:
 
 
 def pick_rows(options: argparse.Namespace, folder: Path) -> tuple[Path, int]:
-    """A file with four rows of different lengths, none of them cut, from the shortest quarter; the longest's positions.
+    """A file with four rows of different lengths, none truncated, from the shortest quarter; the longest's positions.
 
     Raises:
         ValueError: If there are fewer than four.
@@ -143,7 +143,7 @@ def judge(found: Found, plain: Found, tolerance: float) -> Found:
 
 
 def run_all(chosen: dict[str, Switch], common: Found, folder: Path) -> tuple[Found, Found]:
-    """Figures by switch, and why others failed. Weights after the step are compared for `fused` alone.
+    """Metrics by switch, and why others failed. Weights after the step are compared for `fused` alone.
 
     Elsewhere AdamW's first step is of the size of the learning rate, whatever the size of the gradient: where that is
     almost 0, the last digit decides on the sign.
@@ -185,7 +185,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", choices=get_args(Task), default="sft")
-    add("--model", help="hub id or Hugging Face folder; a tiny random model if left out")
+    add("--model", help="Hub id or Hugging Face folder; a tiny random model if left out")
     add("--data", type=Path, help="folder with ultrachat_200k/ and ultrafeedback_binarized/; sample rows if left out")
     add("--max_length", type=int, default=512, help="tokens; rows that are longer are not picked")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -198,7 +198,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the plain path and each switch, and say with the exit code whether all agree."""
+    """Run the plain path and each switch, and report with the exit code whether all agree."""
     options = parse(args)
     disable_progress_bars()
     disable_progress_bar()

@@ -4,7 +4,7 @@
     python benchmarks/tokenising.py --data FOLDER --tokenizer FOLDER --num_proc 2 --repeat 3
     python benchmarks/tokenising.py --data FOLDER --tokenizer FOLDER --json | tail -n 1
 
-Needs `pip install -e '.[trl]'`. Every measurement runs in a process of its own with an empty cache. What the numbers
+Needs `pip install -e '.[trl]'`. Every measurement runs in a separate process with an empty cache. What the numbers
 mean: benchmarks/README.md.
 """
 

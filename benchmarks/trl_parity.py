@@ -7,7 +7,7 @@
 Needs `pip install -e '.[trl]'`. Exits with 1 if a relative difference is above 1e-4.
 
 Both sides read the same JSON Lines files and go their own way from there. TRL renders, tokenises, masks, pads and
-scores by itself, one row per response; smollit shares a pair's prompt. fp32 on the CPU, one batch, neither dropout nor
+scores separately, one row per response; smollit shares a pair's prompt. fp32 on the CPU, one batch, neither dropout nor
 clipping. The DPO policy is the model with noise on its weights, and the reference the model itself: no reward is 0.
 """
 
@@ -306,7 +306,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="Hugging Face folder; a tiny random model if left out")
     parser.add_argument("--data", type=Path, help="folder with ultrachat_200k/ and ultrafeedback_binarized/")
     parser.add_argument("--rows", type=int, default=4, help="chats, and pairs, in the one batch")
-    parser.add_argument("--max-length", type=int, default=256, help="tokens; both sides cut on the right")
+    parser.add_argument("--max-length", type=int, default=256, help="tokens; both sides truncate on the right")
     parser.add_argument("--loss", default="sigmoid", choices=("sigmoid", "ipo", "hinge"), help="DPO's loss")
     parser.add_argument("--beta", type=float, default=0.1, help="DPO's beta")
     parser.add_argument("--noise", type=float, default=0.05, help="policy's distance from the reference, relative")
@@ -315,7 +315,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Compare, print the table, and say with the exit code whether all metrics agree."""
+    """Compare, print the table, and report with the exit code whether all metrics agree."""
     options = parse(args)
     if find_spec("trl") is None:
         print("TRL is not installed: pip install -e '.[trl]'", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A measurement in a process of its own: it gets a job as JSON, and prints one marked line of JSON."""
+"""A measurement in a separate process: it gets a job as JSON, and prints one marked line of JSON."""
 
 import json
 import os

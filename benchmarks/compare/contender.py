@@ -14,7 +14,7 @@ MARK = "RESULT "  # the line that counts
 
 
 def run_contender(contender: str, plan: Plan, profiled: bool = False) -> dict[str, Any]:
-    """What the contender says of itself."""
+    """The results of the contender."""
     if contender == "floor":
         from compare import floor
 

@@ -1,6 +1,6 @@
 """`python -m smollit ARGUMENTS` up to its first optimizer step, for growth.py: python -m compare.first_step JOB.
 
-Answers with the clock's time (seconds since 1970) at the end of each part: import, arguments, data, model, step.
+Prints the clock's time (seconds since 1970) at the end of each part: import, arguments, data, model, step.
 """
 
 import time

@@ -95,7 +95,7 @@ def chunk_panel(axes: Axes, found: Found) -> None:
     longest = max(cell["seconds"] for cell in cells)
     axes.set(xlabel="tokens of a chunk", ylabel="seconds (line)", ylim=(0, 1.15 * longest))
     axes.set_zorder(1)
-    axes.patch.set_visible(False)  # or else it hides the bars behind it
+    axes.patch.set_visible(False)  # or else it hides the bars below it
     axes.set_title(f"chunks of the head, {found['tokens']:,} x {found['vocabulary']:,}", loc="left")
 
 

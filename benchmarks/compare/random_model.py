@@ -1,4 +1,4 @@
-"""A model of SmolLM2's size with random weights, where the real ones are not at hand: for speed and memory only.
+"""A model of SmolLM2's size with random weights, where the real ones are not available: for speed and memory only.
 
 python -m compare.random_model 135M OUT --tokenizer FOLDER
 """

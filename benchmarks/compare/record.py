@@ -18,7 +18,7 @@ Precision = Literal["32-true", "bf16-mixed"]
 
 @dataclass(frozen=True)
 class RowSize:
-    """Tokens of one row after the cut to `max_length`.
+    """Tokens of one row after truncation to `max_length`.
 
     Args:
         prompt: Tokens that the responses share; 0 for a chat.
@@ -144,7 +144,7 @@ def resident_bytes(device: str) -> int:
 
 
 def status_bytes(name: str) -> int:
-    """A figure of /proc/self/status; where there is none (macOS), the peak of memory."""
+    """A value of /proc/self/status; where there is none (macOS), the peak of memory."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith(f"{name}:"))

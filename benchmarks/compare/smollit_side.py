@@ -29,7 +29,7 @@ ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention", "fl
 
 
 def smollit_settings(task: Task, device: str) -> Settings:
-    """init_args of the model, the data module and the trainer: plain DPO beside its reference, as TRL as it comes.
+    """init_args of the model, the data module and the trainer: DPO with a frozen reference, as TRL's defaults.
 
     Leave the number of examples in a step as it is, and their order: `group_by_length` and `longest_first` would move
     rows between the warm-up and the measured steps.
@@ -40,7 +40,7 @@ def smollit_settings(task: Task, device: str) -> Settings:
 
 
 def smollit_settings_tuned(task: Task, device: str) -> Settings:
-    """And with all that smollit offers to be fast: the reference scored beforehand, as in TRL at its fastest."""
+    """And with all that smollit offers to be fast: a precomputed reference, as in TRL at its fastest."""
     settings = smollit_settings(task, device)
     return settings | {"model": settings["model"] | ({"reference": "precomputed"} if task == "dpo" else {})}
 
@@ -54,7 +54,7 @@ def fused_adamw(params: Any) -> AdamW:
 
 
 class RecordSteps(Callback):
-    """Tells the recorder of every step: its end, its loss, its rows."""
+    """Reports every step to the recorder: its end, its loss, its rows."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
@@ -114,7 +114,7 @@ class ProfileLastStep(Callback):
 
 
 def shares(own_times: dict[str, float], inside: float) -> dict[str, float]:
-    """Times by operation -> shares of matrix products, attention kernels, and all else.
+    """Times by operation -> fractions of matrix products, attention kernels, and all else.
 
     A profiler does not see the products inside an attention kernel. `products_in_attention` is what the least of them,
     `inside` times all other products, take at the speed of the others; `attention` counts them too.
@@ -131,7 +131,7 @@ def shares(own_times: dict[str, float], inside: float) -> dict[str, float]:
 
 
 def run(plan: Plan, tuned: bool, profiled: bool) -> dict[str, Any]:
-    """Train, and say how it went; `profiled` adds the shares of the last step."""
+    """Train, and return the measurements; `profiled` adds the fractions of the last step."""
     settings = (smollit_settings_tuned if tuned else smollit_settings)(plan.task, plan.device)
     recorder, folder = Recorder(plan), Path(plan.rows).parent
     seed_everything(plan.seed, verbose=False)

@@ -1,6 +1,6 @@
 """How all pictures look."""
 
-# Okabe and Ito's colours, which all eyes can tell apart.
+# Okabe and Ito's colours, which colour-blind people can distinguish.
 COLOURS = {
     "smollit": "#0072B2",
     "smollit-tuned": "#56B4E9",

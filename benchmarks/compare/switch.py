@@ -37,7 +37,7 @@ class Watch(Callback):
             self.loss, self.micro_batches = float(total / count), len(pl_module.window)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        """Behind each optimizer step."""
+        """After each optimizer step."""
         if not at_step_end(trainer):
             return
         self.seconds.append(now() - self.start)
@@ -63,12 +63,12 @@ def make_module(job: dict[str, Any]) -> FineTuningModule:
     fixed = {"model_name": job["model_name"], "learning_rate": 1e-4, "schedule": "constant"}
     if job["task"] == "sft":
         return SFTModule(**fixed | options)
-    # At the first step policy and reference are equal, and DPO's loss is ln 2 whatever they say. This part is not.
+    # At the first step policy and reference are equal, and DPO's loss is ln 2 whatever they compute. This part is not.
     return DPOModule(**fixed | {"loss": DPO(nll_weight=1.0)} | options)
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Train, and say how it went."""
+    """Train, and return the measurements."""
     seed_everything(0, verbose=False)
     watch, rows = Watch(job["weights"]), Path(job["rows"])
     data = make_data(job["task"], rows, job["model_name"], job["max_length"], rows.parent / job["cache"], **job["data"])

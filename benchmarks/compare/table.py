@@ -1,4 +1,4 @@
-"""From what the contenders say to ratios, agreement of the losses, and a table for people."""
+"""From the results of the contenders to ratios, agreement of the losses, and a table for people."""
 
 import statistics
 from typing import Any
@@ -44,7 +44,7 @@ def compare_losses(ours: Result | None, theirs: Result | None, tolerance: float)
 
 
 def floor_of(result: Result, floor: Result | None) -> Result | None:
-    """The floor of a contender's measured steps in seconds, and the share of its time that this is."""
+    """The floor of a contender's measured steps in seconds, and the fraction of its time that this is."""
     if floor is None:
         return None
     flops = floor["flops_with_reference" if result["reference_in_step"] else "flops"]
@@ -110,7 +110,7 @@ def loss_lines(report: Result) -> list[str]:
 
 
 def floor_lines(report: Result) -> list[str]:
-    """The rate, and what share of a step the products are."""
+    """The rate, and what fraction of a step the products are."""
     if not report["floor"]:
         return []
     rate = report["floor"]["flops_per_s"] / 1e9
@@ -143,7 +143,7 @@ def note_lines(report: Result) -> list[str]:
         if result["precompute_seconds"]:
             lines.append(
                 f"note: {name} scored all rows with the reference before the first step, in"
-                f" {result['precompute_seconds']:.1f} s, which the steps leave out; with their share of it:"
+                f" {result['precompute_seconds']:.1f} s, which the steps leave out; with their part of it:"
                 f" {result['tokens_per_s_with_precompute']:.2f} tokens/s"
             )
     return lines

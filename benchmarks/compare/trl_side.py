@@ -1,4 +1,4 @@
-"""TRL: as it comes, and at the fastest settings that its documentation offers for the device."""
+"""TRL: with its defaults, and at the fastest settings that its documentation offers for the device."""
 
 import json
 import time
@@ -82,7 +82,7 @@ class EndOfStep(TrainerCallback):
 
 
 def run(plan: Plan, tuned: bool) -> dict[str, Any]:
-    """Train, and say how it went."""
+    """Train, and return the measurements."""
     recorder = Recorder(plan)
     settings = fixed_settings(plan) | (tuned_settings(plan) if tuned else {})
     trainer = make_trainer(plan, settings, recorder, order(plan, tuned))

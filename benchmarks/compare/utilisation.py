@@ -7,7 +7,7 @@ from typing import Any
 
 
 def lines(name: str, found: dict[str, Any]) -> list[str]:
-    """For each contender: its share of the rate of a large product, and the rate of the products that it needs."""
+    """For each contender: its fraction of the rate of a large product, and the rate of the products that it needs."""
     if not found.get("floor"):
         return [f"{name}: no floor was measured"]
     rate = found["floor"]["flops_per_s"]
