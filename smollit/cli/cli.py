@@ -81,7 +81,7 @@ class SmollitCLI(LightningCLI):
         """As Lightning's, which warns about arguments that do not come from sys.argv; `--strict` is `--strict=true`."""
         assert isinstance(args, list)
         flags = {f"--{field.name}" for field in fields(self.command_class) if field.type is bool}
-        following = [*args[1:], "--"]
+        following = [*args, "--"][1:]
         is_bare = [word in flags and after.startswith("-") for word, after in zip(args, following, strict=True)]
         words = [f"{word}=true" if bare else word for word, bare in zip(args, is_bare, strict=True)]
         self.config = parser.parse_args(words)
@@ -92,6 +92,9 @@ class SmollitCLI(LightningCLI):
         """Refuse nulls; use the model's tokenizer, unless the user names another."""
         for name in SECTIONS:
             check_nulls(self.config[name].class_path, self.config[name].init_args.as_dict(), name)
+        loss = self.config.model.init_args.get("loss")
+        if loss is not None and "init_args" in loss:
+            check_nulls(loss.class_path, loss.init_args.as_dict(), "model.loss")
         data = self.config.data.init_args
         if "tokenizer_name" in data and data.tokenizer_name is None:
             data.tokenizer_name = self.config.model.init_args.model_name

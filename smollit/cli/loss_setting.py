@@ -7,13 +7,15 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from smollit.losses.settings import MOVED, moved_settings, named_loss
-from smollit.modules import DPOModule, FineTuningModule
+from smollit.losses import CompletionLoss, PreferenceLoss
+from smollit.losses.settings import FAMILIES, MOVED, Loss, moved_settings, named_loss
+from smollit.modules import DPOModule, FineTuningModule, SFTModule
 
 log = logging.getLogger(__name__)
 MOVED_SENTENCE = re.compile(
     r"^(?P<indent> *)(?P<text>`model\.\w+`[^\n]* moved into `model\.loss`.*?On the command line: [^\n]*)", re.S | re.M
 )
+UNKNOWN_LOSS = re.compile(r"`model\.loss` is [^\n]*")
 
 
 class LossParser(LightningArgumentParser):
@@ -25,11 +27,14 @@ class LossParser(LightningArgumentParser):
 
     has_loss = False
     is_dpo = False
+    family: tuple[type[Loss], ...] = FAMILIES
 
     def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:
         """Add the arguments of a class, as jsonargparse does."""
         self.has_loss = isinstance(theclass, type) and issubclass(theclass, FineTuningModule)
         self.is_dpo = isinstance(theclass, type) and issubclass(theclass, DPOModule)
+        is_sft = isinstance(theclass, type) and issubclass(theclass, SFTModule)
+        self.family = (PreferenceLoss,) if self.is_dpo else (CompletionLoss,) if is_sft else FAMILIES
         return super().add_class_arguments(theclass, *args, **options)
 
     def parse_object(
@@ -39,19 +44,21 @@ class LossParser(LightningArgumentParser):
         if self.has_loss:
             obj = Namespace(obj)
             if self.is_dpo:
-                self._refuse_moved(obj)
+                self._refuse_moved(obj, namespace)
             if "loss" in obj:
                 obj.loss = self._full(obj.loss, namespace.get("loss") if namespace else None)
         return super().parse_object(obj, namespace, *args, **options)
 
-    def _refuse_moved(self, given: Namespace) -> None:
+    def _refuse_moved(self, given: Namespace, before: Namespace | None) -> None:
         moved = {key: given[key] for key in MOVED if key in given and key not in self.get_defaults()}
         if moved:
-            self.error(moved_settings(moved | ({"loss": given.loss} if isinstance(given.get("loss"), str) else {})))
+            loss = given.get("loss") or (before.get("loss") if before else None)
+            name = loss.get("class_path") if isinstance(loss, Namespace) else loss
+            self.error(moved_settings(moved | ({"loss": name} if isinstance(name, str) else {})))
 
     def _full(self, loss: Any, before: Namespace | None) -> Any:
         try:
-            settings, dropped = named_loss(_plain(loss), _plain(before))
+            settings, dropped = named_loss(_plain(loss), _plain(before), self.family)
         except ValueError as error:
             self.error(str(error), error)
         if dropped:
@@ -61,10 +68,12 @@ class LossParser(LightningArgumentParser):
         return settings
 
 
-def find_moved(message: str) -> str | None:
-    """The sentence for settings of version 0.1 inside an error of jsonargparse, which indents it; None without one."""
-    found = MOVED_SENTENCE.search(message)
-    return found["text"].replace("\n" + found["indent"], "\n") if found else None
+def find_sentence(message: str) -> str | None:
+    """Our sentence about the loss inside an error of jsonargparse, which indents it; None without one."""
+    if moved := MOVED_SENTENCE.search(message):
+        return moved["text"].replace("\n" + moved["indent"], "\n")
+    unknown = UNKNOWN_LOSS.search(message)
+    return unknown[0] if unknown else None
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ def check_nulls(class_path: str, settings: dict[str, Any], where: str) -> None:
     Args:
         class_path: Import path of the class.
         settings: Its arguments.
-        where: `model` or `data`: the section of the config, for the error.
+        where: `model`, `data` or `model.loss`: the section of the config, for the error.
 
     Raises:
         ValueError: Names the setting and what it must be.

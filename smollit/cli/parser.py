@@ -4,7 +4,7 @@ import difflib
 import re
 from typing import NoReturn
 
-from smollit.cli.loss_setting import LossParser, find_moved
+from smollit.cli.loss_setting import LossParser, find_sentence
 
 UNKNOWN = re.compile(r"(?:Option|option|unrecognized arguments:|Key) '?-*([\w.]+)'?")
 IS_UNKNOWN = re.compile(r"not accept|unrecognized arguments|not expected")
@@ -22,11 +22,12 @@ class SmollitParser(LossParser):
 
     def explain(self, message: str) -> str:
         """`model.lerning_rate`: there is no such setting, and what to write instead; other errors as they are."""
-        if moved := find_moved(message):
-            return moved
+        if sentence := find_sentence(message):
+            return sentence
         if explained := EXPLAINED.search(message):  # by the parser of a class inside this one, which lacks the prefix
             parents = PARENT.findall(message[: explained.start()])
-            return f"`{'.'.join([*parents, explained[1]])}`{explained[2]}"
+            prefix = "".join(f"{parent}." for parent in parents)
+            return f"`{prefix}{explained[1]}`{explained[2].replace('mean `', f'mean `{prefix}')}"
         found = UNKNOWN.search(message) if IS_UNKNOWN.search(message) else None
         if found is None:
             return message

@@ -11,18 +11,23 @@ from smollit.losses.base import CompletionLoss, PreferenceLoss
 
 Loss = PreferenceLoss | CompletionLoss
 Settings = dict[str, Any]
+FAMILIES: tuple[type[Loss], ...] = (PreferenceLoss, CompletionLoss)
 ALIASES = {"sigmoid": "DPO"}
 # Settings of the module in version 0.1 that are now arguments of the loss.
 MOVED = ("beta", "label_smoothing", "nll_weight", "scores", "score_scale")
 
 
-def loss_class(name: str) -> type[Loss]:
+def loss_class(name: str, families: tuple[type[Loss], ...] = FAMILIES) -> type[Loss]:
     """The class that a short name, in any case, or a class_path means.
+
+    Args:
+        name: The name.
+        families: Base classes of the losses that the module takes.
 
     Raises:
         ValueError: If there is no such loss.
     """
-    known = {found.__name__.lower(): found for base in (PreferenceLoss, CompletionLoss) for found in _subclasses(base)}
+    known = {found.__name__.lower(): found for base in families for found in _subclasses(base)}
     found = known.get(ALIASES.get(name.lower(), name).lower())
     if found is None and "." in name:
         module, _, attribute = name.rpartition(".")
@@ -30,7 +35,7 @@ def loss_class(name: str) -> type[Loss]:
             found = getattr(import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"`model.loss` is {name}, which can't be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, PreferenceLoss | CompletionLoss)):
+    if not (isinstance(found, type) and issubclass(found, families)):
         names = ", ".join(sorted(cls.__name__ for cls in known.values()))
         raise ValueError(f"`model.loss` is {name}: expected one of {names}, or the class_path of your own loss")
     return found
@@ -82,7 +87,9 @@ def defaults(loss: type[Loss]) -> Settings:
     return {field.name: field.default for field in fields(loss) if field.default is not MISSING}
 
 
-def named_loss(given: Any, before: Mapping[str, Any] | None) -> tuple[Any, Settings]:
+def named_loss(
+    given: Any, before: Mapping[str, Any] | None, families: tuple[type[Loss], ...] = FAMILIES
+) -> tuple[Any, Settings]:
     """Settings of a loss as the user names it, and the earlier arguments that no longer apply.
 
     Naming a different loss than before uses the defaults of that loss, and drops the arguments of the other one.
@@ -90,6 +97,7 @@ def named_loss(given: Any, before: Mapping[str, Any] | None) -> tuple[Any, Setti
     Args:
         given: A name, or {class_path, init_args}; anything else is returned as it is.
         before: The loss that was chosen before, from a configuration file or by default.
+        families: Base classes of the losses that the module takes.
 
     Returns:
         The settings with the full class_path, and the arguments of `before` that were not defaults and are dropped.
@@ -97,7 +105,7 @@ def named_loss(given: Any, before: Mapping[str, Any] | None) -> tuple[Any, Setti
     name = given.get("class_path") if isinstance(given, Mapping) else given
     if not isinstance(name, str):
         return given, {}
-    new = loss_class(name)
+    new = loss_class(name, families)
     arguments = dict(given.get("init_args") or {}) if isinstance(given, Mapping) else {}
     settings = {"class_path": class_path(new), "init_args": defaults(new) | arguments}
     if before is None:

@@ -17,14 +17,14 @@ Fails = Callable[..., tuple[int | str | None, str]]
 @pytest.mark.parametrize(
     ("over", "words", "expected"),
     [
-        ({}, ["--model.lerning_rate=1"], "`model.lerning_rate`: there is no such setting. Did you mean `learning_"),
+        ({}, ["--model.lerning_rate=1"], "`model.lerning_rate`: there is no such setting. Did you mean `model.le"),
         ({"model": {"lerning_rate": 1}}, [], "`model.lerning_rate`"),
         (
             {"model": {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"wieght_decay": 0}}}},
             [],
-            "`model.optimizer.wieght_decay`: there is no such setting. Did you mean `weight_decay`?",
+            "`model.optimizer.wieght_decay`: there is no such setting. Did you mean `model.optimizer.wei",
         ),
-        ({"data": {"max_lenght": 9}}, [], "`data.max_lenght`: there is no such setting. Did you mean `max_length`?"),
+        ({"data": {"max_lenght": 9}}, [], "`data.max_lenght`: there is no such setting. Did you mean `data.max_len"),
         ({"data": {"dataset": [{"dataset": "a", "wieght": 2}]}}, [], "wieght"),
         ({"trainer": {"max_stepz": 1}}, [], "`trainer.max_stepz`: there is no such setting. Did you mean `trainer."),
         ({"trainr": {"max_steps": 1}}, [], "`trainr.max_steps`: there is no such setting. Did you mean `trainer."),
@@ -33,7 +33,7 @@ Fails = Callable[..., tuple[int | str | None, str]]
         (
             {"trainer": {"callbacks": [{"class_path": "callbacks.SampleGenerations", "init_args": {"promts": []}}]}},
             [],
-            "`trainer.callbacks.promts`: there is no such setting. Did you mean `prompts`?",
+            "`trainer.callbacks.promts`: there is no such setting. Did you mean `trainer.callbacks.pro",
         ),
         ({"trainer": {"max_steps": "three"}}, [], "three"),
         ({"data": {"max_length": 1.5}}, [], "1.5"),
@@ -41,6 +41,7 @@ Fails = Callable[..., tuple[int | str | None, str]]
         ({"trainer": {"callbacks": [{"class_path": "callbacks.Nope"}]}}, [], "Nope"),
         ({}, ["--model=SFTModul"], "SFTModul"),
         ({}, ["--config=/nope.yaml"], "/nope.yaml"),
+        ({}, ["--model.loss=NLLL"], "`model.loss` is NLLL: expected one of NLL, or the class_path"),
     ],
 )  # fmt: skip
 def test_a_mistake_exits_2_with_its_key_or_value(
@@ -50,6 +51,11 @@ def test_a_mistake_exits_2_with_its_key_or_value(
     code, said = fails("fit", write(**over), *words)
     assert code == 2 and expected in said
     assert "there is no such setting" not in expected or len(said.splitlines()) < 4  # short enough to be seen
+
+
+def test_without_settings_the_required_ones_are_named(fails: Fails) -> None:
+    code, said = fails("fit")
+    assert code == 2 and "the following arguments are required: model, data" in said
 
 
 def test_a_file_that_is_not_yaml_is_named_with_the_line(tmp_path: Path, fails: Fails) -> None:

@@ -78,6 +78,7 @@ def test_what_falls_away_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     [
         ([], [{"loss": "hinge", "beta": 0.2, "label_smoothing": 0.0}], {"class_path": "Hinge", "beta": 0.2}),
         (["--model.beta=0.2"], [], {"class_path": "DPO", "beta": 0.2}),
+        (["--model.loss=IPO", "--model.beta=0.2"], [], {"class_path": "IPO", "beta": 0.2}),
     ],
 )
 def test_the_old_spelling_is_answered_with_the_new_one(

@@ -38,7 +38,7 @@ def parser() -> SmollitParser:
     ("arguments", "expected"),
     [
         (["--stebs=2"], "`stebs`: there is no such setting. Did you mean `steps`?"),
-        (["--inner=Inner", "--inner.sise=2"], "`inner.sise`: there is no such setting. Did you mean `size`?"),
+        (["--inner=Inner", "--inner.sise=2"], "`inner.sise`: there is no such setting. Did you mean `inner.size`?"),
         (["--zzzzzzz=2"], "`zzzzzzz`: there is no such setting\n"),
     ],
 )

@@ -43,8 +43,9 @@ class Converter:
         Raises:
             ValueError: If the function fails on the row, or returns something else than a dict.
         """
+        function = self.function
         try:
-            converted = self.function(row)
+            converted = function(row)
         except Exception as error:
             raise ValueError(
                 f"`data.convert: {self.name}` fails with {type(error).__name__} ({error}) on the row {row!r:.200}"
