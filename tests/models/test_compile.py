@@ -16,6 +16,7 @@ from tests.conftest import batch_of, example_chats
 
 @pytest.fixture(autouse=True)
 def _new_compiler() -> Iterator[None]:
+    torch.compiler.reset()  # earlier tests of this process may have compiled the same layers
     counters.clear()
     yield
     torch.compiler.reset()
