@@ -22,8 +22,8 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest $(PYTEST)
 
-test-all: $(VENV)/ready
-	$(BIN)/python -m pytest $(PYTEST) -m "not gpu"
+test-all: test
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -15,3 +15,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Import a script by its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of several devices leave the address of their process group behind; processes started here would join it."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
