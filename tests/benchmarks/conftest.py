@@ -19,6 +19,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 @pytest.fixture(autouse=True)
 def _no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests of several devices leave the address of their process group behind; processes started here would join it."""
+    """Tests of several devices leave the address of their process group: processes started here would join it."""
     for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
