@@ -13,11 +13,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import MixedPrecision
 
-from smollit.training.console import ProgressBar, StartSummary
+from smollit.training.logs.progress import ProgressBar
+from smollit.training.logs.start_summary import StartSummary
 from smollit.training.memory import OutOfMemory
 from smollit.training.predictions import WritePredictions
 from smollit.training.reference import ReferenceScores
@@ -84,11 +84,6 @@ def from_environment() -> dict[str, Any]:
             with suppress(ValueError, SyntaxError):
                 found[name] = literal_eval(value)
     return found
-
-
-def run_logger(folder: str) -> TensorBoardLogger:
-    """TensorBoard events in the run folder itself."""
-    return TensorBoardLogger(save_dir=folder, name="", version="", default_hp_metric=False)
 
 
 def with_built_in(

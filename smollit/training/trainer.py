@@ -14,9 +14,10 @@ from lightning.pytorch.strategies import Strategy
 
 from smollit.modules import FineTuningModule
 from smollit.training.checkpoint_io import AtomicCheckpointIO, best_checkpoint, find_checkpoint, resume_path
-from smollit.training.console import quiet
+from smollit.training.logs.loggers import run_logger
+from smollit.training.logs.quiet import quiet
 from smollit.training.memory import keep_freed_memory
-from smollit.training.options import DEFAULT_ROOT, run_logger, trainer_options, with_built_in
+from smollit.training.options import DEFAULT_ROOT, trainer_options, with_built_in
 from smollit.training.state import RunState
 from smollit.training.steps import PeriodicCheckpoint, ValidateEverySteps, interval_in_batches, num_steps
 
@@ -32,7 +33,7 @@ class SmollitTrainer(Trainer):
     - `val_every_n_steps` and `checkpoint_every_n_steps` are intervals in optimizer steps;
     - checkpoint files are written atomically;
     - `strategy="fsdp"` reduces gradients in fp32 and saves unsharded checkpoints; `"fsdp2"` is data parallel FSDP2;
-    - Lightning's advertisements and a few of its notes are not shown (see console.py).
+    - Lightning's advertisements and a few of its notes are not shown (see logs/quiet.py).
 
     A FineTuningModule also gets what every run of smollit promises:
 

@@ -1,29 +1,14 @@
-"""The console output of a run: a start summary, a progress bar, and a filter for notes that do not apply."""
+"""StartSummary: what a run trains, on what, and for how long, printed before its first step."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from smollit.data.encoding.report import Report
 from smollit.models.sharding import unwrap
 from smollit.training.steps import described_data
 
-NOTES = (
-    ".*does not have many workers.*",  # collating ids is cheap
-    ".*LeafSpec.*",  # Lightning's own use of a deprecated torch name
-    ".*using a custom batch sampler .* for prediction.*",  # smollit's gives every row once
-    ".*but have no logger configured.*",  # then the metrics are only printed
-    ".*your dataloader is not resumable.*",  # it is: the position is in the data module's state
-    ".*Total length of `list` across ranks is zero.*",  # `val_split: null` is intended
-    ".*when logging on epoch level in distributed setting.*",  # `metrics.values` has summed over the ranks already
-)
-ADVERTISED = ("litlogger", "litmodels")
 CHECKPOINTING = {False: "off", True: "on", "selective": "selective"}
 
 
@@ -85,37 +70,3 @@ def check_lengths(trainer: Trainer, module: Any) -> None:
     longest = data.max_length if data else 0
     if longest > positions:
         raise ValueError(f"`data.max_length` is {longest:,}, but the model has {positions:,} positions: lower it")
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with a correct total; Lightning's ignores accumulation when `max_steps` ends the epoch early."""
-
-    @property
-    def total_train_batches(self) -> int | float:
-        """Micro-batches of this epoch, up to the end of the epoch or of the run."""
-        in_epoch = self.trainer.num_training_batches
-        if self.trainer.max_epochs != -1 or self.trainer.max_steps < 1:
-            return in_epoch
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        # At the start of an epoch, the counter still holds the batches of the epoch before it.
-        done = 0 if progress.is_last_batch else progress.current.completed
-        left = self.trainer.max_steps - self.trainer.global_step
-        return min(in_epoch, done + left * self.trainer.accumulate_grad_batches)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence them inside the block; filters and loggers are restored afterwards."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    with warnings.catch_warnings():
-        for note in NOTES:
-            warnings.filterwarnings("ignore", note)
-        logger.addFilter(_is_no_advertisement)
-        try:
-            yield
-        finally:
-            logger.removeFilter(_is_no_advertisement)
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return not any(name in record.getMessage() for name in ADVERTISED)
