@@ -16,7 +16,7 @@ from smollit.commands.command import Command
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
 from smollit.training import SmollitTrainer
-from smollit.training.checkpoint_io import find_checkpoint
+from smollit.training.checkpoints.files import find_checkpoint
 
 SECTIONS = {
     "model": (

@@ -16,12 +16,12 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import MixedPrecision
 
+from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.progress import ProgressBar
 from smollit.training.logs.start_summary import StartSummary
 from smollit.training.memory import OutOfMemory
 from smollit.training.predictions import WritePredictions
 from smollit.training.reference import ReferenceScores
-from smollit.training.state import RunState
 from smollit.training.stop import GracefulStop
 
 

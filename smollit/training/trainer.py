@@ -13,13 +13,14 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import Strategy
 
 from smollit.modules import FineTuningModule
-from smollit.training.checkpoint_io import AtomicCheckpointIO, best_checkpoint, find_checkpoint, resume_path
+from smollit.training.checkpoints.files import AtomicCheckpointIO, best_checkpoint, find_checkpoint, resume_path
+from smollit.training.checkpoints.periodic import PeriodicCheckpoint
+from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.loggers import run_logger
 from smollit.training.logs.quiet import quiet
 from smollit.training.memory import keep_freed_memory
 from smollit.training.options import DEFAULT_ROOT, trainer_options, with_built_in
-from smollit.training.state import RunState
-from smollit.training.steps import PeriodicCheckpoint, ValidateEverySteps, interval_in_batches, num_steps
+from smollit.training.steps import ValidateEverySteps, interval_in_batches, num_steps
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from smollit.modules import SFTModule
-from smollit.training.checkpoint_io import find_checkpoint
+from smollit.training.checkpoints.files import find_checkpoint
 
 
 class Scripted(SFTModule):

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from smollit.modules import FineTuningModule
-from smollit.training.settings import Groups, apply_changes, check_settings, configured, fixed_settings
+from smollit.training.checkpoints.settings import Groups, apply_changes, check_settings, configured, fixed_settings
 from smollit.training.steps import at_step_end, positioned_data, set_counters, training_batches
 
 log = logging.getLogger(__name__)
