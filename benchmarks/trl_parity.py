@@ -180,22 +180,27 @@ def trl_sft(setting: Setting) -> dict[str, float]:
 
 
 def trl_dpo(setting: Setting) -> dict[str, float]:
-    """One step of TRL's DPOTrainer on `chosen` and `rejected`, whose common turns it takes as the prompt."""
-    from trl import DPOConfig, DPOTrainer
-
-    trainer = DPOTrainer(
-        model=str(setting.policy),
-        ref_model=AutoModelForCausalLM.from_pretrained(setting.model, dtype="float32", attn_implementation="sdpa"),
-        args=DPOConfig(beta=setting.beta, loss_type=[setting.loss], disable_dropout=True, **trl_options(setting)),
-        train_dataset=read_rows(setting.pairs),
-        processing_class=trl_tokenizer(setting.model),
-    )
+    """One step of TRL's DPOTrainer on `chosen` and `rejected`."""
+    trainer = dpo_trainer(setting)
     num_trained = sum(
         min(len(row[name]), setting.max_length - len(row["prompt_ids"]))
         for row in trainer.train_dataset
         for name in ("chosen_ids", "rejected_ids")
     )
     return trl_step(trainer, setting) | {"loss_tokens": num_trained}
+
+
+def dpo_trainer(setting: Setting) -> Any:
+    """TRL's DPOTrainer on `chosen` and `rejected`, whose common turns it takes as the prompt."""
+    from trl import DPOConfig, DPOTrainer
+
+    return DPOTrainer(
+        model=str(setting.policy),
+        ref_model=AutoModelForCausalLM.from_pretrained(setting.model, dtype="float32", attn_implementation="sdpa"),
+        args=DPOConfig(beta=setting.beta, loss_type=[setting.loss], disable_dropout=True, **trl_options(setting)),
+        train_dataset=read_rows(setting.pairs),
+        processing_class=trl_tokenizer(setting.model),
+    )
 
 
 def read_rows(path: Path) -> Dataset:

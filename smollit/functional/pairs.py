@@ -33,6 +33,12 @@ class Pairs(NamedTuple):
         chosen, rejected = self.log_ratios.unbind(dim=1)
         return chosen - rejected
 
+    @property
+    def margin_per_token(self) -> Tensor:
+        """The same with each log-ratio divided by the number of tokens of its response, [P]."""
+        chosen, rejected = (self.log_ratios / self.num_tokens).unbind(dim=1)
+        return chosen - rejected
+
 
 def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:
     """r = beta (log pi(y | x) - log pi_ref(y | x)), for tensors of one shape.

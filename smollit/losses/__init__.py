@@ -1,9 +1,37 @@
 """Losses as small objects without state: equation, paper and arguments in one class. `model.loss` selects one."""
 
 from smollit.losses.base import CompletionLoss, PreferenceLoss
-from smollit.losses.dpo import DPO
-from smollit.losses.hinge import Hinge
-from smollit.losses.ipo import IPO
-from smollit.losses.nll import NLL
+from smollit.losses.combined import Sum
+from smollit.losses.completion import DFT, NLL
+from smollit.losses.divergence import FDPO
+from smollit.losses.dpo import DPO, EXO, Robust
+from smollit.losses.margin import IPO, LNDPO, DiscoPOP, Hinge
+from smollit.losses.pointwise import BCO, NCA, SPPO, APODown, APOZero
+from smollit.losses.reference_free import CPO, ORPO, SimPO
+from smollit.losses.transport import AOT, AOTUnpaired
 
-__all__ = ["DPO", "IPO", "NLL", "CompletionLoss", "Hinge", "PreferenceLoss"]
+__all__ = [
+    "AOT",
+    "BCO",
+    "CPO",
+    "DFT",
+    "DPO",
+    "EXO",
+    "FDPO",
+    "IPO",
+    "LNDPO",
+    "NCA",
+    "NLL",
+    "ORPO",
+    "SPPO",
+    "AOTUnpaired",
+    "APODown",
+    "APOZero",
+    "CompletionLoss",
+    "DiscoPOP",
+    "Hinge",
+    "PreferenceLoss",
+    "Robust",
+    "SimPO",
+    "Sum",
+]

@@ -1,5 +1,6 @@
 """Base classes of the losses: PreferenceLoss for the DPO family, CompletionLoss for the SFT family."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -32,12 +33,19 @@ class PreferenceLoss(ABC):
     score_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"`model.loss.beta` must be greater than 0, got {self.beta}")
-        if self.nll_weight < 0:
-            raise ValueError(f"`model.loss.nll_weight` must be at least 0, got {self.nll_weight}")
-        if self.score_scale <= 0:
-            raise ValueError(f"`model.loss.score_scale` must be greater than 0, got {self.score_scale}")
+        require("beta", self.beta, above=0)
+        require("nll_weight", self.nll_weight, at_least=0)
+        require("score_scale", self.score_scale, above=0)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `Pairs.reference` is read; if not, no reference is loaded and it is 0."""
+        return True
+
+    @property
+    def couples_pairs(self) -> bool:
+        """Whether the loss of a pair depends on the other pairs of its micro-batch."""
+        return False
 
     @abstractmethod
     def formula(self, pairs: Pairs) -> Tensor:
@@ -70,6 +78,21 @@ class PreferenceLoss(ABC):
                 " every row the columns score_chosen and score_rejected"
             )
         return self.score_scale * pairs.score_gap
+
+
+def require(
+    name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
+) -> None:
+    """Refuse an argument of a loss outside of its range, or one that is not finite.
+
+    Raises:
+        ValueError: With the setting, the range and the value.
+    """
+    if math.isfinite(value) and above < value < below and value >= at_least:
+        return
+    limits = [("greater than", above), ("at least", at_least), ("below", below)]
+    wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit)) or "finite"
+    raise ValueError(f"`model.loss.{name}` must be {wanted}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

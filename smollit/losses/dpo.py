@@ -1,13 +1,15 @@
-"""DPO: the negative log-likelihood that the chosen response is preferred."""
+"""DPO, the negative log-likelihood that the chosen response is preferred, and its forms for labels that are noisy."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smollit.functional.pairs import Pairs
-from smollit.losses.base import PreferenceLoss
+from smollit.losses.base import PreferenceLoss, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +33,7 @@ class DPO(PreferenceLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"`model.loss.label_smoothing` must be at least 0 and below 0.5, got {self.label_smoothing}"
-            )
+        require("label_smoothing", self.label_smoothing, at_least=0, below=0.5)
 
     def formula(self, pairs: Pairs) -> Tensor:
         """-(1 - e) log sigmoid(beta m - d) - e log sigmoid(-(beta m - d)), [P]."""
@@ -42,3 +41,50 @@ class DPO(PreferenceLoss):
         logit = self.beta * pairs.margin - offset
         # -log sigmoid(x) = softplus(-x), which stays finite for every x.
         return (1 - self.label_smoothing) * F.softplus(-logit) + self.label_smoothing * F.softplus(logit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robust(PreferenceLoss):
+    """(-(1 - e) log sigmoid(beta m) + e log sigmoid(-beta m)) / (1 - 2e): the robust DPO (rDPO).
+
+    https://arxiv.org/abs/2403.00409. Its mean over labels that are swapped with probability e is the DPO loss
+    of the clean labels. The loss of a single pair can be negative.
+
+    Args:
+        label_smoothing: The probability e that a label is swapped, from 0 to below 0.5.
+    """
+
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("label_smoothing", self.label_smoothing, at_least=0, below=0.5)
+
+    def formula(self, pairs: Pairs) -> Tensor:
+        """((1 - e) softplus(-beta m) - e softplus(beta m)) / (1 - 2e), [P]."""
+        logit, e = self.beta * pairs.margin, self.label_smoothing
+        return ((1 - e) * F.softplus(-logit) - e * F.softplus(logit)) / (1 - 2 * e)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EXO(PreferenceLoss):
+    """KL(q || p) of q = (sigmoid(beta m), sigmoid(-beta m)) to the smoothed labels p = (1 - e, e).
+
+    Eq. 16 of https://arxiv.org/abs/2402.00856, for two responses: the reverse direction of the divergence in DPO.
+
+    Args:
+        label_smoothing: Probability e of the rejected response in the labels, above 0 and below 0.5.
+    """
+
+    label_smoothing: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("label_smoothing", self.label_smoothing, above=0, below=0.5)
+
+    def formula(self, pairs: Pairs) -> Tensor:
+        """q_c (log q_c - log(1 - e)) + q_r (log q_r - log e), [P]."""
+        logit, e = self.beta * pairs.margin, self.label_smoothing
+        chosen = torch.sigmoid(logit) * (F.logsigmoid(logit) - math.log1p(-e))
+        rejected = torch.sigmoid(-logit) * (F.logsigmoid(-logit) - math.log(e))
+        return chosen + rejected

@@ -1,7 +1,7 @@
 """`model.loss` as settings: short names, the plain form in checkpoints, and settings of version 0.1."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 from importlib import import_module
 from inspect import isabstract
 from typing import Any
@@ -12,7 +12,18 @@ from smollit.losses.base import CompletionLoss, PreferenceLoss
 Loss = PreferenceLoss | CompletionLoss
 Settings = dict[str, Any]
 FAMILIES: tuple[type[Loss], ...] = (PreferenceLoss, CompletionLoss)
-ALIASES = {"sigmoid": "DPO"}
+# TRL's names.
+ALIASES = {
+    "sigmoid": "DPO",
+    "sigmoid_norm": "LNDPO",
+    "exo_pair": "EXO",
+    "nca_pair": "NCA",
+    "bco_pair": "BCO",
+    "sppo_hard": "SPPO",
+    "aot_unpaired": "AOTUnpaired",
+    "apo_zero": "APOZero",
+    "apo_down": "APODown",
+}
 # Settings of the module in version 0.1 that are now arguments of the loss.
 MOVED = ("beta", "label_smoothing", "nll_weight", "scores", "score_scale")
 
@@ -68,12 +79,29 @@ def completion_loss(value: CompletionLoss | str | Settings) -> CompletionLoss:
 def _as_loss(value: Loss | str | Settings) -> Loss:
     if isinstance(value, str):
         return loss_class(value)()
-    return loss_class(value["class_path"])(**value.get("init_args", {})) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    arguments = {name: _from_plain(argument) for name, argument in value.get("init_args", {}).items()}
+    return loss_class(value["class_path"])(**arguments)
+
+
+def _from_plain(argument: Any) -> Any:
+    """An argument of a loss; the losses of a sum are a list of settings."""
+    if isinstance(argument, list | tuple):
+        return [_as_loss(each) if isinstance(each, dict) else each for each in argument]
+    return argument
 
 
 def as_settings(loss: Loss) -> Settings:
     """The plain form of a loss: {"class_path": ..., "init_args": {...}}."""
-    return {"class_path": class_path(type(loss)), "init_args": asdict(loss)}
+    arguments = {field.name: _to_plain(getattr(loss, field.name)) for field in fields(loss)}
+    return {"class_path": class_path(type(loss)), "init_args": arguments}
+
+
+def _to_plain(argument: Any) -> Any:
+    if isinstance(argument, list | tuple):
+        return [as_settings(each) if isinstance(each, FAMILIES) else each for each in argument]
+    return argument
 
 
 def class_path(loss: type) -> str:
@@ -107,6 +135,8 @@ def named_loss(
         return given, {}
     new = loss_class(name, families)
     arguments = dict(given.get("init_args") or {}) if isinstance(given, Mapping) else {}
+    if isinstance(arguments.get("losses"), list):  # the parts of a sum
+        arguments["losses"] = [named_loss(part, None, families)[0] for part in arguments["losses"]]
     settings = {"class_path": class_path(new), "init_args": defaults(new) | arguments}
     if before is None:
         return settings, {}

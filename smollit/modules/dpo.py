@@ -1,5 +1,6 @@
 """Direct preference optimization, https://arxiv.org/abs/2305.18290: a policy and its frozen reference."""
 
+import logging
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from smollit.metrics import preference_metrics
 from smollit.modules.base import FineTuningModule, SumAndCount
 from smollit.modules.reference import ReferenceMode, ReferenceScorer
 
+log = logging.getLogger(__name__)
+
 
 class DPOModule(FineTuningModule):
     """Fine-tunes on preference pairs: the policy learns to prefer the chosen response more than its reference does.
@@ -22,8 +25,8 @@ class DPOModule(FineTuningModule):
         reference: `frozen` keeps the reference model on the policy's device; `offloaded` keeps it in CPU memory between
             uses; `precomputed` scores all pairs once, before training, stores the values in `data.cache_dir` (which
             all nodes must share) for later runs, and needs no memory afterwards.
-        loss: Loss of a pair, by class: `DPO` (also called sigmoid), `IPO`, `Hinge`, or your own by its class_path.
-            Its arguments are below `model.loss`.
+        loss: Loss of a pair, by class: `DPO` (also called sigmoid), `IPO`, `APOZero`, `SimPO` and others, listed
+            in docs/losses.md, or your own by its class_path. Its arguments are below `model.loss`.
         learning_rate: Peak learning rate, reached after the warm-up. If it is much higher than the default, the
             rewards of both responses fall.
         dropout: Attention dropout of the policy. 0 by default, because its noise would count as reward.
@@ -46,7 +49,12 @@ class DPOModule(FineTuningModule):
         super().__init__(model_name, learning_rate=learning_rate, dropout=dropout, **options)
         self.loss = preference_loss(loss)
         self.save_hyperparameters({"loss": as_settings(self.loss)})
-        self.scorer = ReferenceScorer(reference_name or model_name, reference)
+        if not self.loss.needs_reference and (reference_name or reference != "frozen"):
+            raise ValueError(
+                f"`model.loss` is {type(self.loss).__name__}, which has no reference: leave out `model.reference` and"
+                " `model.reference_name`"
+            )
+        self.scorer = ReferenceScorer(reference_name or model_name, reference if self.loss.needs_reference else "none")
 
     def make_metrics(self, prefix: str) -> MetricCollection:
         """`loss`, `rewards/*`, `logps/*`, `logits/*`."""
@@ -78,9 +86,15 @@ class DPOModule(FineTuningModule):
         super().configure_model()
 
     def on_fit_start(self) -> None:
-        """Move the reference to the policy's device."""
+        """Move the reference to the policy's device; say where a loss depends on the size of the micro-batch."""
         super().on_fit_start()
         self.scorer.place(self.device)
+        if self.loss.couples_pairs and self.trainer.accumulate_grad_batches * self.trainer.world_size > 1:
+            log.warning(
+                "`model.loss` %s compares the pairs of a micro-batch with each other: with accumulation or several"
+                " devices, it differs from the loss of one large batch",
+                type(self.loss).__name__,
+            )
 
     def on_validation_start(self) -> None:
         """Move the reference to the policy's device."""

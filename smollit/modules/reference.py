@@ -12,6 +12,7 @@ from smollit.models.pretrained import weights_fingerprint
 from smollit.modules.policy import PolicyModule
 
 ReferenceMode = Literal["frozen", "offloaded", "precomputed"]
+ScorerMode = Literal["frozen", "offloaded", "precomputed", "none"]
 
 
 class ReferenceScorer:
@@ -22,10 +23,10 @@ class ReferenceScorer:
 
     Args:
         name: Hub id or folder.
-        mode: `reference` of DPOModule.
+        mode: `reference` of DPOModule, or `none` for a loss that has no reference.
     """
 
-    def __init__(self, name: str, mode: ReferenceMode) -> None:
+    def __init__(self, name: str, mode: ScorerMode) -> None:
         self.name = name
         self.mode = mode
         self.fingerprint: str | None = None  # identifies the weights; set when the model, or its scores, are loaded
@@ -45,6 +46,8 @@ class ReferenceScorer:
 
     def configure(self, module: PolicyModule) -> None:
         """Load the model from its source, which the policy's training does not change; with `precomputed`, none."""
+        if self.mode == "none":
+            return
         self.fingerprint = self.fingerprint or weights_fingerprint(self.name)
         if self.mode != "precomputed" and self._model is None:
             model = module.load(self.name).requires_grad_(False).eval()
@@ -58,7 +61,7 @@ class ReferenceScorer:
 
     @torch.no_grad()
     def logps(self, batch: Batch) -> Tensor:
-        """log pi_ref(y | x) of each response of the batch, [number of responses].
+        """log pi_ref(y | x) of each response of the batch, [number of responses]; 0 without a reference.
 
         Raises:
             ValueError: If they should be in the batch and are missing.
@@ -67,6 +70,8 @@ class ReferenceScorer:
             return self.model(batch).sums
         if self.mode == "offloaded":
             return self._score_offloaded(batch).sums
+        if self.mode == "none":
+            return torch.zeros(len(batch.response_lengths), device=batch.input_ids.device)
         if batch.reference_logps is None:
             raise ValueError(
                 "`model.reference: precomputed` needs the reference's log-probabilities in each batch, and this one has"

@@ -3,9 +3,32 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch.nn.utils import get_total_norm
+
+from smollit.data import UltraFeedbackDataModule
+from smollit.losses import (
+    AOT,
+    BCO,
+    DPO,
+    EXO,
+    FDPO,
+    IPO,
+    LNDPO,
+    NCA,
+    SPPO,
+    AOTUnpaired,
+    APODown,
+    APOZero,
+    DiscoPOP,
+    Hinge,
+    Robust,
+    Sum,
+)
+from smollit.modules import DPOModule
 
 needs_trl = pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install -e '.[trl]'"
@@ -38,6 +61,57 @@ def test_smollit_computes_what_trl_computes(
     assert result["agree"] is True
     assert max(each["difference"] for each in found.values()) < 1e-4
     assert abs(found["dpo/rewards/margins"]["smollit"]) > 0.01
+
+
+# TRL's name and options of each loss, and ours.
+LOSSES = [
+    (["sigmoid"], {}, DPO()),
+    (["robust"], {"label_smoothing": 0.1}, Robust()),
+    (["exo_pair"], {"label_smoothing": 1e-3}, EXO()),
+    (["hinge"], {}, Hinge()),
+    (["ipo"], {}, IPO()),
+    (["sigmoid_norm"], {}, LNDPO(beta=0.1)),
+    (["discopop"], {}, DiscoPOP(beta=0.1)),
+    (["nca_pair"], {}, NCA()),
+    (["bco_pair"], {}, BCO()),
+    (["sppo_hard"], {}, SPPO()),
+    (["aot"], {"label_smoothing": 0.1}, AOT(label_smoothing=0.1)),
+    (["aot_unpaired"], {}, AOTUnpaired()),
+    (["apo_zero"], {}, APOZero()),
+    (["apo_down"], {}, APODown()),
+    (["sigmoid"], {"f_divergence_type": "forward_kl"}, FDPO()),
+    (["sigmoid"], {"f_divergence_type": "js_divergence"}, FDPO(divergence="js")),
+    (["sigmoid"], {"f_divergence_type": "alpha_divergence"}, FDPO(divergence="alpha")),
+    (["sigmoid", "bco_pair"], {"loss_weights": [0.8, 0.2]}, Sum(losses=[DPO(), BCO()], weights=[0.8, 0.2])),
+]
+
+
+# promise: trl
+@needs_trl
+def test_each_loss_and_its_gradient_are_those_of_trl(parity: ModuleType, tmp_path: Path) -> None:
+    """4 pairs, the policy away from its reference: TRL's loss function and ours, and the norm of the gradient."""
+    setting = parity.prepare(parity.parse(["--noise", "0.2"]), tmp_path)
+    theirs = parity.dpo_trainer(setting)
+    inputs = next(iter(theirs.get_train_dataloader()))
+    data = UltraFeedbackDataModule(str(setting.pairs), **parity.data_options(setting))
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    for names, options, loss in LOSSES:
+        module = DPOModule(str(setting.policy), reference_name=str(setting.model), loss=loss)
+        module.configure_model()
+        total, count = module.step(batch, "train")
+        (total / count).backward()
+        given = {"label_smoothing": 0.0, "f_divergence_type": "reverse_kl", "loss_weights": [1.0]} | options
+        vars(theirs).update(given, loss_types=names)
+        theirs.model.zero_grad()
+        expected = theirs._compute_loss(theirs.model, inputs, False)
+        expected.backward()
+        assert (total / count).item() == pytest.approx(expected.item(), rel=1e-5), loss
+        norms = [
+            get_total_norm([weight.grad for weight in model.parameters()]) for model in (module.policy, theirs.model)
+        ]
+        assert norms[0].item() == pytest.approx(norms[1].item(), rel=1e-4), loss
 
 
 @needs_trl

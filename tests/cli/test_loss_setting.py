@@ -9,9 +9,10 @@ import yaml
 from jsonargparse import Namespace
 
 from smollit.cli.parser import SmollitParser
-from smollit.losses import DPO, IPO, Hinge, PreferenceLoss
+from smollit.losses import DPO, IPO, APOZero, Hinge, PreferenceLoss, SimPO, Sum
 from smollit.modules import DPOModule, FineTuningModule
 
+SUM = Sum(losses=[DPO(), SimPO()])
 DPO_YAML = {"loss": {"class_path": "smollit.losses.DPO", "init_args": {"beta": 0.05, "label_smoothing": 0.1}}}
 
 
@@ -52,6 +53,8 @@ def loss(tmp_path: Path, words: list[str], *configs: dict[str, Any]) -> Preferen
         (["--model.loss.beta=0.2"], [DPO_YAML], DPO(beta=0.2, label_smoothing=0.1)),
         (["--model.loss=dpo"], [DPO_YAML], DPO(beta=0.05, label_smoothing=0.1)),
         (["--model.loss=ipo"], [DPO_YAML], IPO()),
+        (["--model.loss=apo_zero"], [DPO_YAML], APOZero()),
+        ([], [{"loss": {"class_path": "sum", "init_args": {"losses": ["dpo", {"class_path": "SimPO"}]}}}], SUM),
         ([], [DPO_YAML, {"loss": {"class_path": "Hinge", "init_args": {"beta": 2.0}}}], Hinge(beta=2.0)),
     ],
 )
@@ -103,7 +106,7 @@ def test_the_old_spelling_is_answered_with_the_new_one(
     assert (type(new).__name__, new.beta) == (name, beta)
 
 
-@pytest.mark.parametrize("word", ["--model.loss=simpo", "--model.loss.gamma=1", "--model.loss=NLL"])
+@pytest.mark.parametrize("word", ["--model.loss=ppo", "--model.loss.gamma=1", "--model.loss=NLL"])
 def test_what_is_no_preference_loss_is_refused(tmp_path: Path, word: str) -> None:
     """An unknown name, an unknown argument, and a loss of SFT."""
     with pytest.raises(SystemExit):

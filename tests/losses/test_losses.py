@@ -9,7 +9,31 @@ import torch
 from torch import Tensor
 
 from smollit.functional.pairs import Pairs, implicit_rewards
-from smollit.losses import DPO, IPO, Hinge, PreferenceLoss
+from smollit.functional.scores import TokenScores
+from smollit.losses import (
+    AOT,
+    BCO,
+    CPO,
+    DFT,
+    DPO,
+    EXO,
+    FDPO,
+    IPO,
+    LNDPO,
+    NCA,
+    NLL,
+    ORPO,
+    SPPO,
+    AOTUnpaired,
+    APODown,
+    APOZero,
+    DiscoPOP,
+    Hinge,
+    PreferenceLoss,
+    Robust,
+    SimPO,
+    Sum,
+)
 
 
 def make_pairs(policy: Any, reference: Any, num_tokens: Any = None, gaps: list[float] | None = None) -> Pairs:
@@ -20,6 +44,15 @@ def make_pairs(policy: Any, reference: Any, num_tokens: Any = None, gaps: list[f
     return Pairs(policy, reference, num_tokens, torch.zeros_like(policy), gap)
 
 
+def softplus(x: float) -> float:
+    """log(1 + e^x), so -log sigmoid(-x)."""
+    return math.log(1 + math.exp(x))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
 # Chosen -8 against -12 over 4 tokens, rejected -9 against -6 over 3: log-ratios 4 and -3, margin 7.
 PAIR = ([[-8.0, -9.0]], [[-12.0, -6.0]], [[4, 3]])
 
@@ -28,14 +61,42 @@ PAIR = ([[-8.0, -9.0]], [[-12.0, -6.0]], [[4, 3]])
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
-        (DPO(), math.log(1 + math.exp(-0.7))),  # -log sigmoid(0.1 x 7)
-        (DPO(beta=0.2), math.log(1 + math.exp(-1.4))),
-        (DPO(label_smoothing=0.1), 0.9 * math.log(1 + math.exp(-0.7)) + 0.1 * math.log(1 + math.exp(0.7))),
-        (DPO(scores="offset", score_scale=0.5), math.log(1 + math.exp(-0.7 + 0.5 * 3))),  # a gap of 3
+        (DPO(), softplus(-0.7)),  # -log sigmoid(0.1 x 7)
+        (DPO(beta=0.2), softplus(-1.4)),
+        (DPO(label_smoothing=0.1), 0.9 * softplus(-0.7) + 0.1 * softplus(0.7)),
+        (DPO(scores="offset", score_scale=0.5), softplus(-0.7 + 0.5 * 3)),  # a gap of 3
         (IPO(), 9.0),  # means over tokens: 4/4 - (-3/3) = 2; the target is 1 / (2 x 0.1) = 5; (2 - 5)^2
         (Hinge(), 0.3),  # 1 - 0.1 x 7
         (Hinge(beta=0.2), 0.0),  # 1 - 1.4 is below 0
         (IPO(nll_weight=0.5), 9.0 + 0.5 * 8 / 4),  # 8 nats over 4 tokens
+        (Robust(label_smoothing=0.1), (0.9 * softplus(-0.7) - 0.1 * softplus(0.7)) / 0.8),
+        (  # q = (sigmoid(0.7), sigmoid(-0.7)) against (0.9, 0.1)
+            EXO(label_smoothing=0.1),
+            sigmoid(0.7) * math.log(sigmoid(0.7) / 0.9) + sigmoid(-0.7) * math.log(sigmoid(-0.7) / 0.1),
+        ),
+        (LNDPO(beta=0.5), softplus(-0.5 * 2)),  # means over tokens: 1 - -1
+        (  # x = 0.7, w = sigmoid(0.7 / 0.5)
+            DiscoPOP(beta=0.1, tau=0.5),
+            (1 - sigmoid(1.4)) * softplus(-0.7) + sigmoid(1.4) * math.exp(-0.7),
+        ),
+        (NCA(), softplus(-0.4) + softplus(0.4) / 2 + softplus(-0.3) / 2),  # beta a = 0.4, beta b = -0.3
+        (BCO(), softplus(-0.4) + softplus(-0.3)),
+        (SPPO(), 1.0 + 4.0),  # (4 - 5)^2 + (-3 + 5)^2
+        (APOZero(), 1 - sigmoid(0.4) + sigmoid(-0.3)),
+        (APODown(), sigmoid(0.4) + 1 - sigmoid(0.7)),
+        (FDPO(), softplus(-0.1 * ((1 - math.exp(-4)) - (1 - math.exp(3))))),
+        (FDPO(divergence="js"), softplus(-0.1 * (math.log(sigmoid(4)) - math.log(sigmoid(-3))))),
+        (FDPO(divergence="alpha"), softplus(-0.1 * 2 * (math.exp(1.5) - math.exp(-2)))),  # (e^(-u/2) - 1) / -1/2
+        (AOT(), softplus(-0.7)),  # one pair: nothing to sort
+        (AOTUnpaired(label_smoothing=0.1), 0.9 * softplus(-0.7) + 0.1 * softplus(0.7)),
+        (CPO(), softplus(-0.1 * 1) + 8 / 4),  # log p: -8 - -9 = 1; the NLL is part of the paper's loss
+        (SimPO(), softplus(1.0 - 2.0 * (-2 + 3))),  # means over tokens: -2 and -3
+        (  # odds of e^-2 and e^-3, and the NLL per token, 2
+            ORPO(),
+            2 + 0.1 * math.log(1 + (math.exp(-3) / (1 - math.exp(-3))) / (math.exp(-2) / (1 - math.exp(-2)))),
+        ),
+        (Sum(losses=[DPO(), SPPO()], weights=[2.0, 0.5]), 2 * softplus(-0.7) + 0.5 * 5),
+        (Sum(losses=[Hinge(), CPO()]), 0.3 + softplus(-0.1) + 2),
     ],
     ids=repr,
 )
@@ -149,6 +210,13 @@ def test_rewards_are_beta_times_the_log_ratio_without_gradient() -> None:
         (DPO, "label_smoothing", -0.1),
         (Hinge, "nll_weight", -1.0),
         (DPO, "score_scale", 0.0),
+        (DPO, "beta", math.nan),
+        (Robust, "label_smoothing", 0.5),
+        (EXO, "label_smoothing", 0.0),
+        (SimPO, "gamma", math.inf),
+        (DiscoPOP, "tau", 0.0),
+        (FDPO, "alpha", 1.0),
+        (AOT, "label_smoothing", 0.7),
     ],
 )
 def test_arguments_without_a_meaning_are_refused(loss: Any, option: str, value: float) -> None:
@@ -166,3 +234,63 @@ def test_a_loss_has_only_arguments_that_it_uses_and_never_changes() -> None:
         DPO(0.1)  # type: ignore[misc]
     with pytest.raises(FrozenInstanceError):
         DPO().beta = 0.2  # type: ignore[misc]
+
+
+def test_robust_is_right_in_the_mean_over_swapped_labels() -> None:
+    """A label that is swapped with probability 0.2: 0.8 loss(m) + 0.2 loss(-m) is the DPO loss of the true label."""
+    true, flipped = make_pairs([[7.0, 0.0]], [[0.0, 0.0]]), make_pairs([[0.0, 7.0]], [[0.0, 0.0]])
+    loss = Robust(label_smoothing=0.2)
+    mean = 0.8 * loss(true)[0] + 0.2 * loss(flipped)[0]
+    torch.testing.assert_close(mean, DPO()(true)[0])
+
+
+def test_aot_compares_sorted_values() -> None:
+    """Policy differences 3, 1 and reference differences 0, 5: sorted, 1 - 0 = 1 and 3 - 5 = -2, whatever the order.
+    Unpaired: log-ratios of chosen 3, -4, of rejected 0, 0 give -4 - 0 and 3 - 0."""
+    pairs = make_pairs([[3.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [5.0, 0.0]])
+    assert AOT(beta=1.0)(pairs)[0].tolist() == pytest.approx([softplus(-1), softplus(2)])
+    assert AOTUnpaired(beta=1.0)(pairs)[0].tolist() == pytest.approx([softplus(4), softplus(-3)])
+    assert AOT().couples_pairs and Sum(losses=[DPO(), AOT()]).couples_pairs and not DPO().couples_pairs
+
+
+def test_rewards_without_a_reference_are_of_the_policy_alone() -> None:
+    """SimPO, beta 2: 2 x -8/4 and 2 x -9/3; a sum needs a reference if a part of it does."""
+    rewards = SimPO().rewards(make_pairs(*PAIR))
+    assert {side: reward.tolist() for side, reward in rewards.items()} == {"chosen": [-4.0], "rejected": [-6.0]}
+    needs = [loss.needs_reference for loss in (SimPO(), Sum(losses=[CPO(), ORPO()]), Sum(losses=[CPO(), DPO()]))]
+    assert needs == [False, False, True]
+
+
+def test_a_sum_has_a_weight_for_each_loss() -> None:
+    """No losses, too few weights, a negative weight, weights of pairs in a part: each is refused by name."""
+    for options, words in [
+        ({"losses": []}, "losses` must name at least one"),
+        ({"losses": [DPO(), IPO()], "weights": [1.0]}, "one number for each of 2 losses"),
+        ({"losses": [DPO()], "weights": [-1.0]}, "weights` must be at least 0"),
+        ({"losses": [DPO(scores="weight")]}, "set `model.loss.scores` of the sum"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            Sum(**options)  # type: ignore[arg-type]
+
+
+def test_extreme_log_ratios_stay_finite() -> None:
+    """Log-ratios of +-1,000 in fp32: every loss and gradient is a number."""
+    zeros = torch.zeros(2, 2)
+    names = [DPO, Robust, EXO, Hinge, IPO, LNDPO, DiscoPOP, NCA, BCO, SPPO, APOZero, APODown, AOT, CPO, SimPO, ORPO]
+    for loss in [*(name() for name in names), FDPO(), FDPO(divergence="js"), FDPO(divergence="alpha")]:
+        policy = torch.tensor([[-1000.0, -2.0], [-1.0, -1000.0]], requires_grad=True)
+        losses = loss(Pairs(policy, zeros, zeros + 1, zeros))[0]
+        losses.sum().backward()
+        assert policy.grad is not None
+        assert losses.isfinite().all() and policy.grad.isfinite().all(), loss
+
+
+def test_dft_weights_each_token_with_its_probability_without_gradient() -> None:
+    """log p = log 0.5 and log 0.1: 0.5 ln 2 + 0.1 ln 10; gradients -0.5 and -0.1, where NLL has -1 and -1."""
+    logps = torch.tensor([0.5, 0.1], dtype=torch.float64).log().requires_grad_()
+    scores = TokenScores(logps.sum()[None], logps, torch.zeros(2).long(), None, None, None, None)
+    loss, count = DFT()(scores)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5 * math.log(2) + 0.1 * math.log(10)) and count == 2
+    assert logps.grad is not None and logps.grad.tolist() == pytest.approx([-0.5, -0.1])
+    assert NLL()(scores)[0].item() == pytest.approx(math.log(20))

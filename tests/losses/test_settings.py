@@ -8,7 +8,7 @@ import yaml
 from torch import Tensor
 
 from smollit.functional.pairs import Pairs
-from smollit.losses import DPO, IPO, NLL, Hinge, PreferenceLoss
+from smollit.losses import DPO, IPO, NLL, SPPO, APOZero, Hinge, PreferenceLoss, Sum
 from smollit.losses.settings import (
     as_settings,
     completion_loss,
@@ -34,25 +34,42 @@ class Squared(PreferenceLoss):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("sigmoid", DPO()), ("dpo", DPO()), ("IPO", IPO()), ("ipo", IPO()), ("hinge", Hinge()), ("squared", Squared())],
+    [
+        ("sigmoid", DPO()),
+        ("dpo", DPO()),
+        ("IPO", IPO()),
+        ("ipo", IPO()),
+        ("hinge", Hinge()),
+        ("squared", Squared()),
+        ("apo_zero", APOZero()),
+    ],
 )
 def test_names_ignore_case_and_sigmoid_is_dpo(name: str, expected: PreferenceLoss) -> None:
     """Losses of the user's own that are imported have a short name, too."""
     assert preference_loss(name) == expected
 
 
-@pytest.mark.parametrize("loss", [DPO(beta=0.2, label_smoothing=0.1), Hinge(scores="weight"), Squared(target=3.0)])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        DPO(beta=0.2, label_smoothing=0.1),
+        Hinge(scores="weight"),
+        Squared(target=3.0),
+        Sum(losses=[DPO(beta=0.2), Sum(losses=[SPPO()])], weights=[0.5, 1.0]),
+    ],
+)
 def test_a_loss_is_plain_in_a_checkpoint_and_comes_back(loss: PreferenceLoss) -> None:
     """Through YAML and back: {class_path, init_args} of plain values; shipped losses by their short import path."""
     settings = yaml.safe_load(yaml.safe_dump(as_settings(loss)))
     assert preference_loss(settings) == loss
-    assert settings["class_path"] in {"smollit.losses.DPO", "smollit.losses.Hinge", f"{__name__}.Squared"}
+    own = isinstance(loss, Squared)
+    assert settings["class_path"] == (f"{__name__}.Squared" if own else f"smollit.losses.{type(loss).__name__}")
 
 
 def test_what_is_no_loss_is_refused_with_the_names() -> None:
     """An unknown name, a module that is not there, another class, and a loss of the other family."""
-    with pytest.raises(ValueError, match=r"`model.loss` is simpo: expected one of DPO, .*IPO, NLL"):
-        preference_loss("simpo")
+    with pytest.raises(ValueError, match=r"`model.loss` is ppo: expected one of AOT, .*SimPO, Squared, Sum"):
+        preference_loss("ppo")
     with pytest.raises(ValueError, match=r"`model.loss` is nowhere.Loss, which can't be imported"):
         preference_loss("nowhere.Loss")
     with pytest.raises(ValueError, match=r"`model.loss` is pathlib.Path: expected"):
@@ -75,6 +92,8 @@ def test_naming_another_loss_uses_its_own_defaults() -> None:
     assert dropped == {"beta": 0.05, "label_smoothing": 0.1}
     given = {"class_path": "Squared", "init_args": {"target": 5.0}}
     assert preference_loss(named_loss(given, before)[0]) == Squared(beta=1.0, target=5.0)
+    parts = {"class_path": "sum", "init_args": {"losses": ["apo_zero", {"class_path": "IPO"}]}}
+    assert preference_loss(named_loss(parts, None)[0]) == Sum(losses=[APOZero(), IPO()])
     assert named_loss("sigmoid", before) == ({"class_path": "smollit.losses.DPO", "init_args": {}}, {})
     assert named_loss({"init_args": {"beta": 0.3}}, before) == ({"init_args": {"beta": 0.3}}, {})
 

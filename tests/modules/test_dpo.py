@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from smollit.batch import Batch
 from smollit.data.batching.collate import collate_pairs
-from smollit.losses import DPO, IPO, Hinge, PreferenceLoss
+from smollit.losses import CPO, DPO, IPO, ORPO, Hinge, PreferenceLoss, SimPO
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
 from smollit.training import SmollitTrainer
@@ -257,6 +257,20 @@ def test_each_loss_arrives_in_the_step(tiny_model: Path, loss: PreferenceLoss) -
     torch.testing.assert_close(loss_sum, expected.sum(), rtol=1e-5, atol=1e-6)
     for name, parameter in module.policy.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [SimPO(), CPO(), ORPO()])
+def test_without_a_reference_no_second_model_is_loaded(tiny_model: Path, tmp_path: Path, loss: PreferenceLoss) -> None:
+    """The loss of the policy's own log-probabilities; a reference that is named would have no effect."""
+    module = ready(tiny_model, loss=loss)
+    assert not module.scorer.has_model
+    found, _ = module.step(batch_of(PAIRS), "train")
+    policy = module.policy(batch_of(PAIRS), mean_logits=True)
+    expected = loss(policy.per_pair(reference=torch.zeros(8)))[0]
+    torch.testing.assert_close(found, expected.sum())
+    trainer(tmp_path).fit(module, loader(4))
+    with pytest.raises(ValueError, match="which has no reference: leave out"):
+        DPOModule(str(tiny_model), loss=loss, reference="precomputed")
 
 
 # case: metrics-08
