@@ -5,7 +5,7 @@ import os
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -25,7 +25,7 @@ from smollit.data.template.tokenize import load_tokenizer
 log = logging.getLogger("smollit.data")
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 SOURCE_SETTINGS = ("dataset", "train_split", "format", "columns", "extra_roles", "convert")
-TEMPLATE_SETTINGS = ("tokenizer_name", "chat_template", "add_tokens", "default_system")
+TEMPLATE_SETTINGS = ("tokenizer_name", "chat_template", "add_tokens", "default_system", "chat_template_kwargs")
 ENCODE_SETTINGS = tuple(field.name for field in fields(EncodeOptions) if field.name != "kind")
 
 
@@ -51,6 +51,8 @@ class TokenizedDataModule(LightningDataModule):
         add_tokens: Add the template's markers to the tokenizer as single tokens where they are not. The model gets
             embeddings for them, initialized with the mean of all others.
         default_system: System text that the template adds by default: `keep`, `drop`, or a text that replaces it.
+        chat_template_kwargs: Switches of the chat template for all rows, such as {enable_thinking: false}; those in a
+            row's column `chat_template_kwargs` override them. They become defaults of the exported template.
         max_length: Longest sequence in tokens; for pairs, of the prompt and either response together.
         truncate: How longer rows are shortened. `right` truncates on the right, of pairs both responses; `left-turns`
             drops whole turns from the start, of pairs from the prompt's; `drop` drops the row; `error` refuses the run.
@@ -87,6 +89,7 @@ class TokenizedDataModule(LightningDataModule):
         chat_template: str = "auto",
         add_tokens: bool = False,
         default_system: str = "keep",
+        chat_template_kwargs: dict[str, Any] | None = None,
         max_length: int = 2048,
         truncate: Truncate = "right",
         train_on: str | list[str] = "assistant",
@@ -117,6 +120,7 @@ class TokenizedDataModule(LightningDataModule):
         self.chat_template = chat_template
         self.add_tokens = add_tokens
         self.default_system = default_system
+        self.chat_template_kwargs = chat_template_kwargs
         self.encode_options = EncodeOptions(
             kind=self.kind,
             max_length=max_length,
@@ -149,6 +153,7 @@ class TokenizedDataModule(LightningDataModule):
                 self.chat_template,
                 allow_default=self.kind == "chat",
                 default_system=self.default_system,
+                switches=self.chat_template_kwargs,
             )
             self._template = load()
             if self.add_tokens and tokenizer.add_tokens(self._template.split_markers(), special_tokens=True):

@@ -82,7 +82,7 @@ def test_each_token_setting_changes_the_cache_key(
         "columns": {"messages": "dialog"}, "extra_roles": ["critic"], "tokenizer_name": str(tmp_path / "tokenizer"),
         "chat_template": "article", "add_tokens": True, "default_system": "drop", "max_length": 65,
         "truncate": "left-turns", "train_on": "last", "control_text": "drop", "min_score_gap": 0.0,
-        "score_ties": "drop", "convert": "copy.copy",
+        "score_ties": "drop", "convert": "copy.copy", "chat_template_kwargs": {"mood": 1},
     }  # fmt: skip
     kind = PreferenceDataModule if name in ("min_score_gap", "score_ties") else ChatDataModule
 

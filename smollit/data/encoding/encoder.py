@@ -169,9 +169,9 @@ class Encoder:
         if isinstance(record, Text):
             found = self.template.control.pattern.findall(record.text)
         elif isinstance(record, Preference):
-            found = self.template.control.find([*record.prompt, record.chosen, record.rejected])
+            found = self.template.control.find([*record.prompt, record.chosen, record.rejected, record.variables])
         else:
-            found = self.template.control.find(record.messages)
+            found = self.template.control.find([*record.messages, record.variables])
         if found and self.options.control_text != "escape":
             reason = DropReason.CONTROL_TEXT if self.options.control_text == "drop" else DropReason.CONTROL_TEXT_ERROR
             raise BadRow(reason, f"{found[0]!r} is a control token of the tokenizer or the template")

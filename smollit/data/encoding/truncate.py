@@ -76,7 +76,7 @@ def candidates(record: Record, train_on: TrainOn) -> list[Record]:
     if isinstance(record, Conversation):
         last = messages_with_loss(record.messages, train_on)[-1]
         system, starts = _user_turns(record.messages[:last])
-        return [Conversation([*system, *record.messages[start:]]) for start in starts]
+        return [replace(record, messages=[*system, *record.messages[start:]]) for start in starts]
     if isinstance(record, Preference):
         system, starts = _user_turns(record.prompt)
         prompts = [[*system, *record.prompt[start:]] for start in starts]

@@ -1,6 +1,7 @@
 """Rows -> Conversation, Preference or Text: one function per format."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
@@ -23,6 +24,7 @@ from smollit.data.formats.types import (
     make_conversation,
     shown,
 )
+from smollit.data.formats.variables import parse_variables
 from smollit.data.sources.files import Row, parse_line
 from smollit.data.sources.readers import RAW
 
@@ -51,7 +53,9 @@ def to_record(row: Row, format: Format) -> Conversation | Preference | Text:
     """
     row = format.convert(row) if format.convert else row
     try:
-        return _convert(Fields(row, format.columns, format.roles), format)
+        fields = Fields(row, format.columns, format.roles)
+        record, variables = _convert(fields, format), parse_variables(fields)
+        return replace(record, variables=variables) if variables and not isinstance(record, Text) else record
     except RecursionError as error:
         raise BadRow(DropReason.MALFORMED_MESSAGES, "lists or objects are nested too deeply") from error
 

@@ -13,6 +13,7 @@ class DropReason(StrEnum):
     MALFORMED_WEIGHT = "malformed weight"
     MALFORMED_DIALOGUE = "malformed dialogue"
     MALFORMED_SCORE = "malformed score"
+    MALFORMED_TOOLS = "malformed tools or chat_template_kwargs"
     UNKNOWN_ROLE = "unknown role"
     NULL_CONTENT = "null content"
     NOT_TEXT = "content is not text"

@@ -13,6 +13,7 @@ from smollit.data.sources.mixture import FormatName
 
 Parts = dict[str, str]  # part -> column
 SCORES = ("score_chosen", "score_rejected")
+VARIABLES = ("tools", "chat_template_kwargs")  # what the chat template gets besides messages
 
 
 class Layout(NamedTuple):
@@ -25,16 +26,16 @@ class Layout(NamedTuple):
 # In the order of precedence: the first format that fits is used.
 LAYOUTS: dict[Kind, dict[FormatName, Layout]] = {
     "chat": {
-        "sharegpt": Layout(("messages",), ("system",)),
-        "messages": Layout(("messages",), ("system",)),
-        "prompt_completion": Layout(("prompt", "completion"), ("system",)),
-        "alpaca": Layout(("instruction", "output"), ("input", "system")),
-        "dialogue": Layout(("text",), ("system",)),
+        "sharegpt": Layout(("messages",), ("system", *VARIABLES)),
+        "messages": Layout(("messages",), ("system", *VARIABLES)),
+        "prompt_completion": Layout(("prompt", "completion"), ("system", *VARIABLES)),
+        "alpaca": Layout(("instruction", "output"), ("input", "system", *VARIABLES)),
+        "dialogue": Layout(("text",), ("system", *VARIABLES)),
         "text": Layout(("text",)),
     },
     "preference": {
-        "dialogue": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES)),
-        "preference": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES)),
+        "dialogue": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES, *VARIABLES)),
+        "preference": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES, *VARIABLES)),
     },
 }
 
@@ -82,6 +83,8 @@ class Format:
             said.append("roles " + ", ".join(f"{name} -> {ALIASES[name.strip().lower()]}" for name in self.seen))
         if "system" in self.columns:
             said.append(f"system text from `{self.columns['system']}`")
+        if given := [f"`{self.columns[part]}`" for part in VARIABLES if part in self.columns]:
+            said.append("given to the chat template: " + " and ".join(given))
         if self.has_scores:
             said.append("scores from " + " and ".join(f"`{self.columns[part]}`" for part in SCORES))
         if self.roles.extra:

@@ -86,14 +86,14 @@ def parse_turns(value: Any, role: str, where: str, roles: Roles) -> list[Message
     return parse_messages(value, where, roles)
 
 
-def decode(text: str, where: str) -> Any:
+def decode(text: str, where: str, reason: DropReason = DropReason.MALFORMED_MESSAGES) -> Any:
     """The value of a JSON text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{where} is a text that is not JSON ({error})") from error
+        raise BadRow(reason, f"{where} is a text that is not JSON ({error})") from error
     except ValueError as error:  # an integer of more than 4,300 digits
-        raise BadRow(DropReason.MALFORMED_MESSAGES, f"{where} holds a number that is too long") from error
+        raise BadRow(reason, f"{where} holds a number that is too long") from error
 
 
 def parse_message(message: Any, where: str, roles: Roles) -> Message:

@@ -1,12 +1,13 @@
 """Conversation, Preference and Text: the records of rows, and the invariants of their turns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 
 Kind = Literal["chat", "preference"]
 Message = dict[str, Any]  # role, content (a text), `train` if the row has it, and its other keys that are not null
+Variables = dict[str, Any]  # what a row gives the chat template besides its messages: `tools`, switches
 SHORT = 40  # characters of a value that errors show
 
 
@@ -19,6 +20,7 @@ class Conversation:
     """
 
     messages: list[Message]
+    variables: Variables = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Preference:
     chosen: Message
     rejected: Message
     score_gap: float | None = None
+    variables: Variables = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class ControlText:
         Raises:
             BadRow: If it reads as the template's own, or is outside of the contents.
         """
-        found, spans = self.find(chat.messages), None
+        found, spans = self.find([*chat.messages, chat.variables]), None
         if chat.contents is not None:
             spans = [hit.span() for start, end in chat.contents for hit in self.pattern.finditer(chat.text, start, end)]
         same = next((text for text in found if text not in self._escapable), None)

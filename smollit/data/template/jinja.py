@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 # `{% generation %}` tag, `strftime_now`, `raise_exception`, `tojson`) must be transformers' own.
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from smollit.data.formats.types import Message
+from smollit.data.formats.types import Message, Variables
 
 Span = tuple[int, int]  # [start, end), in characters or tokens
-SpecialTokens = dict[str, Any]  # bos_token, eos_token, ... as templates read them
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no switches
 
 
 def read_source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: bool) -> tuple[str, str]:
@@ -43,27 +43,45 @@ def read_source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: 
     return Path(choice).read_text(encoding="utf-8"), f"the chat template {choice}"
 
 
-def render_text(source: str, messages: list[Message], special: SpecialTokens, *, generation_prompt: bool) -> str:
-    """The text of the messages."""
+def render_text(source: str, messages: list[Message], variables: Variables, *, generation_prompt: bool) -> str:
+    """The text of the messages, with other variables of the template: its special tokens, and a row's own."""
     chat = _without_train(messages)
-    if any(len(message) > 2 for message in chat):  # tool calls, thoughts: transformers prepares them
+    if "tools" in variables or any(len(message) > 2 for message in chat):  # transformers prepares tools and thoughts
         rendered: Any = render_jinja_template(
-            [chat], chat_template=source, add_generation_prompt=generation_prompt, **special
+            [chat], chat_template=source, add_generation_prompt=generation_prompt, **variables
         )
         return str(rendered[0][0])
     template, known = _compiled(source)
     given = {"messages": chat, "tools": None, "documents": None, "add_generation_prompt": generation_prompt}
     environment = template.environment
-    context = environment.context_class(environment, {**known, **given, **special}, template.name, template.blocks)
+    context = environment.context_class(environment, {**known, **given, **variables}, template.name, template.blocks)
     return environment.concat(template.root_render_func(context))
 
 
-def render_with_blocks(source: str, messages: list[Message], special: SpecialTokens) -> tuple[str, list[Span]]:
+def render_with_blocks(source: str, messages: list[Message], variables: Variables) -> tuple[str, list[Span]]:
     """The text of the messages, and the spans of its `{% generation %}` blocks."""
     chat = _without_train(messages)
-    rendered: Any = render_jinja_template([chat], chat_template=source, return_assistant_tokens_mask=True, **special)
+    rendered: Any = render_jinja_template([chat], chat_template=source, return_assistant_tokens_mask=True, **variables)
     texts, blocks = rendered
     return texts[0], blocks[0]
+
+
+def with_defaults(source: str, switches: Variables, special: Variables) -> str:
+    """The template with the switches as defaults, so that training and the exported tokenizer render the same text.
+
+    What a caller passes still overrides them, except for special tokens, which every caller passes.
+
+    Raises:
+        ValueError: If a switch has no name that a template can read, or sets what every chat sets.
+    """
+    lines = []
+    for name, value in switches.items():
+        if not name.isidentifier() or name in RESERVED:
+            raise ValueError(f"`data.chat_template_kwargs` has the key {name!r}, which is no switch of a template")
+        line = f"{{% set {name} = {value!r} %}}"
+        lines.append(line if name in special else f"{{% if {name} is not defined %}}{line}{{% endif %}}")
+    # An empty expression, since the newline after a block would be removed.
+    return "".join(lines) + "{{ '' }}" + source if lines else source
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.types import Message
+from smollit.data.formats.types import Message, Variables
 from smollit.data.template.jinja import Span, render_text, render_with_blocks
 
 SENTINEL = "\ue000content\ue001"  # private-use characters: no template prints this text
@@ -43,6 +43,7 @@ class RenderedChat(NamedTuple):
         contents: The span of each message's content; None if the template does more than print contents.
         blocks: The spans of its `{% generation %}` blocks.
         given: By index of a joined message, the number of its characters that belong to the first of the turns.
+        variables: What the template got besides the messages.
     """
 
     messages: list[Message]
@@ -50,6 +51,7 @@ class RenderedChat(NamedTuple):
     contents: list[Span] | None
     blocks: list[Span]
     given: dict[int, int]
+    variables: Variables
 
 
 class Renderer:
@@ -59,14 +61,28 @@ class Renderer:
         tokenizer: The tokenizer whose special tokens the template may use.
         source: The Jinja template.
         name: Name of the template in errors.
+        variables: What the template gets besides messages and special tokens: a row's tools and switches.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, name: str) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, source: str, name: str, variables: Variables | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.source = source
         self.name = name
+        self.variables = variables or {}
+        self._bound: Renderer | None = None
         self._skeletons: dict[tuple[str, ...], Skeleton] = {}  # by the roles of a chat's messages
         self._shapes: dict[str, Shape | None] = {}
+
+    def bind(self, variables: Variables) -> "Renderer":
+        """The same template with the variables of a row. The last one is kept, since rows share their tools."""
+        if not variables:
+            return self
+        if self._bound is None or self._bound.variables != variables:
+            self._bound = Renderer(self.tokenizer, self.source, self.name, variables)
+            self._bound._shapes = self._shapes  # verified on each row, and so only a guess
+        return self._bound
 
     def render(
         self, messages: list[Message], *, with_blocks: bool = False, like: RenderedChat | None = None
@@ -83,7 +99,7 @@ class Renderer:
         """
         text, blocks = self._render(messages, with_blocks=with_blocks)
         contents = self._reuse(like, messages[-1], text) if like else None
-        return RenderedChat(messages, text, contents or self._locate(messages, text), blocks, {})
+        return RenderedChat(messages, text, contents or self._locate(messages, text), blocks, {}, self.variables)
 
     def text(self, messages: list[Message], *, generation_prompt: bool = False) -> str:
         """The text of the messages, with the header of the next assistant turn if `generation_prompt`.
@@ -137,17 +153,17 @@ class Renderer:
     ) -> tuple[str, list[Span]]:
         try:
             if with_blocks:
-                return render_with_blocks(self.source, messages, self._special_tokens)
+                return render_with_blocks(self.source, messages, self._all_variables)
             prompt = generation_prompt
-            return render_text(self.source, messages, self._special_tokens, generation_prompt=prompt), []
+            return render_text(self.source, messages, self._all_variables, generation_prompt=prompt), []
         except Exception as error:  # a template may fail in any way that Jinja and Python know
             raise BadRow(
                 DropReason.REFUSED_BY_TEMPLATE, f"{self.name} fails with {type(error).__name__}: {error}"
             ) from error
 
     @cached_property
-    def _special_tokens(self) -> dict[str, str]:
-        return self.tokenizer.special_tokens_map
+    def _all_variables(self) -> Variables:
+        return {**self.tokenizer.special_tokens_map, **self.variables}
 
     def _try_shape(self, chat: list[Message]) -> Shape | None:
         """How the message whose content is SENTINEL is printed; None if the template fails on it or rewrites it."""

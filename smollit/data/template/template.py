@@ -11,9 +11,9 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.formats.types import Conversation, Message, Preference
+from smollit.data.formats.types import Conversation, Message, Preference, Variables
 from smollit.data.template.control import ControlText
-from smollit.data.template.jinja import read_source
+from smollit.data.template.jinja import read_source, with_defaults
 from smollit.data.template.loss_spans import (
     Headers,
     LossSpan,
@@ -55,18 +55,22 @@ class ChatTemplate:
         self.control = ControlText(self._renderer)
         self._segment_tokenizer = SegmentTokenizer(tokenizer, self.control)
 
-    def render(self, messages: list[Message], *, like: RenderedChat | None = None) -> RenderedChat:
+    def render(
+        self, messages: list[Message], *, variables: Variables | None = None, like: RenderedChat | None = None
+    ) -> RenderedChat:
         """A chat as text, with the spans of its contents.
 
         Args:
             messages: The messages. An assistant turn that follows another continues it.
+            variables: What the template gets besides: the row's tools and switches.
             like: A rendered chat that differs in its last message only: its spans are reused.
 
         Raises:
             BadRow: If the template fails on the messages.
         """
         joined, given = join_continued(messages)
-        chat = self._renderer.render(joined, with_blocks=self.span_source == "markers", like=like)
+        renderer = self._renderer.bind(variables or {})
+        chat = renderer.render(joined, with_blocks=self.span_source == "markers", like=like)
         return chat._replace(given=given) if given else chat
 
     def loss_spans(self, chat: RenderedChat, train_on: TrainOn = "assistant") -> list[LossSpan]:
@@ -79,7 +83,7 @@ class ChatTemplate:
         Raises:
             BadRow: If no message counts in the loss, or a span can't be found or verified.
         """
-        return self._finder.find(chat, messages_with_loss(chat.messages, train_on))
+        return self._finder_of(chat).find(chat, messages_with_loss(chat.messages, train_on))
 
     def segment_chat(
         self, conversation: Conversation, train_on: TrainOn = "assistant", *, has_control: bool = True
@@ -94,7 +98,7 @@ class ChatTemplate:
         Raises:
             BadRow: If the template can't render it, no message counts in the loss, or a span can't be verified.
         """
-        chat = self.render(conversation.messages)
+        chat = self.render(conversation.messages, variables=conversation.variables)
         return self._cut(chat, self.loss_spans(chat, train_on), has_control=has_control)
 
     def segment_pair(self, pair: Preference, *, has_control: bool = True) -> SegmentedRow:
@@ -107,12 +111,12 @@ class ChatTemplate:
         Raises:
             BadRow: As `segment_chat`.
         """
-        chosen = self.render([*pair.prompt, pair.chosen])
-        rejected = self.render([*pair.prompt, pair.rejected], like=chosen)
+        chosen = self.render([*pair.prompt, pair.chosen], variables=pair.variables)
+        rejected = self.render([*pair.prompt, pair.rejected], variables=pair.variables, like=chosen)
         last = [len(chosen.messages) - 1]
         verified: Headers = {}
         rows = [
-            self._cut(chat, self._finder.find(chat, last, verified), has_control=has_control)
+            self._cut(chat, self._finder_of(chat).find(chat, last, verified), has_control=has_control)
             for chat in (chosen, rejected)
         ]
         prompt, other = ([segment for segment in row.segments if not segment.in_loss] for row in rows)
@@ -135,6 +139,10 @@ class ChatTemplate:
         before = [Segment(bos, False)] if self._segment_tokenizer.adds_bos and not text.startswith(bos) else []
         after = [Segment(eos, True)] if eos and not text.endswith(eos) else []
         return SegmentedRow(segments=(*before, Segment(text, True), *after))
+
+    def _finder_of(self, chat: RenderedChat) -> LossSpanFinder:
+        """The finder of loss spans that renders with the variables of the chat."""
+        return LossSpanFinder(self._renderer.bind(chat.variables), self.span_source) if chat.variables else self._finder
 
     def _cut(self, chat: RenderedChat, spans: list[LossSpan], *, has_control: bool) -> SegmentedRow:
         """The text up to the end of the last span, split where spans and control text start and end."""
@@ -211,22 +219,14 @@ class ChatTemplate:
         """The dependencies of rendered texts: the source, and today's date if the template prints it."""
         return self.source + (date.today().isoformat() if "strftime_now" in self.source else "")
 
-    def notes(self) -> list[str]:
-        """Notes about the template for the user, logged once per run."""
-        how = "its generation markers" if self.span_source == "markers" else "rendering the turns before them"
-        lines = [f"{self.name}: assistant turns are found by {how}, and verified on every row"]
-        if self.default_system_text():
-            lines.append(
-                f"{self.name} adds the system text {self.default_system_text()!r} to chats without one:"
-                " `data.default_system` can drop or replace it"
-            )
-        if self.cache_text != self.source:
-            lines.append(f"{self.name} prints today's date: the data is tokenized again each day")
-        return lines
-
 
 def load_template(
-    tokenizer: PreTrainedTokenizerBase, choice: str, *, allow_default: bool = True, default_system: str = "keep"
+    tokenizer: PreTrainedTokenizerBase,
+    choice: str,
+    *,
+    allow_default: bool = True,
+    default_system: str = "keep",
+    switches: Variables | None = None,
 ) -> ChatTemplate:
     """The template that `choice` names, once probes show how to find loss spans in it.
 
@@ -236,12 +236,14 @@ def load_template(
         allow_default: Whether `auto` may fall back on ChatML.
         default_system: Treatment of the system text that the template adds to chats without one: `keep`, `drop`,
             or a text that replaces it.
+        switches: Variables of the template, such as `enable_thinking`, that become its defaults.
 
     Raises:
         ValueError: If the file is missing, the tokenizer has no template and none may be assumed, or the template
             is unsound.
     """
     source, name = read_source(tokenizer, choice, allow_default)
+    source = with_defaults(source, switches or {}, tokenizer.special_tokens_map)
     renderer = Renderer(tokenizer, source, name)
     span_source = choose_span_source(renderer)
     if default_system != "keep":

@@ -6,6 +6,7 @@ from datetime import date, datetime, timedelta
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from smollit.data.template.notes import notes
 from smollit.data.template.template import ChatTemplate, load_template
 from tests.data.conftest import user
 
@@ -73,7 +74,7 @@ def test_the_date_is_part_of_what_the_cache_depends_on(load: Load, chatml: ChatT
     dated = load("{{ strftime_now('%Y') }}" + TURNS + PROMPT)
     days = {date.today(), (datetime.now() - timedelta(minutes=5)).date()}  # two at midnight
     assert dated.cache_text in {dated.source + day.isoformat() for day in days}
-    assert any("today's date" in note for note in dated.notes())
+    assert any("today's date" in note for note in notes(dated))
     assert chatml.cache_text == chatml.source
 
 

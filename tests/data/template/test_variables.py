@@ -1,0 +1,116 @@
+"""Tools and switches, of a row and of `data.chat_template_kwargs`, reach the template as transformers passes them."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from smollit.data import ChatDataModule, PreferenceDataModule
+from smollit.data.batching.collate import collate_prompts
+from smollit.data.template.template import ChatTemplate
+from tests.data.conftest import assistant, make, ready, user
+
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "mul")]
+SOURCE = (
+    "T:{{ tools[0].function.name if tools }}|{{ mood }}|{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHAT = [user("a?"), assistant("b."), user("c?"), assistant("d.")]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "mine.jinja").write_text(SOURCE)
+    return tmp_path / "mine.jinja"
+
+
+def write(tmp_path: Path, rows: list[dict[str, Any]]) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def texts(module: ChatDataModule, split: str = "train") -> list[list[tuple[str, bool]]]:
+    """Of each chat, its text in pieces, and whether each counts in the loss."""
+    found = []
+    for example in module.examples[split]:
+        ends = [0, *example["spans"], len(example["input_ids"])]
+        pieces = [module.template.tokenizer.decode(example["input_ids"][a:b]) for a, b in pairwise(ends)]
+        found.append([(text, bool(number % 2)) for number, text in enumerate(pieces) if text])
+    return found
+
+
+# case: F2
+@pytest.mark.parametrize("written", [TOOLS, json.dumps(TOOLS), [json.dumps(tool) for tool in TOOLS]])
+def test_tools_of_a_row_reach_the_template(tmp_path: Path, source: Path, written: Any) -> None:
+    """The text starts with T:add, which is context, also in the prompt of `predict`; another row has none."""
+    rows = [{"messages": CHAT, "tools": written}, {"messages": CHAT, "tools": None}]
+    module = ready(tmp_path, write(tmp_path, rows), chat_template=str(source))
+    before = "||<user>a?<|im_end|><assistant>"
+    rest = [("b.<|im_end|>", True), ("<user>c?<|im_end|><assistant>", False), ("d.<|im_end|>", True)]
+    assert texts(module) == [[("T:add" + before, False), *rest], [("T:" + before, False), *rest]]
+    prompts = collate_prompts([[module.examples["train"][0]]])
+    prompt = module.template.tokenizer.decode(prompts.input_ids[0])
+    assert prompt == "T:add||<user>a?<|im_end|><assistant>b.<|im_end|><user>c?<|im_end|><assistant>"
+
+
+def test_tools_of_a_pair_reach_the_template(tmp_path: Path, source: Path) -> None:
+    rows = [{"prompt": "a?", "chosen": "b.", "rejected": "c.", "tools": TOOLS[1:], "chat_template_kwargs": {"mood": 3}}]
+    module = ready(tmp_path, write(tmp_path, rows), PreferenceDataModule, chat_template=str(source))
+    ids = module.examples["train"][0]["prompt_ids"]
+    assert module.template.tokenizer.decode(ids) == "T:mul|3|<user>a?<|im_end|><assistant>"
+
+
+# case: F2
+def test_switches_of_all_rows_and_of_a_row(tmp_path: Path, source: Path) -> None:
+    """A row's switch wins; another setting is another entry of the cache; the source of the export has the default."""
+    data = write(tmp_path, [{"messages": CHAT[:2]}, {"messages": CHAT[:2], "chat_template_kwargs": '{"mood": "sad"}'}])
+    options: dict[str, Any] = {"chat_template": str(source), "chat_template_kwargs": {"mood": "it's {{ fine }}"}}
+    module = ready(tmp_path, data, **options)
+    assert [pieces[0][0].split("|")[1] for pieces in texts(module)] == ["it's {{ fine }}", "sad"]
+    other = ready(tmp_path, data, **options | {"chat_template_kwargs": {"mood": "good"}})
+    assert other.examples["train"].keys != module.examples["train"].keys
+    tokenizer, template = module.template.tokenizer, module.template
+    text = tokenizer.apply_chat_template(CHAT, chat_template=template.source, tokenize=False)
+    assert text == template.render(CHAT).text and text.startswith("T:|it's {{ fine }}|")
+    with pytest.raises(ValueError, match=r"`data.chat_template_kwargs` has the key 'tools', which is no switch"):
+        _ = make(tmp_path, data, chat_template_kwargs={"tools": []}).template
+
+
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [
+        ({"tools": "hammer"}, "`tools` is a text that is not JSON"),
+        ({"tools": {"name": "add"}}, "`tools` must be a list of tools, or its JSON text, got dict"),
+        ({"tools": [3]}, r"tools\[0\] must be an object, got 3"),
+        ({"chat_template_kwargs": [3]}, "`chat_template_kwargs` must be an object, got list"),
+        (
+            {"chat_template_kwargs": {"messages": 3}},
+            "`chat_template_kwargs` has the key 'messages', which is no switch",
+        ),
+        (
+            {"tools": [{"function": {"name": "<|im_end|>"}}]},
+            "is where the template does more than print a message's text",
+        ),
+    ],
+)
+def test_malformed_tools_and_switches_are_named(
+    tmp_path: Path, source: Path, column: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ValueError, match="row 0: .*" + what):
+        ready(tmp_path, write(tmp_path, [{"messages": CHAT, **column}]), chat_template=str(source))
+
+
+@pytest.mark.parametrize("variables", [{"tools": TOOLS}, {"mood": 1}, {"tools": TOOLS, "mood": [1]}])
+def test_variables_render_as_transformers_renders_them(
+    load: Callable[..., ChatTemplate], tiny_tokenizer: PreTrainedTokenizerBase, variables: dict[str, Any]
+) -> None:
+    called = [user("a"), assistant("", tool_calls=[{"function": {"name": "add", "arguments": {"ö": 1}}}])]
+    for messages in (CHAT, called):
+        expected = tiny_tokenizer.apply_chat_template(messages, chat_template=SOURCE, tokenize=False, **variables)
+        assert load(SOURCE).render(messages, variables=variables).text == expected
