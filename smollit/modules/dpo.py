@@ -105,8 +105,8 @@ class DPOModule(FineTuningModule):
         self.scorer.place(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the identity of the reference, not its weights."""
-        checkpoint["reference"] = self.scorer.identity
+        """Save the identity of the reference, and its weights only if they follow the policy."""
+        checkpoint["reference"] = self.scorer.state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume with another reference.
@@ -114,4 +114,4 @@ class DPOModule(FineTuningModule):
         Raises:
             ValueError: If the reference's weights are not those that the run began with.
         """
-        self.scorer.check_identity(checkpoint.get("reference"))
+        self.scorer.restore(checkpoint.get("reference"))

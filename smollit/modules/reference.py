@@ -16,7 +16,7 @@ ScorerMode = Literal["frozen", "offloaded", "precomputed", "none"]
 
 
 class ReferenceScorer:
-    """Log-probabilities of responses under the weights that the run began with.
+    """Log-probabilities of responses under the weights that the run began with, unless `follow` has moved them.
 
     It is not an nn.Module, so the reference's weights are neither in checkpoints nor in the optimizer, and `train()`
     does not apply to them.
@@ -32,6 +32,7 @@ class ReferenceScorer:
         self.fingerprint: str | None = None  # identifies the weights; set when the model, or its scores, are loaded
         self._model: nn.Module | None = None
         self._is_sharded = False
+        self._has_moved = False
 
     @property
     def model(self) -> nn.Module:
@@ -87,13 +88,32 @@ class ReferenceScorer:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         return functional_call(self.model, moved, (batch,))
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Source and fingerprint of the reference, for checkpoints."""
-        return {"source": self.name, "fingerprint": self.fingerprint}
+    @torch.no_grad()
+    def follow(self, policy: nn.Module, weight: float) -> None:
+        """Move the reference towards the policy: (1 - weight) x reference + weight x policy, eq. 3 of TR-DPO.
 
-    def check_identity(self, saved: dict[str, Any] | None) -> None:
-        """Refuse to resume with another reference.
+        https://arxiv.org/abs/2404.09656. From then on, checkpoints hold the reference's weights.
+
+        Raises:
+            ValueError: If there is no whole model to move.
+        """
+        if self._model is None or self._is_sharded:
+            raise ValueError(
+                "a reference that follows the policy needs `model.reference: frozen` or `offloaded`, and a strategy"
+                f" that does not shard it; `model.reference` is {self.mode}"
+            )
+        for reference, current in zip(self.model.parameters(), policy.parameters(), strict=True):
+            reference.lerp_(current.to(reference), weight)
+        self._has_moved = True
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Source and fingerprint of the reference, for checkpoints, and its weights if they have moved."""
+        weights = {"weights": self.model.state_dict()} if self._has_moved else {}
+        return {"source": self.name, "fingerprint": self.fingerprint} | weights
+
+    def restore(self, saved: dict[str, Any] | None) -> None:
+        """Take moved weights from a checkpoint, and refuse to resume with another reference.
 
         Raises:
             ValueError: If the weights are not those that the run began with.
@@ -103,3 +123,6 @@ class ReferenceScorer:
                 f"this run began with the reference {saved['source']}, and {self.name} now holds other weights:"
                 " rewards would not be comparable. Give the original reference, or start a new run"
             )
+        if saved and "weights" in saved:
+            self.model.load_state_dict(saved["weights"])
+            self._has_moved = True

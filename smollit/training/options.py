@@ -22,7 +22,7 @@ from smollit.training.logs.start_summary import StartSummary
 from smollit.training.memory import OutOfMemory
 from smollit.training.predictions import WritePredictions
 from smollit.training.reference import ReferenceScores
-from smollit.training.stop import GracefulStop
+from smollit.training.stop import GracefulStop, SaveAtEnd
 
 
 class ShardedStrategy(FSDPStrategy):
@@ -100,7 +100,8 @@ def with_built_in(
     by_default = (ModelCheckpoint, ModelSummary, AnyProgressBar)
     replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
     kept = [callback for callback in callbacks if callback not in replaced]
-    first: list[Callback] = [run_state, StartSummary(), WritePredictions(), OutOfMemory()]
+    stop = GracefulStop(folder)
+    first: list[Callback] = [run_state, SaveAtEnd(stop), StartSummary(), WritePredictions(), OutOfMemory()]
     if not any(isinstance(callback, ReferenceScores) for callback in kept):
         first.append(ReferenceScores())
     if any(isinstance(callback, AnyProgressBar) for callback in replaced):
@@ -108,4 +109,4 @@ def with_built_in(
     checkpoints = [callback for callback in kept if isinstance(callback, Checkpoint)]
     others = [callback for callback in kept if callback not in checkpoints]
     # The stop comes last: it ends the run when all other callbacks have seen the batch.
-    return [*first, *others, GracefulStop(folder), *checkpoints]
+    return [*first, *others, stop, *checkpoints]

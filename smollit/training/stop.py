@@ -22,7 +22,7 @@ class RunStopped(SystemExit):
 class GracefulStop(Callback):
     """On SIGTERM or Ctrl-C: finish the optimizer step, save last.ckpt, exit with 143 or 130.
 
-    A second Ctrl-C stops at once. When training ends, or fails between two optimizer steps, last.ckpt is saved too.
+    A second Ctrl-C stops at once. When training fails between two optimizer steps, last.ckpt is saved too.
 
     Args:
         folder: Folder of the checkpoints; null saves nothing.
@@ -109,9 +109,6 @@ class GracefulStop(Callback):
     def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self.stop_evaluation(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save(trainer)
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last good step, if the error left it intact and does not leave other ranks waiting."""
         self.leave()
@@ -154,3 +151,17 @@ class GracefulStop(Callback):
         log.info(
             "saved %s at step %s; the same command with `ckpt_path: last` resumes from it", path, trainer.global_step
         )
+
+
+class SaveAtEnd(Callback):
+    """Saves last.ckpt when training ends, before other callbacks replace weights: Lightning's WeightAveraging does.
+
+    Args:
+        stop: Writes last.ckpt.
+    """
+
+    def __init__(self, stop: GracefulStop) -> None:
+        self.stop = stop
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stop.save(trainer)

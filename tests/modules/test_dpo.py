@@ -176,7 +176,7 @@ def test_policy_and_reference_may_be_two_models(tiny_model: Path, tmp_path: Path
         model.model.norm.weight.mul_(2)
     model.save_pretrained(tmp_path)
     module = ready(tiny_model, reference_name=str(tmp_path))
-    assert module.scorer.identity["source"] == str(tmp_path)
+    assert module.scorer.state["source"] == str(tmp_path)
     assert abs(module.step(batch_of(PAIRS), "train")[0].item() / 4 - LOG_TWO) > 1e-4
 
 

@@ -1,0 +1,81 @@
+"""Averages of weights and a reference that follows the policy: by hand, and with a resume to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor
+
+from callbacks import SyncReference
+from smollit.modules import DPOModule
+from tests.training.conftest import assert_same_weights, stop_at
+
+
+class Recorder(Callback):
+    """The policy's weights after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.weights: dict[int, dict[str, Tensor]] = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.weights[trainer.global_step] = {n: p.detach().clone() for n, p in pl_module.policy.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_averages_are_resumed_and_kept(fit: Any, tmp_path: Path, kind: str) -> None:
+    """Average of decay 0.5: a_1 = w_1, a_s = (a_(s-1) + w_s) / 2. The run ends with the average of its last step; one
+    that is stopped at step 3 ends in the same."""
+    options = {"max_epochs": None, "max_steps": 6, "accumulate_grad_batches": 1, "kind": kind}
+    recorder = Recorder()
+    whole = fit(tmp_path / "whole", recorder, EMAWeightAveraging(decay=0.5), **options)
+    assert whole.error is None
+    average = recorder.weights[1]
+    for step in range(2, 7):
+        average = {name: (value + recorder.weights[step][name]) / 2 for name, value in average.items()}
+    for name, value in average.items():
+        torch.testing.assert_close(whole.weights[name], value)
+    fit(tmp_path / "broken", EMAWeightAveraging(decay=0.5), stop_at(3), **options)
+    resumed = fit(tmp_path / "broken", EMAWeightAveraging(decay=0.5), **options)
+    assert resumed.error is None
+    assert_same_weights(resumed.weights, whole.weights)
+    saved = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)
+    assert all(torch.equal(saved["state_dict"][f"policy.{name}"], value) for name, value in whole.weights.items())
+
+
+def test_a_finished_run_is_extended_from_the_weights_that_were_trained(fit: Any, tmp_path: Path) -> None:
+    """3 steps, then 3 more, at a constant rate: as 6 steps, since the checkpoint holds both kinds of weights."""
+    options = {"max_epochs": None, "accumulate_grad_batches": 1, "model": {"schedule": "constant"}}
+    whole = fit(tmp_path / "whole", EMAWeightAveraging(decay=0.5), max_steps=6, **options)
+    fit(tmp_path / "parts", EMAWeightAveraging(decay=0.5), max_steps=3, **options)
+    extended = fit(tmp_path / "parts", EMAWeightAveraging(decay=0.5), max_steps=6, **options)
+    assert_same_weights(extended.weights, whole.weights)
+
+
+@pytest.mark.parametrize("reference", ["frozen", "offloaded"])
+def test_a_reference_that_follows_the_policy_is_resumed(fit: Any, tmp_path: Path, reference: str) -> None:
+    """Every 2 of 5 steps, weight 0.25: r_2 = 0.75 r_0 + 0.25 w_2, r_4 = 0.75 r_2 + 0.25 w_4. Stopped at step 3, the run
+    ends in the same policy; validation of a checkpoint uses the reference of its step."""
+    options = {"max_epochs": None, "max_steps": 5, "accumulate_grad_batches": 1, "kind": "dpo"}
+    options |= {"model": {"reference": reference}}
+    recorder = Recorder()
+    whole = fit(tmp_path / "whole", recorder, SyncReference(2, 0.25), **options)
+    start = dict(DPOModule(whole.module.model_name).load(whole.module.model_name).named_parameters())
+    for name, value in whole.module.reference.named_parameters():
+        expected = 0.75 * (0.75 * start[name] + 0.25 * recorder.weights[2][name]) + 0.25 * recorder.weights[4][name]
+        torch.testing.assert_close(value, expected)
+    fit(tmp_path / "broken", SyncReference(2, 0.25), stop_at(3), **options)
+    resumed = fit(tmp_path / "broken", SyncReference(2, 0.25), **options)
+    assert_same_weights(resumed.weights, whole.weights)
+    loaded = DPOModule.load_from_checkpoint(tmp_path / "whole/checkpoints/last.ckpt")
+    assert_same_weights(loaded.reference.state_dict(), whole.module.reference.state_dict())
+
+
+def test_a_reference_that_can_not_move_is_refused(fit: Any, tmp_path: Path) -> None:
+    """Precomputed values belong to weights that stay."""
+    run = fit(tmp_path, SyncReference(2), kind="dpo", model={"reference": "precomputed"})
+    assert isinstance(run.error, ValueError) and "SyncReference needs a DPOModule with `model.reference" in str(
+        run.error
+    )
