@@ -189,6 +189,7 @@ PROMISES = {
     "devices": "1 and 2 processes give the same weights, with ddp and with fsdp2",
     "exact-metrics": "Each logged point is the mean over all that was seen since the last point",
     "resume": "A stopped run, started again by the same command, ends in the same weights, to the bit",
+    "curves-once": "Each step stands once in TensorBoard and in metrics.csv, over stops, kills and resumes",
     "older-runs": "A run of the version before resumes to the same weights, to the bit",
     "golden": "The losses of both demo runs stay as they are, to the last digit",
     "export": "An export is read back and compared before it is called done",

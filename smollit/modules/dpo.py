@@ -114,4 +114,5 @@ class DPOModule(FineTuningModule):
         Raises:
             ValueError: If the reference's weights are not those that the run began with.
         """
+        super().on_load_checkpoint(checkpoint)
         self.scorer.restore(checkpoint.get("reference"))

@@ -23,6 +23,7 @@ class StageMetricsModule(LightningModule):
         super().__init__()
         self.metrics = nn.ModuleDict({f"{stage}/": self.make_metrics(f"{stage}/") for stage in STAGES})
         self.val_stages = ["val"]
+        self.loaded_step: int | None = None  # of the checkpoint whose weights these are, until they are trained
 
     @abstractmethod
     def make_metrics(self, prefix: str) -> MetricCollection:
@@ -54,6 +55,11 @@ class StageMetricsModule(LightningModule):
         """Whether the optimizer step that has just finished ends a logging interval."""
         return self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
+    @property
+    def step_of_weights(self) -> int:
+        """Number of optimizer steps that made the weights: the x axis of all metrics."""
+        return self.trainer.global_step if self.loaded_step is None else self.loaded_step
+
     def pending_metrics(self) -> dict[str, Tensor]:
         """At the end of an optimizer step: [total, count] of each training metric that is not logged yet."""
         return {} if self.logs_this_step else sums(self.metrics_of("train"))
@@ -63,6 +69,14 @@ class StageMetricsModule(LightningModule):
         collection = self.metrics_of("train")
         collection.reset()
         add_sums(collection, pending)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the step: Lightning restores its own counters for `fit` only."""
+        self.loaded_step = checkpoint.get("global_step")
+
+    def on_train_start(self) -> None:
+        """From here on, the trainer counts the steps."""
+        self.loaded_step = None
 
     def setup(self, stage: str) -> None:
         """Make metrics for each named validation set of the data module; their sums make up those of `val`."""
@@ -91,12 +105,13 @@ class StageMetricsModule(LightningModule):
     def report(self, named: dict[str, Any]) -> None:
         """Send values, equal on all ranks, to the loggers, the progress bar and `callback_metrics`.
 
-        The x axis is always the number of finished optimizer steps.
+        The x axis is always the number of optimizer steps that made the weights; Lightning's own is one step behind.
         """
         fitting = self.trainer.training or self.trainer.state.fn == "fit"
+        if not fitting:  # Lightning logs what validate and test return, and takes this name for the x axis
+            named = named | {"step": float(self.step_of_weights)}
         for name, value in named.items():
             on_bar = name.partition("/")[2] in self.bar_names
-            # Lightning's own x axis is one step behind while fitting, so only other commands use it.
             self.log(name, value, prog_bar=on_bar, logger=not fitting, batch_size=1, rank_zero_only=False)
         if fitting:
             metrics = {name: float(value) for name, value in named.items()}

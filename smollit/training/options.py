@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch.distributed.fsdp import MixedPrecision
 
 from smollit.training.checkpoints.state import RunState
+from smollit.training.logs.curves import Curves
 from smollit.training.logs.progress import ProgressBar
 from smollit.training.logs.start_summary import StartSummary
 from smollit.training.memory import OutOfMemory
@@ -101,7 +102,7 @@ def with_built_in(
     replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
     kept = [callback for callback in callbacks if callback not in replaced]
     stop = GracefulStop(folder)
-    first: list[Callback] = [run_state, SaveAtEnd(stop), StartSummary(), WritePredictions(), OutOfMemory()]
+    first: list[Callback] = [run_state, SaveAtEnd(stop), Curves(), StartSummary(), WritePredictions(), OutOfMemory()]
     if not any(isinstance(callback, ReferenceScores) for callback in kept):
         first.append(ReferenceScores())
     if any(isinstance(callback, AnyProgressBar) for callback in replaced):

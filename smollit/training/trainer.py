@@ -16,7 +16,7 @@ from smollit.modules import FineTuningModule
 from smollit.training.checkpoints.files import AtomicCheckpointIO, best_checkpoint, find_checkpoint, resume_path
 from smollit.training.checkpoints.periodic import PeriodicCheckpoint
 from smollit.training.checkpoints.state import RunState
-from smollit.training.logs.loggers import run_logger
+from smollit.training.logs.loggers import run_loggers
 from smollit.training.logs.quiet import quiet
 from smollit.training.memory import keep_freed_memory
 from smollit.training.options import DEFAULT_ROOT, trainer_options, with_built_in
@@ -104,7 +104,7 @@ class SmollitTrainer(Trainer):
             self.strategy.checkpoint_io = AtomicCheckpointIO()
         if options.get("enable_model_summary"):
             self._asked_for += [callback for callback in self.callbacks if isinstance(callback, ModelSummary)]
-        self._logs_to_root = options.get("logger") in (None, True) and not self.fast_dev_run  # type: ignore[attr-defined]
+        self._logs_to_root = options.get("logger") in (None, True)
         self._is_prepared = self.barebones  # then nothing is added
 
     def prepare(self, model: LightningModule | None) -> bool:
@@ -113,8 +113,9 @@ class SmollitTrainer(Trainer):
             return False
         if not self._is_prepared:
             self._is_prepared = True
-            if self._logs_to_root:
-                self.loggers = [run_logger(str(self.default_root_dir))]
+            if not self.fast_dev_run:  # type: ignore[attr-defined]
+                root = str(self.default_root_dir)
+                self.loggers = run_loggers(self.loggers, root, by_default=self._logs_to_root)
             folder = self.checkpoint_folder if self._saves else None
             self.callbacks = with_built_in(self.callbacks, self._asked_for, self.run_state, folder)
         return True

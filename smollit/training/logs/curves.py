@@ -1,0 +1,99 @@
+"""Curves: each step once in the files of the loggers, over stops, kills and resumes."""
+
+import os
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from smollit.modules.stage_metrics import StageMetricsModule
+from smollit.training.logs.table import read_table, use_table
+
+
+class Curves(Callback):
+    """Removes what the loggers' files hold of steps that this start makes again, and leaves no empty files."""
+
+    def __init__(self) -> None:
+        self.set_aside: list[Logger] = []  # while `validate` or `test` repeats what they have
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is None and trainer.is_global_zero:  # a new run, before the validation of step 0
+            forget_after(trainer, -1)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None and trainer.is_global_zero:
+            forget_after(trainer, trainer.global_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" and is_logged(trainer, pl_module, "val/"):
+            self.set_aside, trainer.loggers = trainer.loggers, []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_logged(trainer, pl_module, "test/"):
+            self.set_aside, trainer.loggers = trainer.loggers, []
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.set_aside:
+            self.set_aside, trainer.loggers = [], self.set_aside
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+                remove_empty(Path(logger.log_dir))
+
+
+def is_logged(trainer: Trainer, module: LightningModule, prefix: str) -> bool:
+    """Whether the run's table has metrics of a stage at the step that is evaluated: then they are only shown."""
+    assert isinstance(module, StageMetricsModule)
+    tables = [use_table(logger) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    rows = [row for table in tables for row in read_table(table.path) if row["step"] == str(module.step_of_weights)]
+    return any(name.startswith(prefix) and value for row in rows for name, value in row.items())
+
+
+def forget_after(trainer: Trainer, step: int) -> None:
+    """Remove all points after a step from the files of the loggers."""
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            use_table(logger).forget_after(step)
+        elif isinstance(logger, TensorBoardLogger):
+            for path in event_files(Path(logger.log_dir)):
+                forget_events(path, step)
+            # A TensorBoard that has read the files already drops its points at this event.
+            start = Event(session_log=SessionLog(status=SessionLog.START))
+            logger.experiment.file_writer.add_event(start, step + 1)
+
+
+def event_files(folder: Path) -> list[Path]:
+    """TensorBoard's files in a folder."""
+    return sorted(folder.glob("events.out.tfevents.*"))
+
+
+def forget_events(path: Path, step: int) -> None:
+    """Remove the events of later steps from a file; a file that is left without any is removed."""
+    events = list(LegacyEventFileLoader(str(path)).Load())
+    kept = [event for event in events if event.HasField("file_version") or event.step <= step]
+    if len(kept) == len(events):
+        return
+    if not any(map(is_point, kept)):
+        path.unlink()
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        writer = RecordWriter(file)
+        for event in kept:
+            writer.write(event.SerializeToString())
+    os.replace(temporary, path)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove the event files of this process that hold no point."""
+    for path in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
+        if not any(map(is_point, LegacyEventFileLoader(str(path)).Load())):
+            path.unlink()
+
+
+def is_point(event: Event) -> bool:
+    """Whether an event holds a value, a text or a picture."""
+    return bool(event.HasField("summary"))

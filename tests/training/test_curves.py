@@ -1,0 +1,92 @@
+"""Each step stands once in TensorBoard's files and in metrics.csv, whatever happened to the run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from smollit.training.logs.table import read_table
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The content of every file of a run."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def events(folder: Path, name: str) -> list[int]:
+    """The steps of a curve as they stand in the files, one file after the other."""
+    steps = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        reader = EventAccumulator(str(path), purge_orphaned_data=False).Reload()
+        steps += [event.step for event in reader.Scalars(name)] if name in reader.Tags()["scalars"] else []
+    return steps
+
+
+def column(folder: Path, name: str) -> dict[int, float]:
+    """The values of a metric by step, from the table."""
+    return {int(row["step"]): float(row[name]) for row in read_table(folder / "metrics.csv") if row.get(name)}
+
+
+class Snapshot(Callback):
+    """What a SIGKILL at step `step` would leave on the disk, as a copy of the run folder."""
+
+    def __init__(self, step: int, target: Path) -> None:
+        self.step, self.target = step, target
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step and not self.target.exists():
+            trainer.loggers[0].experiment.flush()
+            shutil.copytree(trainer.default_root_dir, self.target)
+
+
+RUN = {"logger": True, "log_every_n_steps": 1, "max_epochs": 2, "checkpoint_every_n_steps": 3, "keep_checkpoints": 9}
+
+
+# case: B7
+# promise: curves-once
+def test_each_step_once_after_a_kill(fit: Any, tmp_path: Path) -> None:
+    """7 micro-batches, 2 per step, 2 epochs: 8 steps. Killed at 5 and resumed from the checkpoint of step 3: the points
+    of steps 4 and 5 are there before, and once afterwards, with the values of a run that was never killed. An
+    incomplete line of the table does not matter. Validation at steps 2, 4, 6 and 8."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    fit(whole, Snapshot(5, killed), **RUN)
+    assert events(killed, "train/loss") == [1, 2, 3, 4, 5]
+    with (killed / "metrics.csv").open("a") as file:
+        file.write("6,0.1")
+    fit(killed, **RUN)
+    for folder in (whole, killed):
+        assert events(folder, "train/loss") == list(column(folder, "train/loss")) == list(range(1, 9))
+        assert events(folder, "val/loss") == list(column(folder, "val/loss")) == [2, 4, 6, 8]
+    assert column(killed, "train/loss") == column(whole, "train/loss")
+
+
+# case: B7
+def test_a_finished_run_that_is_started_again_changes_no_file(fit: Any, tmp_path: Path) -> None:
+    fit(tmp_path / "run", **RUN)
+    before = files(tmp_path / "run")
+    assert fit(tmp_path / "run", **RUN).steps == []
+    assert files(tmp_path / "run") == before
+
+
+def test_a_new_run_in_the_same_folder_starts_new_curves(fit: Any, tmp_path: Path) -> None:
+    """8 steps, then a new run of 2: nothing of the old curves is left, step 0 included."""
+    options = {**RUN, "num_sanity_val_steps": -1}
+    fit(tmp_path / "run", **options)
+    fit(tmp_path / "run", ckpt_path=None, max_steps=2, **options)
+    assert events(tmp_path / "run", "val/loss") == list(column(tmp_path / "run", "val/loss")) == [0, 2]
+    assert events(tmp_path / "run", "train/loss") == [1, 2]
+
+
+# case: B7
+def test_validate_logs_at_the_step_of_the_checkpoint_once(fit: Any, tmp_path: Path) -> None:
+    """Without validation in training: `validate` of step 3's checkpoint adds a point at 3, and not a second one."""
+    run = tmp_path / "run"
+    fit(run, val_every_n_steps=None, limit_val_batches=0, **RUN)
+    for _ in range(2):
+        again = fit(run, **RUN)  # makes no step
+        checkpoint = str(run / "checkpoints" / "step-0000003.ckpt")
+        again.trainer.validate(again.module, datamodule=again.trainer.datamodule, ckpt_path=checkpoint)
+        assert events(run, "val/loss") == list(column(run, "val/loss")) == [3]
+    assert list(column(run, "train/loss")) == list(range(1, 9))
