@@ -1,6 +1,7 @@
 # make demo       set up .venv, train SFT then DPO on the bundled samples (CPU; downloads only Python packages)
 # make test       set up .venv, run the tests
 # make test-all   run all tests, the slow ones included
+# make test-readers  read exports with transformers 4, in an environment of its own beside .venv
 # make lint       ruff and mypy
 
 PYTHON ?= python3
@@ -9,8 +10,9 @@ EXTRAS ?= dev
 # Two processes run the tests, one file at a time each.
 PYTEST ?= -n 2 --dist loadfile
 BIN = $(VENV)/bin
+READERS = $(VENV)-readers
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all test-readers lint
 
 demo: $(VENV)/ready
 	$(BIN)/python -m smollit fit --config configs/demo/sft.yaml
@@ -22,8 +24,11 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest $(PYTEST)
 
-test-all: test
+test-all: test test-readers
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-readers: $(READERS)/ready
+	SMOLLIT_READERS=$(abspath $(READERS))/bin/python $(BIN)/python -m pytest -m readers
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -34,4 +39,12 @@ lint: $(VENV)/ready
 $(VENV)/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+# What it lacks itself, torch above all, it takes from $(VENV): a .pth file adds that one's packages after its own.
+SITE = import sysconfig; print(sysconfig.get_path('purelib'))
+$(READERS)/ready: constraints-readers.txt $(VENV)/ready
+	$(PYTHON) -m venv --without-pip $(READERS)
+	$(BIN)/python -c "$(SITE)" > $$($(READERS)/bin/python -c "$(SITE)")/venv.pth
+	$(BIN)/python -m pip --python $(READERS)/bin/python install --quiet --no-deps --requirement constraints-readers.txt
 	touch $@

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from smollit.commands.export import ExportDtype, export
-from smollit.commands.export_folder import check_output
+from smollit.commands.export.export import ExportDtype, export
+from smollit.commands.export.folder import check_output
 from smollit.data.tokenized import TokenizedDataModule
 from smollit.modules import FineTuningModule
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import Throughput
 from smollit.batch import Batch
-from smollit.commands.export import whole_weights
+from smollit.commands.export.export import whole_weights
 from smollit.data import UltraFeedbackDataModule
 from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
 from smollit.functional.pairs import Pairs

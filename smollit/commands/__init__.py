@@ -40,7 +40,7 @@ GROUPS = {
         "predict": Entry("Continue the prompts of a split.", "smollit.commands.lightning", "PredictCommand"),
         "export": Entry(
             "Write a checkpoint as a Hugging Face folder, read it back and compare.",
-            "smollit.commands.export",
+            "smollit.commands.export.command",
             "ExportCommand",
         ),
     },

@@ -3,11 +3,13 @@
 import copy
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -18,14 +20,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from smollit.commands.export import ExportDtype, export, finish_tokenizer
-from smollit.commands.export_folder import MARKER
+from smollit.commands.export.export import ExportDtype, export, finish_tokenizer
+from smollit.commands.export.folder import MARKER, check_output
 from smollit.data.batching.collate import collate_chats, collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.main import main
 from smollit.models import CausalLM
 from smollit.models.pretrained import load_config
 from smollit.modules import SFTModule
+from tests.conftest import edited
 
 END_OF_TEXT, TURN_END = 0, 2
 SAMPLES = Path(__file__).parents[2] / "smollit" / "data" / "samples" / "ultrachat"
@@ -330,3 +333,42 @@ def test_a_checkpoint_of_another_model_is_refused(config: list[str], tmp_path: P
     with pytest.raises(SystemExit, match=r"other\.ckpt.*was not made from"):
         main(["export", *config, f"--ckpt_path={tmp_path / 'other.ckpt'}", f"--output={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
+
+
+# case: B13
+def test_what_killed_exports_left_is_cleaned_at_the_next_start_and_not_that_of_a_running_one(
+    exported: tuple[CausalLM, Path], tiny_model: Path
+) -> None:
+    """`.out-xxxxxxxx` goes and `.out-dpo-xxxxxxxx`, of another folder, stays; a lock that is held keeps both.
+
+    Killed while it replaced the folder: the old export lies in `.out-old`, and comes back.
+    """
+    output = exported[1]
+    left, other = output.with_name(".out-ab12cd_9"), output.with_name(".out-dpo-ab12cd_9")
+    for folder in (left, other):
+        shutil.copytree(output, folder)
+    with FileLock(output.with_name(".out.lock")):
+        check_output(output)
+        assert left.exists()
+        with pytest.raises(ValueError, match="another process is exporting"):
+            write(tiny_model, output)
+    output.rename(output.with_name(".out-old"))
+    check_output(output)
+    assert sorted(path.name for path in output.parent.iterdir()) == [".out-dpo-ab12cd_9", "out"]
+    assert torch.equal(stored(output)["model.norm.weight"], exported[0].state_dict()["model.model.norm.weight"])
+
+
+# case: E3
+def test_generation_settings_of_the_source_are_kept_where_valid_and_said(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without `do_sample`, transformers refuses to save a temperature: it is left out; the penalty is valid."""
+    source = edited(tiny_model, tmp_path / "source")
+    settings = {"temperature": 0.7, "repetition_penalty": 1.3, "max_new_tokens": 50}
+    (source / "generation_config.json").write_text(json.dumps(settings))
+    with caplog.at_level("INFO", "smollit"):
+        folder = write(source, tmp_path / "out")
+    found = json.loads((folder / "generation_config.json").read_text())
+    assert (found["repetition_penalty"], found["max_new_tokens"]) == (1.3, 50) and "temperature" not in found
+    assert "kept from the source: max_new_tokens 50, repetition_penalty 1.3" in caplog.text
+    assert "without effect are left out: temperature" in caplog.text

@@ -16,7 +16,7 @@ from torch.optim import SGD
 from transformers.utils import is_flash_attn_2_available
 
 from smollit.batch import Batch
-from smollit.commands.export import whole_weights
+from smollit.commands.export.export import whole_weights
 from smollit.data.batching.collate import collate_chats, collate_pairs
 from smollit.models import CausalLM
 from smollit.models.sharding import decoder_layers, unwrap

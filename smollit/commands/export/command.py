@@ -1,0 +1,35 @@
+"""The command `export`: its arguments."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from smollit.commands.command import Command, ConfiguredRun
+from smollit.commands.export.export import ExportDtype, export
+from smollit.models import CausalLM
+from smollit.models.checkpoint import load_weights
+from smollit.models.vocabulary import fit_vocabulary
+
+
+@dataclass(kw_only=True)
+class ExportCommand(Command):
+    """Write a checkpoint as a Hugging Face folder, read it back and compare.
+
+    Args:
+        ckpt_path: The checkpoint; `last` or null takes the newest in the run folder, `best` the one that a
+            ModelCheckpoint keeps.
+        output: Folder to write; null takes `export` in the run folder.
+        dtype: dtype of the weights; `auto` takes that of the model that training started from.
+    """
+
+    ckpt_path: str | None = None
+    output: str | None = None
+    dtype: ExportDtype = "auto"
+
+    def run(self, run: ConfiguredRun) -> None:
+        """Load the policy on the CPU from the checkpoint, and export it."""
+        checkpoint = run.find_checkpoint(self.ckpt_path or "last")
+        policy = CausalLM(run.model.model_name, weights=run.model.weights)
+        fit_vocabulary(policy.model, run.datamodule.vocabulary_size, run.datamodule.add_tokens)
+        load_weights(policy, checkpoint, run.model.model_name)
+        output = Path(self.output or run.folder / "export")
+        export(policy, run.model.model_name, template=run.datamodule.template, output=output, dtype=self.dtype)

@@ -1,0 +1,115 @@
+"""Which folder an export may replace, and how it is replaced without losing a good one."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from smollit import __version__
+
+log = logging.getLogger(__name__)
+MARKER = "smollit_export.json"  # marks a folder as an export, and lists its files
+
+
+def write_marker(folder: Path, source: str) -> None:
+    """Mark the folder as an export, and list its files."""
+    files = sorted([MARKER, *(path.name for path in folder.iterdir())])
+    about = {"smollit": __version__, "source": source, "files": files}
+    (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def check_output(output: Path) -> None:
+    """Refuse to write over anything that is not an export; clean up after killed exports to the same folder.
+
+    Raises:
+        ValueError: If `output` is a file, or a folder with something in it that no export wrote.
+    """
+    clean_up(output)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    marker = output / MARKER
+    own = set(json.loads(marker.read_text(encoding="utf-8"))["files"]) if marker.is_file() else set()
+    foreign = sorted(path.name for path in output.iterdir() if path.name not in own) if output.is_dir() else ["a file"]
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise ValueError(
+            f"the export folder {output} has files that no earlier export wrote ({shown}), and would be replaced:"
+            " give a folder that is empty or new"
+        )
+
+
+@contextmanager
+def temporary_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output`, removed afterwards if it still exists. One export to `output` at a time.
+
+    Raises:
+        ValueError: If another process exports to `output`.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(output)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another process is exporting to {output}: wait for it, or give another folder") from error
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _release(lock)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Move `new` to `target`; the old folder is removed only after that."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    old = _old(target)
+    os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old)
+
+
+def clean_up(output: Path) -> None:
+    """Remove what killed exports to `output` left, after restoring an export that one had put aside to replace it."""
+    left = [
+        path for path in output.parent.glob(".*") if re.fullmatch(rf"\.{re.escape(output.name)}-\w{{8}}", path.name)
+    ]
+    old = _old(output)
+    if not left and not old.exists():
+        return
+    lock = _lock(output)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:  # they belong to an export that is running
+        return
+    if old.exists() and not output.exists():
+        os.replace(old, output)
+    for path in (*left, old):
+        shutil.rmtree(path, ignore_errors=True)
+    log.info("removed what a killed export left beside %s", output)
+    _release(lock)
+
+
+def _old(output: Path) -> Path:
+    return output.with_name(f".{output.name}-old")
+
+
+def _lock(output: Path) -> FileLock:
+    return FileLock(output.with_name(f".{output.name}.lock"))
+
+
+def _release(lock: FileLock) -> None:
+    Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: a process that waits for it notices
+    lock.release()
