@@ -50,8 +50,8 @@ def spell_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def old_rope_settings(config: Settings) -> Settings:
     """`rope_theta`, `rope_scaling` and their like, as transformers 4.57 reads them, from `rope_parameters`."""
-    rope = config.get("rope_parameters") or {}
-    full = rope.get("full_attention", rope)  # some families have other parameters for sliding layers
+    rope: Settings = config.get("rope_parameters") or {}
+    full: Settings = rope.get("full_attention", rope)  # some families have other parameters for sliding layers
     if "rope_theta" not in full:
         return {}
     kept = ("rope_theta", "partial_rotary_factor")
