@@ -35,7 +35,7 @@ from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.source import load_source
 from smollit.data.template.template import load_template
-from smollit.losses.settings import loss_class
+from smollit.losses.settings import LOSS
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
 
@@ -236,7 +236,7 @@ def smollit_sft(setting: Setting) -> dict[str, float]:
 def smollit_dpo(setting: Setting) -> dict[str, float]:
     """One step of DPOModule."""
     data = UltraFeedbackDataModule(str(setting.pairs), **data_options(setting))
-    options: dict[str, Any] = {"loss": loss_class(setting.loss)(beta=setting.beta), "learning_rate": LEARNING_RATE}
+    options: dict[str, Any] = {"loss": LOSS.find(setting.loss)(beta=setting.beta), "learning_rate": LEARNING_RATE}
     return smollit_step(DPOModule(str(setting.policy), reference_name=str(setting.model), **options), data, setting)
 
 

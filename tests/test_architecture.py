@@ -14,16 +14,18 @@ ARROWS = {
     "": set(),  # smollit/__init__.py
     "__main__": {"main", "commands"},
     "main": {"cli", "commands"},
-    "cli": {"losses", "modules", "data", "commands", "training"},
+    "cli": {"choices", "schedules", "losses", "modules", "data", "commands", "training"},
     "batch": set(),
     "errors": set(),
     "paths": set(),
+    "choices": set(),
+    "schedules": {"choices"},
     "functional": {"batch"},
-    "losses": {"functional"},
+    "losses": {"functional", "choices"},
     "metrics": {"functional"},
     "data": {"batch", "errors", "paths"},
     "models": {"functional", "batch", "errors", "paths"},
-    "modules": {"models", "functional", "losses", "metrics", "batch"},
+    "modules": {"models", "functional", "losses", "choices", "schedules", "metrics", "batch"},
     "commands": {
         "batch",
         "errors",
@@ -36,7 +38,7 @@ ARROWS = {
         "modules",
         "training",
     },
-    "training": {"batch", "functional", "losses", "metrics", "data", "models", "modules"},
+    "training": {"batch", "functional", "losses", "schedules", "metrics", "data", "models", "modules"},
 }
 # The same between the rooms of data/, which are the stages of a row's way; "" are the files above them.
 DATA_ARROWS = {
@@ -53,6 +55,8 @@ FORBIDDEN = {
     "batch": {"transformers", "lightning", "datasets"},
     "errors": {"torch", "transformers", "lightning", "datasets"},
     "paths": {"torch", "transformers", "lightning", "datasets"},
+    "choices": {"torch", "transformers", "lightning", "datasets"},
+    "schedules": {"transformers", "lightning", "datasets", "torchmetrics"},
     "functional": {"transformers", "lightning", "datasets", "torchmetrics"},
     "losses": {"transformers", "lightning", "datasets", "torchmetrics"},
     "metrics": {"transformers", "lightning", "datasets"},

@@ -31,6 +31,7 @@ def tiny_run(name: str, tiny_model: Path, cache_dir: Path, run: Path, steps: int
         "trainer.strategy": "auto",
         "trainer.precision": "32-true",
         "trainer.accumulate_grad_batches": 1,
+        "model.num_warmup_steps": 0,
         "trainer.max_steps": steps,
         "trainer.val_every_n_steps": 1,
         "trainer.log_every_n_steps": 1,

@@ -48,6 +48,7 @@ def tiny(command: list[str], model: Path, run: Path) -> list[str]:
         "trainer.devices": 1,
         "trainer.precision": "32-true",
         "trainer.accumulate_grad_batches": 1,
+        "model.num_warmup_steps": 0,
         "trainer.max_steps": 2,
         "trainer.val_every_n_steps": 1,
         "trainer.limit_val_batches": 1,

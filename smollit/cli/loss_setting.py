@@ -1,4 +1,4 @@
-"""LossParser: `model.loss` by short name, with the defaults of the named loss; settings that moved into it."""
+"""LossParser: `model.loss` and `model.schedule` by short name, with the defaults of what is named; moved settings."""
 
 import logging
 import re
@@ -7,31 +7,33 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from smollit.choices import Choice
 from smollit.losses import CompletionLoss, PreferenceLoss
-from smollit.losses.settings import FAMILIES, MOVED, Loss, moved_settings, named_loss
+from smollit.losses.settings import FAMILIES, LOSS, MOVED, Loss, moved_settings
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
+from smollit.schedules import SCHEDULE
 
 log = logging.getLogger(__name__)
 MOVED_SENTENCE = re.compile(
     r"^(?P<indent> *)(?P<text>`model\.\w+`[^\n]* moved into `model\.loss`.*?On the command line: [^\n]*)", re.S | re.M
 )
-UNKNOWN_LOSS = re.compile(r"`model\.loss` is [^\n]*")
+UNKNOWN_NAME = re.compile(r"`model\.(?:loss|schedule)` is [^\n]*")
 
 
 class LossParser(LightningArgumentParser):
-    """LightningArgumentParser that knows how the setting `loss` of a FineTuningModule is written.
+    """LightningArgumentParser that knows how `loss` and `schedule` of a FineTuningModule are written.
 
     jsonargparse parses the arguments of a class with a parser of the same type as the whole command line's. It calls
     `parse_object` with those of each configuration file, and with each word of the command line.
     """
 
-    has_loss = False
+    has_choices = False
     is_dpo = False
     family: tuple[type[Loss], ...] = FAMILIES
 
     def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:
         """Add the arguments of a class, as jsonargparse does."""
-        self.has_loss = isinstance(theclass, type) and issubclass(theclass, FineTuningModule)
+        self.has_choices = isinstance(theclass, type) and issubclass(theclass, FineTuningModule)
         self.is_dpo = isinstance(theclass, type) and issubclass(theclass, DPOModule)
         is_sft = isinstance(theclass, type) and issubclass(theclass, SFTModule)
         self.family = (PreferenceLoss,) if self.is_dpo else (CompletionLoss,) if is_sft else FAMILIES
@@ -41,12 +43,13 @@ class LossParser(LightningArgumentParser):
         self, obj: Namespace | dict[str, Any], namespace: Namespace | None = None, *args: Any, **options: Any
     ) -> Namespace:
         """Parse the arguments of a class, after those that jsonargparse has parsed before, `namespace`."""
-        if self.has_loss:
+        if self.has_choices:
             obj = Namespace(obj)
             if self.is_dpo:
                 self._refuse_moved(obj, namespace)
-            if "loss" in obj:
-                obj.loss = self._full(obj.loss, namespace.get("loss") if namespace else None)
+            for name, choice, families in (("loss", LOSS, self.family), ("schedule", SCHEDULE, None)):
+                if name in obj:
+                    obj[name] = self._full(choice, obj[name], namespace.get(name) if namespace else None, families)
         return super().parse_object(obj, namespace, *args, **options)
 
     def _refuse_moved(self, given: Namespace, before: Namespace | None) -> None:
@@ -56,23 +59,23 @@ class LossParser(LightningArgumentParser):
             name = loss.get("class_path") if isinstance(loss, Namespace) else loss
             self.error(moved_settings(moved | ({"loss": name} if isinstance(name, str) else {})))
 
-    def _full(self, loss: Any, before: Namespace | None) -> Any:
+    def _full(self, choice: Choice, given: Any, before: Any, families: tuple[type, ...] | None) -> Any:
         try:
-            settings, dropped = named_loss(_plain(loss), _plain(before), self.family)
+            settings, dropped = choice.named(_plain(given), _plain(before), families)
         except ValueError as error:
             self.error(str(error), error)
         if dropped:
             name = settings["class_path"].rpartition(".")[2]
             lost = ", ".join(f"{key} {value}" for key, value in dropped.items())
-            log.info("`model.loss` is now %s with its own defaults; no longer used: %s", name, lost)
+            log.info("`%s` is now %s with its own defaults; no longer used: %s", choice.setting, name, lost)
         return settings
 
 
 def find_sentence(message: str) -> str | None:
-    """Our sentence about the loss inside an error of jsonargparse, which indents it; None without one."""
+    """Our sentence about such a setting inside an error of jsonargparse, which indents it; None without one."""
     if moved := MOVED_SENTENCE.search(message):
         return moved["text"].replace("\n" + moved["indent"], "\n")
-    unknown = UNKNOWN_LOSS.search(message)
+    unknown = UNKNOWN_NAME.search(message)
     return unknown[0] if unknown else None
 
 

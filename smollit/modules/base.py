@@ -1,21 +1,23 @@
 """FineTuningModule, the base of SFT and DPO. Sums and counts, divided once per optimizer step; optimizer; logs."""
 
+import math
 from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from transformers import get_scheduler
 
 from smollit.batch import Batch
 from smollit.metrics import values
 from smollit.models.sharding import gradient_norm, scale_gradients
-from smollit.modules.optimizer import Schedule, gradient_scaler, refuse_fused_with_scaler, set_learning_rate
+from smollit.modules.optimizer import ParameterGroups, gradient_scaler, refuse_fused_with_scaler
 from smollit.modules.policy import PolicyModule
+from smollit.modules.rates import LearningRates
 from smollit.modules.window import Window
+from smollit.schedules import SCHEDULE, Linear, Schedule
 
 SumAndCount = tuple[Tensor, Tensor | int]
 
@@ -35,8 +37,13 @@ class FineTuningModule(PolicyModule):
         model_name: Hub id or local folder of the model to train.
         learning_rate: Peak learning rate, reached after the warm-up.
         optimizer: Any torch optimizer; its learning rate is `learning_rate`.
-        schedule: Shape of the learning rate over the optimizer steps.
-        num_warmup_steps: Optimizer steps over which the learning rate rises from 0.
+        schedule: Learning rate over the optimizer steps: `Linear`, `Cosine`, `WSD`, `Constant`, `InverseSqrt`, whose
+            arguments are below `model.schedule`, or the class_path of a scheduler of torch.
+        num_warmup_steps: Optimizer steps over which the learning rate rises to its peak: (step + 1) / num_warmup_steps.
+        warmup_ratio: The same as a fraction of all steps, rounded up.
+        decay_all: Apply weight decay to one-dimensional weights too: norms and biases.
+        learning_rate_factors: Factors of the learning rate by the name of a weight: a regular expression that is
+            searched for in it, such as `embed_tokens: 0.1`. The first that is found counts.
         non_finite: `stop` the run at a loss or gradient that is not finite, or `skip` that optimizer step.
         **options: All other options of PolicyModule.
     """
@@ -49,20 +56,23 @@ class FineTuningModule(PolicyModule):
         *,
         learning_rate: float = 2e-5,
         optimizer: OptimizerCallable = lambda params: AdamW(params, weight_decay=0.0),
-        schedule: Schedule = "linear",
+        schedule: Schedule | LRSchedulerCallable = Linear(),
         num_warmup_steps: int = 0,
+        warmup_ratio: float = 0.0,
+        decay_all: bool = False,
+        learning_rate_factors: dict[str, float] | None = None,
         non_finite: Literal["stop", "skip"] = "stop",
         **options: Any,
     ) -> None:
         super().__init__(model_name, **options)
-        if learning_rate <= 0:
-            raise ValueError(f"`model.learning_rate` must be greater than 0, got {learning_rate}")
-        if num_warmup_steps < 0:
-            raise ValueError(f"`model.num_warmup_steps` must be at least 0, got {num_warmup_steps}")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"`model.learning_rate` must be greater than 0 and finite, got {learning_rate}")
         self.learning_rate = learning_rate
         self.optimizer = optimizer
-        self.schedule = schedule
-        self.num_warmup_steps = num_warmup_steps
+        self.rates = LearningRates(schedule, num_warmup_steps, warmup_ratio)
+        if isinstance(self.rates.schedule, Schedule):
+            self.save_hyperparameters({"schedule": SCHEDULE.as_settings(self.rates.schedule)})
+        self.groups = ParameterGroups(learning_rate_factors or {}, decay_all=decay_all)
         self.non_finite = non_finite
         self.window = Window()
         self.gradient_norm: Tensor | None = None
@@ -177,17 +187,20 @@ class FineTuningModule(PolicyModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the policy's trainable parameters; the schedule counts optimizer steps."""
-        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = self.optimizer(trainable)
-        set_learning_rate(optimizer, self.learning_rate)
-        scheduler = get_scheduler(
-            self.schedule,
-            optimizer,
-            num_warmup_steps=self.num_warmup_steps,
-            num_training_steps=int(self.trainer.estimated_stepping_batches),
+        optimizer = self.groups.optimizer(
+            self.policy, self.optimizer, learning_rate=self.learning_rate, one_dimensional=self.one_dimensional
         )
+        self.rates.set_steps(self.trainer.estimated_stepping_batches)
+        scheduler = self.rates.scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Set the learning rate of the next step: after a resume, or a learning rate finder, it may be another."""
+        configs = self.trainer.lr_scheduler_configs
+        if configs:  # a learning rate finder takes ours away for its trial
+            self.rates.set_steps(self.trainer.estimated_stepping_batches)
+            self.rates.start(configs[0].scheduler, self.groups.peaks(self.learning_rate))
+
     def current_learning_rate(self) -> float:
-        """Learning rate of the next optimizer step."""
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        """Learning rate of the next optimizer step, of weights without a factor."""
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"]) / self.groups.of_groups[0]

@@ -8,7 +8,7 @@ from torchmetrics import MetricCollection
 
 from smollit.batch import Batch
 from smollit.losses import DPO, PreferenceLoss
-from smollit.losses.settings import as_settings, preference_loss
+from smollit.losses.settings import LOSS, preference_loss
 from smollit.metrics import preference_metrics
 from smollit.modules.base import FineTuningModule, SumAndCount
 from smollit.modules.reference import ReferenceMode, ReferenceScorer
@@ -48,7 +48,7 @@ class DPOModule(FineTuningModule):
     ) -> None:
         super().__init__(model_name, learning_rate=learning_rate, dropout=dropout, **options)
         self.loss = preference_loss(loss)
-        self.save_hyperparameters({"loss": as_settings(self.loss)})
+        self.save_hyperparameters({"loss": LOSS.as_settings(self.loss)})
         if not self.loss.needs_reference and (reference_name or reference != "frozen"):
             raise ValueError(
                 f"`model.loss` is {type(self.loss).__name__}, which has no reference: leave out `model.reference` and"

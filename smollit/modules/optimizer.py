@@ -1,14 +1,80 @@
-"""The optimizer: one learning rate, `model.learning_rate`, and checks for the gradient scaler."""
+"""The optimizer: its groups of weights, one learning rate, and checks for the gradient scaler."""
 
 import inspect
-from typing import Literal
+import logging
+import math
+import re
+from collections.abc import Mapping
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision
+from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-Schedule = Literal["linear", "cosine", "constant_with_warmup", "constant"]
+log = logging.getLogger(__name__)
+
+
+class ParameterGroups:
+    """The groups of an optimizer: weights that share a factor of the learning rate, with and without weight decay.
+
+    Args:
+        factors: `model.learning_rate_factors`.
+        decay_all: `model.decay_all`.
+    """
+
+    def __init__(self, factors: Mapping[str, float], *, decay_all: bool) -> None:
+        for pattern, factor in factors.items():
+            if not 0 < factor < math.inf:
+                raise ValueError(
+                    f"`model.learning_rate_factors` of {pattern!r} must be greater than 0 and finite, got {factor}"
+                )
+        self.factors = factors
+        self.decay_all = decay_all
+        self.of_groups = [1.0]
+
+    def optimizer(
+        self, policy: nn.Module, make: OptimizerCallable, *, learning_rate: float, one_dimensional: frozenset[str]
+    ) -> Optimizer:
+        """An optimizer over the trainable weights, in one group unless decay or factors need more.
+
+        Raises:
+            ValueError: If a pattern of `model.learning_rate_factors` matches no weight.
+        """
+        weights = {unwrapped(name): weight for name, weight in policy.named_parameters() if weight.requires_grad}
+        for pattern in self.factors:
+            if not any(re.search(pattern, name) for name in weights):
+                raise ValueError(f"`model.learning_rate_factors`: no trainable weight has {pattern!r} in its name")
+        optimizer = make(list(weights.values()))
+        decay = optimizer.param_groups[0].get("weight_decay", 0.0)
+        spared = one_dimensional & weights.keys() if decay and not self.decay_all else frozenset()
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, weight in weights.items():
+            groups.setdefault((self.factor(name), name in spared), []).append(weight)
+        if spared:
+            log.info("weight decay %g spares %s one-dimensional weights: `model.decay_all`", decay, len(spared))
+        if len(groups) > 1:
+            without = {False: {}, True: {"weight_decay": 0.0}}
+            optimizer = make([{"params": weights} | without[is_spared] for (_, is_spared), weights in groups.items()])
+        self.of_groups = [factor for factor, _ in groups]
+        set_learning_rate(optimizer, learning_rate)
+        for group, peak in zip(optimizer.param_groups, self.peaks(learning_rate), strict=True):
+            group["lr"] = peak
+        return optimizer
+
+    def factor(self, name: str) -> float:
+        """Factor of the learning rate of a weight."""
+        return next((factor for pattern, factor in self.factors.items() if re.search(pattern, name)), 1.0)
+
+    def peaks(self, learning_rate: float) -> list[float]:
+        """The peak learning rate of each group."""
+        return [learning_rate * factor for factor in self.of_groups]
+
+
+def unwrapped(name: str) -> str:
+    """The name of a weight without what FSDP puts into it."""
+    return name.replace("_fsdp_wrapped_module.", "")
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -51,7 +51,9 @@ class PolicyModule(StageMetricsModule):
         temperature: float = 0.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "loss"])  # not plain: see torch.load(weights_only=True)
+        self.save_hyperparameters(
+            ignore=["optimizer", "loss", "schedule"]
+        )  # not plain: see torch.load(weights_only=True)
         self.model_name = model_name
         self.init_from = init_from
         self.attention: AttentionBackend = attention
@@ -62,6 +64,7 @@ class PolicyModule(StageMetricsModule):
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.policy = None  # type: ignore[assignment]
+        self.one_dimensional: frozenset[str] = frozenset()  # names of the policy's norms and biases
 
     def configure_model(self) -> None:
         """Load the policy, and shard it if the strategy requires it. Lightning may call this twice."""
@@ -78,6 +81,8 @@ class PolicyModule(StageMetricsModule):
             load_weights(model, Path(self.init_from), self.model_name)
         if self.compile_policy:
             compile_layers(model)
+        # FSDP makes every weight one-dimensional.
+        self.one_dimensional = frozenset(name for name, weight in model.named_parameters() if weight.ndim < 2)
         self.policy = self.shard(model)
 
     def load(

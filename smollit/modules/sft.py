@@ -6,7 +6,7 @@ from torchmetrics import MetricCollection
 
 from smollit.batch import Batch
 from smollit.losses import NLL, CompletionLoss
-from smollit.losses.settings import as_settings, completion_loss
+from smollit.losses.settings import LOSS, completion_loss
 from smollit.metrics import language_metrics
 from smollit.modules.base import FineTuningModule, SumAndCount
 
@@ -34,7 +34,7 @@ class SFTModule(FineTuningModule):
         super().__init__(model_name, **options)
         self.weights = weights
         self.loss = completion_loss(loss)
-        self.save_hyperparameters({"loss": as_settings(self.loss)})
+        self.save_hyperparameters({"loss": LOSS.as_settings(self.loss)})
 
     def make_metrics(self, prefix: str) -> MetricCollection:
         """`loss`, `perplexity`, `token_accuracy`."""

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
@@ -69,21 +69,51 @@ def training_batches(trainer: Trainer) -> TrainingBatches | None:
     return data.training_batches() if data else None
 
 
-def num_steps(trainer: Trainer) -> int | None:
+class Begun(NamedTuple):
+    """Where this start of a run begins: optimizer steps that were made, and the epoch and its micro-batches."""
+
+    step: int = 0
+    epoch: int = 0
+    batches: int = 0
+
+
+def num_steps(trainer: Trainer, begun: Begun) -> int | None:
     """Optimizer steps of the whole run, without making a loader; None where only Lightning knows.
 
-    Epochs may differ in their numbers of batches.
+    Those that were made, and those that are left: a resumed run may have another batch size, accumulation or number of
+    devices, and epochs may differ in their numbers of batches.
     """
     batches = training_batches(trainer)
     epochs = trainer.max_epochs
     if batches is None or epochs is None or epochs < 0 or trainer.limit_train_batches != 1.0:
         return None
-    lengths = [batches.num_batches(epoch) for epoch in (range(epochs) if batches.epochs_differ else range(1))]
-    steps = [math.ceil(length / trainer.accumulate_grad_batches) for length in lengths if length is not None]
-    if len(steps) < len(lengths):  # a stream
+    left = epochs - begun.epoch
+    lengths = [batches.num_batches(begun.epoch + number) for number in range(left if batches.epochs_differ else 1)]
+    if None in lengths:  # a stream
         return trainer.max_steps if trainer.max_steps != -1 else None
-    total = sum(steps) if batches.epochs_differ else sum(steps) * max(epochs, 1)
+    steps = [math.ceil(length / trainer.accumulate_grad_batches) for length in lengths if length is not None]
+    total = begun.step + (sum(steps) if batches.epochs_differ else sum(steps) * max(left, 0))
+    if left > 0 and begun.batches and lengths[0] is not None:
+        total += math.ceil((lengths[0] - begun.batches) / trainer.accumulate_grad_batches) - steps[0]
     return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+
+
+def refuse_fewer_steps(trainer: Trainer, begun: Begun) -> None:
+    """Refuse to resume with fewer steps or epochs than are done.
+
+    Raises:
+        ValueError: If `trainer.max_steps` or `max_epochs` is lower than what the checkpoint has reached.
+    """
+    epochs = begun.epoch + bool(begun.batches)
+    for name, asked, done, what in (
+        ("max_steps", trainer.max_steps, begun.step, "step"),
+        ("max_epochs", trainer.max_epochs, epochs, "epoch"),
+    ):
+        if asked is not None and asked != -1 and asked < done:
+            raise ValueError(
+                f"`trainer.{name}` is {asked}, and the checkpoint has reached {what} {done}: a resumed run can't make"
+                " fewer. Set it higher, or start a new run in another `trainer.default_root_dir`"
+            )
 
 
 def set_counters(checkpoint: dict[str, Any], epoch: int, batches: int, total_batches: int) -> None:

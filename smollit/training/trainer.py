@@ -249,5 +249,5 @@ class SmollitTrainer(Trainer):
     @property
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps of the whole run; Lightning assumes that all epochs are as long as the first."""
-        steps = num_steps(self)
+        steps = num_steps(self, self.run_state.begun)
         return super().estimated_stepping_batches if steps is None else steps

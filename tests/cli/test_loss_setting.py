@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from jsonargparse import Namespace
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
 
 from smollit.cli.parser import SmollitParser
 from smollit.losses import DPO, IPO, APOZero, Hinge, PreferenceLoss, SimPO, Sum
 from smollit.modules import DPOModule, FineTuningModule
+from smollit.schedules import WSD, Constant, Cosine, Linear
 
 SUM = Sum(losses=[DPO(), SimPO()])
+COSINE_YAML = {"schedule": {"class_path": "smollit.schedules.Cosine", "init_args": {"floor": 0.1}}}
+STEP_YAML = {"schedule": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}}
 DPO_YAML = {"loss": {"class_path": "smollit.losses.DPO", "init_args": {"beta": 0.05, "label_smoothing": 0.1}}}
 
 
@@ -65,6 +71,32 @@ def test_a_loss_is_chosen_by_name_with_its_own_defaults(
     assert loss(tmp_path, words, *configs) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "configs", "expected"),
+    [
+        ([], [], Linear()),
+        ([], [{"schedule": "cosine"}], Cosine()),
+        (["--model.schedule=Cosine", "--model.schedule.floor=0.1"], [], Cosine(floor=0.1)),
+        (["--model.schedule.floor=0.2"], [{"schedule": "constant_with_warmup"}, COSINE_YAML], Cosine(floor=0.2)),
+        (["--model.schedule=wsd"], [COSINE_YAML], WSD()),
+        ([], [COSINE_YAML, STEP_YAML], StepLR),
+        (["--model.schedule=constant"], [STEP_YAML], Constant()),
+    ],
+)
+def test_a_schedule_is_chosen_in_the_same_way(
+    tmp_path: Path, words: list[str], configs: list[dict[str, Any]], expected: Any
+) -> None:
+    """By name, with arguments, by class_path, and a scheduler of torch."""
+    parser = SmollitParser(prog="smollit")
+    parser.add_subclass_arguments(FineTuningModule, "model")
+    made = parser.instantiate(Namespace(model=parse(tmp_path, words, *configs).model)).model.rates
+    if isinstance(expected, type):
+        made = type(made.scheduler(SGD([torch.zeros(1)])))
+        assert made is expected
+    else:
+        assert made.schedule == expected
+
+
 def test_what_falls_away_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Both arguments of the YAML's DPO; nothing if the loss stays."""
     with caplog.at_level(logging.INFO, logger="smollit"):
@@ -106,8 +138,10 @@ def test_the_old_spelling_is_answered_with_the_new_one(
     assert (type(new).__name__, new.beta) == (name, beta)
 
 
-@pytest.mark.parametrize("word", ["--model.loss=ppo", "--model.loss.gamma=1", "--model.loss=NLL"])
+@pytest.mark.parametrize(
+    "word", ["--model.loss=ppo", "--model.loss.gamma=1", "--model.loss=NLL", "--model.schedule=poly"]
+)
 def test_what_is_no_preference_loss_is_refused(tmp_path: Path, word: str) -> None:
-    """An unknown name, an unknown argument, and a loss of SFT."""
+    """Unknown names, an unknown argument, and a loss of SFT."""
     with pytest.raises(SystemExit):
         parse(tmp_path, [word])

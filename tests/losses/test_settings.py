@@ -10,11 +10,10 @@ from torch import Tensor
 from smollit.functional.pairs import Pairs
 from smollit.losses import DPO, IPO, NLL, SPPO, APOZero, Hinge, PreferenceLoss, Sum
 from smollit.losses.settings import (
-    as_settings,
+    LOSS,
     completion_loss,
     from_version_0_1,
     moved_settings,
-    named_loss,
     preference_loss,
     upgraded,
 )
@@ -60,7 +59,7 @@ def test_names_ignore_case_and_sigmoid_is_dpo(name: str, expected: PreferenceLos
 )
 def test_a_loss_is_plain_in_a_checkpoint_and_comes_back(loss: PreferenceLoss) -> None:
     """Through YAML and back: {class_path, init_args} of plain values; shipped losses by their short import path."""
-    settings = yaml.safe_load(yaml.safe_dump(as_settings(loss)))
+    settings = yaml.safe_load(yaml.safe_dump(LOSS.as_settings(loss)))
     assert preference_loss(settings) == loss
     own = isinstance(loss, Squared)
     assert settings["class_path"] == (f"{__name__}.Squared" if own else f"smollit.losses.{type(loss).__name__}")
@@ -87,15 +86,15 @@ def test_naming_another_loss_uses_its_own_defaults() -> None:
         "class_path": "smollit.losses.DPO",
         "init_args": {"beta": 0.05, "label_smoothing": 0.1, "nll_weight": 0.0},
     }
-    settings, dropped = named_loss("ipo", before)
+    settings, dropped = LOSS.named("ipo", before)
     assert preference_loss(settings) == IPO()
     assert dropped == {"beta": 0.05, "label_smoothing": 0.1}
     given = {"class_path": "Squared", "init_args": {"target": 5.0}}
-    assert preference_loss(named_loss(given, before)[0]) == Squared(beta=1.0, target=5.0)
+    assert preference_loss(LOSS.named(given, before)[0]) == Squared(beta=1.0, target=5.0)
     parts = {"class_path": "sum", "init_args": {"losses": ["apo_zero", {"class_path": "IPO"}]}}
-    assert preference_loss(named_loss(parts, None)[0]) == Sum(losses=[APOZero(), IPO()])
-    assert named_loss("sigmoid", before) == ({"class_path": "smollit.losses.DPO", "init_args": {}}, {})
-    assert named_loss({"init_args": {"beta": 0.3}}, before) == ({"init_args": {"beta": 0.3}}, {})
+    assert preference_loss(LOSS.named(parts, None)[0]) == Sum(losses=[APOZero(), IPO()])
+    assert LOSS.named("sigmoid", before) == ({"class_path": "smollit.losses.DPO", "init_args": {}}, {})
+    assert LOSS.named({"init_args": {"beta": 0.3}}, before) == ({"init_args": {"beta": 0.3}}, {})
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,11 @@ def test_settings_of_version_0_1_have_a_new_spelling(old: dict[str, object], exp
 
 def test_settings_of_this_version_stay_as_they_are() -> None:
     """A loss by name alone was and is valid."""
-    for settings in ({"loss": "sigmoid", "reference": "frozen"}, {"loss": as_settings(IPO())}, {"schedule": "linear"}):
+    for settings in (
+        {"loss": "sigmoid", "reference": "frozen"},
+        {"loss": LOSS.as_settings(IPO())},
+        {"schedule": "linear"},
+    ):
         assert from_version_0_1(settings) == settings
 
 
@@ -125,6 +128,6 @@ def test_the_configuration_in_an_old_checkpoint_compares_with_todays() -> None:
     with (Path(__file__).parents[1] / "fixtures/v0_1/runs/dpo/config.yaml").open() as file:
         old = yaml.safe_load(file)
     new = upgraded(old)["model"]["init_args"]
-    assert new["loss"] == as_settings(DPO(beta=0.2, label_smoothing=0.1))
+    assert new["loss"] == LOSS.as_settings(DPO(beta=0.2, label_smoothing=0.1))
     assert not {"beta", "label_smoothing", "nll_weight", "scores", "score_scale"} & new.keys()
     assert upgraded({}) == {}

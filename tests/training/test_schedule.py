@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+
+from tests.training.conftest import stop_at
 
 
 # case: cli-09
@@ -31,10 +37,10 @@ def test_validation_continues_counting_after_a_resume(fit: Any, tmp_path: Path) 
 # case: cli-01
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_warm_up_counts_optimizer_steps(fit: Any, tmp_path: Path, accumulate: int) -> None:
-    """Warm-up 3 to a constant 1e-3: 0, 1/3, 2/3 and then 1 of it, step by step, not epoch by epoch."""
+    """Warm-up 3 to a constant 1e-3: 1/3, 2/3 and then 1 of it, step by step, not epoch by epoch."""
     model = {"schedule": "constant_with_warmup", "num_warmup_steps": 3}
     run = fit(tmp_path, accumulate_grad_batches=accumulate, max_epochs=-1, max_steps=4, model=model)
-    assert [rate for _, _, rate in run.steps] == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, 1e-3])
+    assert [rate for _, _, rate in run.steps] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
 
 
 # case: cli-11
@@ -59,3 +65,94 @@ def test_the_bars_total_is_what_the_epoch_will_do(fit: Any, tmp_path: Path, limi
 
     assert fit(tmp_path, Totals(), enable_progress_bar=True, **{"max_epochs": -1, **limits}).error is None
     assert totals == expected
+
+
+# case: C2
+@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
+def test_a_constant_schedule_warms_up(fit: Any, tmp_path: Path, schedule: str) -> None:
+    """Warm-up 2: a half of 1e-3, and then all of it; a warm-up of the whole run is refused in a sentence."""
+    model = {"schedule": schedule, "num_warmup_steps": 2}
+    run = fit(tmp_path, max_epochs=-1, max_steps=3, model=model)
+    assert [rate for _, _, rate in run.steps] == pytest.approx([5e-4, 1e-3, 1e-3])
+    refused = fit(tmp_path / "short", max_epochs=-1, max_steps=2, model=model)
+    assert "`model.num_warmup_steps` is 2, and the run has 2 optimizer steps" in str(refused.error)
+
+
+def rates(run: Any) -> list[float]:
+    return [rate for _, _, rate in run.steps]
+
+
+# case: B3
+def test_a_resumed_run_takes_the_new_schedule_from_its_step_on(fit: Any, tmp_path: Path) -> None:
+    """Peak .003, 4 steps on a line to 0; then 8 steps: (8 - 4) / 8 of .003, and so on. Fewer than 4 are an error; a new
+    peak and a constant schedule count from the next step on."""
+    options = {"max_epochs": -1, "accumulate_grad_batches": 1, "model": {"learning_rate": 3e-3}}
+    assert rates(fit(tmp_path, max_steps=4, **options)) == pytest.approx([3e-3, 2.25e-3, 1.5e-3, 0.75e-3])
+    refused = fit(tmp_path, max_steps=3, **options)
+    assert "`trainer.max_steps` is 3, and the checkpoint has reached step 4" in str(refused.error)
+    assert rates(fit(tmp_path, max_steps=8, **options)) == pytest.approx([1.5e-3, 1.125e-3, 0.75e-3, 0.375e-3])
+    model = {"learning_rate": 1e-3, "schedule": "constant"}
+    assert rates(fit(tmp_path, max_steps=10, **options | {"model": model})) == pytest.approx([1e-3, 1e-3])
+
+
+def test_a_scheduler_of_torch_resumes_with_a_new_peak(fit: Any, tmp_path: Path) -> None:
+    """Halved after each 2 steps: 1, 1, 1/2 | 1/2, 1/4 of the peak, which is .001 | .002."""
+    options = {"max_epochs": -1, "accumulate_grad_batches": 1}
+    halved = {"schedule": lambda optimizer: StepLR(optimizer, 2, gamma=0.5)}
+    assert rates(fit(tmp_path, max_steps=3, model=halved, **options)) == pytest.approx([1e-3, 1e-3, 5e-4])
+    resumed = fit(tmp_path, max_steps=5, model=halved | {"learning_rate": 2e-3}, **options)
+    assert rates(resumed) == pytest.approx([1e-3, 5e-4])
+
+
+# case: B2
+@pytest.mark.parametrize(
+    ("changed", "total"), [({"accumulate_grad_batches": 2}, 10), ({"data": {"train_batch_size": 4}}, 7), ({}, 16)]
+)
+def test_steps_made_and_steps_left_are_the_run(fit: Any, tmp_path: Path, changed: dict[str, Any], total: int) -> None:
+    """2 epochs of 8 rows, 1 row per step, stopped at step 4. Then 2 rows per step: 4 / 2 + 8 / 2 = 6 steps are left; 4
+    rows per step: 3 are left. The rate falls on a line to the last step, which is validated."""
+    data = {"train_split": "train_sft[:8]", "train_batch_size": 1}
+    options: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 1, "val_every_n_steps": 100}
+    fit(tmp_path, stop_at(4), data=data, **options)
+    resumed = fit(tmp_path, **options | changed | {"data": data | changed.get("data", {})})
+    assert resumed.error is None
+    assert rates(resumed) == pytest.approx([1e-3 * (total - step) / total for step in range(4, total)])
+    assert resumed.diary.validated == [total]
+    fewer = fit(tmp_path, **options | changed | {"data": data | changed.get("data", {}), "max_epochs": 1})
+    assert "`trainer.max_epochs` is 1, and the checkpoint has reached epoch 2" in str(fewer.error)
+
+
+# case: A5
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_the_found_learning_rate_is_the_peak_of_the_schedule(fit: Any, tmp_path: Path, warmup: int) -> None:
+    """Found r, on a line over 48 steps: r, 47/48 r, 46/48 r; with 2 warm-up steps r/2, r, r."""
+    finder = LearningRateFinder(num_training_steps=20, max_lr=0.1)
+    options = {"max_epochs": -1, "accumulate_grad_batches": 1, "max_steps": 48, "model": {"num_warmup_steps": warmup}}
+    run = fit(tmp_path, finder, stop_at(3), **options)
+    assert finder.optimal_lr is not None
+    found = finder.optimal_lr.suggestion()
+    assert found and found != 1e-3
+    expected = [1 / 2, 1, 1] if warmup else [1, 47 / 48, 46 / 48]
+    assert rates(run) == pytest.approx([found * fraction for fraction in expected])
+
+
+def test_weights_have_their_own_decay_and_rate(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SGD at rate 0.5 with decay 0.1 and no gradient (dropped by a hook): matrices shrink by 1 - 0.05, embeddings,
+    which learn at a tenth, by 1 - 0.005, and norms stay, unless `decay_all` is set."""
+
+    class NoGradients(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+            for weight in pl_module.policy.parameters():
+                weight.grad.zero_()
+
+    for decay_all in (False, True):
+        model = {"learning_rate": 0.5, "schedule": "constant", "decay_all": decay_all}
+        model |= {"optimizer": lambda weights: SGD(weights, weight_decay=0.1)}
+        model |= {"learning_rate_factors": {"embed_tokens": 0.1}}
+        run = fit(tmp_path / str(decay_all), NoGradients(), max_steps=1, model=model)
+        before = fit(tmp_path / "before", max_steps=0).weights
+        for name, weight in run.weights.items():
+            shrinks = 0.005 if "embed" in name or "head" in name else 0.05 if decay_all or weight.ndim > 1 else 0
+            torch.testing.assert_close(weight, before[name] * (1 - shrinks))
+    nothing = fit(tmp_path / "none", max_steps=1, model={"learning_rate_factors": {"nothing": 0.1}})
+    assert "no trainable weight has 'nothing' in its name" in str(nothing.error)

@@ -31,7 +31,7 @@ def test_start_summary_has_ten_lines(fit: Any, tmp_path: Path, capsys: pytest.Ca
     assert found["steps"] == "4, from step 0"
     assert found["mode"] == "train" and found["weights"] == "float32" and found["precision"] == "32-true"
     assert found["data"].startswith("13 rows, ") and found["data"].endswith("% loss tokens")
-    assert found["learning rate"] == "peak 0.001, linear, 0 warm-up steps"
+    assert found["learning rate"] == "peak 0.001, Linear, 0 warm-up steps"
     assert found["run folder"] == str(tmp_path)
 
 

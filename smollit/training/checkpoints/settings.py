@@ -1,13 +1,12 @@
 """Settings on resume: which may not change, which are logged, and the optimizer's, where the config wins."""
 
 import logging
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lightning.pytorch import Trainer
-from torch import Tensor
-from torch.optim import Optimizer
 
 from smollit.losses.settings import upgraded
+from smollit.schedules import upgraded_schedule
 from smollit.training.steps import described_data
 
 log = logging.getLogger(__name__)
@@ -15,6 +14,7 @@ State = dict[str, Any]
 
 Groups = list[dict[str, Any]]
 PLAIN = (bool, int, float, str, tuple, type(None))
+SCHEDULED = ("params", "lr", "initial_lr")
 # Settings that change the meaning of the saved state: a resumed run may not change them, nor those that the data module
 # names in `token_settings` and `order_settings`.
 FIXED = (
@@ -24,14 +24,6 @@ FIXED = (
     "model.init_args.optimizer.class_path",
     "data.class_path",
 )
-
-
-@runtime_checkable
-class Schedule(Protocol):
-    """A scheduler that computes each group's rate from a base rate: torch's, except ReduceLROnPlateau."""
-
-    base_lrs: list[float | Tensor]
-    optimizer: Optimizer
 
 
 def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
@@ -47,7 +39,7 @@ def check_settings(saved: State, settings: State, never: tuple[str, ...], *, for
     Raises:
         ValueError: If a setting in `never` has changed, unless forced.
     """
-    before, now = flatten(upgraded(saved)), flatten(settings)
+    before, now = flatten(upgraded_schedule(upgraded(saved))), flatten(settings)
     changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
     if not before or not now or not changed:
         return
@@ -70,13 +62,13 @@ def flatten(config: State, prefix: str = "") -> State:
 
 
 def configured(trainer: Trainer) -> list[Groups]:
-    """Per optimizer and group: weight decay, betas, peak learning rate (`initial_lr`) and the like, as configured.
+    """Per optimizer and group: weight decay, betas and the like, as configured.
 
     To be called before a checkpoint's state is loaded.
     """
     return [
         [
-            {key: value for key, value in group.items() if key not in ("params", "lr") and isinstance(value, PLAIN)}
+            {key: value for key, value in group.items() if key not in SCHEDULED and isinstance(value, PLAIN)}
             for group in optimizer.param_groups
         ]
         for optimizer in trainer.optimizers
@@ -86,15 +78,8 @@ def configured(trainer: Trainer) -> list[Groups]:
 def apply_changes(trainer: Trainer, before: list[Groups], now: list[Groups]) -> None:
     """Set the values that were configured differently when the run began; the optimizer's other entries stay.
 
-    A new peak learning rate scales the current one: the position in the schedule is the same.
+    The learning rates are the module's, `LearningRates.start`.
     """
     for optimizer, old_groups, new_groups in zip(trainer.optimizers, before, now, strict=False):
         for group, old, new in zip(optimizer.param_groups, old_groups, new_groups, strict=False):
-            changed = {key: value for key, value in new.items() if key in old and old[key] != value}
-            if "initial_lr" in changed:
-                group["lr"] *= new["initial_lr"] / old["initial_lr"]
-            group.update(changed)
-    for config in trainer.lr_scheduler_configs:
-        scheduler = config.scheduler
-        if isinstance(scheduler, Schedule):
-            scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+            group.update({key: value for key, value in new.items() if key in old and old[key] != value})

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from smollit.modules import FineTuningModule
 from smollit.training.checkpoints.settings import Groups, apply_changes, check_settings, configured, fixed_settings
-from smollit.training.steps import at_step_end, positioned_data, set_counters, training_batches
+from smollit.training.steps import (
+    Begun,
+    at_step_end,
+    positioned_data,
+    refuse_fewer_steps,
+    set_counters,
+    training_batches,
+)
 
 log = logging.getLogger(__name__)
 KEY = "run_state"
@@ -31,6 +38,7 @@ class RunState(Callback):
         self.force = force
         self.ended: str | None = None  # why a callback ended the run that is resumed
         self.has_trained = False  # since this start of the run
+        self.begun = Begun()  # where this start of the run begins
         self.begins_step = True  # the next micro-batch is the first of an optimizer step
         # At the end of the last optimizer step:
         self.position: State | None = None
@@ -44,7 +52,7 @@ class RunState(Callback):
     # ---- following the run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.ended, self.has_trained, self.begins_step = None, False, True
+        self.ended, self.has_trained, self.begun, self.begins_step = None, False, Begun(), True
         self.position, self.batches, self.total_batches = None, 0, 0
         self.random_state, self.pending, self.optimizers_before = None, {}, []
         batches = training_batches(trainer) if stage == "fit" else None
@@ -90,6 +98,7 @@ class RunState(Callback):
             "random_states": all_ranks(self.random_state or get_random_state()),
             "pending": over_ranks(self.pending),
             "num_skipped_steps": pl_module.num_skipped_steps if isinstance(pl_module, FineTuningModule) else 0,
+            "warmup_starts_at_0": False,
             "optimizers": self.optimizers,
             "config": self.config,
             "ended": stopped_early(trainer) if trainer.should_stop else None,
@@ -126,6 +135,8 @@ class RunState(Callback):
             pending = state.get("pending", state.get("unlogged", {}))
             pl_module.restore_pending_metrics(pending if trainer.is_global_zero else {})
             pl_module.num_skipped_steps = state.get("num_skipped_steps", 0)
+            if state.get("warmup_starts_at_0", True) and not self.force:  # before version 0.3
+                pl_module.rates.refuse_warming_up(checkpoint["global_step"])
 
     def _load_position(self, trainer: Trainer, checkpoint: State) -> None:
         data, batches = positioned_data(trainer), training_batches(trainer)
@@ -138,6 +149,8 @@ class RunState(Callback):
         position = data.state_dict()
         done, whole = batches.batches_before(), batches.num_batches(position["epoch"]) or 0
         self.batches, self.total_batches = done, position["epoch"] * whole + done
+        self.begun = Begun(checkpoint["global_step"], position["epoch"], done)
+        refuse_fewer_steps(trainer, self.begun)
         set_counters(checkpoint, position["epoch"], done, self.total_batches)
         log.info("resumed in epoch %s, with %s of its rows done", position["epoch"], f"{position['rows']:,}")
 

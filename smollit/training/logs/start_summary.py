@@ -1,5 +1,6 @@
 """StartSummary: what a run trains, on what, and for how long, printed before its first step."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -35,6 +36,7 @@ def describe(trainer: Trainer, module: Any) -> dict[str, str]:
     rows = describe_rows(data.reports if data else {})
     batch = data.train_batch_size if data else 1
     accumulation, world = trainer.accumulate_grad_batches, trainer.world_size
+    steps = trainer.estimated_stepping_batches
     return {
         "parameters": f"{trainable:,} trainable of {total:,}",
         "weights": str(parameters[0].dtype).removeprefix("torch."),
@@ -43,8 +45,8 @@ def describe(trainer: Trainer, module: Any) -> dict[str, str]:
         "precision": str(trainer.precision),
         "data": rows,
         "batch": f"{batch} x {accumulation} accumulated x {world} devices = {batch * accumulation * world} per step",
-        "steps": f"{int(trainer.estimated_stepping_batches):,}, from step {trainer.global_step:,}",
-        "learning rate": f"peak {module.learning_rate:g}, {module.schedule}, {module.num_warmup_steps} warm-up steps",
+        "steps": f"{'unknown' if math.isinf(steps) else f'{int(steps):,}'}, from step {trainer.global_step:,}",
+        "learning rate": f"peak {module.learning_rate:g}, {module.rates.describe()}",
         "run folder": str(trainer.default_root_dir),
     }
 
