@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from smollit import commands
 from smollit.cli.cli import SmollitCLI
-from smollit.cli.errors import for_the_user
+from smollit.cli.errors import DEBUG, UsageError, building, for_the_user
 
 
 def main(args: Sequence[str] | None = None) -> SmollitCLI:
@@ -18,18 +18,26 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI:
 
     Returns:
         What was built: `.model`, `.datamodule`, `.trainer`, `.config`.
+
+    Raises:
+        SystemExit: With code 2 if the command line or config is wrong, with a sentence (code 1) for other errors that
+            are the user's to mend. Bugs are raised as they are; so is all else where SMOLLIT_TRACEBACK is set.
     """
     words = list(sys.argv[1:] if args is None else args)
     show_logs()
     try:
         command = commands.find(words)
-        cli = SmollitCLI(words[0], command, words[1:])
+        with building():
+            cli = SmollitCLI(words[0], command, words[1:])
         cli.command.run(cli)
-    except ValueError as error:
-        ours = for_the_user(error)
-        if ours is None or os.environ.get("SMOLLIT_TRACEBACK"):
+    except Exception as error:
+        said = for_the_user(error)
+        if said is None or os.environ.get(DEBUG):
             raise
-        raise SystemExit(f"smollit: {ours}") from error
+        if isinstance(error, UsageError):
+            print(f"smollit: {said}", file=sys.stderr)
+            sys.exit(2)
+        raise SystemExit(f"smollit: {said}") from error
     return cli
 
 

@@ -5,12 +5,16 @@ from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from smollit.cli import config_yaml
-from smollit.cli.nulls import check_nulls
+from smollit.cli.command_words import command_words
+from smollit.cli.errors import building
+from smollit.cli.nulls import check_nulls, check_settings
 from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import RunConfigCallback
+from smollit.cli.trainer_settings import check_strategy, check_trainer_settings
 from smollit.commands import COMMANDS
 from smollit.commands.command import Command
 from smollit.data import ChatDataModule
@@ -78,12 +82,13 @@ class SmollitCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As Lightning's, which warns about arguments that do not come from sys.argv; `--strict` is `--strict=true`."""
+        """As Lightning's, which warns about arguments that do not come from sys.argv."""
         assert isinstance(args, list)
         flags = {f"--{field.name}" for field in fields(self.command_class) if field.type is bool}
-        following = [*args, "--"][1:]
-        is_bare = [word in flags and after.startswith("-") for word, after in zip(args, following, strict=True)]
-        words = [f"{word}=true" if bare else word for word, bare in zip(args, is_bare, strict=True)]
+        try:
+            words = command_words(args, flags)
+        except ValueError as error:
+            parser.error(str(error))
         self.config = parser.parse_args(words)
 
     # ---- the objects
@@ -91,10 +96,13 @@ class SmollitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse nulls; use the model's tokenizer, unless the user names another."""
         for name in SECTIONS:
-            check_nulls(self.config[name].class_path, self.config[name].init_args.as_dict(), name)
-        loss = self.config.model.init_args.get("loss")
-        if loss is not None and "init_args" in loss:
-            check_nulls(loss.class_path, loss.init_args.as_dict(), "model.loss")
+            check_nulls(self.config[name].as_dict(), name)
+        if not isinstance(self.config.trainer, Namespace):
+            raise ValueError(f"`trainer`: expected settings, got {self.config.trainer}")
+        trainer = self.config.trainer.as_dict()
+        check_settings(self.trainer_class, trainer, "trainer")
+        check_nulls(trainer, "trainer")
+        check_trainer_settings(trainer)
         data = self.config.data.init_args
         if "tokenizer_name" in data and data.tokenizer_name is None:
             data.tokenizer_name = self.config.model.init_args.model_name
@@ -108,8 +116,10 @@ class SmollitCLI(LightningCLI):
     @cached_property
     def trainer(self) -> SmollitTrainer:  # type: ignore[override]  # Lightning creates it at once and assigns it
         """The trainer, created on first use; checkpoints hold the settings of model and data."""
-        trainer = self.instantiate_trainer()
-        assert isinstance(trainer, SmollitTrainer)
+        with building():
+            trainer = self.instantiate_trainer()
+            assert isinstance(trainer, SmollitTrainer)
+            check_strategy(trainer)
         trainer.run_state.config = {name: self.config[name].as_dict() for name in SECTIONS}
         return trainer
 

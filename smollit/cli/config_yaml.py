@@ -1,29 +1,71 @@
-"""Reading of YAML, in files and in values on the command line."""
+"""Reading and writing of YAML, in files and in values on the command line."""
 
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import yaml
-from jsonargparse import set_loader
+from jsonargparse import set_dumper, set_loader
 
+BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+INT = re.compile(r"^[-+]?[0-9][0-9_]*$|^0x[0-9a-fA-F]+$")
 FLOAT = re.compile(
     r"^[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
 )
-NULL = re.compile("^None$")
-UNREAD = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")  # a date stays text; floats are read by FLOAT
+NULL = re.compile(r"^(?:~|null|Null|NULL|None|)$")
+MERGE = re.compile(r"^<<$")
+
+
+class RepeatedKeyError(yaml.constructor.ConstructorError):
+    """A key that stands twice in one mapping: the first value would be lost."""
 
 
 class ConfigLoader(yaml.SafeLoader):
-    """YAML with floats as Python writes them (1e-5), and with a plain None as null; a quoted "None" stays text."""
+    """YAML 1.2: `on`, `no` and 1:30 are texts, 012 is 12; with floats as Python writes them, and None as null.
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in UNREAD]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    A plain None is null; a quoted "None" stays text.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """An integer in decimal or hexadecimal digits: a leading 0 does not make it octal."""
+        text = str(self.construct_scalar(node)).replace("_", "")
+        return int(text, 16 if text.startswith("0x") else 10)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping.
+
+        Raises:
+            RepeatedKeyError: If a key stands in it twice.
+        """
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                first = lines[key.value]
+                raise RepeatedKeyError(
+                    None, None, f"`{key.value}` is given twice, in lines {first} and {key.start_mark.line + 1}", None
+                )
+            lines[str(key.value)] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
 
 
-ConfigLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
-ConfigLoader.add_implicit_resolver("tag:yaml.org,2002:null", NULL, ["N"])
+class ConfigDumper(yaml.SafeDumper):
+    """YAML whose texts are in quotes where ConfigLoader, or another reader, would take them for something else."""
+
+    yaml_implicit_resolvers = {first: list(known) for first, known in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+
+
+ConfigLoader.add_constructor("tag:yaml.org,2002:int", ConfigLoader.construct_yaml_int)
+for tag, pattern, first in (
+    ("bool", BOOL, "tTfF"),
+    ("int", INT, "-+0123456789"),
+    ("float", FLOAT, "-+0123456789."),
+    ("null", NULL, ["~", "n", "N", ""]),
+    ("merge", MERGE, "<"),
+):
+    for reader_or_writer in (ConfigLoader, ConfigDumper):
+        reader_or_writer.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", pattern, list(first))
 
 
 def load(text: str) -> Any:
@@ -35,6 +77,12 @@ def load(text: str) -> Any:
     return value
 
 
+def dump(value: Any) -> str:
+    """A value as YAML that `load` reads as the same."""
+    return yaml.dump(value, Dumper=ConfigDumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+
+
 def use() -> None:
-    """Make jsonargparse read YAML this way."""
+    """Make jsonargparse read and write YAML this way."""
     set_loader("yaml", load, (yaml.YAMLError,))
+    set_dumper("yaml", dump)

@@ -1,20 +1,83 @@
 """Which errors are messages for the user, and which are bugs that need a traceback."""
 
+import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from smollit.cli.parser import argument_names
+
 PACKAGE = Path(__file__).parents[1]
+# By the folder of a library: the setting that its errors are about.
+LIBRARIES = {
+    "lightning": "trainer",
+    "torch/optim": "model.optimizer",
+    "transformers": "model",
+    "peft": "model",
+    "tokenizers": "data.tokenizer_name",
+    "datasets": "data.dataset",
+    "huggingface_hub": "model",
+}
+RAISED = (ValueError, TypeError, RuntimeError, OSError, ImportError, MisconfigurationException)
+DEBUG = "SMOLLIT_TRACEBACK"
 
 
-def for_the_user(error: BaseException | None) -> ValueError | None:
-    """The error that smollit itself raised with a message for the user, also where jsonargparse wrapped it.
+class UsageError(ValueError):
+    """A command line or config that no run can be built of."""
 
-    None if there is none: then the traceback is shown.
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Errors while objects are built from the config are errors of the config.
+
+    Raises:
+        UsageError: With the sentence for the user.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = for_the_user(error)
+        if said is None:
+            raise
+        raise UsageError(said) from error
+
+
+def for_the_user(error: BaseException | None) -> str | None:
+    """The sentence for the user, also where another library wrapped the error; None if the error is a bug.
+
+    Messages are what smollit raises itself as a ValueError, and what a library raises on purpose, by a `raise`
+    statement of its own. All else, and what is raised in a user's class, keeps its traceback.
     """
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        raised_here = bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)
-        if isinstance(error, ValueError) and raised_here:
-            return error
+        if frames:
+            last = frames[-1]
+            if isinstance(error, ValueError) and Path(last.filename).is_relative_to(PACKAGE):
+                return str(error)
+            library = next((name for name in LIBRARIES if f"/site-packages/{name}/" in last.filename), None)
+            if library and isinstance(error, RAISED) and (last.line or "").startswith("raise "):
+                return (
+                    f"{_setting(library, last.filename, str(error))}: {_one_line(str(error))} ({DEBUG}=1 shows where)"
+                )
         error = error.__cause__ or error.__context__
     return None
+
+
+def _setting(library: str, filename: str, message: str) -> str:
+    """The setting that a message names, else the section that the library belongs to."""
+    if library != "lightning":
+        return f"`{LIBRARIES[library]}`"
+    if "/callbacks/" in filename:
+        return "`trainer.callbacks`"
+    names = argument_names(Trainer)
+    named = [name for name in names if re.search(rf"`(?:Trainer\()?{name}\b", message)]
+    named += [name for name in names if "_" in name and re.search(rf"\b{name}\b", message)]
+    return f"`trainer.{named[0]}`" if named else "`trainer`"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

@@ -28,15 +28,14 @@ class LossParser(LightningArgumentParser):
     """
 
     has_choices = False
-    is_dpo = False
     family: tuple[type[Loss], ...] = FAMILIES
 
     def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:
         """Add the arguments of a class, as jsonargparse does."""
         self.has_choices = isinstance(theclass, type) and issubclass(theclass, FineTuningModule)
-        self.is_dpo = isinstance(theclass, type) and issubclass(theclass, DPOModule)
-        is_sft = isinstance(theclass, type) and issubclass(theclass, SFTModule)
-        self.family = (PreferenceLoss,) if self.is_dpo else (CompletionLoss,) if is_sft else FAMILIES
+        is_dpo = self.has_choices and issubclass(theclass, DPOModule)
+        is_sft = self.has_choices and issubclass(theclass, SFTModule)
+        self.family = (PreferenceLoss,) if is_dpo else (CompletionLoss,) if is_sft else FAMILIES
         return super().add_class_arguments(theclass, *args, **options)
 
     def parse_object(
@@ -45,7 +44,7 @@ class LossParser(LightningArgumentParser):
         """Parse the arguments of a class, after those that jsonargparse has parsed before, `namespace`."""
         if self.has_choices:
             obj = Namespace(obj)
-            if self.is_dpo:
+            if self.family == (PreferenceLoss,):
                 self._refuse_moved(obj, namespace)
             for name, choice, families in (("loss", LOSS, self.family), ("schedule", SCHEDULE, None)):
                 if name in obj:

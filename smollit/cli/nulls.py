@@ -1,26 +1,54 @@
 """Null where a class expects a value: jsonargparse accepts it, and the class would fail much later."""
 
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
 from pydoc import locate
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 
-def check_nulls(class_path: str, settings: dict[str, Any], where: str) -> None:
-    """Refuse a null where the class expects a value.
+def check_nulls(value: Any, where: str) -> None:
+    """Refuse a null where a class expects a value, in a class of the config and in all classes inside it.
 
     Args:
-        class_path: Import path of the class.
-        settings: Its arguments.
-        where: `model`, `data` or `model.loss`: the section of the config, for the error.
+        value: A section of the config, or a part of it: `{class_path, init_args}`, a list, a mapping, or a plain value.
+        where: The setting, for the error.
 
     Raises:
         ValueError: Names the setting and what it must be.
     """
-    found = locate(class_path)
-    classes = found.__mro__ if isinstance(found, type) else ()
+    if isinstance(value, list):
+        for item in value:
+            check_nulls(item, where)
+    if not isinstance(value, Mapping):
+        return
+    settings = value.get("init_args") or {} if "class_path" in value else value
+    found = locate(str(value.get("class_path")))
+    if isinstance(found, type):
+        check_settings(found, settings, where)
+    for name, inner in settings.items():
+        check_nulls(inner, f"{where}.{name}")
+
+
+def check_settings(known: type, settings: Mapping[str, Any], where: str) -> None:
+    """Refuse a null among the arguments of one class.
+
+    Raises:
+        ValueError: Names the setting and what it must be.
+    """
     for name in (name for name, value in settings.items() if value is None):
-        hints = (get_type_hints(vars(known).get("__init__", object)).get(name) for known in classes)
-        hint = next((hint for hint in hints if hint is not None), None)
-        if hint is not None and NoneType not in get_args(hint):
+        hint = next((hint for base in known.__mro__ if (hint := _hint(base, name)) is not None), None)
+        if hint not in (None, Any, NoneType) and NoneType not in get_args(hint):
             expected = hint.__name__ if isinstance(hint, type) else hint
             raise ValueError(f"`{where}.{name}` can't be null: expected {expected}")
+
+
+def _hint(base: type, name: str) -> Any:
+    """Type of an argument of a class's own `__init__`; None if it has none, or null as its default all the same."""
+    init = vars(base).get("__init__")
+    if init is None or name not in (arguments := inspect.signature(init).parameters):
+        return None
+    with suppress(NameError, TypeError):  # a name that is imported for type checkers only
+        return Any if arguments[name].default is None else get_type_hints(init).get(name)
+    return None

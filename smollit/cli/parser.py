@@ -1,40 +1,148 @@
-"""SmollitParser: jsonargparse's parser with errors that fit on a screen and name the nearest setting."""
+"""SmollitParser: jsonargparse's parser, with errors that are a sentence and name the nearest valid setting."""
 
-import difflib
+import inspect
+import os
 import re
-from typing import NoReturn
+import sys
+from collections.abc import Iterator
+from pydoc import locate
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback
+from torch.optim import Optimizer
 
 from smollit.cli.loss_setting import LossParser, find_sentence
+from smollit.cli.other_names import OTHER_NAMES
+from smollit.cli.problem import Problem, take_apart
+from smollit.cli.words import choices, expected, nearest, shown
+from smollit.data import ChatDataModule, UltraFeedbackDataModule
+from smollit.losses import DPO
+from smollit.modules import DPOModule, FineTuningModule
+from smollit.training import SmollitTrainer
 
-UNKNOWN = re.compile(r"(?:Option|option|unrecognized arguments:|Key) '?-*([\w.]+)'?")
-IS_UNKNOWN = re.compile(r"not accept|unrecognized arguments|not expected")
-EXPLAINED = re.compile(r"`([\w.]+)`(: there is no such setting(?:\. Did you mean `[\w.]+`\?)?)")
-GROUP = re.compile(r"Group '([\w.]+)'")
-PARENT = re.compile(r'Parser key "([\w.]+)"')
+NO_VALUE = re.compile(r"argument (?P<flag>--[\w.+]+): expected (?:one|at least one) argument")
+# By the last part of a setting: the class that its value names.
+BASES: dict[str, type] = {
+    "model": FineTuningModule,
+    "data": ChatDataModule,
+    "callbacks": Callback,
+    "optimizer": Optimizer,
+}
+# The classes with the most settings: where the name of a setting is looked for.
+SECTIONS: dict[str, type] = {
+    "model": DPOModule,
+    "model.loss": DPO,
+    "data": UltraFeedbackDataModule,
+    "trainer": SmollitTrainer,
+}
 
 
 class SmollitParser(LossParser):
-    """LightningArgumentParser whose errors are short, and name an unknown key in full with the nearest valid one."""
+    """LightningArgumentParser whose errors are a sentence: which setting, what was expected, what came."""
+
+    file = ""  # that is being read
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> Namespace:
+        """Parse a config; an error in it names the file."""
+        self.file = os.fspath(path)
+        parsed = super().parse_path(path, *args, **options)
+        self.file = ""
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the error with a suggestion, and exit with 2."""
-        super().error(self.explain(message), ex)
+        """Print the error as a sentence, and exit with 2; the parser of a class inside this one leaves that to it."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        said = self.explain(message)
+        place = f"in {self.file}; " if self.file else ""
+        tip = "" if "\n" in said else f"({place}{self.prog} --help lists the settings)\n"
+        sys.stderr.write(f"smollit: {said}\n{tip}")
+        self.exit(2)
 
     def explain(self, message: str) -> str:
-        """`model.lerning_rate`: there is no such setting, and what to write instead; other errors as they are."""
+        """An error of jsonargparse as a sentence; one that is not known stays as it is."""
         if sentence := find_sentence(message):
             return sentence
-        if explained := EXPLAINED.search(message):  # by the parser of a class inside this one, which lacks the prefix
-            parents = PARENT.findall(message[: explained.start()])
-            prefix = "".join(f"{parent}." for parent in parents)
-            return f"`{prefix}{explained[1]}`{explained[2].replace('mean `', f'mean `{prefix}')}"
-        found = UNKNOWN.search(message) if IS_UNKNOWN.search(message) else None
-        if found is None:
-            return message
-        key = ".".join([*GROUP.findall(message), found[1]])
-        return f"`{key}`: there is no such setting{self.suggestion(key)}"
+        if found := NO_VALUE.search(message):
+            return f"`{found['flag']}`, or a setting inside it, has no value: write --SETTING VALUE"
+        problem = take_apart(message)
+        where = f"`{'.'.join(problem.keys)}`{_of_callback(problem)}: " if problem.keys else ""
+        if problem.unknown:
+            return self._unknown(problem)
+        if problem.no_class:
+            return where + _no_class(problem)
+        if problem.types:
+            wanted = expected(problem.types)
+            near = nearest(problem.value, choices(problem.types))
+            return f"{where}expected {wanted}, got {shown(problem.value)}{_did_you_mean(near)}"
+        if problem.missing and problem.owner:
+            return f"{where}{_short(problem.owner)} needs a value for {problem.missing}"
+        return where + problem.text
 
-    def suggestion(self, key: str) -> str:
-        """`. Did you mean ...?`, or nothing if no name is near."""
-        near = difflib.get_close_matches(key, sorted(self.get_defaults().keys()), n=1, cutoff=0.7)
-        return f". Did you mean `{near[0]}`?" if near else ""
+    def _unknown(self, problem: Problem) -> str:
+        key = ".".join([*problem.keys, problem.unknown])
+        of = f" of {_short(problem.owner)}" if is_inner(problem) else ""
+        near = self._nearest_setting(problem, key)
+        return f"`{key}`: there is no such setting{of}{_did_you_mean(near)}"
+
+    def _nearest_setting(self, problem: Problem, key: str) -> str | None:
+        """The most similar setting of its class; else by its name in another tool or section; else the most similar."""
+        name = key.rpartition(".")[2]
+        known = [*self.get_defaults().keys(), *_all_settings()]
+        owner = locate(problem.owner) if problem.owner else None
+        own = argument_names(owner) if isinstance(owner, type) else []
+        near = nearest(name, own)
+        if near:
+            return ".".join([*problem.keys, near])
+        if is_inner(problem):  # settings of its own kind
+            return None
+        elsewhere = next((setting for setting in known if setting.rpartition(".")[2] == name), None)
+        return OTHER_NAMES.get(name.lower()) or elsewhere or nearest(key, known)
+
+
+def is_inner(problem: Problem) -> bool:
+    """Whether the setting belongs to a class inside a section of the config."""
+    return bool(problem.owner) and problem.keys not in [(name,) for name in SECTIONS]
+
+
+def argument_names(known: type) -> list[str]:
+    """The arguments of a class and of its bases, to which it passes `**options`."""
+    inits = [vars(base)["__init__"] for base in known.__mro__[:-1] if "__init__" in vars(base)]
+    named = [parameter for init in inits for parameter in inspect.signature(init).parameters.values()]
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [parameter.name for parameter in named if parameter.kind not in kinds and parameter.name != "self"]
+
+
+def _all_settings() -> Iterator[str]:
+    for section, known in SECTIONS.items():
+        yield from (f"{section}.{name}" for name in argument_names(known))
+
+
+def _no_class(problem: Problem) -> str:
+    if problem.module:
+        names = [name for name, value in vars(sys.modules[problem.module]).items() if isinstance(value, type)]
+        near = nearest(problem.no_class, names)
+        return f"{problem.module} has no class {problem.no_class}{_did_you_mean(near and f'{problem.module}.{near}')}"
+    base = BASES.get(_short(problem.keys[-1]) if problem.keys else "")
+    near = nearest(problem.no_class, [known.__name__ for known in _subclasses(base)] if base else [])
+    return f"there is no class {problem.no_class}{_did_you_mean(near) or ': give its import path, module.Class'}"
+
+
+def _of_callback(problem: Problem) -> str:
+    """Of several callbacks in a list, which one."""
+    return f" of {_short(problem.owner)}" if problem.types and problem.owner and "callbacks" in problem.keys[0] else ""
+
+
+def _short(class_path: str) -> str:
+    return class_path.rpartition(".")[2]
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for known in type.__subclasses__(base):
+        yield known
+        yield from _subclasses(known)
+
+
+def _did_you_mean(name: str | None) -> str:
+    return f". Did you mean `{name}`?" if name else ""

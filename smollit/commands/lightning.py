@@ -22,8 +22,8 @@ class FitCommand(Command):
 
 
 @dataclass(kw_only=True)
-class ValidateCommand(Command):
-    """Measure the validation split.
+class MeasureCommand(Command):
+    """Measure a split.
 
     Args:
         ckpt_path: Checkpoint to measure; `last` takes the newest in the run folder; null the model of the config.
@@ -32,6 +32,11 @@ class ValidateCommand(Command):
 
     ckpt_path: str | None = None
     verbose: bool = True
+
+
+@dataclass(kw_only=True)
+class ValidateCommand(MeasureCommand):
+    """Measure the validation split."""
 
     def run(self, run: ConfiguredRun) -> None:
         """Measure."""
@@ -39,16 +44,8 @@ class ValidateCommand(Command):
 
 
 @dataclass(kw_only=True)
-class TestCommand(Command):
-    """Measure the test split.
-
-    Args:
-        ckpt_path: Checkpoint to measure; `last` takes the newest in the run folder; null the model of the config.
-        verbose: Print the metrics.
-    """
-
-    ckpt_path: str | None = None
-    verbose: bool = True
+class TestCommand(MeasureCommand):
+    """Measure the test split."""
 
     def run(self, run: ConfiguredRun) -> None:
         """Measure."""

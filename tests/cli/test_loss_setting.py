@@ -126,7 +126,7 @@ def test_the_old_spelling_is_answered_with_the_new_one(
     """The YAML of the error, pasted below init_args, and its words of the command line are accepted as they are."""
     with pytest.raises(SystemExit):
         parse(tmp_path, words, *configs)
-    _, _, error = capsys.readouterr().err.partition("error: ")
+    _, _, error = capsys.readouterr().err.partition("smollit: ")
     assert error.startswith("`model.beta`")
     first, *lines, last = error.rstrip().splitlines()
     assert "moved into `model.loss`" in first

@@ -17,7 +17,7 @@ from smollit.main import main
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "smollit" / "data" / "samples"
 Write = Callable[..., str]
-Fails = Callable[..., tuple[int | str | None, str]]
+Fails = Callable[..., tuple[int, str]]
 
 
 def saved(folder: Path, name: str = "config.yaml") -> dict[str, Any]:
@@ -51,6 +51,27 @@ def test_tokenizer_is_the_models_unless_given(write: Write, tmp_path: Path, tiny
         assert cli.datamodule.tokenizer_name == name
         config = saved(tmp_path / "run", f"config-resume-{number}.yaml" if number else "config.yaml")
         assert config["data"]["init_args"]["tokenizer_name"] == name
+
+
+# case: D2
+def test_a_flag_wins_wherever_it_stands(write: Write) -> None:
+    """Before, between and after two configs; of configs, the later one wins."""
+    configs = [write(model={"learning_rate": 1e-3}), write(model={"learning_rate": 2e-3})]
+    for words in (["--model.learning_rate=4e-3", *configs], [configs[0], "--model.learning_rate", "4e-3", configs[1]]):
+        assert main(["fit", *words, "--trainer.max_steps=0"]).model.learning_rate == 4e-3
+    assert main(["fit", *configs, "--trainer.max_steps=0"]).model.learning_rate == 2e-3
+
+
+# case: D1, cli-02
+def test_yaml_as_the_docs_write_it(write: Write, fails: Fails, tmp_path: Path) -> None:
+    """`packing: on` is the text `on`, 012 is 12; a repeated section is an error with file and lines."""
+    extra = tmp_path / "extra.yaml"
+    extra.write_text("seed_everything: 012\ndata:\n  init_args:\n    packing: on\n")
+    cli = main(["fit", write(), f"--config={extra}", "--trainer.max_steps=0"])
+    assert (cli.datamodule.packing, cli.config.seed_everything) == ("on", 12)
+    extra.write_text("data:\n  init_args:\n    seed: 1\ndata: {}\n")
+    code, said = fails("fit", write(), f"--config={extra}")
+    assert code == 2 and f"{extra}" in said and "`data` is given twice, in lines 1 and 4" in said
 
 
 # case: cli-13
@@ -138,13 +159,13 @@ def test_what_a_run_can_not_resume_from_is_refused(write: Write, fails: Fails, t
     """Another template changes what tokens mean, other weights of parts what rows come; a file without optimizer."""
     cli = main(["fit", write(data=PARTS)])
     resume = ["--ckpt_path=last", "--trainer.max_steps=3"]
-    said, _ = fails("fit", write(data=PARTS), *resume, "--data.chat_template=chatml")
-    assert "data.init_args.chat_template: 'auto' -> 'chatml'" in str(said) and "force_resume" in str(said)
+    _, said = fails("fit", write(data=PARTS), *resume, "--data.chat_template=chatml")
+    assert "data.init_args.chat_template: 'auto' -> 'chatml'" in said and "force_resume" in said
     other = json.loads(json.dumps(PARTS))
     other["init_args"]["dataset"][0]["weight"] = 3
-    assert "resumed run" in str(fails("fit", write(data=other), *resume)[0])
+    assert "resumed run" in fails("fit", write(data=other), *resume)[1]
     cli.trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
-    assert "model.init_from" in str(fails("fit", write(data=PARTS), f"--ckpt_path={tmp_path}/weights.ckpt")[0])
+    assert "model.init_from" in fails("fit", write(data=PARTS), f"--ckpt_path={tmp_path}/weights.ckpt")[1]
 
 
 def test_finished_run_started_again_ends_well(write: Write, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,7 +191,7 @@ def test_validate_and_test_measure_a_checkpoint(
     write: Write, fails: Fails, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The metrics are printed; `last` without a checkpoint is one sentence."""
-    assert "there is no `last` checkpoint" in str(fails(command, write(), "--ckpt_path=last")[0])
+    assert "there is no `last` checkpoint" in fails(command, write(), "--ckpt_path=last")[1]
     main(["fit", write()])
     main([command, write(), "--ckpt_path=last"])
     assert {"validate": "val/loss", "test": "test/loss"}[command] in capsys.readouterr().out
@@ -240,7 +261,7 @@ def test_one_bad_row_in_a_hundred_refuses_the_run_if_asked(
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "q", "completion": bad}]))
     options = {"dataset": str(file), "train_split": "all", "val_split": None}
-    said = str(fails("fit", write(data={**options, option: "error"}))[0])
+    said = fails("fit", write(data={**options, option: "error"}))[1]
     assert said.startswith("smollit: 1 of 100 rows of split all can't be used:")
     assert reason in said and "row 99" in said
     assert f"`data.{option}`" in said.splitlines()[-1]  # what to do
