@@ -100,7 +100,7 @@ class SmollitCLI(LightningCLI):
         if not isinstance(self.config.trainer, Namespace):
             raise ValueError(f"`trainer`: expected settings, got {self.config.trainer}")
         trainer = self.config.trainer.as_dict()
-        check_settings(self.trainer_class, trainer, "trainer")
+        check_settings(SmollitTrainer, trainer, "trainer")
         check_nulls(trainer, "trainer")
         check_trainer_settings(trainer)
         data = self.config.data.init_args

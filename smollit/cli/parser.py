@@ -139,7 +139,8 @@ def _short(class_path: str) -> str:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for known in type.__subclasses__(base):
+    direct: list[type] = base.__subclasses__()
+    for known in direct:
         yield known
         yield from _subclasses(known)
 
