@@ -72,9 +72,9 @@ def summed_logps(
     """Sums of `token_logps` over sequences; for one or two sequences, the logits are computed only once.
 
     In a sum, the gradient of each token has the factor 1. So the gradients of a chunk are known while its logits exist,
-    except for one factor per sequence. This takes one gradient buffer of the head's size per sequence, so it is done
-    for at most MAX_WEIGHT_GRADIENTS of them. For more sequences, and in fp16, whose range needs the factors first, the
-    logits are computed again in the backward pass, as in `token_logps`.
+    except for one factor per sequence. This takes one gradient buffer of the head's size per sequence, unless the head
+    is frozen, so it is done for at most MAX_WEIGHT_GRADIENTS of them. For more sequences, and in fp16, whose range
+    needs the factors first, the logits are computed again in the backward pass, as in `token_logps`.
 
     Args:
         hidden_MH, weight_VH, labels_M, chunk_size, correct: As for `token_logps`, which raises the same errors.
@@ -83,7 +83,8 @@ def summed_logps(
     options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct)
     if sum(lengths) != len(labels_M):
         raise ValueError(f"`lengths` must sum to the number of labels, {len(labels_M)}, got {sum(lengths)}")
-    if 1 <= len(lengths) <= MAX_WEIGHT_GRADIENTS and options.dtype != torch.float16:
+    fits = not weight_VH.requires_grad or len(lengths) <= MAX_WEIGHT_GRADIENTS
+    if lengths and fits and options.dtype != torch.float16:
         return SummedOutput(
             *_SummedHead.apply(hidden_MH, weight_VH, labels_M, options._replace(lengths=tuple(lengths)))
         )
@@ -165,7 +166,7 @@ class _ChunkedHead(torch.autograd.Function):
         hidden, weight, labels = ctx.saved_tensors
         chunk_size, dtype, *_ = ctx.options
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = _weight_gradient(weight)
+        grad_weight = _weight_gradient(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
             for part, label, g, out in _chunks(chunk_size, hidden, labels, grad, grad_hidden):
@@ -174,7 +175,7 @@ class _ChunkedHead(torch.autograd.Function):
                 grad_logits.mul_(-g[:, None]).scatter_add_(1, label[:, None], g[:, None])
                 _backpropagate(grad_logits.to(dtype), part, cast_weight, grad_part=out, grad_weight=grad_weight)
                 del grad_logits
-        return grad_hidden, grad_weight.to(weight.dtype), None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
 
 
 class _SummedHead(torch.autograd.Function):
@@ -188,26 +189,28 @@ class _SummedHead(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, options: _Options
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         chunk_size, dtype, _, lengths = options
-        grad_hidden, grad_weights = torch.empty_like(hidden), []
+        grad_hidden, grad_weights = torch.empty_like(hidden), list[Tensor]()
+        has_gradient, trains_weight = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
         found = _Found(options.correct)
         sequences = zip(*(tensor.split(lengths) for tensor in (hidden, labels, grad_hidden)), strict=True)
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
             for sequence in sequences:
-                if any(ctx.needs_input_grad):
+                if trains_weight:
                     grad_weights.append(_weight_gradient(weight))
                 for part, label, out in _chunks(chunk_size, *sequence):
                     part = part.to(dtype)
                     logps_CV = F.log_softmax((part @ cast_weight.T).float(), dim=1)
                     found.add(logps_CV, label)
-                    if grad_weights:
+                    if has_gradient:
                         one = torch.ones_like(logps_CV[:, :1])
                         grad_logits = logps_CV.exp_().neg_().scatter_add_(1, label[:, None], one).to(dtype)
-                        _backpropagate(grad_logits, part, cast_weight, grad_part=out, grad_weight=grad_weights[-1])
+                        total = grad_weights[-1] if trains_weight else None
+                        _backpropagate(grad_logits, part, cast_weight, grad_part=out, grad_weight=total)
                         del grad_logits
                     del logps_CV
         ctx.lengths, ctx.weight_dtype = lengths, weight.dtype
-        if grad_weights:
+        if has_gradient:
             ctx.save_for_backward(grad_hidden, *grad_weights)
         logps, correct = found.joined()
         ctx.mark_non_differentiable(*(tensor for tensor in (logps, correct) if tensor is not None))
@@ -216,9 +219,12 @@ class _SummedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         # In place: one more buffer as large as the head would be the peak memory. autograd refuses a second pass.
-        grad_hidden, grad_weight, *others = ctx.saved_tensors
+        grad_hidden, *grad_weights = ctx.saved_tensors
         for part, factor in zip(grad_hidden.split(ctx.lengths), grad, strict=True):
             part.mul_(factor)
+        if not grad_weights:
+            return grad_hidden, None, None, None
+        grad_weight, *others = grad_weights
         grad_weight.mul_(grad[0])
         for other, factor in zip(others, grad[1:], strict=True):
             grad_weight.addcmul_(other, factor)
@@ -240,10 +246,12 @@ def _chunks(chunk_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 
 
 def _backpropagate(
-    grad_logits: Tensor, part: Tensor, weight: Tensor, *, grad_part: Tensor, grad_weight: Tensor
+    grad_logits: Tensor, part: Tensor, weight: Tensor, *, grad_part: Tensor, grad_weight: Tensor | None
 ) -> None:
-    """Write dh = dlogits W, and add dlogits^T h to dW."""
+    """Write dh = dlogits W, and add dlogits^T h to dW, unless the weight is frozen."""
     grad_part.copy_(grad_logits @ weight)
+    if grad_weight is None:
+        return
     if grad_weight.dtype == grad_logits.dtype:
         grad_weight.addmm_(grad_logits.T, part)
     else:

@@ -11,7 +11,7 @@ from smollit.losses import DPO, PreferenceLoss
 from smollit.losses.settings import LOSS, preference_loss
 from smollit.metrics import preference_metrics
 from smollit.modules.base import FineTuningModule, SumAndCount
-from smollit.modules.reference import ReferenceMode, ReferenceScorer
+from smollit.modules.reference import ReferenceMode, ReferenceScorer, ScorerMode
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,8 @@ class DPOModule(FineTuningModule):
     Args:
         model_name: Hub id or local folder of the policy: the model that an SFT run exported.
         reference_name: Hub id or local folder of the frozen reference; null uses `model_name`.
-        reference: `frozen` keeps the reference model on the policy's device; `offloaded` keeps it in CPU memory between
+        reference: `frozen` keeps the reference model on the policy's device, or, if `adapter` is set and the policy
+            starts from its reference, uses the policy without its adapter; `offloaded` keeps it in CPU memory between
             uses; `precomputed` scores all pairs once, before training, stores the values in `data.cache_dir` (which
             all nodes must share) for later runs, and needs no memory afterwards.
         loss: Loss of a pair, by class: `DPO` (also called sigmoid), `IPO`, `APOZero`, `SimPO` and others, listed
@@ -54,7 +55,16 @@ class DPOModule(FineTuningModule):
                 f"`model.loss` is {type(self.loss).__name__}, which has no reference: leave out `model.reference` and"
                 " `model.reference_name`"
             )
-        self.scorer = ReferenceScorer(reference_name or model_name, reference if self.loss.needs_reference else "none")
+        self.scorer = ReferenceScorer(reference_name or model_name, self._scorer_mode(reference_name, reference))
+
+    def _scorer_mode(self, reference_name: str | None, reference: ReferenceMode) -> ScorerMode:
+        """Without its adapter, the policy is the model that it started from, so no second one is needed."""
+        starts_from_reference = reference_name in (None, self.model_name) and self.init_from is None
+        if not self.loss.needs_reference:
+            return "none"
+        if reference == "frozen" and self.adapter and not self.adapter.vocabulary and starts_from_reference:
+            return "adapter"
+        return reference
 
     def make_metrics(self, prefix: str) -> MetricCollection:
         """`loss`, `rewards/*`, `logps/*`, `logits/*`."""
@@ -106,6 +116,7 @@ class DPOModule(FineTuningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the identity of the reference, and its weights only if they follow the policy."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["reference"] = self.scorer.state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

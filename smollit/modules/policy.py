@@ -1,15 +1,16 @@
 """PolicyModule: the model that is trained. It is loaded, sharded, and generates responses."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from smollit.batch import Batch
 from smollit.functional.attention import AttentionBackend
+from smollit.models.adapters import Adapter, add_adapter, as_settings, from_settings, trained_weights
 from smollit.models.causal_lm import CausalLM
-from smollit.models.checkpoint import load_weights
+from smollit.models.checkpoint import POLICY, load_weights
 from smollit.models.compile import compile_layers
 from smollit.models.recompute import GradientCheckpointing
 from smollit.models.sharding import shard, unwrap
@@ -22,6 +23,8 @@ class PolicyModule(StageMetricsModule):
 
     Args:
         model_name: Hub id or local folder of the model to train.
+        adapter: Small weights to train instead of the model's, by class: `LoRA`, `RSLoRA`, `DoRA`, or `Peft` for
+            others. Its arguments are below `model.adapter`. null trains all weights.
         init_from: A checkpoint whose weights a new run starts from, at step 0; null uses those of `model_name`.
         attention: How documents are separated: `documents` needs no padding and no mask, on any device;
             `flex_attention` and `flash_attention_2` (no DPO) are for GPUs; `sdpa` and `eager` mask padded sequences.
@@ -41,6 +44,7 @@ class PolicyModule(StageMetricsModule):
         self,
         model_name: str = "HuggingFaceTB/SmolLM-135M",
         *,
+        adapter: Adapter | None = None,
         init_from: str | None = None,
         attention: AttentionBackend = "documents",
         chunk_size: int = 512,
@@ -51,9 +55,12 @@ class PolicyModule(StageMetricsModule):
         temperature: float = 0.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(
-            ignore=["optimizer", "loss", "schedule"]
-        )  # not plain: see torch.load(weights_only=True)
+        # What is not plain is ignored: see torch.load(weights_only=True).
+        self.save_hyperparameters(ignore=["optimizer", "loss", "schedule", "adapter"])
+        self.adapter = from_settings(adapter)
+        if self.adapter is not None:
+            self.save_hyperparameters({"adapter": as_settings(self.adapter)})
+            self.strict_loading = False  # checkpoints hold the trained weights alone
         self.model_name = model_name
         self.init_from = init_from
         self.attention: AttentionBackend = attention
@@ -79,6 +86,8 @@ class PolicyModule(StageMetricsModule):
         resumes = self.trainer_or_none is not None and self.trainer.ckpt_path  # restores its weights
         if self.init_from and not resumes:
             load_weights(model, Path(self.init_from), self.model_name)
+        if self.adapter is not None:
+            self.add_adapter(model)
         if self.compile_policy:
             compile_layers(model)
         # FSDP makes every weight one-dimensional.
@@ -106,6 +115,38 @@ class PolicyModule(StageMetricsModule):
         if self.token_source is not None:
             fit_vocabulary(model.model, self.token_source.vocabulary_size, self.token_source.add_tokens)
         return model
+
+    def add_adapter(self, model: CausalLM) -> None:
+        """Freeze the model, and put the adapter into it.
+
+        Raises:
+            ValueError: If tokens were added whose embeddings would stay untrained.
+        """
+        assert self.adapter is not None
+        grows = self.token_source is not None and self.token_source.add_tokens
+        if grows and not self.adapter.vocabulary:
+            raise ValueError(
+                "`data.add_tokens` adds embeddings, which `model.adapter` leaves untrained: set"
+                " `model.adapter.vocabulary: true`"
+            )
+        add_adapter(model.model, self.adapter)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With an adapter, save the trained weights alone."""
+        if self.adapter is not None:
+            checkpoint["state_dict"] = trained_weights(self.policy, checkpoint["state_dict"], prefix=POLICY)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that lacks trained weights, which `strict_loading` does not check with an adapter.
+
+        Raises:
+            ValueError: If the checkpoint was made without this adapter.
+        """
+        if self.adapter is not None and self.policy is not None:
+            wanted = trained_weights(self.policy, self.policy.state_dict())
+            missing = [name for name in wanted if POLICY + name not in checkpoint["state_dict"]]
+            if missing:
+                raise ValueError(f"the checkpoint lacks {len(missing)} weights of `model.adapter`: {missing[:2]}")
 
     def shard(self, model: CausalLM) -> nn.Module:
         """The model, sharded if the strategy requires it."""

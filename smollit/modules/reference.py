@@ -8,11 +8,12 @@ from torch.func import functional_call
 
 from smollit.batch import Batch
 from smollit.functional.scores import TokenScores
+from smollit.models.adapters import without_adapter
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules.policy import PolicyModule
 
 ReferenceMode = Literal["frozen", "offloaded", "precomputed"]
-ScorerMode = Literal["frozen", "offloaded", "precomputed", "none"]
+ScorerMode = Literal["frozen", "offloaded", "precomputed", "adapter", "none"]
 
 
 class ReferenceScorer:
@@ -23,7 +24,8 @@ class ReferenceScorer:
 
     Args:
         name: Hub id or folder.
-        mode: `reference` of DPOModule, or `none` for a loss that has no reference.
+        mode: `reference` of DPOModule; `adapter` for the policy without its adapter; `none` for a loss that has no
+            reference.
     """
 
     def __init__(self, name: str, mode: ScorerMode) -> None:
@@ -32,6 +34,7 @@ class ReferenceScorer:
         self.fingerprint: str | None = None  # identifies the weights; set when the model, or its scores, are loaded
         self._model: nn.Module | None = None
         self._is_sharded = False
+        self._module: PolicyModule | None = None
         self._has_moved = False
 
     @property
@@ -46,11 +49,12 @@ class ReferenceScorer:
         return self._model is not None
 
     def configure(self, module: PolicyModule) -> None:
-        """Load the model from its source, which the policy's training does not change; with `precomputed`, none."""
+        """Load the model from its source, which the policy's training does not change, if the mode needs one."""
+        self._module = module
         if self.mode == "none":
             return
         self.fingerprint = self.fingerprint or weights_fingerprint(self.name)
-        if self.mode != "precomputed" and self._model is None:
+        if self.mode in ("frozen", "offloaded") and self._model is None:
             model = module.load(self.name).requires_grad_(False).eval()
             self._is_sharded = module.device_mesh is not None
             self._model = module.shard(model) if self.mode == "frozen" else model
@@ -71,6 +75,10 @@ class ReferenceScorer:
             return self.model(batch).sums
         if self.mode == "offloaded":
             return self._score_offloaded(batch).sums
+        if self.mode == "adapter":
+            assert self._module is not None, "configure() is called first"
+            with without_adapter(self._module.policy):
+                return self._module.policy(batch).sums
         if self.mode == "none":
             return torch.zeros(len(batch.response_lengths), device=batch.input_ids.device)
         if batch.reference_logps is None:

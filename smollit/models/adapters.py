@@ -1,0 +1,194 @@
+"""Adapters: small trainable weights inside a frozen model, made by peft. `model.adapter` selects one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+NAME = "default"  # peft's name of the adapter, which is part of its weights' names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter(ABC):
+    """Small trainable weights inside a frozen model. A subclass is a frozen dataclass with `peft_config`.
+
+    Args:
+        vocabulary: Also train the embeddings and the head, in full: for new tokens. DPO then needs a second model as
+            its reference.
+    """
+
+    vocabulary: bool = False
+
+    @abstractmethod
+    def peft_config(self) -> "PeftConfig":
+        """The configuration that peft builds the adapter from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Adapter):
+    """W + (alpha / r) B A for each linear layer but the head: https://arxiv.org/abs/2106.09685. B starts at 0.
+
+    A learning rate that suits it is about ten times that of full fine-tuning.
+
+    Args:
+        r: Rank of B A.
+        alpha: Scale of B A, divided by r.
+        dropout: Dropout before A. 0 by default, because its noise would count as reward in DPO.
+        targets: Names of the linear layers, such as [q_proj, v_proj]; null means all but the head.
+    """
+
+    rank_stabilized: ClassVar[bool] = False
+    has_magnitude: ClassVar[bool] = False
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"`model.adapter.r` must be at least 1, got {self.r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`model.adapter.dropout` must be at least 0 and below 1, got {self.dropout}")
+
+    def peft_config(self) -> "PeftConfig":
+        """peft.LoraConfig."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int, and divides it
+            lora_dropout=self.dropout,
+            target_modules=self.targets or "all-linear",
+            use_rslora=self.rank_stabilized,
+            use_dora=self.has_magnitude,
+            task_type="CAUSAL_LM",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSLoRA(LoRA):
+    """LoRA with the scale alpha / sqrt(r), which does not shrink with the rank: https://arxiv.org/abs/2312.03732."""
+
+    rank_stabilized: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoRA(LoRA):
+    """LoRA of the direction of W, and a trained magnitude of each of its columns: https://arxiv.org/abs/2402.09353."""
+
+    has_magnitude: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peft(Adapter):
+    """Any method of peft that changes the model's layers in place, by its configuration class.
+
+    Args:
+        config: Import path of the configuration, such as peft.IA3Config.
+        options: Its arguments.
+    """
+
+    config: str
+    options: dict[str, Any] | None = None
+
+    def peft_config(self) -> "PeftConfig":
+        """The configuration, by its path."""
+        module, _, name = self.config.rpartition(".")
+        try:
+            found: PeftConfig = getattr(import_module(module), name)(**(self.options or {}))
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            raise ValueError(f"`model.adapter.config` {self.config} can't be made: {error}") from error
+        return found
+
+
+def add_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Freeze a model and put an adapter into it, in place. The names of its layers stay.
+
+    Raises:
+        ValueError: If peft is not installed, or can't put this adapter into this model.
+    """
+    if find_spec("peft") is None:
+        raise ValueError("`model.adapter` needs the package peft: pip install 'smollit[lora]'")
+    from peft import inject_adapter_in_model
+
+    try:
+        inject_adapter_in_model(adapter.peft_config(), model, adapter_name=NAME)
+    except ValueError as error:
+        raise ValueError(f"`model.adapter` does not fit this model: {error}") from error
+    if adapter.vocabulary:
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.requires_grad_(True)
+
+
+def tuners(model: nn.Module) -> list[tuple[str, Any]]:
+    """Name and layer of each layer that holds a part of an adapter; none without peft."""
+    if find_spec("peft") is None:
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The model that the adapter was put into, inside the block, in eval mode: for a reference."""
+    layers, training = tuners(model), model.training
+    for _, layer in layers:
+        layer.enable_adapters(False)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        for _, layer in layers:
+            layer.enable_adapters(True)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A copy of a model whose adapter is added to its weights: the names of its parameters are those without one."""
+    copied = deepcopy(model)
+    for name, layer in tuners(copied):
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(copied.get_submodule(parent), child, layer.get_base_layer())
+    return copied
+
+
+def trained_weights(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The entries of a state dict that training changes.
+
+    Args:
+        model: The model, with an adapter.
+        state: Its state, and perhaps that of others.
+        prefix: Prefix of the model's names in `state`.
+    """
+    frozen = {f"{prefix}{name}" for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    buffers = {f"{prefix}{name}" for name, _ in model.named_buffers()}
+    tied = {f"{prefix}{name}" for name in model.state_dict()} - {f"{prefix}{n}" for n, _ in model.named_parameters()}
+    return {name: value for name, value in state.items() if name not in frozen | buffers | tied}
+
+
+def as_settings(adapter: Adapter | None) -> dict[str, Any] | None:
+    """The plain form of an adapter for checkpoints: {"class_path": ..., "init_args": {...}}."""
+    if adapter is None:
+        return None
+    return {"class_path": f"{type(adapter).__module__}.{type(adapter).__qualname__}", "init_args": asdict(adapter)}
+
+
+def from_settings(value: Adapter | dict[str, Any] | None) -> Adapter | None:
+    """An adapter from its plain form."""
+    if not isinstance(value, dict):
+        return value
+    module, _, name = value["class_path"].rpartition(".")
+    found: Adapter = getattr(import_module(module), name)(**value.get("init_args", {}))
+    return found

@@ -1,0 +1,72 @@
+"""Runs with an adapter: the reference without a second model, small checkpoints, resume to the bit, merging."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smollit.models.adapters import Adapter, DoRA, LoRA, Peft, RSLoRA, merged, tuners
+from smollit.modules import DPOModule, SFTModule
+from tests.conftest import batch_of, example_pairs
+from tests.training.conftest import stop_and_resume
+
+STEPS = {"max_epochs": None, "max_steps": 4, "accumulate_grad_batches": 1}
+ADAPTERS = [LoRA(r=4), RSLoRA(r=4), DoRA(r=4), Peft(config="peft.IA3Config", options={"task_type": "CAUSAL_LM"})]
+
+
+# promise: adapters
+@pytest.mark.parametrize("adapter", [LoRA(r=4), LoRA(r=2, vocabulary=True)])
+def test_a_run_with_an_adapter_resumes_to_the_bit(fit: Any, tmp_path: Path, adapter: Adapter) -> None:
+    """SFT, stopped at step 2. Only trained weights change, and only those are in the checkpoint."""
+    whole, _ = stop_and_resume(fit, tmp_path, 2, model={"adapter": adapter}, **STEPS)
+    start = SFTModule(whole.module.model_name).load(whole.module.model_name).state_dict()
+    names = {name.replace(".base_layer", ""): name for name in whole.weights if "lora" not in name}
+    changed = {name for name, ours in names.items() if not torch.equal(start[name], whole.weights[ours])}
+    assert changed == ({"model.model.embed_tokens.weight", "model.lm_head.weight"} if adapter.vocabulary else set())
+    saved = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    trained = {name for name, weight in whole.module.named_parameters() if weight.requires_grad}
+    assert set(saved) == trained and any("lora_A" in name for name in trained)
+
+
+# promise: adapters
+def test_the_policy_without_its_adapter_is_the_reference(fit: Any, tmp_path: Path) -> None:
+    """4 steps of DPO: the same losses and weights as with a frozen copy, without a second model in memory."""
+    model = {"adapter": LoRA(r=4), "dropout": 0.1}
+    ours = fit(tmp_path / "ours", kind="dpo", model=model, **STEPS)
+    copy = fit(tmp_path / "copy", kind="dpo", model=model | {"reference": "offloaded"}, **STEPS)
+    assert ours.error is None and not ours.module.scorer.has_model and copy.module.scorer.has_model
+    assert ours.diary.losses == pytest.approx(copy.diary.losses, rel=1e-6)
+    for name, value in ours.weights.items():
+        torch.testing.assert_close(value, copy.weights[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_a_merged_adapter_gives_the_same_log_probabilities(tiny_model: Path, adapter: Adapter) -> None:
+    """Random adapter weights: the model with its adapter, and the merged copy, which has the names of one without."""
+    module = DPOModule(str(tiny_model), adapter=adapter)
+    module.configure_model()
+    batch, before = batch_of(example_pairs()), None
+    for name, weight in module.policy.named_parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.05) if "magnitude" not in name else None
+    with torch.no_grad():
+        module.policy.eval()
+        whole, without = module.policy(batch).sums, module.reference_logps(batch)
+        copied = merged(module.policy)
+        torch.testing.assert_close(copied(batch).sums, whole, rtol=1e-5, atol=1e-4)
+        before = module.load(str(tiny_model)).eval()(batch).sums
+    assert not tuners(copied) and not torch.allclose(whole, without, atol=1e-2)
+    torch.testing.assert_close(without, before)
+
+
+def test_settings_that_can_not_work_are_refused(tiny_model: Path) -> None:
+    """A rank of 0, a layer that is not there, an unknown configuration."""
+    with pytest.raises(ValueError, match=r"`model.adapter.r` must be at least 1, got 0"):
+        LoRA(r=0)
+    for adapter, words in [
+        (LoRA(targets=["qkv"]), "`model.adapter` does not fit this model"),
+        (Peft(config="peft.NoConfig"), "`model.adapter.config` peft.NoConfig can't be made"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            SFTModule(str(tiny_model), adapter=adapter).configure_model()
