@@ -25,6 +25,11 @@ LISTED = {
         "_fingerprint",
     ): "part of the cache key: rows have no public identity",
     ("smollit/data/template/jinja.py", "_compile_jinja_template"): "the environment in which transformers renders",
+    ("smollit/models/attention.py", "_C"): "holds the next one",
+    (
+        "smollit/models/attention.py",
+        "_current_graph_task_id",
+    ): "whether this is a backward pass, as torch's checkpoint asks",
     ("smollit/metrics/base.py", "_apply"): "Lightning casts whole modules, and a count in bf16 ends at 256",
     ("smollit/training/trainer.py", "_checkpoint_connector"): "holds the next one",
     ("smollit/training/trainer.py", "_user_managed"): "Lightning resumes unasked from what a fault or SLURM left",
@@ -94,5 +99,6 @@ def test_the_installed_versions_still_have_them(tmp_path: Path) -> None:
     assert CSVLogger(tmp_path)._experiment is None
     assert Dataset.from_dict({"a": [1]})._fingerprint
     assert callable(torch.nn.Module._apply)
+    assert torch._C._current_graph_task_id() == -1
     templates = importlib.import_module("transformers.utils.chat_template_utils")
     assert callable(templates._compile_jinja_template)

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from smollit.batch import PADDING, Batch
-from smollit.functional.attention import AttentionBackend
+from smollit.functional.attention import AttentionSetting
 from smollit.functional.logps import sequence_index, sum_per_sequence, summed_logps, token_logps
 from smollit.functional.scores import TokenScores
-from smollit.models.attention import attention_for_generation, decoder_inputs, transformers_name
+from smollit.models.attention import NAMES
+from smollit.models.inputs import attention_windows, loss_hidden_states
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
+from smollit.models.verify import verified_attention
 
 
 class CausalLM(nn.Module):
@@ -22,7 +24,7 @@ class CausalLM(nn.Module):
         model_name: Hub id or local folder, in Hugging Face format.
         weights: `pretrained` loads the weights; `random` reads only the configuration and starts from scratch.
         dtype: dtype of the weights. Keep fp32 unless the trainer's precision ends in `-true`.
-        attention: Attention backend: see `functional.attention`.
+        attention: Attention backend: see `functional.attention`. `auto` takes the first that is right for the model.
         chunk_size: Tokens per chunk of the LM head: bounds peak logits memory.
         gradient_checkpointing: true recomputes each layer in the backward pass; `selective` keeps the results of
             matrix products and attention, and recomputes the rest.
@@ -35,18 +37,17 @@ class CausalLM(nn.Module):
         *,
         weights: Literal["pretrained", "random"] = "pretrained",
         dtype: torch.dtype = torch.float32,
-        attention: AttentionBackend = "documents",
+        attention: AttentionSetting = "auto",
         chunk_size: int = 512,
         gradient_checkpointing: GradientCheckpointing = False,
         dropout: float | None = None,
     ) -> None:
         super().__init__()
-        self.attention = attention
         self.chunk_size = chunk_size
-        self.model: PreTrainedModel = load_model(
-            model_name, weights=weights, dtype=dtype, attention=transformers_name(attention), dropout=dropout
-        )
-        self.sliding_window: int | None = self.config.to_dict().get("sliding_window")  # not every model has the setting
+        self.model: PreTrainedModel = load_model(model_name, weights=weights, dtype=dtype, dropout=dropout)
+        self.attention, self.plain_attention = verified_attention(self.model, attention)
+        self.windows = attention_windows(self.model)
+        self._set_attention(NAMES.get(self.attention, self.plain_attention))
         if gradient_checkpointing:
             recompute_layers(self.model, selective=gradient_checkpointing == "selective")
 
@@ -88,16 +89,7 @@ class CausalLM(nn.Module):
     def hidden_states(self, batch: Batch) -> Tensor:
         """Last hidden states at the loss positions, [M, H], under the attention mask of documents and branches."""
         self._check_length(batch)
-        inputs = decoder_inputs(batch, self.attention, self.model.dtype)
-        # With a cache, transformers would ignore where position ids restart, and use more memory.
-        output = self.model.base_model(
-            input_ids=inputs.input_ids,
-            position_ids=inputs.position_ids,
-            attention_mask=inputs.mask,
-            use_cache=False,
-            **inputs.options,
-        )
-        return output.last_hidden_state.flatten(0, 1)[inputs.loss_positions]
+        return loss_hidden_states(self.model, batch, self.attention, self.windows)
 
     def _check_length(self, batch: Batch) -> None:
         length = max((document.context_length for documents in batch.layout for document in documents), default=0)
@@ -106,13 +98,10 @@ class CausalLM(nn.Module):
             raise ValueError(
                 f"an example has {length} tokens, but the model has {limit} positions: lower `data.max_length`"
             )
-        uses_our_mask = self.attention == "documents" or not batch.causal
-        if uses_our_mask and self.sliding_window is not None and length > self.sliding_window:
-            raise ValueError(
-                f"an example has {length} tokens, and the model has a sliding window of {self.sliding_window}, which"
-                " smollit's masks do not support yet: lower `data.max_length` to that, or set `model.attention: sdpa`"
-                " for chats without packing"
-            )
+
+    def _set_attention(self, name: str) -> None:
+        if self.attention != "rows":  # not every model can change its attention
+            self.model.set_attn_implementation(name)
 
     @torch.no_grad()
     def generate(
@@ -134,7 +123,8 @@ class CausalLM(nn.Module):
         mask = torch.stack([nn.functional.pad(torch.ones_like(ids), (longest - len(ids), 0)) for ids in prompts])
         # top_k 0: transformers would sample from the 50 most probable tokens only.
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        with attention_for_generation(self.model, self.attention):
+        self._set_attention(self.plain_attention)
+        try:
             output: Tensor = self.model.generate(  # type: ignore[operator]
                 input_ids,
                 attention_mask=mask,
@@ -144,6 +134,8 @@ class CausalLM(nn.Module):
                 use_cache=True,
                 **sampling,
             )
+        finally:
+            self._set_attention(NAMES.get(self.attention, self.plain_attention))
         return [_until_stop(ids[longest:].tolist(), stop_ids) for ids in output]
 
 

@@ -19,7 +19,6 @@ from smollit.paths import check_folder
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 # smollit's head does not apply these settings to the logits, so a model that uses one is refused.
 UNSUPPORTED_HEAD_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
-SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def load_model(
@@ -27,7 +26,6 @@ def load_model(
     *,
     weights: Literal["pretrained", "random"],
     dtype: torch.dtype,
-    attention: str,
     dropout: float | None,
 ) -> PreTrainedModel:
     """Load a transformers model in train mode.
@@ -36,7 +34,6 @@ def load_model(
         model_name: Hub id or local folder, in Hugging Face format.
         weights: `pretrained` loads the weights; `random` reads only the configuration and starts from scratch.
         dtype: dtype of the weights.
-        attention: Name of the attention backend in transformers.
         dropout: Attention dropout; None keeps the model's.
 
     Raises:
@@ -47,9 +44,9 @@ def load_model(
     if dropout is not None:
         config.attention_dropout = dropout
     if weights == "random":
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     else:
-        model = load_pretrained(model_name, config, dtype, attention)
+        model = load_pretrained(model_name, config, dtype)
     # The model's own penalties, sampling and stop strings would change what `generate` is asked for, or break it.
     model.generation_config = GenerationConfig()
     check_head(model.eval(), model_name)
@@ -63,9 +60,6 @@ def _check_settings(config: PretrainedConfig, model_name: str) -> None:
     for setting in UNSUPPORTED_HEAD_SETTINGS:
         if settings.get(setting) not in (None, 1, 1.0):
             raise ValueError(f"`{model_name}` sets `{setting}`, which smollit's log-probabilities do not support yet")
-    other_layers = set(settings.get("layer_types") or ()) - SUPPORTED_LAYERS
-    if other_layers:
-        raise ValueError(f"`{model_name}` has layers that smollit's masks do not support yet: {sorted(other_layers)}")
 
 
 def _keep_buffers_in_fp32(model: nn.Module) -> None:
@@ -94,7 +88,7 @@ class _RestoreBuffers:
                 setattr(module, name, original.to(buffer.device))
 
 
-def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its weights, all of them.
 
     Raises:
@@ -106,7 +100,7 @@ def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtyp
     try:
         with no_progress_bar(is_folder):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                model_name, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+                model_name, config=config, dtype=dtype, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(

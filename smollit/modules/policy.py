@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from smollit.batch import Batch
-from smollit.functional.attention import AttentionBackend
+from smollit.functional.attention import AttentionSetting
 from smollit.models.adapters import Adapter, add_adapter, as_settings, from_settings, trained_weights
 from smollit.models.causal_lm import CausalLM
 from smollit.models.checkpoint import POLICY, load_weights
@@ -26,8 +26,10 @@ class PolicyModule(StageMetricsModule):
         adapter: Small weights to train instead of the model's, by class: `LoRA`, `RSLoRA`, `DoRA`, or `Peft` for
             others. Its arguments are below `model.adapter`. null trains all weights.
         init_from: A checkpoint whose weights a new run starts from, at step 0; null uses those of `model_name`.
-        attention: How documents are separated: `documents` needs no padding and no mask, on any device;
-            `flex_attention` and `flash_attention_2` (no DPO) are for GPUs; `sdpa` and `eager` mask padded sequences.
+        attention: How documents are separated. `auto` takes the first of `documents`, `sdpa`, `eager` and `rows` that
+            is right for the model; it is verified when the model is loaded. `documents` needs no padding and no mask;
+            `sdpa` and `eager` mask padded sequences, and so does `flex_attention`, which is for GPUs; `rows` computes a
+            padded row for each chat or response, without packing, for models with layers that are not attention.
         chunk_size: Tokens per chunk of the LM head: bounds peak logits memory.
         gradient_checkpointing: true recomputes layers in the backward pass: less memory, about a third more time;
             `selective` keeps matrix products and recomputes the cheaper operations.
@@ -46,7 +48,7 @@ class PolicyModule(StageMetricsModule):
         *,
         adapter: Adapter | None = None,
         init_from: str | None = None,
-        attention: AttentionBackend = "documents",
+        attention: AttentionSetting = "auto",
         chunk_size: int = 512,
         gradient_checkpointing: GradientCheckpointing = False,
         compile: bool = False,
@@ -63,7 +65,7 @@ class PolicyModule(StageMetricsModule):
             self.strict_loading = False  # checkpoints hold the trained weights alone
         self.model_name = model_name
         self.init_from = init_from
-        self.attention: AttentionBackend = attention
+        self.attention: AttentionSetting = attention
         self.chunk_size = chunk_size
         self.gradient_checkpointing: GradientCheckpointing = gradient_checkpointing
         self.compile_policy = compile

@@ -17,7 +17,6 @@ from smollit.batch import Batch
 from smollit.data.batching.collate import collate, collate_chats, collate_pairs, response_positions, unpacked
 from smollit.functional.attention import AttentionBackend
 from smollit.functional.scores import TokenScores
-from smollit.models.attention import decoder_inputs
 from smollit.models.causal_lm import CausalLM
 from smollit.models.recompute import GradientCheckpointing
 from tests.conftest import Example, batch_of, chats_of, edited
@@ -223,20 +222,10 @@ def test_packing_keeps_loss_tokens_mean_loss_and_gradients(
 
 
 # case: packing-05
-def test_flash_attention_is_refused_on_a_cpu(tiny_model: Path) -> None:
-    """No silent fallback: the error names what is missing and what to use."""
-    with pytest.raises(ValueError, match=r"`model.attention: flash_attention_2` needs a CUDA GPU.*use `documents`"):
-        CausalLM(str(tiny_model), attention="flash_attention_2")
-
-
-def test_flash_attention_gets_boundaries_and_refuses_pairs() -> None:
-    """Chats of 4 and 3 positions, packed: boundaries 0, 4 and 7, the longest 4."""
-    batch = batch_of(chats_of([1, 2, 3, 4, 5], [6, 7, 8, 9]), packed=True)
-    options = decoder_inputs(batch, "flash_attention_2", torch.float32).options
-    assert options["cu_seq_lens_q"].tolist() == options["cu_seq_lens_k"].tolist() == [0, 4, 7]
-    assert options["max_length_q"] == options["max_length_k"] == 4
-    with pytest.raises(ValueError, match=r"does not support responses that share a prompt: use `documents`"):
-        decoder_inputs(batch_of(PAIRS), "flash_attention_2", torch.float32)
+def test_rows_refuse_packed_sequences(tiny_model: Path) -> None:
+    """No silent fallback: the error names the setting."""
+    with pytest.raises(ValueError, match=r"this batch has packed sequences: set `data.packing: off`"):
+        CausalLM(str(tiny_model), attention="rows")(batch_of(PAIRS, packed=True))
 
 
 @pytest.mark.parametrize("kind", ["chats", "pairs"])
@@ -403,16 +392,6 @@ def test_generation_stops_and_does_not_depend_on_the_rest_of_the_batch(
     stop = together[0][2]
     assert model.generate(batch_of(chats[:1]), 5, [stop]) == [together[0][: together[0].index(stop)]]
     assert torch.equal(score(model, batch_of(PAIRS, packed=True)).logps, before)
-
-
-def test_examples_longer_than_a_sliding_window_are_refused_with_our_masks(tiny_model: Path, tmp_path: Path) -> None:
-    """Window 4, and responses of 3 + 3 and 3 + 5 positions: our mask would attend to more than the model's own."""
-    model = CausalLM(str(edited(tiny_model, tmp_path / "model", sliding_window=4)))
-    with pytest.raises(ValueError, match="has 8 tokens, and the model has a sliding window of 4"):
-        model(batch_of(PAIRS))
-    model(batch_of(chats_of([5] * 5, [6] * 5), packed=True))  # 4 positions each: within the window
-    with pytest.raises(ValueError, match="sliding window of 4"):
-        model(batch_of(chats_of([5] * 6)))
 
 
 def test_examples_may_be_as_long_as_the_positions_and_packed_sequences_longer(tiny_model: Path) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from smollit.data import ChatDataModule
 from smollit.data.batching.packing import fill_rate
 from smollit.data.batching.sampler import row_length
-from smollit.functional.attention import WITHOUT_PADDING, AttentionBackend
+from smollit.functional.attention import WITHOUT_PADDING, AttentionSetting
 
 Rows = list[list[int]]  # a micro-batch: the examples of each row
 LATER_STEPS = 2  # of different size, as in training: memory that is freed does not fit the next batch
@@ -47,7 +47,7 @@ class Epoch:
         return 1 - self.tokens / max(self.computed, 1)
 
 
-def positions(lengths: Sequence[int], batch: Rows, attention: AttentionBackend) -> int:
+def positions(lengths: Sequence[int], batch: Rows, attention: AttentionSetting) -> int:
     """Positions that the model computes for a micro-batch."""
     sizes = [row_length(lengths, row) for row in batch]
     return sum(sizes) if attention in WITHOUT_PADDING else max(sizes, default=0) * len(sizes)

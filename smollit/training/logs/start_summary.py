@@ -29,19 +29,20 @@ class StartSummary(Callback):
 
 def describe(trainer: Trainer, module: Any) -> dict[str, str]:
     """The entries of the summary, by name."""
-    parameters = list(module.policy.parameters())
+    policy, parameters = unwrap(module.policy), list(module.policy.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
     data = described_data(trainer)
     rows = describe_rows(data.reports if data else {})
     batch = data.train_batch_size if data else 1
+    attention = f"{policy.attention}, verified for {policy.config.model_type}"
     accumulation, world = trainer.accumulate_grad_batches, trainer.world_size
     steps = trainer.estimated_stepping_batches
     return {
         "parameters": f"{trainable:,} trainable of {total:,}",
         "weights": str(parameters[0].dtype).removeprefix("torch."),
         "mode": "train" if module.policy.training else "eval",
-        "attention": f"{module.attention}, gradient checkpointing {CHECKPOINTING[module.gradient_checkpointing]}",
+        "attention": f"{attention}, gradient checkpointing {CHECKPOINTING[module.gradient_checkpointing]}",
         "precision": str(trainer.precision),
         "data": rows,
         "batch": f"{batch} x {accumulation} accumulated x {world} devices = {batch * accumulation * world} per step",
