@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from smollit.batch import Batch
 from smollit.metrics import values
 from smollit.models.sharding import gradient_norm, scale_gradients
+from smollit.modules.lost_steps import LostSteps, NonFiniteError
 from smollit.modules.optimizer import ParameterGroups, gradient_scaler, refuse_fused_with_scaler
 from smollit.modules.policy import PolicyModule
 from smollit.modules.rates import LearningRates
@@ -20,10 +21,6 @@ from smollit.modules.window import Window
 from smollit.schedules import SCHEDULE, Linear, Schedule
 
 SumAndCount = tuple[Tensor, Tensor | int]
-
-
-class NonFiniteError(ValueError):
-    """The loss or the gradient norm became infinite or NaN; the weights are those of the last good step."""
 
 
 class FineTuningModule(PolicyModule):
@@ -44,7 +41,8 @@ class FineTuningModule(PolicyModule):
         decay_all: Apply weight decay to one-dimensional weights too: norms and biases.
         learning_rate_factors: Factors of the learning rate by the name of a weight: a regular expression that is
             searched for in it, such as `embed_tokens: 0.1`. The first that is found counts.
-        non_finite: `stop` the run at a loss or gradient that is not finite, or `skip` that optimizer step.
+        non_finite: `stop` the run at a loss or gradient that is not finite, or `skip` that optimizer step; 5 in a row
+            stop the run too.
         **options: All other options of PolicyModule.
     """
 
@@ -76,7 +74,7 @@ class FineTuningModule(PolicyModule):
         self.non_finite = non_finite
         self.window = Window()
         self.gradient_norm: Tensor | None = None
-        self.num_skipped_steps = 0
+        self.lost_steps = LostSteps()
 
     # ---- to be overridden
 
@@ -111,6 +109,9 @@ class FineTuningModule(PolicyModule):
         self.window.clear()
         if self.attention == "flex_attention" and self.device.type == "cpu":
             raise ValueError("`model.attention: flex_attention` can't be trained on a CPU: use `documents`")
+        limit = self.trainer.gradient_clip_val
+        if limit is not None and not math.isfinite(limit):
+            raise ValueError(f"`trainer.gradient_clip_val` must be finite, got {limit}: null does not clip")
         refuse_fused_with_scaler(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -122,11 +123,13 @@ class FineTuningModule(PolicyModule):
         parts = self.nominal_count * self.trainer.accumulate_grad_batches * self.trainer.world_size
         factor = parts / torch.where(totals[1] > 0, totals[1], 1.0)
         self.gradient_norm = gradient_norm(self.policy) * factor
-        finite = torch.stack([totals[0], self.gradient_norm.to(totals)]).isfinite().tolist()
+        loss_sum, norm, count = torch.stack([totals[0], self.gradient_norm.to(totals), totals[1]]).tolist()
         # Division and clipping in one pass: each pass over all gradients takes time.
         scale_gradients(self.policy.parameters(), factor * self._clip_factor(self.gradient_norm))
-        if not all(finite):
-            self._on_non_finite(float(totals[0] / totals[1]), float(self.gradient_norm), loss_is_finite=finite[0])
+        if math.isfinite(loss_sum) and math.isfinite(norm):
+            self.lost_steps.note_finite(count)
+        else:
+            self._on_non_finite(loss_sum / max(count, 1), norm)
         self.window.clear()
 
     def _clip_factor(self, norm: Tensor) -> Tensor | float:
@@ -139,20 +142,23 @@ class FineTuningModule(PolicyModule):
             return 1.0
         return (limit / (norm + 1e-6)).clamp(max=1.0)
 
-    def _on_non_finite(self, loss: float, norm: float, *, loss_is_finite: bool) -> None:
-        # fp16's GradScaler produces infinite gradients while it searches for its scale, and skips those steps itself.
-        scaler_skips = loss_is_finite and gradient_scaler(self.trainer) is not None
-        if scaler_skips or self.non_finite == "skip":
-            self.num_skipped_steps += 1
-            if not scaler_skips:
-                for parameter in self.policy.parameters():
-                    parameter.grad = None
-            return
-        raise NonFiniteError(
+    def _on_non_finite(self, loss: float, norm: float) -> None:
+        what = (
             f"step {self.trainer.global_step + 1}: loss {loss:g}, gradient norm {norm:g}, at learning rate"
-            f" {self.current_learning_rate():.3g}, on rows {self.window.rows()}. The weights are those of the step"
-            " before. Lower `model.learning_rate`, check these rows, or set `model.non_finite: skip`"
+            f" {self.current_learning_rate():.3g}, on rows {self.window.rows()}"
         )
+        # fp16's GradScaler produces infinite gradients while it searches for its scale, and skips those steps itself.
+        if math.isfinite(loss) and gradient_scaler(self.trainer) is not None:
+            self.lost_steps.note_overflow(what)
+            return
+        if self.non_finite == "stop":
+            raise NonFiniteError(
+                f"{what}. The weights are those of the step before. Lower `model.learning_rate`, check these rows, or"
+                " set `model.non_finite: skip`"
+            )
+        self.lost_steps.note_skipped(what)
+        for parameter in self.policy.parameters():
+            parameter.grad = None
 
     def configure_gradient_clipping(
         self,
@@ -178,9 +184,14 @@ class FineTuningModule(PolicyModule):
                 | {
                     "train/learning_rate": self.used_learning_rate,
                     "train/gradient_norm": self.gradient_norm,
-                    "train/skipped_steps": float(self.num_skipped_steps),
+                    "train/skipped_steps": float(self.lost_steps.skipped),
                     "train/epoch": self.trainer.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches,
                 }
+                | (
+                    {"train/overflowed_steps": float(self.lost_steps.overflowed)}
+                    if gradient_scaler(self.trainer)
+                    else {}
+                )
             )
 
     # ---- Lightning's hooks: the optimizer

@@ -47,6 +47,9 @@ class ParameterGroups:
             if not any(re.search(pattern, name) for name in weights):
                 raise ValueError(f"`model.learning_rate_factors`: no trainable weight has {pattern!r} in its name")
         optimizer = make(list(weights.values()))
+        for key, value in optimizer.param_groups[0].items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"`model.optimizer`: {key} must be finite, got {value}")
         decay = optimizer.param_groups[0].get("weight_decay", 0.0)
         spared = one_dimensional & weights.keys() if decay and not self.decay_all else frozenset()
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}

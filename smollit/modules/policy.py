@@ -1,5 +1,6 @@
 """PolicyModule: the model that is trained. It is loaded, sharded, and generates responses."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,13 @@ class PolicyModule(StageMetricsModule):
         temperature: float = 0.0,
     ) -> None:
         super().__init__()
+        if dropout is not None and not 0 <= dropout < 1:
+            raise ValueError(f"`model.dropout` must be at least 0 and below 1, got {dropout}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"`model.temperature` must be at least 0 and finite, got {temperature}")
+        for name, number in (("chunk_size", chunk_size), ("max_new_tokens", max_new_tokens)):
+            if number < 1:
+                raise ValueError(f"`model.{name}` must be at least 1, got {number}")
         # What is not plain is ignored: see torch.load(weights_only=True).
         self.save_hyperparameters(ignore=["optimizer", "loss", "schedule", "adapter"])
         self.adapter = from_settings(adapter)

@@ -23,7 +23,7 @@ from smollit.training.logs.start_summary import StartSummary
 from smollit.training.memory import OutOfMemory
 from smollit.training.predictions import WritePredictions
 from smollit.training.reference import ReferenceScores
-from smollit.training.stop import GracefulStop, SaveAtEnd
+from smollit.training.stop import GracefulStop, RefuseNothingTrained, SaveAtEnd
 
 
 class ShardedStrategy(FSDPStrategy):
@@ -102,7 +102,15 @@ def with_built_in(
     replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
     kept = [callback for callback in callbacks if callback not in replaced]
     stop = GracefulStop(folder)
-    first: list[Callback] = [run_state, SaveAtEnd(stop), Curves(), StartSummary(), WritePredictions(), OutOfMemory()]
+    first: list[Callback] = [
+        RefuseNothingTrained(),
+        run_state,
+        SaveAtEnd(stop),
+        Curves(),
+        StartSummary(),
+        WritePredictions(),
+        OutOfMemory(),
+    ]
     if not any(isinstance(callback, ReferenceScores) for callback in kept):
         first.append(ReferenceScores())
     if any(isinstance(callback, AnyProgressBar) for callback in replaced):

@@ -9,7 +9,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from smollit.modules.base import NonFiniteError
+from smollit.modules import FineTuningModule
+from smollit.modules.lost_steps import NonFiniteError, NothingTrainedError
 from smollit.training.steps import at_step_end
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,14 @@ log = logging.getLogger(__name__)
 
 class RunStopped(SystemExit):
     """The run was stopped by a signal and has been saved; the exit code is 128 + the signal's number, as in shells."""
+
+
+class RefuseNothingTrained(Callback):
+    """Ends a run in which no optimizer step changed a weight with an error: before anything is saved or exported."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, FineTuningModule)
+        pl_module.lost_steps.refuse_nothing_trained(trainer.global_step)
 
 
 class GracefulStop(Callback):
@@ -112,6 +121,8 @@ class GracefulStop(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last good step, if the error left it intact and does not leave other ranks waiting."""
         self.leave()
+        if isinstance(exception, NothingTrainedError):
+            return
         weights_are_whole = not self.inside_step or isinstance(exception, NonFiniteError)
         in_training = trainer.state.fn == "fit" and bool(trainer.optimizers) and not trainer.sanity_checking
         if isinstance(exception, Exception) and weights_are_whole and trainer.world_size == 1 and in_training:

@@ -161,6 +161,8 @@ class SmollitTrainer(Trainer):
         with quiet(), self._resumes_only_from(path):
             super().fit(model, *data, path, True if weights_only is None else weights_only)
         if path is not None and not self.run_state.has_trained:
+            assert isinstance(model, FineTuningModule)
+            model.lost_steps.refuse_nothing_trained(self.global_step)
             log.info("nothing to do: %s is at step %s, and %s", path, self.global_step, self.run_state.why_ended(self))
         return None
 

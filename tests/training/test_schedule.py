@@ -136,7 +136,8 @@ def test_the_found_learning_rate_is_the_peak_of_the_schedule(fit: Any, tmp_path:
     assert rates(run) == pytest.approx([found * fraction for fraction in expected])
 
 
-def test_weights_have_their_own_decay_and_rate(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+# case: C4
+def test_weights_have_their_own_decay_and_rate(fit: Any, tmp_path: Path) -> None:
     """SGD at rate 0.5 with decay 0.1 and no gradient (dropped by a hook): matrices shrink by 1 - 0.05, embeddings,
     which learn at a tenth, by 1 - 0.005, and norms stay, unless `decay_all` is set."""
 
@@ -154,5 +155,7 @@ def test_weights_have_their_own_decay_and_rate(fit: Any, tmp_path: Path, caplog:
         for name, weight in run.weights.items():
             shrinks = 0.005 if "embed" in name or "head" in name else 0.05 if decay_all or weight.ndim > 1 else 0
             torch.testing.assert_close(weight, before[name] * (1 - shrinks))
+    resumed = fit(tmp_path / "True", max_steps=2, model=model | {"decay_all": False})
+    assert "as with `model.decay_all: true`" in str(resumed.error)
     nothing = fit(tmp_path / "none", max_steps=1, model={"learning_rate_factors": {"nothing": 0.1}})
     assert "no trainable weight has 'nothing' in its name" in str(nothing.error)

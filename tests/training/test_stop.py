@@ -1,6 +1,7 @@
 """Signals and errors: what is saved, the exit code of the process, and that signal handlers are restored."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.amp import GradScaler
+from torch.optim import AdamW
 
 from smollit.modules import SFTModule
 from tests.training.conftest import Act, ctrl_c, sigterm
@@ -47,10 +51,81 @@ def test_nan_can_be_skipped(fit: Any, tmp_path: Path) -> None:
     options = {"module_class": NanAtStep3, "model": {"non_finite": "skip"}}
     run = fit(tmp_path, max_epochs=1, **options)
     assert run.error is None
-    assert (run.trainer.global_step, run.module.num_skipped_steps) == (4, 1)
+    assert (run.trainer.global_step, run.module.lost_steps.skipped) == (4, 1)
     assert all(value.isfinite().all() for value in run.weights.values())
     logged = fit(tmp_path, **options).diary.logged
     assert [(step, metrics["train/skipped_steps"]) for step, metrics in logged] == [(5, 1), (10, 1)]
+
+
+class AlwaysNan(SFTModule):
+    """Its loss is NaN from the third optimizer step on."""
+
+    def step(self, batch: Any, stage: Any) -> Any:
+        loss, count = super().step(batch, stage)
+        return loss * (float("nan") if self.trainer.training and self.trainer.global_step >= 2 else 1.0), count
+
+
+# case: B5
+def test_the_run_stops_after_five_skipped_steps_in_a_row(
+    fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps 3 to 6 are skipped, each with a warning; step 7 ends the run, saved at step 6 with finite weights."""
+    run = fit(tmp_path, module_class=AlwaysNan, model={"non_finite": "skip"})
+    assert re.search(
+        r"step 7: loss nan.*and so were the 4 steps before it: lower `model.learning_rate`", str(run.error)
+    )
+    said = [message for message in caplog.messages if "the step is skipped" in message]
+    assert [message.partition(":")[0] for message in said] == ["step 3", "step 4", "step 5", "step 6"]
+    assert saved_step(tmp_path) == 6
+    assert all(value.isfinite().all() for value in run.weights.values())
+
+
+def scaler() -> MixedPrecision:
+    """fp16's gradient scaler, with a scale at which each gradient overflows."""
+    return MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1e38, growth_interval=10**6))
+
+
+# case: C3
+def test_a_run_that_trains_nothing_ends_with_the_cause(fit: Any, tmp_path: Path) -> None:
+    """A stream whose rows all have no loss token left at 4 tokens; fp16 with 3 of 3 steps skipped. Nothing is saved,
+    and the same command again does not call it finished."""
+    streaming = {"data": {"streaming": True, "max_length": 4, "val_split": None}, "val_every_n_steps": None}
+    causes = {
+        "had no loss token or pair": streaming,
+        "overflowed in fp16": {"plugins": [scaler()], "val_every_n_steps": None},
+    }
+    for number, (cause, options) in enumerate(causes.items()):
+        folder = tmp_path / str(number)
+        saved = {"checkpoint_every_n_steps": 3, "max_epochs": -1, "max_steps": 3}
+        for _ in range(2):
+            error = str(fit(folder, **saved | options).error)
+            assert "nothing was trained: of 3 optimizer steps, 3 " in error and cause in error
+        assert not (folder / "checkpoints" / "last.ckpt").exists()
+
+
+def test_overflows_of_fp16_are_counted_apart(fit: Any, tmp_path: Path) -> None:
+    """The scale 1e38 is halved with each overflow until the gradients fit, 2^100 times lower: 32 in a row stop."""
+    run = fit(tmp_path, plugins=[scaler()], max_epochs=-1, max_steps=40)
+    assert "and so were the 31 steps before it" in str(run.error) and "bf16-mixed" in str(run.error)
+    assert (run.module.lost_steps.skipped, run.module.lost_steps.overflowed) == (0, 32)
+
+
+# case: B5
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"gradient_clip_val": float("nan")}, "trainer.gradient_clip_val"),
+        ({"model": {"temperature": float("inf")}}, "model.temperature"),
+        ({"model": {"dropout": 2}}, "model.dropout"),
+        ({"model": {"optimizer": lambda weights: AdamW(weights, weight_decay=float("inf"))}}, "weight_decay must be"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_by_name(fit: Any, tmp_path: Path, options: Any, name: str) -> None:
+    try:
+        error = fit(tmp_path, **options).error
+    except ValueError as refused:
+        error = refused
+    assert isinstance(error, ValueError) and name in str(error)
 
 
 # case: checkpoint-03

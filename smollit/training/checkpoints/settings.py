@@ -75,6 +75,21 @@ def configured(trainer: Trainer) -> list[Groups]:
     ]
 
 
+def check_groups(before: list[Groups], now: list[Groups]) -> None:
+    """Refuse other groups of weights than the saved state of the optimizer has.
+
+    Raises:
+        ValueError: If their numbers differ.
+    """
+    saved, wanted = ([len(groups) for groups in optimizers] for optimizers in (before, now))
+    if before and now and saved != wanted:
+        raise ValueError(
+            f"the run began with {saved} groups of weights in its optimizers, and now has {wanted}: give the"
+            " `model.learning_rate_factors` and `model.decay_all` of its start. Before version 0.3, all weights had"
+            " weight decay, as with `model.decay_all: true`"
+        )
+
+
 def apply_changes(trainer: Trainer, before: list[Groups], now: list[Groups]) -> None:
     """Set the values that were configured differently when the run began; the optimizer's other entries stay.
 

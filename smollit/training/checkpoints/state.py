@@ -11,7 +11,15 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from smollit.modules import FineTuningModule
-from smollit.training.checkpoints.settings import Groups, apply_changes, check_settings, configured, fixed_settings
+from smollit.modules.lost_steps import LostSteps
+from smollit.training.checkpoints.settings import (
+    Groups,
+    apply_changes,
+    check_groups,
+    check_settings,
+    configured,
+    fixed_settings,
+)
 from smollit.training.steps import (
     Begun,
     at_step_end,
@@ -54,7 +62,7 @@ class RunState(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.ended, self.has_trained, self.begun, self.begins_step = None, False, Begun(), True
         self.position, self.batches, self.total_batches = None, 0, 0
-        self.random_state, self.pending, self.optimizers_before = None, {}, []
+        self.random_state, self.pending, self.optimizers, self.optimizers_before = None, {}, [], []
         batches = training_batches(trainer) if stage == "fit" else None
         if batches is not None and batches.epochs_differ:
             # Lightning assumes that all epochs are as long as the first loader.
@@ -62,6 +70,7 @@ class RunState(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.optimizers = configured(trainer)
+        check_groups(self.optimizers_before, self.optimizers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         apply_changes(trainer, self.optimizers_before, self.optimizers)
@@ -97,7 +106,7 @@ class RunState(Callback):
             "world_size": trainer.world_size,
             "random_states": all_ranks(self.random_state or get_random_state()),
             "pending": over_ranks(self.pending),
-            "num_skipped_steps": pl_module.num_skipped_steps if isinstance(pl_module, FineTuningModule) else 0,
+            "lost_steps": pl_module.lost_steps.state() if isinstance(pl_module, FineTuningModule) else {},
             "warmup_starts_at_0": False,
             "optimizers": self.optimizers,
             "config": self.config,
@@ -127,6 +136,7 @@ class RunState(Callback):
         if self.ended and not self.force:
             trainer.should_stop = True
         self.optimizers_before = state.get("optimizers", [])
+        check_groups(self.optimizers_before, self.optimizers)  # with FSDP, the optimizer exists already
         random_states = state.get("random_states", [])
         if trainer.global_rank < len(random_states):
             self.random_state = random_states[trainer.global_rank]
@@ -134,7 +144,9 @@ class RunState(Callback):
             # Version 0.1 called them `unlogged`; before that there were none.
             pending = state.get("pending", state.get("unlogged", {}))
             pl_module.restore_pending_metrics(pending if trainer.is_global_zero else {})
-            pl_module.num_skipped_steps = state.get("num_skipped_steps", 0)
+            # Version 0.2 counted only one kind.
+            lost = state.get("lost_steps", {"skipped": state.get("num_skipped_steps", 0)})
+            pl_module.lost_steps = LostSteps(**lost)
             if state.get("warmup_starts_at_0", True) and not self.force:  # before version 0.3
                 pl_module.rates.refuse_warming_up(checkpoint["global_step"])
 
