@@ -11,9 +11,8 @@ from tokenizers import Tokenizer
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
 from smollit.data.template.jinja import Span
+from smollit.data.template.marks import MARKER
 from smollit.data.template.renderer import SENTINEL, RenderedChat, Renderer
-
-MARKER = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]")
 
 
 class ControlText:

@@ -43,7 +43,7 @@ def read_source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: 
     return Path(choice).read_text(encoding="utf-8"), f"the chat template {choice}"
 
 
-def render_text(source: str, messages: list[Message], variables: Variables, *, generation_prompt: bool) -> str:
+def render_text(source: str, messages: list[Message], variables: Variables, *, generation_prompt: bool = False) -> str:
     """The text of the messages, with other variables of the template: its special tokens, and a row's own."""
     chat = _without_train(messages)
     if "tools" in variables or any(len(message) > 2 for message in chat):  # transformers prepares tools and thoughts

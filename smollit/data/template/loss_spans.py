@@ -1,8 +1,9 @@
 """Loss spans: the characters of a rendered chat whose tokens count in the loss.
 
-Two sources show where an assistant turn starts. *Markers*: the template has `{% generation %}` blocks. *Prefix*: the
-turn starts after the prompt that the template renders for it. Either way the span ends with the template's end marker,
-and it is verified on every row.
+Three sources show where an assistant turn starts. *Markers*: the template has `{% generation %}` blocks. *Prefix*: the
+turn starts after the prompt that the template renders for it. *Turns*: the full rendering, where prompts differ from it
+in a known way (turns.py); *last* is the same, of the last turn only. Either way the span ends with the template's end
+marker, and it is verified on every row.
 """
 
 from typing import Literal, NamedTuple, NoReturn
@@ -10,12 +11,12 @@ from typing import Literal, NamedTuple, NoReturn
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
 from smollit.data.template.jinja import Span
-from smollit.data.template.renderer import SENTINEL, RenderedChat, Renderer, has_extras
+from smollit.data.template.renderer import RenderedChat, Renderer, has_extras
+from smollit.data.template.turns import Headers, TurnFinder
 
-SpanSource = Literal["markers", "prefix"]
+SpanSource = Literal["markers", "prefix", "turns", "last"]
+FULL: tuple[SpanSource, ...] = ("turns", "last")  # sources that read the full rendering
 TrainOn = str | tuple[str, ...]
-# (text between the contents of two messages, role of the first) -> whitespace of it that the prompt does not hold
-Headers = dict[tuple[str, str], int]
 
 
 class LossSpan(NamedTuple):
@@ -59,17 +60,30 @@ def messages_with_loss(messages: list[Message], train_on: TrainOn) -> list[int]:
     return wanted
 
 
+def without_earlier_turns(messages: list[Message], wanted: list[int]) -> list[int]:
+    """The messages with loss, without assistant turns before the last one, unless the row itself sets their `train`."""
+    last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+    return [
+        index
+        for index in wanted
+        if messages[index]["role"] != "assistant" or index == last or messages[index].get("train")
+    ]
+
+
 class LossSpanFinder:
     """Finds loss spans in rendered chats.
 
     Args:
         renderer: The renderer of the chats.
         source: What shows where an assistant turn starts.
+        falls_back: Whether turns of a row that `source` does not show are found in the full rendering.
     """
 
-    def __init__(self, renderer: Renderer, source: SpanSource) -> None:
+    def __init__(self, renderer: Renderer, source: SpanSource, *, falls_back: bool = True) -> None:
         self.renderer = renderer
         self.source = source
+        self.falls_back = falls_back
+        self._turns = TurnFinder(renderer)
 
     def find(self, chat: RenderedChat, wanted: list[int], verified: Headers | None = None) -> list[LossSpan]:
         """The loss spans of the messages `wanted`: of an assistant turn what follows its prompt, of others the content,
@@ -84,9 +98,22 @@ class LossSpanFinder:
             BadRow: If a span can't be found, or an assistant turn contains its own end marker.
         """
         verified = {} if verified is None else verified
+        try:
+            return self._find_by(self.source, chat, wanted, verified)
+        except BadRow as bad:
+            if not self.falls_back or self.source in FULL or bad.reason != DropReason.REFUSED_BY_TEMPLATE:
+                raise
+        return self._find_by("turns", chat, wanted, {})
+
+    def _find_by(self, source: SpanSource, chat: RenderedChat, wanted: list[int], verified: Headers) -> list[LossSpan]:
         spans = []
+        printed = self._turns.printed(chat) if source in FULL else []
         for index in reversed(wanted):  # the last header is verified; equal headers before it need no more renders
-            start, end = self._span(chat, index, index == wanted[-1], verified)
+            if source in FULL and chat.messages[index]["role"] == "assistant":
+                self._refuse_end_inside(chat, index)
+                start, end = self._turns.span(chat, index, printed, verified)
+            else:
+                start, end = self._span(chat, index, index == wanted[-1], verified)
             start = self._after_given(chat, index) if index in chat.given else start
             spans.append(LossSpan(start, end, index))
         return spans[::-1]
@@ -101,7 +128,7 @@ class LossSpanFinder:
         through = text if index == len(messages) - 1 else self.renderer.text(messages[: index + 1])
         if not text.startswith(through):
             self._refuse(f"renders the turns up to {where} in another way once more turns follow")
-        before = self._text_before(messages, index)
+        before = self.renderer.text_before(messages, index)
         if not through.startswith(before):
             self._refuse(f"puts something else before {where} than its generation prompt gives")
         turn, content = through[len(before) :], messages[index]["content"]
@@ -124,12 +151,16 @@ class LossSpanFinder:
         if message["role"] != "assistant":
             span = self._printed(chat, index)
             return span or self._refuse(f"prints more or less than the text and an end marker of messages[{index}]")
-        end = self.renderer.turn_end()
-        if end and end in message["content"]:  # in the loss, it would teach to continue after the end
-            raise BadRow(DropReason.END_INSIDE, f"messages[{index}].content contains {end!r}, which ends the turn")
+        self._refuse_end_inside(chat, index)
         if self.source == "markers":
             return self._span_by_markers(chat, index, is_last)
         return self._span_by_prefix(chat, index, verified)
+
+    def _refuse_end_inside(self, chat: RenderedChat, index: int) -> None:
+        """Refuse a turn with its own end marker: in the loss, it would teach to continue after the end."""
+        end = self.renderer.turn_end()
+        if end and end in chat.messages[index]["content"]:
+            raise BadRow(DropReason.END_INSIDE, f"messages[{index}].content contains {end!r}, which ends the turn")
 
     def _span_by_prefix(self, chat: RenderedChat, index: int, verified: Headers) -> Span:
         """The span of an assistant turn: cheap where its content was located, else by `find_by_renders`."""
@@ -187,13 +218,6 @@ class LossSpanFinder:
             return None
         start, end = chat.contents[index]
         return (start, end + len(shape.end)) if chat.text.startswith(shape.end, end) else None
-
-    def _text_before(self, messages: list[Message], index: int) -> str:
-        """The text before an assistant turn at inference."""
-        if index > 0:
-            return self.renderer.prompt_text(messages[:index])
-        # A chat that starts with an assistant turn has no prompt to render.
-        return self.renderer.text([{**messages[0], "content": SENTINEL}]).partition(SENTINEL)[0]
 
     def _after_given(self, chat: RenderedChat, index: int) -> int:
         """Where an assistant turn continues the text of the turn before it."""

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.types import Message
-from smollit.data.template.loss_spans import LossSpanFinder, SpanSource
+from smollit.data.template.loss_spans import FULL, LossSpanFinder, SpanSource
 from smollit.data.template.renderer import SENTINEL, Renderer
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 DROP = ("drop", "")  # an empty text is no system turn
+NUM_NEEDED = 2  # probe chats, the first, whose turns must be found
 USER: Message = {"role": "user", "content": "Who are you?"}
 
 
@@ -36,19 +37,20 @@ def probe_chats() -> list[list[Message]]:
 
 
 def choose_span_source(renderer: Renderer) -> SpanSource:
-    """Markers if the template has sound ones, else prefixes if those are sound.
+    """Markers if the template has sound ones, else prefixes if those are sound, else the full rendering, else of that
+    the last turn.
 
     Raises:
-        ValueError: If neither is, with the reasons.
+        ValueError: If none is sound, with the reasons.
     """
-    reasons = []
-    sources: tuple[SpanSource, ...] = ("markers", "prefix") if GENERATION.search(renderer.source) else ("prefix",)
-    for source in sources:
+    reasons: dict[str, None] = {}
+    sources: tuple[SpanSource, ...] = ("markers", "prefix", "turns", "last")
+    for source in sources if GENERATION.search(renderer.source) else sources[1:]:
         try:
-            _verify_spans(LossSpanFinder(renderer, source))
+            _verify_spans(LossSpanFinder(renderer, source, falls_back=False))
             return source
         except BadRow as bad:
-            reasons.append(bad.detail)
+            reasons[bad.detail] = None
     raise ValueError(
         f"`data.chat_template`: {', and '.join(reasons)}. Fix the template,"
         " or set `data.chat_template` to chatml or another file"
@@ -59,12 +61,15 @@ def _verify_spans(finder: LossSpanFinder) -> None:
     """Find the loss spans of the probe chats, each with every check."""
     for number, messages in enumerate(probe_chats()):
         wanted = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        wanted = wanted[-1:] if finder.source == "last" else wanted
         try:
             chat = finder.renderer.render(messages, with_blocks=finder.source == "markers")
         except BadRow:
             if number == 0:
                 raise
             continue  # a template need not know system or tool turns
+        if finder.source in FULL and number >= NUM_NEEDED:
+            continue  # rows with system or tool turns that are not sound are refused
         spans = [span[:2] for span in finder.find(chat, wanted)]
         if finder.source == "prefix" and spans != [
             finder.find_by_renders(messages, index, chat.text) for index in wanted

@@ -1,10 +1,9 @@
 """Renderer: messages -> text by a chat template, with the span of each message's content in it.
 
-Contents are never searched for in the text. The chat is rendered once more with a private-use character on either side
-of each content: if nothing else in the text changes, these characters show where the contents are.
+Contents are never searched for in the text: marks.py shows where they are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple, NoReturn
@@ -14,11 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message, Variables
 from smollit.data.template.jinja import Span, render_text, render_with_blocks
+from smollit.data.template.marks import MARKER, Skeleton, find_skeleton, spans_between
 
 SENTINEL = "\ue000content\ue001"  # private-use characters: no template prints this text
-PRIVATE = range(0xE000, 0xF900)
 MAX_SKELETONS = 10_000
-Skeleton = list[str]  # the text of a template before, between and after the contents of a chat
 
 
 class Shape(NamedTuple):
@@ -82,6 +80,7 @@ class Renderer:
         if self._bound is None or self._bound.variables != variables:
             self._bound = Renderer(self.tokenizer, self.source, self.name, variables)
             self._bound._shapes = self._shapes  # verified on each row, and so only a guess
+            self._bound.wants_parts = self.wants_parts
         return self._bound
 
     def render(
@@ -120,6 +119,30 @@ class Renderer:
         without, text = self.text(question), self.prompt_text(question)
         return text[len(without) :] if text.startswith(without) else text
 
+    def text_before(self, messages: list[Message], index: int) -> str:
+        """The text before an assistant turn at inference."""
+        if index > 0:
+            return self.prompt_text(messages[:index])
+        # A chat that starts with an assistant turn has no prompt to render.
+        return self.text([{**messages[0], "content": SENTINEL}]).partition(SENTINEL)[0]
+
+    @cached_property
+    def ends(self) -> tuple[str, str]:
+        """The markers that end the last assistant turn and earlier ones: one, unless a template distinguishes them.
+
+        Of a template that ends the chat with more than the turn's marker, such as an end-of-text, that is left out.
+        """
+        last = self.shape("assistant")
+        tail = last.end if last and last.end else ""
+        try:
+            later = self.text([*_probes("assistant", SENTINEL)[0], {"role": "user", "content": "a"}])
+        except BadRow:
+            return tail.strip(), tail.strip()
+        gap = later.partition(SENTINEL)[2]
+        if gap.startswith(tail):
+            return tail.strip(), tail.strip()
+        return _first_marker(tail), _first_marker(gap)
+
     def turn_end(self) -> str:
         """The marker that ends an assistant turn, such as `<|im_end|>`; empty if the template has none.
 
@@ -130,7 +153,7 @@ class Renderer:
         if shape is None or shape.end is None:
             self.text(_probes("assistant", "b")[0])  # if this fails, its error gives the reason
             self.refuse("does not print the text of an assistant turn unchanged or stripped of whitespace")
-        return shape.end.strip()
+        return self.ends[0]
 
     def shape(self, role: str) -> Shape | None:
         """How messages of a role are printed; None if probes can't show it."""
@@ -148,9 +171,24 @@ class Renderer:
         """Raise BadRow for the current row."""
         raise BadRow(DropReason.REFUSED_BY_TEMPLATE, f"{self.name} {what}")
 
+    @cached_property
+    def wants_parts(self) -> bool:
+        """Whether the template prints contents only as a list of parts, as templates of models that see images do."""
+        chat: list[Message] = [{"role": "user", "content": SENTINEL}, {"role": "assistant", "content": SENTINEL}]
+        return not self._prints(chat, as_parts=False) and self._prints(chat, as_parts=True)
+
+    def _prints(self, chat: list[Message], *, as_parts: bool) -> bool:
+        """Whether the template prints the contents of a chat of SENTINELs."""
+        try:
+            shown = render_text(self.source, in_parts(chat) if as_parts else chat, self._all_variables)
+        except Exception:  # of any type that Jinja and Python know: such a template can't be read
+            return False
+        return shown.count(SENTINEL) == len(chat)
+
     def _render(
         self, messages: list[Message], *, generation_prompt: bool = False, with_blocks: bool = False
     ) -> tuple[str, list[Span]]:
+        messages = in_parts(messages) if self.wants_parts else messages
         try:
             if with_blocks:
                 return render_with_blocks(self.source, messages, self._all_variables)
@@ -200,27 +238,11 @@ class Renderer:
         roles = None if any(map(has_extras, messages)) else tuple(message["role"] for message in messages)
         known = self._skeletons.get(roles) if roles else None
         if known and text == "".join(chain.from_iterable(zip(known, [*bodies, ""], strict=True))):
-            return _spans_between(known, bodies)
-        skeleton = self._find_skeleton(messages, bodies, text)
+            return spans_between(known, bodies)
+        skeleton = find_skeleton(self.text, messages, bodies, text)
         if skeleton and roles and len(self._skeletons) < MAX_SKELETONS:
             self._skeletons[roles] = skeleton
-        return _spans_between(skeleton, bodies) if skeleton else None
-
-    def _find_skeleton(self, messages: list[Message], bodies: list[str], text: str) -> Skeleton | None:
-        """The template's text around the contents of a chat; None if the render with marks is a different text."""
-        left, right = unused_characters(text)
-        marked_bodies = [f"{left}{body}{right}" for body in bodies]
-        try:
-            marked = self.text([{**m, "content": body} for m, body in zip(messages, marked_bodies, strict=True)])
-        except BadRow:
-            return None
-        before, *parts = marked.split(left)
-        if len(parts) != len(messages) or right in before or marked.replace(left, "").replace(right, "") != text:
-            return None
-        found = [part.partition(right) for part in parts]
-        if any(inside != body or right in after for (inside, _, after), body in zip(found, bodies, strict=True)):
-            return None
-        return [before, *(after for _, _, after in found)]
+        return spans_between(skeleton, bodies) if skeleton else None
 
     def _reuse(self, chat: RenderedChat, last: Message, text: str) -> list[Span] | None:
         """The spans of `chat`, if `text` is its text with the content of `last` instead of its last content."""
@@ -233,28 +255,20 @@ class Renderer:
         return [*chat.contents[:-1], (start, start + len(body))]
 
 
+def in_parts(messages: list[Message]) -> list[Message]:
+    """The messages with contents as a list of one text part."""
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
 def has_extras(message: Message) -> bool:
     """Whether a message has more than a role and a text, such as tool calls, which the template may print."""
     return len(message) > 2 + ("train" in message)
 
 
-def unused_characters(text: str) -> tuple[str, str]:
-    """Two private-use characters that the text does not contain."""
-    free: Iterator[str] = (chr(code) for code in PRIVATE if chr(code) not in text)
-    left, right = next(free, None), next(free, None)
-    if left is None or right is None:
-        raise BadRow(DropReason.REFUSED_BY_TEMPLATE, "the text contains every private-use character from U+E000 on")
-    return left, right
-
-
-def _spans_between(skeleton: Skeleton, bodies: list[str]) -> list[Span]:
-    """The spans of contents between the parts of a skeleton."""
-    spans, cursor = [], 0
-    for before, body in zip(skeleton, bodies, strict=False):
-        start = cursor + len(before)
-        cursor = start + len(body)
-        spans.append((start, cursor))
-    return spans
+def _first_marker(text: str) -> str:
+    """The first marker of a text, if the text starts with it; else the whole text."""
+    found = MARKER.match(text.lstrip())
+    return found.group() if found else text.strip()
 
 
 def _probes(role: str, content: str) -> list[list[Message]]:

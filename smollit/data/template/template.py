@@ -22,6 +22,7 @@ from smollit.data.template.loss_spans import (
     TrainOn,
     join_continued,
     messages_with_loss,
+    without_earlier_turns,
 )
 from smollit.data.template.probe import SystemTurn, change_default_system, choose_span_source, find_default_system
 from smollit.data.template.renderer import RenderedChat, Renderer, Shape
@@ -83,7 +84,10 @@ class ChatTemplate:
         Raises:
             BadRow: If no message counts in the loss, or a span can't be found or verified.
         """
-        return self._finder_of(chat).find(chat, messages_with_loss(chat.messages, train_on))
+        wanted = messages_with_loss(chat.messages, train_on)
+        if self.span_source == "last":
+            wanted = without_earlier_turns(chat.messages, wanted)
+        return self._finder_of(chat).find(chat, wanted)
 
     def segment_chat(
         self, conversation: Conversation, train_on: TrainOn = "assistant", *, has_control: bool = True

@@ -17,10 +17,6 @@ MARKED = (
     "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<end>"
     "{% endgeneration %}{% else %}{{ m.content }}<end>{% endif %}{% endfor %}"
 )
-# Periods of earlier turns are taken out once more turns follow: no prefix of the whole is what a prompt would be.
-FORGETS = MARKED.replace(
-    "{{ m.content }}<end>{% endg", "{{ m.content if loop.last else m.content | replace('.', '') }}<end>{% endg"
-)
 
 
 # ---- which template
@@ -51,15 +47,13 @@ def test_a_jinja_file_is_used_and_an_unknown_name_says_what_is_known(
         (TURNS + "{{ messages | length }}" + PROMPT, "puts something else before"),
         (TURNS.replace("m.content", "m.content | upper") + PROMPT, "does not print the text of an assistant turn"),
         (TURNS + PROMPT.replace("<assistant>", "<assistant><think>"), "puts something else before"),
-        (TURNS + "{{ '!' if messages[-1].role == 'assistant' }}" + PROMPT, "in another way once more turns follow"),
-        (  # an empty thought that the generation prompt lacks is not the assistant's text
-            TURNS.replace("{{ m.content", "{{ '<think></think>' if m.role == 'assistant' }}{{ m.content") + PROMPT,
-            r"puts '<think></think>' before messages\[1\]",
-        ),
         # The blocks are right, but at inference other text would stand before the turn.
         (MARKED + PROMPT.replace("<assistant>", "<assistant><think>"), r"something else before messages\[1\].*, and "),
         (MARKED, r"puts something else before messages\[1\].*, and "),
-        (FORGETS + PROMPT, "generation block, and .*mine.jinja renders the turns up to .* in another way"),
+        (
+            TURNS.replace("{{ m.content", "{{ 'he says ' if m.role == 'assistant' }}{{ m.content") + PROMPT,
+            "puts 'he says'",
+        ),
     ],
 )
 def test_a_template_without_sound_loss_spans_is_refused_with_the_reasons(load: Load, source: str, reason: str) -> None:

@@ -227,6 +227,45 @@ def test_markers_serve_templates_that_rewrite_earlier_turns(load: Load) -> None:
     assert in_loss(template, [user("a"), assistant("b"), user("c"), assistant("d ")]) == ["b<end>", "d <end>"]
 
 
+THINKS = TURNS.replace("{{ m.content", "{{ '<think></think>' if m.role == 'assistant' and loop.last }}{{ m.content")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        # An empty block that the prompt lacks: the model must write it. Earlier turns are printed without one.
+        (THINKS + PROMPT, ["b.<end>", "<think></think>d.<end>"]),
+        # A prompt that opens the block, with a line end or without: the model must close it.
+        (THINKS + PROMPT.replace("t>", "t><think>"), ["b.<end>", "</think>d.<end>"]),
+        (THINKS + PROMPT.replace("t>", "t><think>\n"), ["b.<end>", "</think>d.<end>"]),
+        (THINKS + PROMPT.replace("t>", "t><think></think>"), ["b.<end>", "d.<end>"]),
+        # An end of text after the last turn is not the turn's.
+        (
+            TURNS.replace("{{ '\\n' }}", "") + PROMPT.replace("{% endif", "{% else %}<eos>{% endif"),
+            ["b.<end>", "d.<end>"],
+        ),
+        # The last turn has an end marker of its own.
+        (
+            PREFIX.replace("<end>", "{{ '<bye>' if loop.last and m.role == 'assistant' else '<end>' }}"),
+            ["b.<end>", "d.<bye>"],
+        ),
+        # Contents as lists of parts, and texts where there are none are empty.
+        (PREFIX.replace("m.content", "m.content[0]['text']"), ["b.<end>", "d.<end>"]),
+        # Periods of earlier turns are removed: their texts are not the row's, and only the last turn counts.
+        (PREFIX.replace("m.content", "(m.content if loop.last else m.content | replace('.', ''))"), ["d.<end>"]),
+    ],
+)
+def test_templates_whose_prompts_differ_from_the_chat_in_known_ways_are_read(
+    load: Load, source: str, expected: list[str]
+) -> None:
+    """Of a chat and of a pair: spans start where inference starts, and end with the turn's marker."""
+    template = load(source)
+    assert in_loss(template, CHAT) == expected
+    prompt, chosen, rejected = pair_texts(template, Preference(CHAT[:3], assistant("d."), assistant("e.")))
+    assert (chosen, rejected) == (expected[-1], expected[-1].replace("d.", "e."))
+    assert template.prompt_text(CHAT[:3]).removesuffix("\n") == prompt
+
+
 def test_inst_templates_put_the_space_that_the_prompt_does_not_give_into_the_loss(load: Load) -> None:
     """`<s>[INST] a? [/INST]` is the prompt; ` b. </s>` follows. Only user and assistant are known."""
     template = load(LLAMA2)
