@@ -3,7 +3,7 @@
 import json
 import logging
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from smollit.batch import Batch
+from smollit.batch import PADDING, Batch
 from smollit.data.batching.collate import collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate
 from smollit.data.tokenized import TokenizedDataModule
+from smollit.models.generation import Finish, finish_of
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule, FineTuningModule
-from smollit.training.predictions import response_text
+from smollit.training.predictions import num_positions, response_text
 from smollit.training.steps import at_step_end
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,21 @@ class Sample(NamedTuple):
         prompt: The user's turn.
         policy: Response of the policy.
         reference: Response of the frozen reference, if there is one in memory.
+        finish: Where the policy's response ends; `last_position` and `prompt_too_long` are the model's limits.
     """
 
     step: int
     prompt: str
     policy: str
     reference: str | None
+    finish: Finish
+
+
+class Response(NamedTuple):
+    """The text of a response, and where it ends."""
+
+    text: str
+    finish: Finish
 
 
 class SampleGenerations(Callback):
@@ -82,7 +92,8 @@ class SampleGenerations(Callback):
         self.seed = seed
         self.last_step: int | None = None  # which have samples
         self.has_warned = False
-        self.reference_responses: list[str] | None = None  # generated once, because they never change
+        self.has_named_limits = False
+        self.reference_responses: list[Response] | None = None  # generated once, because they never change
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.reference_responses = None
@@ -136,11 +147,19 @@ class SampleGenerations(Callback):
         # A precomputed reference is not in memory, and so has no responses.
         if isinstance(module, DPOModule) and module.scorer.has_model and self.reference_responses is None:
             self.reference_responses = self.responses(trainer, module.reference, data.template)
-        reference: Sequence[str | None] = self.reference_responses or [None] * len(self.prompts)
+        reference = [response.text for response in self.reference_responses or ()] or [None] * len(self.prompts)
+        self.name_limits(policy)
         rows = zip(self.prompts, policy, reference, strict=True)
-        return [Sample(trainer.global_step, prompt, response, other) for prompt, response, other in rows]
+        return [Sample(trainer.global_step, prompt, mine.text, other, mine.finish) for prompt, mine, other in rows]
 
-    def responses(self, trainer: Trainer, model: nn.Module, template: ChatTemplate) -> list[str]:
+    def name_limits(self, responses: list[Response]) -> None:
+        """Name, once, the prompts that leave no position for a response."""
+        too_long = [index for index, response in enumerate(responses) if response.finish == "prompt_too_long"]
+        if too_long and not self.has_named_limits:
+            log.warning("SampleGenerations: these `prompts` are longer than the model's positions: %s", too_long)
+        self.has_named_limits = True
+
+    def responses(self, trainer: Trainer, model: nn.Module, template: ChatTemplate) -> list[Response]:
         """The response of a model to each prompt."""
         causal_lm = unwrap(model)
         device = next(causal_lm.parameters()).device
@@ -149,7 +168,10 @@ class SampleGenerations(Callback):
         with evaluating(causal_lm), torch.random.fork_rng(random_devices), trainer.precision_plugin.forward_context():
             torch.manual_seed(self.seed)
             ids = causal_lm.generate(batch, self.max_new_tokens, template.stop_ids(), self.temperature)
-        return [response_text(template, response) for response in ids]
+        lengths = (batch.document != PADDING).sum(dim=1).tolist()
+        limits = {"max_new_tokens": self.max_new_tokens, "positions": num_positions(model)}
+        finishes = [finish_of(prompt, len(new), **limits) for prompt, new in zip(lengths, ids, strict=True)]
+        return [Response(response_text(template, new), finish) for new, finish in zip(ids, finishes, strict=True)]
 
     def write(self, trainer: Trainer, samples: list[Sample]) -> None:
         """Append the samples to the file, and add them to every TensorBoard."""
@@ -194,7 +216,9 @@ def forget_later_steps(path: Path, step: int) -> None:
 
 def as_markdown(sample: Sample) -> str:
     """The text for TensorBoard. Indented lines are code blocks, so that a response is shown unchanged."""
-    parts = [(name, text) for name, text in sample._asdict().items() if name != "step" and text is not None]
+    limited = {"finish": sample.finish} if sample.finish in ("last_position", "prompt_too_long") else {}
+    texts = {"prompt": sample.prompt, "policy": sample.policy, "reference": sample.reference, **limited}
+    parts = [(name, text) for name, text in texts.items() if text is not None]
     return "\n\n".join(f"**{name}**\n\n" + "\n".join(map("    {}".format, wrapped(text))) for name, text in parts)
 
 

@@ -11,6 +11,7 @@ from smollit.functional.attention import AttentionSetting
 from smollit.functional.logps import sequence_index, sum_per_sequence, summed_logps, token_logps
 from smollit.functional.scores import TokenScores
 from smollit.models.attention import NAMES
+from smollit.models.generation import until_stop
 from smollit.models.inputs import attention_windows, loss_hidden_states
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
@@ -109,6 +110,8 @@ class CausalLM(nn.Module):
     ) -> list[list[int]]:
         """Continue each prompt; returns the new token ids of each, without the stop token.
 
+        A response ends at the model's last position at the latest; a prompt that reaches it gets none: `finish_of`.
+
         Args:
             batch: Prompts: sequences of one document each, without responses.
             max_new_tokens: Maximum number of tokens of a response.
@@ -116,6 +119,18 @@ class CausalLM(nn.Module):
             temperature: Sampling temperature; 0 decodes greedily.
         """
         prompts = [ids[document != PADDING] for ids, document in zip(batch.input_ids, batch.document, strict=True)]
+        left = [self.config.max_position_embeddings - len(ids) for ids in prompts]
+        if min(left) >= max_new_tokens:
+            return self._continue(prompts, max_new_tokens, stop_ids, temperature)
+        # Together, the shorter prompts would go on beyond the last position of the longer ones.
+        return [
+            self._continue([ids], min(max_new_tokens, room), stop_ids, temperature)[0] if room > 0 else []
+            for ids, room in zip(prompts, left, strict=True)
+        ]
+
+    def _continue(
+        self, prompts: list[Tensor], max_new_tokens: int, stop_ids: list[int], temperature: float
+    ) -> list[list[int]]:
         longest = max(map(len, prompts))
         # Left padding, with a mask: the next token of every prompt is then at the last position.
         pad = stop_ids[0] if stop_ids else 0
@@ -136,18 +151,10 @@ class CausalLM(nn.Module):
             )
         finally:
             self._set_attention(NAMES.get(self.attention, self.plain_attention))
-        return [_until_stop(ids[longest:].tolist(), stop_ids) for ids in output]
+        return [until_stop(ids[longest:].tolist(), stop_ids) for ids in output]
 
 
 @torch.no_grad()
 def _mean_logits(hidden_MH: Tensor, weight_VH: Tensor) -> Tensor:
     """mean_v(h . W_v) = h . mean_v(W_v), [M]: the mean logit without the logits."""
     return hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32)
-
-
-def _until_stop(token_ids: list[int], stop_ids: list[int]) -> list[int]:
-    """The tokens before the first stop token."""
-    for index, token_id in enumerate(token_ids):
-        if token_id in stop_ids:
-            return token_ids[:index]
-    return token_ids

@@ -41,6 +41,7 @@ class PolicyModule(StageMetricsModule):
     """
 
     weights: Literal["pretrained", "random"] = "pretrained"
+    skipped_rows: frozenset[int] = frozenset()  # of `predict`, whose responses are there already
     policy: nn.Module  # a CausalLM, or its FSDP wrapper; None until configure_model()
 
     def __init__(
@@ -177,11 +178,12 @@ class PolicyModule(StageMetricsModule):
         return {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[int, list[int]]]:
-        """(row number, token ids of the response) for each prompt."""
-        if not batch.num_examples:
+        """(row number, token ids of the response) for each prompt; nothing if all of them are in `skipped_rows`."""
+        rows = batch.example_ids.tolist()
+        if self.skipped_rows.issuperset(rows):
             return []
         if self.token_source is None:
             raise ValueError("`predict` needs a data module with `stop_ids()`: see TokenSource in smollit.batch")
         stop_ids = self.token_source.stop_ids()
         responses = unwrap(self.policy).generate(batch, self.max_new_tokens, stop_ids, self.temperature)
-        return list(zip(batch.example_ids.tolist(), responses, strict=True))
+        return list(zip(rows, responses, strict=True))

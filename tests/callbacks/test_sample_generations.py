@@ -1,6 +1,7 @@
 """SampleGenerations: observes the run, and does not change it."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from callbacks import SampleGenerations
 from callbacks.sample_generations import Sample, as_markdown, wrapped
+from tests.conftest import edited
 
 PROMPTS = ["Which city is the capital of Canada?", "Hi"]
 
@@ -102,6 +104,29 @@ def test_the_seed_makes_sampled_responses_repeatable(make_run: Any) -> None:
     assert responses[0] == responses[1] != responses[2]
 
 
+# case: E5
+def test_samples_end_at_the_models_last_position(
+    make_run: Any, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first prompt takes all P positions and is named; `Hi` has room for all 8 tokens, a third one for 2."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    chats = [[{"role": "user", "content": "Hi" + " there" * count}] for count in (60, 0, 58)]
+    render = partial(tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
+    lengths = [len(render(chat)) for chat in chats]
+    assert lengths[0] == lengths[2] + 2
+    small = edited(tiny_model, tmp_path / "small", max_position_embeddings=lengths[0])
+    callback = SampleGenerations([chat[0]["content"] for chat in chats], max_new_tokens=8)
+    with caplog.at_level("WARNING", "callbacks"):
+        found = samples(make_run([callback], model={"model_name": str(small)}, max_steps=1).fit().folder)[:3]
+    assert [sample["finish"] for sample in found] == ["prompt_too_long", "max_new_tokens", "last_position"]
+    assert [sample["policy"] for sample in found] == [
+        "",
+        greedy(str(small), "Hi", 8),
+        greedy(str(small), chats[2][0]["content"], 2),
+    ]
+    assert "longer than the model's positions: [0]" in caplog.text
+
+
 def test_a_resumed_run_continues_the_file(make_run: Any) -> None:
     """Stopped after step 2, with samples of steps that were lost: steps 0, 2, 3, 4 once each, as without the stop."""
     make_run([SampleGenerations(["Hi"], max_new_tokens=2)], max_steps=2).fit()
@@ -123,7 +148,7 @@ def test_a_new_run_in_the_same_folder_starts_a_new_file(make_run: Any) -> None:
 
 def test_markdown_does_not_interpret_the_response() -> None:
     """Every line of a text is indented by four: a code block, whatever it holds."""
-    sample = Sample(step=1, prompt="a", policy="# b\n<i>c</i>", reference=None)
+    sample = Sample(step=1, prompt="a", policy="# b\n<i>c</i>", reference=None, finish="stop")
     assert as_markdown(sample) == "**prompt**\n\n    a\n\n**policy**\n\n    # b\n    <i>c</i>"
 
 

@@ -22,6 +22,7 @@ from smollit.commands.estimate.view import gib, hours, show
 from smollit.data.batching.collate import collate_chats
 from smollit.main import main
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
+from tests.conftest import edited
 
 SAMPLES = Path(__file__).parents[2] / "smollit" / "data" / "samples"
 
@@ -221,3 +222,23 @@ def test_numbers_as_text(make_run: Callable[..., Any]) -> None:
     assert hours(2.25) == "2.2 hours" and hours(0.5) == "30.0 minutes"
     found = estimated(make_run(), time_probe=False)
     assert "free memory is unknown" in table(replace(found, free=None, fits=None, most_positions=None))
+
+
+# case: E6
+def test_a_tokenizer_larger_than_the_model_gets_the_sentence_of_fit(
+    make_run: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    """2,048 tokens, 2,000 embeddings: `estimate` and `fit` refuse in the same words. `add_tokens` adds the other 48."""
+    small = edited(tiny_model, tmp_path / "small", vocab_size=2000)
+    model = {"model_name": str(small), "weights": "random"}
+    errors = []
+    for action in (lambda run: run.fit(), lambda run: estimated(run, time_probe=False)):
+        with pytest.raises(ValueError, match=r"2,048 tokens, but the model has embeddings for 2,000") as raised:
+            action(make_run([], model=model, max_steps=1))
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]
+    before = estimated(make_run([], max_steps=1), time_probe=False).parameters
+    assert (
+        estimated(make_run([], model=model, data={"add_tokens": True}, max_steps=1), time_probe=False).parameters
+        == before
+    )

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollit.data.template.template import load_template
+from smollit.models import CausalLM
 from smollit.training.predictions import merge, response_text
+from tests.conftest import edited
 
 
 def predict(run: Any) -> list[dict[str, Any]]:
@@ -33,12 +35,18 @@ def test_responses_are_those_of_transformers(make_run: Any, kind: str) -> None:
     assert [path.name for path in run.folder.iterdir() if "predictions" in path.name] == ["predictions.jsonl"]
 
 
-def test_a_prediction_that_fails_keeps_what_it_had(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails at the second batch of 2: the first 2 responses are on the disk, and an earlier result is untouched."""
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_killed_prediction_continues_after_its_last_row(
+    make_run: Any, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    """Fails at the second batch of 2, in the middle of a line: the next start generates rows 2 and 3 alone, and the
+    file equals that of an unbroken run. With another setting it begins anew. An earlier result stays until then."""
+    expected = predict(make_run([], model={"max_new_tokens": 2}, folder="unbroken"))
     run = make_run([], model={"max_new_tokens": 2})
     run.folder.mkdir()
     (run.folder / "predictions.jsonl").write_text("earlier\n")
     step = run.module.predict_step
+    generated: list[int] = []
 
     def fail_later(batch: Any, batch_idx: int) -> Any:
         if batch_idx == 1:
@@ -48,16 +56,61 @@ def test_a_prediction_that_fails_keeps_what_it_had(make_run: Any, monkeypatch: p
     monkeypatch.setattr(run.module, "predict_step", fail_later)
     with pytest.raises(RuntimeError, match="broken"):
         predict(run)
-    assert len((run.folder / ".predictions.jsonl.rank-0").read_text().splitlines()) == 2
     assert (run.folder / "predictions.jsonl").read_text() == "earlier\n"
+    with (run.folder / ".predictions.jsonl.rank-0").open("a") as part:
+        part.write('{"row": 2, "pro')
+    again = make_run([], model={"max_new_tokens": 3 if changed else 2})
+    generate = CausalLM.generate
+
+    def counted(self: CausalLM, batch: Any, *args: Any) -> Any:
+        generated.extend(batch.example_ids.tolist())
+        return generate(self, batch, *args)
+
+    monkeypatch.setattr(CausalLM, "generate", counted)
+    found = predict(again)
+    assert generated == ([0, 1, 2, 3] if changed else [2, 3])
+    assert changed or found == expected
+
+
+# case: E5
+def test_a_response_ends_at_the_last_position_and_a_prompt_that_does_not_fit_is_named(
+    make_run: Any, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P positions, the length of the longest prompt, which gets no response; one of P - 1 tokens gets 1 token.
+
+    What transformers generates with max_new_tokens = P - length is the reference; prompts with room for 6 get 6.
+    """
+    data = {"val_split": "test_sft[:8]", "max_length": 400}
+    expected = predict(make_run([], model={"max_new_tokens": 6}, data=data, folder="whole"))
+    model, tokenizer = (auto.from_pretrained(tiny_model) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    prompts = [tokenizer(entry["prompt"], add_special_tokens=False, return_tensors="pt") for entry in expected]
+    positions = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    small = edited(tiny_model, tmp_path / "small", max_position_embeddings=positions)
+    with caplog.at_level("WARNING", "smollit"):
+        found = predict(make_run([], model={"max_new_tokens": 6, "model_name": str(small)}, data=data))
+    named: dict[str, list[int]] = {"max_new_tokens": [], "last_position": [], "prompt_too_long": []}
+    for entry, before, prompt in zip(found, expected, prompts, strict=True):
+        left = positions - prompt["input_ids"].shape[1]
+        named[entry["finish"]].append(entry["row"])
+        if 0 < left < 6:
+            output = model.generate(**prompt, max_new_tokens=left, do_sample=False, eos_token_id=[2, 0], pad_token_id=0)
+            assert entry["answer"] == tokenizer.decode(output[0, -left:]) and entry["finish"] == "last_position"
+        elif left:
+            assert entry == before and entry["finish"] == "max_new_tokens"
+        else:
+            assert entry["answer"] == "" and entry["finish"] == "prompt_too_long"
+    assert all(named.values())
+    for finish in ("last_position", "prompt_too_long"):
+        rows = ", ".join(map(str, named[finish]))
+        assert f"(`finish` is {finish}): rows {rows}" in caplog.text
 
 
 def test_parts_of_ranks_are_merged_in_order_of_rows(tmp_path: Path) -> None:
     """Rank 0 has rows 0, 2, 10; rank 1 has 1, 3: sorted as numbers. U+2028 is no line end in JSON Lines."""
     parts = [tmp_path / "0", tmp_path / "1"]
     for part, rows in zip(parts, ([0, 2, 10], [1, 3]), strict=True):
-        part.write_text("".join(f'{{"row": {row}, "answer": "a\u2028b"}}\n' for row in rows), encoding="utf-8")
-    assert merge(parts, tmp_path / "all") == 5
+        part.write_text("{}\n" + "".join(f'{{"row": {row}, "answer": "a\u2028b"}}\n' for row in rows), encoding="utf-8")
+    assert len(merge(parts, tmp_path / "all")) == 5
     lines = (tmp_path / "all").read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["row"] for line in lines if line] == [0, 1, 2, 3, 10]
     assert not any(part.exists() for part in parts)

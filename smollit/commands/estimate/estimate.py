@@ -76,6 +76,7 @@ def estimate(trainer: Trainer, module: FineTuningModule, data: ChatDataModule, *
         keep_freed_memory()  # as training does
     free, held = free_bytes(device), held_bytes(device)
     module.trainer, module.compile_policy = trainer, False  # compiled or not, memory is about the same
+    trainer.datamodule = data  # type: ignore[attr-defined]  # as `fit` does: the model gets an embedding for each token
     module.configure_model()
     sizes = [positions(data.sampler().lengths, batch, module.attention) for batch in batches]
     epoch = describe_epoch(data, batches, sizes, trainer)

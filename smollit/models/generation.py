@@ -1,0 +1,30 @@
+"""Where a response ends: at a stop token, at the number of tokens asked for, or at the model's last position."""
+
+from typing import Literal
+
+Finish = Literal["stop", "max_new_tokens", "last_position", "prompt_too_long"]
+
+
+def finish_of(num_prompt_tokens: int, num_new_tokens: int, *, max_new_tokens: int, positions: int) -> Finish:
+    """Why a response has this number of tokens, without its stop token.
+
+    Args:
+        num_prompt_tokens: Number of tokens of the prompt.
+        num_new_tokens: Number of tokens of the response.
+        max_new_tokens: Maximum number of tokens of a response.
+        positions: Number of positions of the model, which prompt and response share.
+    """
+    left = positions - num_prompt_tokens
+    if left <= 0:
+        return "prompt_too_long"
+    if num_new_tokens < min(max_new_tokens, left):
+        return "stop"
+    return "last_position" if left < max_new_tokens else "max_new_tokens"
+
+
+def until_stop(token_ids: list[int], stop_ids: list[int]) -> list[int]:
+    """The tokens before the first stop token."""
+    for index, token_id in enumerate(token_ids):
+        if token_id in stop_ids:
+            return token_ids[:index]
+    return token_ids
