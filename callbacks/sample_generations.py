@@ -147,7 +147,8 @@ class SampleGenerations(Callback):
         # A precomputed reference is not in memory, and so has no responses.
         if isinstance(module, DPOModule) and module.scorer.has_model and self.reference_responses is None:
             self.reference_responses = self.responses(trainer, module.reference, data.template)
-        reference = [response.text for response in self.reference_responses or ()] or [None] * len(self.prompts)
+        known = self.reference_responses or []
+        reference: list[str | None] = [*(each.text for each in known)] or [None] * len(self.prompts)
         self.name_limits(policy)
         rows = zip(self.prompts, policy, reference, strict=True)
         return [Sample(trainer.global_step, prompt, mine.text, other, mine.finish) for prompt, mine, other in rows]
