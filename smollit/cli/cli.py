@@ -20,7 +20,8 @@ from smollit.commands.command import Command
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
 from smollit.training import SmollitTrainer
-from smollit.training.checkpoints.files import find_checkpoint
+from smollit.training.checkpoints.files import FOLDER, find_checkpoint
+from smollit.training.checkpoints.folder import local_folder
 
 SECTIONS = {
     "model": (
@@ -126,10 +127,10 @@ class SmollitCLI(LightningCLI):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.config.trainer.default_root_dir or Path.cwd())
+        return local_folder(self.config.trainer.default_root_dir)
 
     def find_checkpoint(self, ckpt_path: str) -> Path:
         """The file that `ckpt_path` means: a path, `last` or `best`."""
         callbacks = self.config_init.trainer.callbacks or []
         given = callbacks if isinstance(callbacks, list) else [callbacks]
-        return find_checkpoint(ckpt_path, self.folder / "checkpoints", given)
+        return find_checkpoint(ckpt_path, self.folder / FOLDER, given)

@@ -1,11 +1,13 @@
-"""The policy's weights from a Lightning checkpoint: one file, or a folder of shards."""
+"""Lightning checkpoints, one file or a folder of shards: read without executing code, and verified."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from smollit.errors import first_line
+from smollit.models.shards import EXTRAS, read_shards, verify_shards, verify_zip
 
 POLICY = "policy."  # prefix of the policy's parameters in the LightningModule
 
@@ -30,31 +32,39 @@ def policy_weights(path: Path) -> dict[str, Tensor]:
         ValueError: If it can't be read, or holds no policy.
     """
     try:
-        if path.is_dir():
-            state = _read_shards(path)
-        else:
-            state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            state = state.get("state_dict", state)
+        verify(path)
+        state = read_shards(path, POLICY) if path.is_dir() else read(path)
     except Exception as error:
-        raise ValueError(f"{path} can't be read as a checkpoint: {error}") from error
+        raise ValueError(f"{path} can't be read as a checkpoint: {first_line(error)}") from error
+    state = state.get("state_dict", state)
     weights = {name.removeprefix(POLICY): value for name, value in state.items() if name.startswith(POLICY)}
     if not weights:
         raise ValueError(f"{path} holds no policy: give a checkpoint that `smollit fit` wrote")
     return weights
 
 
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    """The policy's full weights alone, from a folder that torch.distributed.checkpoint wrote."""
-    found = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata) and _parameter(name).startswith(POLICY)
-    }
-    if found:
-        load(found, checkpoint_id=folder, no_dist=True)
-    return {_parameter(name): value for name, value in found.items()}
+def read(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint, with its tensors left on the disk; of a folder, all but what is sharded.
+
+    Raises:
+        Exception: If it can't be read: torch raises a dozen types for files that are truncated or of another kind.
+    """
+    file = path / EXTRAS if path.is_dir() else path
+    if path.is_dir() and not file.exists():  # torch wrote it, and Lightning did not
+        return {}
+    checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"it holds a {type(checkpoint).__name__}")
+    return checkpoint
 
 
-def _parameter(name: str) -> str:
-    """The parameter's name in the module: Lightning stores the weights under `state_dict` (FSDP2) or `model` (FSDP)."""
-    return name.removeprefix("state_dict.").removeprefix("model.")
+def verify(path: Path) -> None:
+    """Read a checkpoint once, and compare it with its checksums.
+
+    Raises:
+        Exception: If it is damaged: of many types, as of `read`.
+    """
+    if path.is_dir():
+        verify_shards(path)
+    else:
+        verify_zip(path)

@@ -46,8 +46,8 @@ class Sharded2Strategy(ModelParallelStrategy):
 
     strategy_name = "fsdp2"
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
+    def __init__(self, save_distributed_checkpoint: bool = False, **options: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint, **options)
 
     def setup_environment(self) -> None:
         """One data-parallel mesh over all processes; Lightning's default is tensor parallelism inside a node."""
@@ -71,7 +71,7 @@ def trainer_options(options: dict[str, Any], named: dict[str, Any], root: str | 
     strategy = found.get("strategy", "auto")
     found["strategy"] = BY_NAME[strategy]() if isinstance(strategy, str) and strategy in BY_NAME else strategy
     if root != DEFAULT_ROOT or "default_root_dir" not in found:
-        found["default_root_dir"] = root
+        found["default_root_dir"] = os.path.expanduser(root) if root is not None else None
     return found
 
 

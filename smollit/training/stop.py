@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.modules import FineTuningModule
 from smollit.modules.lost_steps import NonFiniteError, NothingTrainedError
+from smollit.training.checkpoints.saving import NotSavedError, all_finite, trained_tensors
 from smollit.training.steps import at_step_end
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,9 @@ class GracefulStop(Callback):
             return
         weights_are_whole = not self.inside_step or isinstance(exception, NonFiniteError)
         in_training = trainer.state.fn == "fit" and bool(trainer.optimizers) and not trainer.sanity_checking
-        if isinstance(exception, Exception) and weights_are_whole and trainer.world_size == 1 and in_training:
+        if isinstance(exception, NotSavedError) or not isinstance(exception, Exception) or trainer.world_size > 1:
+            return
+        if weights_are_whole and in_training and all_finite(trained_tensors(trainer)):
             self.save(trainer)
 
     # ---- leaving
@@ -159,9 +162,7 @@ class GracefulStop(Callback):
             return
         path = self.folder / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        log.info(
-            "saved %s at step %s; the same command with `ckpt_path: last` resumes from it", path, trainer.global_step
-        )
+        log.info("the same command with `ckpt_path: last` resumes from step %s", trainer.global_step)
 
 
 class SaveAtEnd(Callback):

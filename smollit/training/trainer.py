@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import Strategy
 
 from smollit.modules import FineTuningModule
-from smollit.training.checkpoints.files import AtomicCheckpointIO, best_checkpoint, find_checkpoint, resume_path
-from smollit.training.checkpoints.periodic import PeriodicCheckpoint
+from smollit.training.checkpoints.files import FOLDER, best_checkpoint, find_checkpoint, resume_path
+from smollit.training.checkpoints.folder import local_folder, run_folder
+from smollit.training.checkpoints.periodic import savers
+from smollit.training.checkpoints.saving import AtomicCheckpointIO, SavingTrainer
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.loggers import run_loggers
 from smollit.training.logs.quiet import quiet
@@ -25,7 +27,7 @@ from smollit.training.steps import ValidateEverySteps, interval_in_batches, num_
 log = logging.getLogger(__name__)
 
 
-class SmollitTrainer(Trainer):
+class SmollitTrainer(SavingTrainer):
     """Lightning's Trainer, for one run in one folder.
 
     With any LightningModule it does what Trainer does, with these exceptions:
@@ -55,7 +57,9 @@ class SmollitTrainer(Trainer):
             follows Lightning's val_check_interval, which counts micro-batches.
         checkpoint_every_n_steps: Number of optimizer steps between checkpoints; null saves only at the end of training
             and at a stop.
-        keep_checkpoints: Number of those to keep, besides last.ckpt.
+        keep_checkpoints: Number of those to keep, besides last.ckpt and best.ckpt.
+        keep_best: Metric by which the best validation's checkpoint is kept as best.ckpt, such as `val/loss`; `min:` or
+            `max:` in front says what is better where the metric itself does not. null keeps none.
         force_resume: Allow a resumed run to change settings that change the meaning of its saved state.
         strategy: How the work is divided among devices: `auto`, `ddp`, `fsdp`, `fsdp2`, or a Strategy.
         callbacks: Callbacks besides the built-in ones.
@@ -73,6 +77,7 @@ class SmollitTrainer(Trainer):
         val_every_n_steps: int | None = None,
         checkpoint_every_n_steps: int | None = None,
         keep_checkpoints: int = 2,
+        keep_best: str | None = None,
         force_resume: bool = False,
         strategy: str | Strategy = "auto",
         callbacks: list[Callback] | Callback | None = None,
@@ -88,16 +93,17 @@ class SmollitTrainer(Trainer):
         options = trainer_options(options, named, default_root_dir)
         self.callbacks: list[Callback]
         self.run_state = RunState(force_resume)
-        self.checkpoint_folder = Path(options["default_root_dir"] or Path.cwd()) / "checkpoints"
+        self.checkpoint_folder = Path(options["default_root_dir"] or Path.cwd()) / FOLDER
         # All other callbacks were added by Lightning by default.
         self._asked_for = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         if val_every_n_steps is not None:
             self._asked_for.append(ValidateEverySteps(val_every_n_steps))
             options |= interval_in_batches(val_every_n_steps, options)
         self._saves = options.get("enable_checkpointing") is not False
-        if self._saves and checkpoint_every_n_steps is not None:
-            saver = PeriodicCheckpoint(self.checkpoint_folder, checkpoint_every_n_steps, keep_checkpoints)
-            self._asked_for.append(saver)
+        if self._saves:
+            self._asked_for += savers(
+                self.checkpoint_folder, every_n_steps=checkpoint_every_n_steps, keep=keep_checkpoints, best=keep_best
+            )
         with quiet():
             super().__init__(callbacks=[*self._asked_for], **options)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -113,6 +119,7 @@ class SmollitTrainer(Trainer):
             return False
         if not self._is_prepared:
             self._is_prepared = True
+            local_folder(self.default_root_dir)
             if not self.fast_dev_run:  # type: ignore[attr-defined]
                 root = str(self.default_root_dir)
                 self.loggers = run_loggers(self.loggers, root, by_default=self._logs_to_root)
@@ -155,11 +162,12 @@ class SmollitTrainer(Trainer):
         data = (train_dataloaders, val_dataloaders, datamodule)
         if not self.prepare(model):
             return super().fit(model, *data, ckpt_path, weights_only)
-        path = resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
-        if isinstance(self.accelerator, CPUAccelerator):
-            keep_freed_memory()
-        with quiet(), self._resumes_only_from(path):
-            super().fit(model, *data, path, True if weights_only is None else weights_only)
+        with run_folder(self, saves=self._saves):
+            path = resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
+            if isinstance(self.accelerator, CPUAccelerator):
+                keep_freed_memory()
+            with quiet(), self._resumes_only_from(path):
+                super().fit(model, *data, path, True if weights_only is None else weights_only)
         if path is not None and not self.run_state.has_trained:
             assert isinstance(model, FineTuningModule)
             model.lost_steps.refuse_nothing_trained(self.global_step)

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy
 
 from smollit.training import SmollitTrainer
-from smollit.training.checkpoints.files import AtomicCheckpointIO
+from smollit.training.checkpoints.saving import AtomicCheckpointIO
 from smollit.training.checkpoints.state import RunState
 from smollit.training.steps import ValidateEverySteps
 from smollit.training.stop import GracefulStop

@@ -1,57 +1,36 @@
-"""Checkpoints: written atomically, old ones removed; the error for a bad one names a good one."""
+"""Which checkpoint `ckpt_path` means: the newest, the best, or a path; the error for a bad one names a good one."""
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from smollit.errors import first_line
+from smollit.models.checkpoint import read, verify
+from smollit.training.checkpoints.lineage import checkpoints, lineage_of
+
 log = logging.getLogger(__name__)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name first, so that a full disk or a killed process leaves the old file as it was."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`: to a temporary file in the same folder, flushed to the disk, then renamed."""
-        if "://" in str(path):  # a remote file system has its own way to write files atomically
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def newest_first(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
-    """Checkpoints of a folder; unfinished files, whose names begin with a dot, do not count."""
-    found = [path for path in folder.glob(pattern) if not path.name.startswith(".")]
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+FOLDER = "checkpoints"  # in the run folder
+BEST = "best.ckpt"  # the file of `trainer.keep_best`
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint written last, or None."""
-    return next(iter(newest_first(folder)), None)
+    """The checkpoint of the last step, or None."""
+    return next(iter(checkpoints(folder)), None)
 
 
 def best_checkpoint(callbacks: Iterable[Callback], folder: Path) -> Path | None:
-    """The best checkpoint by a ModelCheckpoint's metric, of this process or noted in the folder's newest file."""
+    """The best checkpoint by a metric: of `trainer.keep_best`, else of a ModelCheckpoint of this process or noted in
+    the folder's newest file."""
+    newest, own = latest_checkpoint(folder), folder / BEST
+    if best_record(own) and newest and _is_of_the_same_run(own, newest):
+        return own
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
             return Path(callback.best_model_path)
-    newest = latest_checkpoint(folder)
     states = check_readable(newest).get("callbacks", {}).values() if newest else ()
     noted = [state["best_model_path"] for state in states if isinstance(state, dict) and state.get("best_model_path")]
     for path in map(Path, noted):
@@ -61,16 +40,26 @@ def best_checkpoint(callbacks: Iterable[Callback], folder: Path) -> Path | None:
     return None
 
 
+def best_record(path: Path) -> dict[str, Any]:
+    """Metric and value for which `trainer.keep_best` saved a checkpoint; empty for any other file.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    return check_readable(path).get("best", {}) if path.exists() else {}
+
+
 def find_checkpoint(ckpt_path: str | Path, folder: Path, callbacks: Iterable[Callback] = ()) -> Path:
-    """The file that `ckpt_path` means.
+    """The file that `ckpt_path` means, verified.
 
     Args:
-        ckpt_path: A path; `last` is the newest of the folder, `best` the one that a ModelCheckpoint keeps.
+        ckpt_path: A path; `last` is the newest of the folder, `best` the one that `trainer.keep_best` or a
+            ModelCheckpoint keeps.
         folder: The checkpoints of the run.
         callbacks: The callbacks of the run.
 
     Raises:
-        ValueError: If it is missing or can't be read, or the run has no such checkpoint.
+        ValueError: If it is missing or damaged, or the run has no such checkpoint.
     """
     if ckpt_path == "last":
         path = latest_checkpoint(folder)
@@ -79,20 +68,35 @@ def find_checkpoint(ckpt_path: str | Path, folder: Path, callbacks: Iterable[Cal
     if path is None:
         raise ValueError(
             f"there is no `{ckpt_path}` checkpoint in {folder}: train first"
-            f"{' with a ModelCheckpoint that monitors a metric' if ckpt_path == 'best' else ''}, or set `ckpt_path`"
+            f"{' with `trainer.keep_best` set to a metric' if ckpt_path == 'best' else ''}, or set `ckpt_path`"
             " to a file, or to null for the model without a checkpoint"
         )
     check_readable(path)
+    check_whole(path)
+    if ckpt_path in ("last", "best"):
+        log.info("`%s` is %s", ckpt_path, describe(path))
     return path
+
+
+def describe(path: Path) -> str:
+    """A checkpoint with its step, and the metric that made it the best."""
+    lineage, best = lineage_of(path), best_record(path)
+    step = f" of step {lineage.step:.0f}" if lineage else ""
+    return f"{path}{step}" + (f" ({best['metric']} {best['value']:.4g})" if best else "")
 
 
 def resume_path(ckpt_path: str | Path | None, folder: Path, callbacks: Iterable[Callback]) -> str | None:
     """The file that a fit resumes from, or None for a new run: `last` starts one where there is no checkpoint yet.
 
     Raises:
-        ValueError: If the file is missing, can't be read, or holds only weights.
+        ValueError: If the file is missing, damaged, or holds only weights, or is asked for as `best`.
     """
     newest = latest_checkpoint(folder)
+    if ckpt_path == "best":
+        raise ValueError(
+            "a run resumes from where it was: set `ckpt_path` to `last`, or to the path of a checkpoint. To begin a"
+            " new run with the best weights, set `model.init_from` to their path"
+        )
     if ckpt_path is None and newest is not None:
         log.warning("%s holds checkpoints of an earlier run: a new run replaces them", folder)
     if ckpt_path is None or (ckpt_path == "last" and newest is None):
@@ -103,23 +107,30 @@ def resume_path(ckpt_path: str | Path | None, folder: Path, callbacks: Iterable[
 
 
 def check_readable(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, with its tensors left on the disk; empty for a folder of shards.
+    """The contents of a checkpoint, with its tensors left on the disk; of a folder of shards, all but what is sharded.
 
     Raises:
-        ValueError: If it is missing or can't be read; names the newest readable one in its folder.
+        ValueError: If it is missing or can't be read; names the newest good one in its folder.
     """
     path = Path(path)
-    if path.is_dir():
-        return {}
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"`ckpt_path` is {path}, and there is no such file: give a .ckpt file, `last`, or null")
     try:
-        return _peek(path)
+        return read(path)
     except Exception as error:  # torch raises a dozen types for a file that is truncated or of another kind
-        good = next((other for other in newest_first(path.parent) if other != path and _is_whole(other)), None)
-        advice = f"The newest readable one is {good}: set `ckpt_path` to it" if good else "Set `ckpt_path` to null"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"`ckpt_path` {path} can't be read as a checkpoint ({reason}). {advice}") from error
+        raise _damaged(path, error) from error
+
+
+def check_whole(path: Path) -> None:
+    """Compare a checkpoint with its checksums.
+
+    Raises:
+        ValueError: If a byte has changed; names the newest good one in its folder.
+    """
+    try:
+        verify(path)
+    except Exception as error:
+        raise _damaged(path, error) from error
 
 
 def check_resumable(path: str | Path) -> None:
@@ -128,22 +139,37 @@ def check_resumable(path: str | Path) -> None:
     Raises:
         ValueError: If the file is missing, can't be read, or has no optimizer state.
     """
-    if not Path(path).is_dir() and "optimizer_states" not in check_readable(path):
+    if not _has_optimizer(Path(path), check_readable(path)):
         raise ValueError(
             f"{path} holds only weights, so a run can't resume from it. To start a new run from these weights,"
             " set `model.init_from` to it, and `ckpt_path` to null"
         )
 
 
-def _peek(path: Path) -> dict[str, Any]:
-    checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"it holds a {type(checkpoint).__name__}")
-    return checkpoint
+def newest_whole(folder: Path, besides: Path | None = None) -> Path | None:
+    """The newest checkpoint of a folder that is verified and can be resumed from, or None."""
+    return next((path for path in checkpoints(folder) if path != besides and is_whole(path)), None)
 
 
-def _is_whole(path: Path) -> bool:
+def _damaged(path: Path, error: Exception) -> ValueError:
+    good = newest_whole(path.parent, besides=path)
+    advice = f"The newest good one is {good}: set `ckpt_path` to it" if good else "Set `ckpt_path` to null"
+    return ValueError(f"`ckpt_path` {path} can't be read as a checkpoint ({first_line(error)}). {advice}")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is verified and can be resumed from."""
     try:
-        return path.is_dir() or "optimizer_states" in _peek(path)
+        verify(path)
+        return _has_optimizer(path, read(path))
     except Exception:
         return False
+
+
+def _has_optimizer(path: Path, checkpoint: dict[str, Any]) -> bool:
+    return "optimizer_states" in checkpoint or (path.is_dir() and "global_step" in checkpoint)
+
+
+def _is_of_the_same_run(best: Path, newest: Path) -> bool:
+    of_best, of_newest = lineage_of(best), lineage_of(newest)
+    return bool(of_best and of_newest and of_newest.includes(of_best))

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from smollit.modules import FineTuningModule
 from smollit.modules.lost_steps import LostSteps
+from smollit.training.checkpoints.files import FOLDER
+from smollit.training.checkpoints.lineage import RUN_STATE, Lineage, begin
 from smollit.training.checkpoints.settings import (
     Groups,
     apply_changes,
@@ -30,7 +33,6 @@ from smollit.training.steps import (
 )
 
 log = logging.getLogger(__name__)
-KEY = "run_state"
 State = dict[str, Any]
 
 
@@ -44,6 +46,7 @@ class RunState(Callback):
     def __init__(self, force: bool = False) -> None:
         self.config: State = {}
         self.force = force
+        self.lineage = Lineage()  # of this start of the run
         self.ended: str | None = None  # why a callback ended the run that is resumed
         self.has_trained = False  # since this start of the run
         self.begun = Begun()  # where this start of the run begins
@@ -71,6 +74,8 @@ class RunState(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.optimizers = configured(trainer)
         check_groups(self.optimizers_before, self.optimizers)
+        path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+        self.lineage = begin(path, Path(trainer.default_root_dir) / FOLDER)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         apply_changes(trainer, self.optimizers_before, self.optimizers)
@@ -101,7 +106,7 @@ class RunState(Callback):
     # ---- saving
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
-        checkpoint[KEY] = {
+        checkpoint[RUN_STATE] = {
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "world_size": trainer.world_size,
             "random_states": all_ranks(self.random_state or get_random_state()),
@@ -111,6 +116,7 @@ class RunState(Callback):
             "optimizers": self.optimizers,
             "config": self.config,
             "ended": stopped_early(trainer) if trainer.should_stop else None,
+            "lineage": self.lineage.now(),
         }
         data = positioned_data(trainer)
         if data is None or not (position := self.position or data.state_dict()):
@@ -123,7 +129,7 @@ class RunState(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         if trainer.state.fn != "fit":
             return
-        state = checkpoint.get(KEY, {})
+        state = checkpoint.get(RUN_STATE, {})
         check_settings(state.get("config", {}), self.config, fixed_settings(trainer), force=self.force)
         for name, now in (
             ("accumulate_grad_batches", trainer.accumulate_grad_batches),
@@ -155,9 +161,9 @@ class RunState(Callback):
         if data is None or batches is None:
             return
         if type(data).__qualname__ not in checkpoint:  # Lightning has loaded it if present
-            if "rows" not in checkpoint.get(KEY, {}):
+            if "rows" not in checkpoint.get(RUN_STATE, {}):
                 raise ValueError("this checkpoint holds no position in the data: it can't be resumed")
-            data.load_state_dict(checkpoint[KEY])  # of version 0.1
+            data.load_state_dict(checkpoint[RUN_STATE])  # of version 0.1
         position = data.state_dict()
         done, whole = batches.batches_before(), batches.num_batches(position["epoch"]) or 0
         self.batches, self.total_batches = done, position["epoch"] * whole + done

@@ -80,7 +80,11 @@ def test_full_disk_in_a_run_keeps_the_step_before(fit: Any, tmp_path: Path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", fail_at_third)
-        assert isinstance(fit(tmp_path, checkpoint_every_n_steps=1).error, OSError)
+        error = fit(tmp_path, checkpoint_every_n_steps=1).error
+    assert (
+        isinstance(error, ValueError) and "No space left" in str(error) and "`trainer.default_root_dir`" in str(error)
+    )
+    assert "step-0000002.ckpt of step 2 is whole" in str(error)
     assert names(tmp_path) == ["step-0000001.ckpt", "step-0000002.ckpt"]
     assert fit(tmp_path, max_steps=4).steps[0][0] == 3
 
