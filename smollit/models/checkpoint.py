@@ -33,7 +33,7 @@ def policy_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         verify(path)
-        state = read_shards(path, POLICY) if path.is_dir() else read(path)
+        state: dict[str, Any] = read_shards(path, POLICY) if path.is_dir() else read(path)
     except Exception as error:
         raise ValueError(f"{path} can't be read as a checkpoint: {first_line(error)}") from error
     state = state.get("state_dict", state)
