@@ -38,7 +38,7 @@ ARROWS = {
         "modules",
         "training",
     },
-    "training": {"batch", "functional", "losses", "schedules", "metrics", "data", "models", "modules"},
+    "training": {"batch", "errors", "functional", "losses", "schedules", "metrics", "data", "models", "modules"},
 }
 # The same between the rooms of data/, which are the stages of a row's way; "" are the files above them.
 DATA_ARROWS = {
