@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from smollit.batch import PADDING, Batch
@@ -22,6 +21,7 @@ from smollit.data.tokenized import TokenizedDataModule
 from smollit.models.generation import Finish, finish_of
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule, FineTuningModule
+from smollit.training.logs.texts import log_texts
 from smollit.training.predictions import num_positions, response_text
 from smollit.training.steps import at_step_end
 
@@ -54,7 +54,8 @@ class Response(NamedTuple):
 
 
 class SampleGenerations(Callback):
-    """Writes responses of the policy, and of its reference if there is one, to TensorBoard (Text) and samples.jsonl.
+    """Writes responses of the policy, and of its reference if there is one, to samples.jsonl and to the
+    loggers that take texts.
 
     Responses are generated before the first step, after every validation, and at the end of training. The run's random
     state and the modes of the model stay as they are: a run has the same weights with and without this callback.
@@ -175,15 +176,12 @@ class SampleGenerations(Callback):
         return [Response(response_text(template, new), finish) for new, finish in zip(ids, finishes, strict=True)]
 
     def write(self, trainer: Trainer, samples: list[Sample]) -> None:
-        """Append the samples to the file, and add them to every TensorBoard."""
+        """Append the samples to the file, and send them to the loggers."""
         path = self.path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(sample._asdict(), ensure_ascii=False) + "\n" for sample in samples)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for number, sample in enumerate(samples):
-                    logger.experiment.add_text(f"samples/{number}", as_markdown(sample), trainer.global_step)
+        log_texts(trainer.loggers, "samples", [as_markdown(sample) for sample in samples], trainer.global_step)
 
 
 def prompts_batch(prompts: list[str], template: ChatTemplate) -> Batch:

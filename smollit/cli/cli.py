@@ -11,6 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from smollit.cli import config_yaml
 from smollit.cli.command_words import command_words
 from smollit.cli.errors import building
+from smollit.cli.logger_setting import complete_loggers, words_with_full_names
 from smollit.cli.nulls import check_nulls, check_settings
 from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import RunConfigCallback
@@ -90,16 +91,18 @@ class SmollitCLI(LightningCLI):
             words = command_words(args, flags)
         except ValueError as error:
             parser.error(str(error))
-        self.config = parser.parse_args(words)
+        self.config = parser.parse_args(words_with_full_names(words))
 
     # ---- the objects
 
     def before_instantiate_classes(self) -> None:
-        """Refuse nulls; use the model's tokenizer, unless the user names another."""
+        """Refuse nulls; use the model's tokenizer, and the run folder for logs, unless the user names others."""
         for name in SECTIONS:
             check_nulls(self.config[name].as_dict(), name)
         if not isinstance(self.config.trainer, Namespace):
             raise ValueError(f"`trainer`: expected settings, got {self.config.trainer}")
+        resumes = self.config.get("ckpt_path") is not None and (self.folder / "checkpoints").is_dir()
+        complete_loggers(self.config.trainer, resumes=resumes)
         trainer = self.config.trainer.as_dict()
         check_settings(SmollitTrainer, trainer, "trainer")
         check_nulls(trainer, "trainer")

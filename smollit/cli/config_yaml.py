@@ -7,6 +7,8 @@ from typing import Any
 import yaml
 from jsonargparse import set_dumper, set_loader
 
+from smollit.cli.logger_setting import with_full_names
+
 BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 INT = re.compile(r"^[-+]?[0-9][0-9_]*$|^0x[0-9a-fA-F]+$")
 FLOAT = re.compile(
@@ -74,7 +76,7 @@ def load(text: str) -> Any:
     is_one_line = "\n" not in text.strip()
     if is_one_line and isinstance(value, dict) and value and all(inner is None for inner in value.values()):
         return value if ": " in text else text
-    return value
+    return with_full_names(value)
 
 
 def dump(value: Any) -> str:

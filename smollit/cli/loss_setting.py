@@ -5,9 +5,9 @@ import re
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser
 
 from smollit.choices import Choice
+from smollit.cli.logger_setting import LoggerParser
 from smollit.losses import CompletionLoss, PreferenceLoss
 from smollit.losses.settings import FAMILIES, LOSS, MOVED, Loss, moved_settings
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
@@ -20,7 +20,7 @@ MOVED_SENTENCE = re.compile(
 UNKNOWN_NAME = re.compile(r"`model\.(?:loss|schedule)` is [^\n]*")
 
 
-class LossParser(LightningArgumentParser):
+class LossParser(LoggerParser):
     """LightningArgumentParser that knows how `loss` and `schedule` of a FineTuningModule are written.
 
     jsonargparse parses the arguments of a class with a parser of the same type as the whole command line's. It calls

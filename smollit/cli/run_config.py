@@ -2,22 +2,42 @@
 
 from pathlib import Path
 
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 
 class RunConfigCallback(SaveConfigCallback):
-    """Writes config.yaml into the run folder; later starts in the same folder write config-resume-N.yaml."""
+    """Writes config.yaml into the run folder; later ones with other settings config-resume-N.yaml."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the settings of a fit, once; nothing is overwritten and nothing is refused."""
-        if self.already_saved or stage != "fit":
+        """Save the settings of the first fit."""
+        if stage == "fit" and not (Path(trainer.default_root_dir) / "config.yaml").exists():
+            self.save(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save those of a later one, which a finished run does not reach."""
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a file, once, unless there is one that says the same; nothing is overwritten and nothing is refused."""
+        if self.already_saved or not trainer.is_global_zero:
             return
         self.already_saved = True
-        if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(free_name(folder)), skip_none=False, overwrite=False, multifile=False)
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(with_one_learning_rate(self.config), skip_unset=False)
+        if text not in [path.read_text(encoding="utf-8") for path in folder.glob("config*.yaml")]:
+            free_name(folder).write_text(text, encoding="utf-8")
+
+
+def with_one_learning_rate(config: Namespace) -> Namespace:
+    """The settings without the optimizer's `lr`, which `model.learning_rate` replaces."""
+    config = config.clone()
+    optimizer = config.model.init_args.get("optimizer")
+    if optimizer is not None and "init_args" in optimizer:
+        optimizer.init_args.pop("lr", None)
+    return config
 
 
 def free_name(folder: Path) -> Path:

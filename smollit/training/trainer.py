@@ -10,6 +10,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
 from smollit.modules import FineTuningModule
@@ -40,7 +41,7 @@ class SmollitTrainer(SavingTrainer):
 
     A FineTuningModule also gets what every run of smollit promises:
 
-    - TensorBoard events and checkpoints are in the run folder itself, not in `lightning_logs/version_n`;
+    - TensorBoard events, metrics.csv and checkpoints are in the run folder itself, not in `lightning_logs/version_n`;
     - a checkpoint is at the end of an optimizer step, and a run that resumes from it equals one that never stopped, to
       the bit: it also holds random states, pending metrics, and the settings, which a resume compares;
     - SIGTERM and Ctrl-C finish the optimizer step and save last.ckpt, as does the end of training;
@@ -63,7 +64,8 @@ class SmollitTrainer(SavingTrainer):
         force_resume: Allow a resumed run to change settings that change the meaning of its saved state.
         strategy: How the work is divided among devices: `auto`, `ddp`, `fsdp`, `fsdp2`, or a Strategy.
         callbacks: Callbacks besides the built-in ones.
-        logger: true logs to TensorBoard in the run folder; false logs nothing.
+        logger: Where metrics go besides metrics.csv: `tensorboard`, `csv`, `wandb`, `mlflow`, `comet`, any Logger by
+            class_path, or a list of them; null and true log to TensorBoard in the run folder, false logs nothing.
         enable_checkpointing: false saves no checkpoints.
         enable_progress_bar: false shows no progress bar.
         enable_model_summary: true adds Lightning's table of modules to the start summary.
@@ -81,7 +83,7 @@ class SmollitTrainer(SavingTrainer):
         force_resume: bool = False,
         strategy: str | Strategy = "auto",
         callbacks: list[Callback] | Callback | None = None,
-        logger: Any = None,
+        logger: Logger | list[Logger] | bool | None = None,
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = None,
@@ -121,7 +123,7 @@ class SmollitTrainer(SavingTrainer):
             self._is_prepared = True
             local_folder(self.default_root_dir)
             if not self.fast_dev_run:  # type: ignore[attr-defined]
-                root = str(self.default_root_dir)
+                root = Path(self.default_root_dir)
                 self.loggers = run_loggers(self.loggers, root, by_default=self._logs_to_root)
             folder = self.checkpoint_folder if self._saves else None
             self.callbacks = with_built_in(self.callbacks, self._asked_for, self.run_state, folder)

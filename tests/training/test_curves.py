@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smollit.training.logs.table import read_table
@@ -90,3 +91,15 @@ def test_validate_logs_at_the_step_of_the_checkpoint_once(fit: Any, tmp_path: Pa
         again.trainer.validate(again.module, datamodule=again.trainer.datamodule, ckpt_path=checkpoint)
         assert events(run, "val/loss") == list(column(run, "val/loss")) == [3]
     assert list(column(run, "train/loss")) == list(range(1, 9))
+
+
+# case: A6
+def test_a_csv_logger_from_python_goes_on_in_its_folder(fit: Any, tmp_path: Path) -> None:
+    """Lightning's default makes version_0, then version_1. Stopped at step 5 and resumed: all 8 steps in version_0,
+    and the table of the run has them too."""
+    run, options = tmp_path / "run", {**RUN, "checkpoint_every_n_steps": None}
+    for steps in (5, 8):
+        fit(run, **{**options, "logger": CSVLogger(run), "max_steps": steps})
+    assert list((run / "lightning_logs").iterdir()) == [run / "lightning_logs" / "version_0"]
+    for folder in (run, run / "lightning_logs" / "version_0"):
+        assert list(column(folder, "train/loss")) == list(range(1, 9))

@@ -185,10 +185,13 @@ def verify_report(report: Report, split: str, max_dropped_share: float) -> None:
 
 def write_reports(reports: dict[str, Report], folder: Path) -> Path:
     """Write data_report.json, a report per split, into a run folder; it appears complete or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".data_report.json.{os.getpid()}"
-    temporary.write_text(to_json(reports), encoding="utf-8")
-    return temporary.replace(folder / "data_report.json")
+    path, text = folder / "data_report.json", to_json(reports)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".data_report.json.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    return path
 
 
 def to_json(reports: dict[str, Report]) -> str:

@@ -10,6 +10,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from smollit.modules.stage_metrics import StageMetricsModule
+from smollit.training.logs.loggers import note_versions
 from smollit.training.logs.table import read_table, use_table
 
 
@@ -24,8 +25,10 @@ class Curves(Callback):
             forget_after(trainer, -1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.ckpt_path is not None and trainer.is_global_zero:
-            forget_after(trainer, trainer.global_step)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if trainer.ckpt_path is not None:
+                forget_after(trainer, trainer.global_step)
+            note_versions(Path(trainer.default_root_dir), trainer.loggers)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" and is_logged(trainer, pl_module, "val/"):

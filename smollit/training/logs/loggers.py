@@ -1,11 +1,16 @@
-"""The loggers of a run."""
+"""The loggers of a run: which, where, and as which run of theirs after a resume."""
+
+import json
+from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from smollit.training.logs.table import use_table
 
+VERSIONS = "loggers.json"
 
-def run_loggers(loggers: list[Logger], folder: str, *, by_default: bool) -> list[Logger]:
+
+def run_loggers(loggers: list[Logger], folder: Path, *, by_default: bool) -> list[Logger]:
     """The loggers of a run, the table of its metrics among them; without loggers, there is no table.
 
     Args:
@@ -13,12 +18,36 @@ def run_loggers(loggers: list[Logger], folder: str, *, by_default: bool) -> list
         folder: The run folder.
         by_default: The user asked for none: TensorBoard events go into the run folder itself.
     """
-    table = CSVLogger(folder, name="", version="")
     if by_default:
         loggers = [TensorBoardLogger(folder, name="", version="", default_hp_metric=False)]
-    csv_loggers = [logger for logger in loggers if isinstance(logger, CSVLogger)]
-    if loggers and table.log_dir not in {logger.log_dir for logger in csv_loggers}:
-        loggers, csv_loggers = [*loggers, table], [*csv_loggers, table]
-    for logger in csv_loggers:
-        use_table(logger)
+    versions = known_versions(folder)
+    for logger in loggers:
+        keep_version(logger, versions)
+    table = CSVLogger(folder, name="", version="")
+    folders = [Path(logger.log_dir).resolve() for logger in loggers if isinstance(logger, CSVLogger)]
+    if loggers and folder.resolve() not in folders:
+        loggers = [*loggers, table]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            use_table(logger)
     return loggers
+
+
+def keep_version(logger: Logger, versions: dict[str, int | str]) -> None:
+    """Let a logger go on in the folder that an earlier start of the run wrote, unless the user names a version."""
+    version = versions.get(type(logger).__name__)
+    if isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None and version is not None:
+        logger._version = version
+
+
+def known_versions(folder: Path) -> dict[str, int | str]:
+    """The version, or the id, that each logger of a run folder has, by the name of its class."""
+    path = folder / VERSIONS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def note_versions(folder: Path, loggers: list[Logger]) -> None:
+    """Write what `known_versions` reads."""
+    versions = {type(logger).__name__: logger.version for logger in loggers if logger.version not in (None, "")}
+    if versions != known_versions(folder):
+        (folder / VERSIONS).write_text(json.dumps(versions) + "\n", encoding="utf-8")

@@ -70,9 +70,11 @@ class MetricsTable:
     # ---- what CSVLogger calls besides
 
     def log_hparams(self, params: dict[str, Any]) -> None:
-        """Write the hyper-parameters beside the table."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_hparams_to_yaml(str(self.path.with_name("hparams.yaml")), params)
+        """Write the hyper-parameters beside the table, once."""
+        path = self.path.with_name("hparams.yaml")
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_hparams_to_yaml(str(path), params)
 
     def save(self) -> None:
         """Nothing is left to write."""
