@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
 from importlib import import_module
 from inspect import isabstract
 from types import ModuleType
@@ -51,7 +52,11 @@ class Choice:
                 raise ValueError(f"`{self.setting}` is {name}, which can't be imported: {error}") from error
         if not (isinstance(found, type) and issubclass(found, (*families, *self.foreign))):
             names = ", ".join(sorted(cls.__name__ for cls in known.values()))
-            raise ValueError(f"`{self.setting}` is {name}: expected one of {names}, or the class_path of your own")
+            near = get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+            hint = f". Did you mean `{known[near[0]].__name__}`?" if near else ""
+            raise ValueError(
+                f"`{self.setting}` is {name}: expected one of {names}, or the class_path of your own{hint}"
+            )
         return found
 
     def make(self, value: Any) -> Any:

@@ -7,6 +7,8 @@ from pydoc import locate
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from smollit.cli.words import expected
+
 
 def check_nulls(value: Any, where: str) -> None:
     """Refuse a null where a class expects a value, in a class of the config and in all classes inside it.
@@ -40,8 +42,7 @@ def check_settings(known: type, settings: Mapping[str, Any], where: str) -> None
     for name in (name for name, value in settings.items() if value is None):
         hint = next((hint for base in known.__mro__ if (hint := _hint(base, name)) is not None), None)
         if hint not in (None, Any, NoneType) and NoneType not in get_args(hint):
-            expected = hint.__name__ if isinstance(hint, type) else hint
-            raise ValueError(f"`{where}.{name}` can't be null: expected {expected}")
+            raise ValueError(f"`{where}.{name}` can't be null: expected {expected(str(hint))}")
 
 
 def _hint(base: type, name: str) -> Any:

@@ -12,9 +12,12 @@ CALLABLE = re.compile(
     r"\. Got value: Namespace\(class_path='(?P<owner>[\w.]+)'.*",
     re.S,
 )
+NOT_CALLABLE = re.compile(
+    r"Type (?P<types>\S.*?) expects a function or a callable class: .*?Got value: (?P<value>.*)", re.S
+)
 UNION = re.compile(
     r"Does not validate against any of the Union subtypes\nSubtypes: \[(?P<types>.*)\]\nErrors:\n(?P<errors>.*)"
-    r"\nGiven value type: .*?\nGiven value: (?P<value>.*)",
+    r"\nGiven value type: .*?\nGiven value: ?(?P<value>.*)",
     re.S,
 )
 NOT_A_FILE = re.compile(r"- Expected a path but .* either not accessible or invalid\n- (?P<rest>.*)", re.S)
@@ -127,7 +130,7 @@ def _leaf(message: str) -> Problem:
         )
     if found := MISSING.match(message):
         return Problem(missing=found["names"], text=message)
-    if found := NO_SUBCLASS.match(message) or EXPECTED.match(message):
+    if found := NOT_CALLABLE.match(message) or NO_SUBCLASS.match(message) or EXPECTED.match(message):
         return Problem(types=found["types"], value=_value(found["value"] or ""))
     return Problem(text=" ".join(message.split()))
 

@@ -10,7 +10,8 @@ from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 
 from smollit.cli.words import nearest, shown
 
-DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d|.* days?, .*|\d+:\d\d:\d\d")  # the last two are a timedelta's
+UNITS = {"weeks", "days", "hours", "minutes", "seconds"}
 
 
 LEAST = {"accumulate_grad_batches": 1, "log_every_n_steps": 0, "check_val_every_n_epoch": 1, "num_nodes": 1}
@@ -35,7 +36,8 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"-1|\d+(,\d*)*", devices):
         raise ValueError(f"`trainer.devices`: expected a number, a list of device numbers or auto, got {devices!r}")
     duration = settings.get("max_time")
-    if isinstance(duration, str) and not DURATION.fullmatch(duration):
+    is_named = isinstance(duration, Mapping) and duration.keys() <= UNITS
+    if duration is not None and not is_named and not DURATION.fullmatch(str(duration)):
         raise ValueError(
             "`trainer.max_time`: expected days, hours, minutes and seconds, DD:HH:MM:SS, or a mapping such as"
             f" {{hours: 2}}, got {duration!r}"

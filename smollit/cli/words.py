@@ -23,6 +23,7 @@ WORDS = {
 CHOICES = re.compile(r"typing\.Literal\[(.*?)\]")
 NAME = re.compile(r"<class '([\w.]+)'>|[\w.]+")
 LIST_OF = re.compile(r"\b(?:list|tuple|collections\.abc\.\w+)\[[^\]]*\]+")
+WRAPPERS = re.compile(r"typing\.(?:Union|Optional)\[|(?:typing|collections\.abc)\.Callable\[\[[^\]]*\], ")
 DICT_OF = re.compile(r"\bdict\[[^\]]*\]+")
 
 
@@ -35,7 +36,7 @@ def choices(types: str) -> list[str]:
 def expected(types: str) -> str:
     """`one of linear, cosine`, `an integer, a number or null`."""
     named = choices(types)
-    rest = DICT_OF.sub("dict", LIST_OF.sub("list", CHOICES.sub("", types)))
+    rest = DICT_OF.sub("dict", LIST_OF.sub("list", WRAPPERS.sub("", CHOICES.sub("", types))))
     names = [(match[1] or match[0]).rpartition(".")[2] for match in NAME.finditer(rest)]
     words = [word for name in names for word in WORDS.get(name, (f"the class_path of a {name}",))]
     words = list(dict.fromkeys([*named, *(word for word in words if word != "null")]))

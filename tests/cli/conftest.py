@@ -20,7 +20,8 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid over `base`, dict by dict."""
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = merge(merged.get(key) or {}, value) if isinstance(value, dict) else value
+        below = merged.get(key)
+        merged[key] = merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
     return merged
 
 

@@ -47,8 +47,10 @@ def callback(class_path: str, **init_args: Any) -> dict[str, Any]:
         ({"model": {"loss": {"class_path": "NLL", "init_args": {}}}, "trainer": {"max_steps": "three"}}, [],
          "`trainer.max_steps`: expected an integer, got 'three'"),
         ({}, ["--data.max_length=1.5"], "`data.max_length`: expected an integer, got 1.5"),
-        ({"model": {"schedule": "cosin"}}, [], "`model.schedule`: expected one of linear, cosine, constant_with_warmup,"
-         " constant, got 'cosin'. Did you mean `cosine`?"),
+        ({"model": {"schedule": "cosin"}}, [], "`model.schedule` is cosin: expected one of Constant, Cosine,"
+         " InverseSqrt, Linear, WSD, or the class_path of your own. Did you mean `Cosine`?"),
+        ({"data": {"truncate": "letf-turns"}}, [], "`data.truncate`: expected one of right, left-turns, drop, error, got"
+         " 'letf-turns'. Did you mean `left-turns`?"),
         ({"data": {"dataset": [{"dataset": "a", "weight": "two"}]}}, [], "`data.dataset.weight`: expected a number, got 'two'"),
         ({}, ["--data.dataset.weight=two"], "`data.dataset.weight`: expected a number, got 'two'"),
         ({}, ["--data.dataset={a: 1}"], "`data.dataset`: expected text or a list, got {'a': 1}"),
@@ -67,7 +69,7 @@ def callback(class_path: str, **init_args: Any) -> dict[str, Any]:
         ({"model": {"class_path": "nope.X"}}, [], "`model`: there is no module nope"),
         ({"model": {"optimizer": {"class_path": "torch.nn.Linear"}}}, [],
          "`model.optimizer`: torch.nn.Linear is not a subclass of Optimizer"),
-        ({}, ["--model.loss=NLLL"], "`model.loss` is NLLL: expected one of NLL, or the class_path of your own loss"),
+        ({}, ["--model.loss=NLLL"], "`model.loss` is NLLL: expected one of DFT, NLL, or the class_path of your own. Did you mean `NLL`?"),
         ({}, ["--config=/nope.yaml"], "`config`: File does not exist: '/nope.yaml'"),
     ],
 )  # fmt: skip
@@ -150,9 +152,12 @@ def test_a_command_that_does_not_exist_is_named(fails: Fails, words: list[str], 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--model.learning_rate=-1"], "smollit: `model.learning_rate` must be greater than 0, got -1.0"),
+        (["--model.learning_rate=-1"], "smollit: `model.learning_rate` must be greater than 0 and finite, got -1.0"),
+        (["--model.dropout=2"], "smollit: `model.dropout` must be at least 0 and below 1, got 2.0"),
+        (["--model.chunk_size=-1"], "smollit: `model.chunk_size` must be at least 1, got -1"),
+        (["--model.temperature=.nan"], "smollit: `model.temperature` must be at least 0 and finite, got nan"),
         (["--data.max_length=0"], "smollit: `data.max_length` must be at least 1, got 0"),
-        (["--data.max_length=None"], "smollit: `data.max_length` can't be null: expected int"),
+        (["--data.max_length=None"], "smollit: `data.max_length` can't be null: expected an integer"),
         (["--trainer.val_every_n_steps=0"], "smollit: `trainer.val_every_n_steps` must be at least 1, got 0"),
         (["--data.dataset=/nope"], "smollit: `data.dataset` is '/nope'"),
         (["--ckpt_path=/nope.ckpt"], "smollit: `ckpt_path` is /nope.ckpt, and there is no such file"),

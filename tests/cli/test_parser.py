@@ -99,9 +99,9 @@ def test_text_that_yaml_takes_for_a_mapping_stays_text(text: str) -> None:
     ("section", "expected"),
     [
         ({"init_args": {"num_proc": None, "cache_dir": None}}, None),
-        ({"init_args": {"max_length": None}}, r"`data.max_length` can't be null: expected int"),
+        ({"init_args": {"max_length": None}}, r"`data.max_length` can't be null: expected an integer"),
         ({"init_args": {"dataset": [{"class_path": "smollit.data.Part", "init_args": {"weight": None}}]}},
-         r"`data.dataset.weight` can't be null: expected float"),
+         r"`data.dataset.weight` can't be null: expected a number"),
         ({"init_args": {"val_sets": {"a": {"class_path": "smollit.data.Part", "init_args": {"weight": None}}}}},
          r"`data.val_sets.a.weight` can't be null"),
     ],

@@ -143,7 +143,7 @@ def test_resume_with_the_saved_config_in_the_same_folder(write: Write, tmp_path:
 # case: cli-02
 def test_command_line_wins_over_the_checkpoint(write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Trained with 1e-5, resumed with 7e-4: the module and the optimizer have 7e-4, and the change is logged."""
-    main(["fit", write(model={"learning_rate": 1e-5, "schedule": "constant"})])
+    main(["fit", write(model={"learning_rate": 1e-5, "schedule": "constant", "decay_all": True})])
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     words = [f"--ckpt_path={path}", "--model.learning_rate=7e-4", "--trainer.max_steps=3"]
     words += ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0.25"]
