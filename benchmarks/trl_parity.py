@@ -33,7 +33,7 @@ from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.converters import decode_row
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
-from smollit.data.sources.source import load_source
+from smollit.data.sources.mixture import load_source
 from smollit.data.template.template import load_template
 from smollit.losses.settings import LOSS
 from smollit.modules import DPOModule, FineTuningModule, SFTModule

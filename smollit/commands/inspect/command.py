@@ -91,7 +91,7 @@ class InspectCommand(Command):
     def choose(self, view: SplitView) -> list[InspectedRow]:
         """The requested rows: by number, by text, those with a problem, or the first good ones."""
         if self.row is not None:
-            return [inspect_row(view.encoder, view.row(self.row), self.row)]
+            return inspect_row(view.encoder, view.row(self.row), self.row)
         numbers: Iterable[int] = view.problems() if self.problems else view.column("row").tolist()
         if self.find is not None and not self.problems:
             numbers = range(view.num_rows)
@@ -101,9 +101,9 @@ class InspectCommand(Command):
 
     def _matching(self, view: SplitView, numbers: Iterable[int]) -> Iterator[InspectedRow]:
         for number in numbers:
-            row = inspect_row(view.encoder, view.row(number), number)
-            if self.find is None or self.find in "".join(piece.text for piece in row.pieces):
-                yield row
+            for row in inspect_row(view.encoder, view.row(number), number):
+                if self.find is None or self.find in "".join(piece.text for piece in row.pieces):
+                    yield row
 
     def _print(self, console: Console, view: SplitView, row: InspectedRow) -> None:
         in_full = self.row is not None or self.find is not None

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from smollit.commands.inspect.split_view import SplitView
 from smollit.data.encoding.report import fraction, verify_report
-from smollit.data.encoding.steps import DroppedRow, Record
-from smollit.data.formats.types import Conversation, Message, Preference
+from smollit.data.encoding.steps import DroppedRow
+from smollit.data.formats.types import Conversation, Message, Preference, Record
 
 NUM_COMPARED = 500  # rows, evenly spread, whose texts are compared
 SHORTEST_QUESTION = 20  # characters; shorter questions may occur in a response by chance
@@ -101,7 +101,7 @@ def repeated_prompts(view: SplitView) -> list[str]:
     """Whether responses start with the question that they respond to."""
     numbers = view.column("row")
     compared = numbers[np.unique(np.linspace(0, len(numbers) - 1, NUM_COMPARED).astype(int))] if len(numbers) else []
-    repeats = [repeats_prompt(view.encoder.parse(view.row(int(number)))) for number in compared]
+    repeats = [any(map(repeats_prompt, view.encoder.parse(view.row(int(number))))) for number in compared]
     if sum(repeats) <= MAX_REPEATS * len(repeats):
         return []
     return [

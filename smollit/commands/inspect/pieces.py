@@ -1,11 +1,11 @@
 """A row as the encoder processes it: pieces of text with their tokens, and whether they count in the loss."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from smollit.data.encoding.encoder import Encoder
-from smollit.data.encoding.steps import DroppedRow, TokenizedRow, TruncatedRow
+from smollit.data.encoding.steps import DroppedRow, EncodedRow, TokenizedRow, TruncatedRow
 from smollit.data.formats.types import Text
 from smollit.data.sources.files import Row
 from smollit.data.template.jinja import Span
@@ -37,6 +37,7 @@ class InspectedRow:
         problem: Why it was dropped, or empty.
         detail: The position in the row, and the value found.
         notes: What was changed in it.
+        record: Which of the records of its row it is, such as `2 of 6`; empty if it is the only one.
     """
 
     index: int
@@ -44,11 +45,18 @@ class InspectedRow:
     problem: str
     detail: str
     notes: list[str]
+    record: str = ""
 
 
-def inspect_row(encoder: Encoder, row: Row, index: int) -> InspectedRow:
-    """Encode a row as its example is, and keep the text."""
-    (found,) = encoder.encode([row])
+def inspect_row(encoder: Encoder, row: Row, index: int) -> list[InspectedRow]:
+    """Encode a row as its examples are, and keep the text of each."""
+    found = [_inspect(encoder, step, index) for step in encoder.encode([row])]
+    if len(found) == 1:
+        return found
+    return [replace(one, record=f"{number} of {len(found)}") for number, one in enumerate(found, 1)]
+
+
+def _inspect(encoder: Encoder, found: EncodedRow | DroppedRow, index: int) -> InspectedRow:
     if isinstance(found, DroppedRow):
         reached, problem, detail = found.reached, str(found.bad.reason), found.bad.detail
     else:

@@ -158,7 +158,8 @@ def _print_head(console: Console, split: str, shown: InspectedRow) -> None:
     size = sum(len(piece.ids) for piece in kept)
     in_loss = sum(len(piece.ids) for piece in kept if piece.state == "loss")
     part = "" if shown.problem else f", {in_loss:,} in the loss ({in_loss / max(size, 1):.0%})"
-    title = f"{split} row {shown.index}: {tokens(size)}{part}"
+    record = f" ({shown.record})" if shown.record else ""
+    title = f"{split} row {shown.index}{record}: {tokens(size)}{part}"
     if is_plain(console):
         say(console, f"--- {title}")
     else:

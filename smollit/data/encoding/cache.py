@@ -12,21 +12,26 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, Value, load_from_disk
 from datasets import Sequence as Lists
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from numpy.typing import NDArray
 
 from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import FORMAT_VERSION, EncodeOptions, Encoder
 from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.steps import TOKEN_COLUMNS
 from smollit.data.formats.detect import detect_format
-from smollit.data.formats.drop_reason import DropReason
-from smollit.data.formats.user_converter import Converter
-from smollit.data.sources.files import malformed
+from smollit.data.formats.format import GROUPED
+from smollit.data.formats.groups import Groups
+from smollit.data.formats.messages import OddTurns
+from smollit.data.formats.ranking import PairsOf
+from smollit.data.sources.converter import Converter
 from smollit.data.sources.mixture import Part, load_part
-from smollit.data.sources.readers import RAW, quiet_datasets
+from smollit.data.sources.readers import quiet_datasets
 from smollit.data.sources.source import Source
 from smollit.data.template.template import ChatTemplate
 
@@ -98,6 +103,8 @@ def find_part(
     template: ChatTemplate,
     options: EncodeOptions,
     extra_roles: Sequence[str] = (),
+    odd_turns: OddTurns = "drop",
+    pairs_of: PairsOf = "best-worst",
     convert: str | None = None,
     cache_dir: Path,
     seed: int = 0,
@@ -111,6 +118,8 @@ def find_part(
         template: Renders and tokenizes.
         options: What changes tokens besides rows, tokenizer and template.
         extra_roles: Roles that messages may have besides the known ones.
+        odd_turns: What happens to turns that follow their own kind.
+        pairs_of: Which pairs are made of several responses.
         convert: Function that turns each row into one of a known format.
         cache_dir: Folder of all encoded data.
         seed: Seed of the draw of `max_rows`.
@@ -120,10 +129,17 @@ def find_part(
         ValueError: If there are no such rows, or no format fits them.
     """
     source = load_part(part, seed=seed, cache_dir=cache_dir, streaming=streaming)
-    columns, head, where = source.columns(), source.head(NUM_HEAD_ROWS), f"split {part.split} of {part.dataset}"
+    columns, where = source.columns(), f"split {part.split} of {part.dataset}"
+    filtered = source.where.names if source.where else set()
+    if filtered - set(columns):
+        raise ValueError(
+            f"`data.where` reads the column {sorted(filtered - set(columns))[0]!r}, which {where} does not have. Its"
+            f" columns are {', '.join(columns)}"
+        )
+    head = source.head(NUM_HEAD_ROWS)
     converter = Converter(convert) if convert else None
     if converter:
-        head = [converter(row) for row in head]
+        head = [converted for row in head for converted in converter(row)]
         columns = list(dict.fromkeys(name for row in head for name in row))
     form = detect_format(
         columns,
@@ -132,9 +148,14 @@ def find_part(
         format=part.format,
         mapping=part.columns,
         extra_roles=extra_roles,
+        odd_turns=odd_turns,
+        pairs_of=pairs_of,
+        filtered=filtered,
         where=where,
     )
     form = replace(form, convert=converter)
+    if form.name in GROUPED:
+        source = replace(source, regroup=Groups(form))
     _log_line(f"{label}: {form.describe()}")
     return EncodedPart(label, part, source, Encoder(template, options, form), cache_dir)
 
@@ -144,13 +165,15 @@ def cache_key(source: Source, encoder: Encoder) -> str:
     tokenizer = encoder.template.tokenizer
     parts: dict[str, object] = {
         "source": source.fingerprint,
-        "format": [encoder.format.name, encoder.format.columns, asdict(encoder.format.roles)],
+        "format": [encoder.format.name, encoder.format.columns, asdict(encoder.format.roles), encoder.format.media],
         "tokenizer": encoder.template.tokenizer_hash,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "template": encoder.template.cache_text,
         "options": asdict(encoder.options),
         "version": FORMAT_VERSION,
     }
+    if encoder.format.ranking:
+        parts["ranking"] = [encoder.format.ranking.text, encoder.format.pairs_of]
     if encoder.format.convert:
         parts["convert"] = encoder.format.convert.key
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
@@ -190,10 +213,27 @@ def remove_stale(parent: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """An encoder that counts rows as the source does, whichever of them are used.
+
+    Args:
+        encoder: Rows and their numbers -> examples.
+        numbers: The numbers of the rows that are used; None if all are.
+    """
+
+    encoder: Encoder
+    numbers: NDArray[np.int64] | None
+
+    def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        """Columns of examples; `indices` count the rows that are used."""
+        return self.encoder(rows, indices if self.numbers is None else self.numbers[indices].tolist())
+
+
 def _write(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) -> None:
     """Encode the rows into files of an empty folder: examples/ with the good ones, and report.json."""
     examples = source.rows.map(
-        encoder,
+        Numbered(encoder, source.numbers),
         batched=True,
         with_indices=True,
         num_proc=num_proc if num_proc and num_proc > 1 else None,
@@ -204,8 +244,6 @@ def _write(source: Source, encoder: Encoder, folder: Path, num_proc: int | None)
         desc="tokenizing",
     )
     report = count_examples(examples)
-    if DropReason.MALFORMED_JSON in report.dropped and RAW in source.rows.column_names:
-        raise malformed(source.files)
     with quiet_datasets():
         kept = examples.filter(_is_good, input_columns="problem", keep_in_memory=False)
         kept.remove_columns(["problem", "detail"]).save_to_disk(folder / "examples")

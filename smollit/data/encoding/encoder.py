@@ -1,32 +1,31 @@
 """Encoder: rows -> examples, in batches. Each row goes through the steps of steps.py, or is dropped with its reason."""
 
 import gc
-import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 from smollit.data.encoding.steps import (
     TOKEN_COLUMNS,
     DroppedRow,
     EncodedRow,
-    Record,
     RenderedRow,
     TokenizedRow,
     TruncatedRow,
+    digest,
     encode_chat,
     encode_pair,
 )
 from smollit.data.encoding.truncate import Truncate, cut_turns, truncate_tokens
-from smollit.data.formats.converters import decode_row, to_record
+from smollit.data.formats.converters import decode_row, to_records
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import Format
-from smollit.data.formats.types import Conversation, Kind, Preference, Text
+from smollit.data.formats.types import Conversation, Kind, Preference, Record, Text
 from smollit.data.sources.files import Row
 from smollit.data.template.loss_spans import TrainOn
 from smollit.data.template.template import ChatTemplate
@@ -76,26 +75,49 @@ class Encoder:
     format: Format
 
     def __call__(self, rows: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        """Columns of examples, one per row; `problem` is empty if the row is good."""
+        """Columns of examples, in the order of the rows, of which each gives at least one.
+
+        `problem` is empty if an example is good, and `row` is the number of its row.
+        """
         names = list(rows)
+        numbers: list[int] = []  # of the row of each record, as they are parsed
         with collector_paused():
-            encoded = self.encode(dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True))
-            examples = [self.columns(row, index) for row, index in zip(encoded, indices, strict=True)]
+            decoded = (dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True))
+            encoded = self._encode(self._numbered(zip(decoded, indices, strict=True), numbers))
+            examples = [self.columns(row, numbers[position]) for position, row in enumerate(encoded)]
             return {name: [example[name] for example in examples] for name in examples[0]}
 
     def encode(self, rows: Iterable[Row]) -> Iterator[EncodedRow | DroppedRow]:
-        """The last step of each row, in order; it holds the previous steps."""
-        tokenized: Iterable[TokenizedRow | DroppedRow] = self.tokenize(map(self.parse, rows))
+        """The last step of each record of the rows, in order; it holds the previous steps."""
+        return self._encode(chain.from_iterable(map(self.parse, rows)))
+
+    def _encode(self, records: Iterable[Record | DroppedRow]) -> Iterator[EncodedRow | DroppedRow]:
+        tokenized: Iterable[TokenizedRow | DroppedRow] = self.tokenize(records)
         if self.options.truncate == "left-turns":
             tokenized = cut_turns(list(tokenized), self.options.max_length, self.options.train_on, self.tokenize)
         return map(self.finish, tokenized)
 
-    def parse(self, row: Row) -> Record | DroppedRow:
-        """What a row means, according to its format."""
+    def parse(self, row: Row) -> list[Record | DroppedRow]:
+        """What a row means, according to its format: one record, or several."""
         try:
-            return to_record(decode_row(row), self.format)
+            records = to_records(decode_row(row), self.format)
         except BadRow as bad:
-            return DroppedRow(bad)
+            return [DroppedRow(bad)]
+        return [DroppedRow(record) if isinstance(record, BadRow) else record for record in records]
+
+    def _numbered(self, rows: Iterable[tuple[Row, int]], numbers: list[int]) -> Iterator[Record | DroppedRow]:
+        """The records of rows; `numbers` gets the number of the row of each.
+
+        Raises:
+            ValueError: If the user's function fails, with the number of the row.
+        """
+        for row, number in rows:
+            try:
+                records = self.parse(row)
+            except ValueError as error:
+                raise ValueError(f"row {number}: {error}") from error
+            numbers += [number] * len(records)
+            yield from records
 
     def render(self, record: Record | DroppedRow) -> RenderedRow | DroppedRow:
         """A record as text, split into segments."""
@@ -152,8 +174,7 @@ class Encoder:
         if self.options.kind == "preference":
             columns["score_gap"] = math.nan
         if isinstance(row, DroppedRow):
-            length = _full_length(row.reached)
-            return columns | {"full_length": length, "problem": row.bad.reason, "detail": row.bad.detail}
+            return columns | {"full_length": row.full_length, "problem": row.bad.reason, "detail": row.bad.detail}
         tokenized, rendered = row.truncated.tokenized, row.truncated.tokenized.rendered
         if isinstance(rendered.record, Preference) and rendered.record.score_gap is not None:
             columns["score_gap"] = rendered.record.score_gap
@@ -214,13 +235,6 @@ def verify_scores(gap: float | None, options: EncodeOptions) -> None:
         raise BadRow(DropReason.SMALL_GAP, detail)
 
 
-def digest(record: Record, row: SegmentedRow) -> int:
-    """A hash of the whole text, of a pair of its prompt: 64 bits, signed as Arrow's int64."""
-    shared = "".join(segment.text for segment in row.segments if segment.branch == "shared")
-    text = row.chats[0].text if isinstance(record, Conversation) else shared
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
-
-
 def _with_ids(
     rows: list[RenderedRow | DroppedRow], ids: Future[list[list[int]]]
 ) -> Iterator[TokenizedRow | DroppedRow]:
@@ -231,9 +245,3 @@ def _with_ids(
             yield row
         else:
             yield TokenizedRow.of(row, list(islice(found, len(row.row.segments))))
-
-
-def _full_length(reached: TokenizedRow | TruncatedRow | None) -> int:
-    if reached is None:
-        return 0
-    return reached.full_length if isinstance(reached, TokenizedRow) else reached.tokenized.full_length

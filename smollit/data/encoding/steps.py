@@ -3,15 +3,15 @@
 Each step is frozen and holds the previous one. The first step, parsed, is the record itself.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.types import Conversation, Kind, Message, Preference, Text
+from smollit.data.formats.types import Conversation, Kind, Message, Record
 from smollit.data.template.jinja import Span
 from smollit.data.template.tokenize import Branch, SegmentedRow
 
-Record = Conversation | Preference | Text
 TOKEN_COLUMNS: dict[Kind, tuple[str, ...]] = {
     "chat": ("input_ids", "spans"),
     "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
@@ -115,6 +115,22 @@ class DroppedRow:
 
     bad: BadRow
     reached: TokenizedRow | TruncatedRow | None = None
+
+    @property
+    def full_length(self) -> int:
+        """Its tokens before any truncation, if it reached them; else 0."""
+        if self.reached is None:
+            return 0
+        return (
+            self.reached.full_length if isinstance(self.reached, TokenizedRow) else self.reached.tokenized.full_length
+        )
+
+
+def digest(record: Record, row: SegmentedRow) -> int:
+    """A hash of the whole text, of a pair of its prompt: 64 bits, signed as Arrow's int64."""
+    shared = "".join(segment.text for segment in row.segments if segment.branch == "shared")
+    text = row.chats[0].text if isinstance(record, Conversation) else shared
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def encode_chat(row: TruncatedRow, max_length: int) -> EncodedRow:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from smollit.data.encoding.steps import DroppedRow, Record, TokenizedRow, TruncatedRow
+from smollit.data.encoding.steps import DroppedRow, TokenizedRow, TruncatedRow
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.types import Conversation, Message, Preference
+from smollit.data.formats.types import Conversation, Message, Preference, Record
 from smollit.data.template.jinja import Span
 from smollit.data.template.loss_spans import TrainOn, messages_with_loss
 from smollit.data.template.tokenize import Branch

@@ -1,10 +1,11 @@
 """The record of a row: Conversation, Preference or Text, or a BadRow with the reason. Imports `sources` only.
 
 - `types.py`: Conversation, Preference and Text, and the invariants of their turns.
-- `messages.py`: messages and dialogues as data sets write them -> role and content as text.
-- `format.py`: `Format`, how the rows of a split are read; which parts each format has.
-- `converters.py`: `to_record` and one function per format: a row's columns -> Conversation, Preference or Text.
-- `detect.py`: which format a split has, from its columns and first rows or from the config; errors if none fits.
-- `user_converter.py`: `Converter`, the user's own function from a row of any shape to one of a known format.
+- `messages.py`: messages as data sets write them -> role and content as text.
+- `format.py`: `Format`, how the rows of a split are read; which parts each format has, and the usual names of columns.
+- `split.py`: `Split`, the columns and first rows by which a format is chosen; `detect.py` chooses it, or says why none
+  fits.
+- `converters.py`: `to_records`, a row's columns -> Conversation, Preference or Text; `pairs.py`: those of pairs.
+- `ranking.py`: `Ranking`, which of several responses is preferred; `groups.py`: rows that belong together.
 - `drop_reason.py`: `DropReason`, every reason to drop a row, with advice; `BadRow`.
 """

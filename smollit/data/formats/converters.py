@@ -1,32 +1,37 @@
-"""Rows -> Conversation, Preference or Text: one function per format."""
+"""Rows -> Conversation, Preference or Text: the records of a row, and one function per format of chats."""
 
-import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.format import Fields, Format
-from smollit.data.formats.messages import (
-    parse_dialogue,
-    parse_dialogue_prompt,
-    parse_dialogue_response,
-    parse_messages,
-    parse_text,
+from smollit.data.formats.format import GROUPED, Fields, Format
+from smollit.data.formats.groups import GROUP, from_thread, from_unpaired
+from smollit.data.formats.messages import DIALOGUE, DIALOGUE_TURN, parse_messages, parse_text
+from smollit.data.formats.pairs import (
+    check_ends_with_assistant,
+    from_preference,
+    from_ranked,
+    indexed,
+    make_pair,
+    prompt_turns,
 )
 from smollit.data.formats.types import (
     Conversation,
     Message,
     Preference,
+    Records,
     Text,
-    check_not_empty,
-    check_order,
     drop_nulls,
     make_conversation,
     shown,
 )
 from smollit.data.formats.variables import parse_variables
-from smollit.data.sources.files import Row, parse_line
+from smollit.data.sources.files import Row
+from smollit.data.sources.json_text import parse_line
 from smollit.data.sources.readers import RAW
+
+DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def decode_row(row: Row) -> Row:
@@ -45,37 +50,66 @@ def decode_row(row: Row) -> Row:
         raise BadRow(DropReason.MALFORMED_JSON, str(error)) from error
 
 
-def to_record(row: Row, format: Format) -> Conversation | Preference | Text:
-    """The record of a decoded row.
+def to_records(row: Row, format: Format) -> Records:
+    """The records of a decoded row: one or, of several responses or converted rows, several. Bad ones are among them.
 
     Raises:
-        BadRow: If it is malformed in any way.
+        ValueError: If the user's function fails.
     """
-    row = format.convert(row) if format.convert else row
+    if format.name in GROUPED:
+        return _try(_from_group, row[GROUP], format)
+    if format.convert is None:
+        return _try(_from_row, row, format)
+    rows = format.convert(row)
+    if not rows:
+        return [BadRow(DropReason.NOT_CONVERTED, f"`{format.convert.name}` returns no row")]
+    return [record for converted in rows for record in _try(_from_row, converted, format)]
+
+
+def _try(read: Callable[[Any, Format], Records], row: Any, format: Format) -> Records:
+    """The records that `read` finds, or the reason why there are none."""
     try:
-        fields = Fields(row, format.columns, format.roles)
-        record, variables = _convert(fields, format), parse_variables(fields)
-        return replace(record, variables=variables) if variables and not isinstance(record, Text) else record
-    except RecursionError as error:
-        raise BadRow(DropReason.MALFORMED_MESSAGES, "lists or objects are nested too deeply") from error
+        return read(row, format)
+    except RecursionError:
+        return [BadRow(DropReason.MALFORMED_MESSAGES, "lists or objects are nested too deeply")]
+    except BadRow as bad:
+        is_error = bad.reason == DropReason.ROLE_ORDER and format.roles.odd_turns == "error"
+        return [BadRow(DropReason.ROLE_ORDER_ERROR, bad.detail) if is_error else bad]
 
 
-def _convert(fields: Fields, format: Format) -> Conversation | Preference | Text:
+def _from_group(rows: list[Row], format: Format) -> Records:
+    return from_thread(rows, format) if format.name == "thread" else from_unpaired(rows, format)
+
+
+def _from_row(row: Row, format: Format) -> Records:
+    for name in format.media:
+        if row.get(name):
+            raise BadRow(DropReason.NOT_TEXT, f"`{name}` holds {type(row[name]).__name__}, and only text can be read")
+    fields = Fields(row, format.columns, format.roles)
+    if format.name == "text":
+        return [from_text(fields)]
+    records, variables = _convert(fields, format), parse_variables(fields)
+    if not variables:
+        return records
+    return [
+        record if isinstance(record, (BadRow, Text)) else replace(record, variables=variables) for record in records
+    ]
+
+
+def _convert(fields: Fields, format: Format) -> Records:
     match format.name:
         case "messages" | "sharegpt":
-            return from_messages(fields)
+            return [from_messages(fields)]
         case "prompt_completion":
-            return from_prompt_completion(fields)
+            return [from_prompt_completion(fields)]
         case "alpaca":
-            return from_alpaca(fields)
-        case "text":
-            return from_text(fields)
-        case "dialogue" if format.kind == "chat":
-            return from_dialogue(fields)
+            return [from_alpaca(fields)]
         case "dialogue":
-            return from_dialogue_pair(fields)
+            return [from_dialogue(fields) if format.kind == "chat" else from_dialogue_pair(fields)]
+        case "ranked":
+            return from_ranked(fields, format)
         case _:
-            return from_preference(fields)
+            return [from_preference(fields)]
 
 
 # ---- chats
@@ -85,7 +119,7 @@ def from_messages(fields: Fields) -> Conversation:
     """The chat in `messages`."""
     name = fields.name("messages")
     messages = parse_messages(fields.need("messages"), name, fields.roles)
-    return _conversation(messages, _indexed(name, messages), fields)
+    return _conversation(messages, indexed(name, messages), fields)
 
 
 def from_prompt_completion(fields: Fields) -> Conversation:
@@ -93,33 +127,41 @@ def from_prompt_completion(fields: Fields) -> Conversation:
 
     If the prompt ends with an assistant turn, the completion continues it.
     """
-    prompt = _prompt_turns(fields)
+    prompt = prompt_turns(fields)
     if not prompt:
         raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('prompt')}` is missing or empty")
+    if context := fields.text("context"):
+        prompt = [_after(context, prompt[0]), *prompt[1:]]
     # The assistant turns of the prompt are context, unless the row itself sets `train`.
     prompt = [{"train": False, **turn} if turn["role"] == "assistant" else turn for turn in prompt]
     name = fields.name("completion")
     completion = fields.turns("completion", "assistant")
-    _check_ends_with_assistant(completion, name)
-    where = [*_indexed(fields.name("prompt"), prompt), *_indexed(name, completion)]
+    check_ends_with_assistant(completion, name)
+    where = [*indexed(fields.name("prompt"), prompt), *indexed(name, completion)]
     return _conversation([*prompt, *completion], where, fields, continued=len(prompt))
 
 
 def from_alpaca(fields: Fields) -> Conversation:
-    """User: `instruction`, and after an empty line `input` where it has text; assistant: `output`."""
+    """User: `instruction`, and after an empty line `input` where it has text; assistant: `output`.
+
+    The exchanges of `history` come before.
+    """
     asked = "\n\n".join(filter(None, (fields.text("instruction"), fields.text("input"))))
     if not asked:
         raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('instruction')}` is missing or empty")
     output = parse_text(fields.need("output"), fields.name("output"))
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
-    return _conversation(messages, [fields.name("instruction"), fields.name("output")], fields)
+    history = fields.get("history")
+    before = parse_messages(history, fields.name("history"), fields.roles) if history else []
+    messages = [*before, {"role": "user", "content": asked}, {"role": "assistant", "content": output}]
+    where = [*indexed(fields.name("history"), before), fields.name("instruction"), fields.name("output")]
+    return _conversation(messages, where, fields)
 
 
 def from_dialogue(fields: Fields) -> Conversation:
     """The Human/Assistant dialogue in `text`."""
     name = fields.name("text")
     messages = parse_dialogue(parse_text(fields.need("text"), name), name)
-    return _conversation(messages, _indexed(name, messages), fields)
+    return _conversation(messages, indexed(name, messages), fields)
 
 
 def from_text(fields: Fields) -> Text:
@@ -131,47 +173,58 @@ def from_text(fields: Fields) -> Text:
     return Text(text)
 
 
-# ---- pairs
-
-
-def from_preference(fields: Fields) -> Preference:
-    """The pair in `chosen` and `rejected`: texts, messages, or whole conversations that repeat the prompt."""
-    chosen, rejected = (fields.turns(part, "assistant") for part in ("chosen", "rejected"))
-    return _preference(_prompt_turns(fields), chosen, rejected, fields)
+# ---- dialogues, as Anthropic writes them: one text, with turns that begin with "\\n\\nHuman:" and "\\n\\nAssistant:"
 
 
 def from_dialogue_pair(fields: Fields) -> Preference:
     """The pair in `chosen` and `rejected`: Human/Assistant dialogues, or the responses to the one in `prompt`."""
+    names = (fields.name("chosen"), fields.name("rejected"))
     chosen, rejected = (
-        parse_dialogue_response(parse_text(fields.need(part), fields.name(part)), fields.name(part))
-        for part in ("chosen", "rejected")
+        parse_dialogue_response(parse_text(fields.need(part), name), name)
+        for part, name in zip(("chosen", "rejected"), names, strict=True)
     )
     asked = fields.text("prompt")
     prompt = parse_dialogue_prompt(asked, fields.name("prompt")) if asked else []
-    return _preference(prompt, chosen, rejected, fields)
+    return make_pair(prompt, (chosen, rejected), names, fields)
+
+
+def parse_dialogue(text: str, where: str) -> list[Message]:
+    """The turns of a dialogue, without the whitespace around their texts.
+
+    Raises:
+        BadRow: If the text does not begin with a turn.
+    """
+    before, *rest = DIALOGUE_TURN.split(text)
+    if before.strip() or not rest:
+        raise BadRow(
+            DropReason.MALFORMED_DIALOGUE, f"{where} must begin with 'Human:' or 'Assistant:', got {shown(text)}"
+        )
+    return [
+        {"role": DIALOGUE_ROLES[name], "content": turn.strip()}
+        for name, turn in zip(rest[::2], rest[1::2], strict=True)
+    ]
+
+
+def parse_dialogue_prompt(text: str, where: str) -> list[Message]:
+    """The turns before a response: a dialogue without its empty last "Assistant:", or a text as one user turn."""
+    if not DIALOGUE.match(text):
+        return [{"role": "user", "content": text}]
+    turns = parse_dialogue(text, where)
+    is_open = turns[-1] == {"role": "assistant", "content": ""}
+    return turns[:-1] if is_open else turns
+
+
+def parse_dialogue_response(text: str, where: str) -> list[Message]:
+    """A dialogue that ends with the response, or the response alone."""
+    return parse_dialogue(text, where) if DIALOGUE.match(text) else [{"role": "assistant", "content": text.strip()}]
 
 
 # ---- helpers
 
 
-def _prompt_turns(fields: Fields) -> list[Message]:
-    """The turns of `prompt`: a text is one user turn; an empty value is an empty list."""
-    value = fields.get("prompt")
-    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-        return []
-    return fields.turns("prompt", "user")
-
-
-def _indexed(name: str, messages: list[Message]) -> list[str]:
-    """Where the messages of a column are: "messages[0]", "messages[1]", ..."""
-    return [f"{name}[{index}]" for index in range(len(messages))]
-
-
-def _check_ends_with_assistant(turns: list[Message], name: str) -> None:
-    if turns[-1]["role"] != "assistant":
-        role = shown(turns[-1]["role"])
-        raise BadRow(DropReason.NOT_AN_ASSISTANT_TURN, f"`{name}` must end with role 'assistant', got {role}")
-    check_not_empty(turns[-1], name)
+def _after(context: str, turn: Message) -> Message:
+    """The turn with a text before its own."""
+    return turn | {"content": f"{context}\n\n{turn['content']}"}
 
 
 def _conversation(
@@ -179,29 +232,6 @@ def _conversation(
 ) -> Conversation:
     conversation = make_conversation(messages, where, continued)
     return Conversation(_add_system(conversation.messages, fields))
-
-
-def _preference(prompt: list[Message], chosen: list[Message], rejected: list[Message], fields: Fields) -> Preference:
-    """A pair; a prompt that the responses repeat must be the same everywhere, and is removed from them."""
-    in_prompt, in_chosen, in_rejected = (fields.name(part) for part in ("prompt", "chosen", "rejected"))
-    _check_ends_with_assistant(chosen, in_chosen)
-    _check_ends_with_assistant(rejected, in_rejected)
-    repeated = chosen[:-1]
-    differ = ""
-    if repeated != rejected[:-1]:
-        differ = f"the turns before the response are not the same in {in_chosen} and {in_rejected}"
-    elif prompt and repeated and not _same_turns(prompt, repeated):
-        differ = f"`{in_prompt}` is not what {in_chosen} and {in_rejected} begin with"
-    if differ:
-        raise BadRow(DropReason.PROMPTS_DIFFER, differ)
-    turns = repeated or prompt
-    if not turns:
-        raise BadRow(
-            DropReason.NO_PROMPT, f"there is no `{in_prompt}`, and `{in_chosen}` has no turns before the response"
-        )
-    where = _indexed(in_chosen if repeated else in_prompt, turns)
-    check_order([*turns, chosen[-1]], [*where, in_chosen], continued=len(turns))
-    return Preference(_add_system(turns, fields), chosen[-1], rejected[-1], _score_gap(fields))
 
 
 def _add_system(messages: list[Message], fields: Fields) -> list[Message]:
@@ -216,27 +246,3 @@ def _add_system(messages: list[Message], fields: Fields) -> list[Message]:
             DropReason.TWO_SYSTEM_TEXTS, f"`{fields.name('system')}` is not the system text that the chat begins with"
         )
     return messages
-
-
-def _same_turns(one: list[Message], other: list[Message]) -> bool:
-    """Whether two prompts are equal, except for a system message that only one of them has."""
-    return [turn for turn in one if turn["role"] != "system"] == [turn for turn in other if turn["role"] != "system"]
-
-
-def _score_gap(fields: Fields) -> float | None:
-    """`score_chosen` minus `score_rejected`; None if one of them is missing."""
-    chosen, rejected = (_score(fields.get(part), fields.name(part)) for part in ("score_chosen", "score_rejected"))
-    return None if chosen is None or rejected is None else chosen - rejected
-
-
-def _score(value: Any, name: str) -> float | None:
-    """A score from a number or its text; None if it is null or an empty cell."""
-    if value is None or value == "":
-        return None
-    try:
-        score = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        score = math.nan
-    if not math.isfinite(score):
-        raise BadRow(DropReason.MALFORMED_SCORE, f"`{name}` must be a number, got {shown(value)}")
-    return score

@@ -25,9 +25,12 @@ class DropReason(StrEnum):
     NO_PROMPT = "no prompt"
     NO_ASSISTANT_TURN = "no assistant turn"
     ROLE_ORDER = "odd role order"
+    ROLE_ORDER_ERROR = "odd role order, which `data.odd_turns` refuses"
     PROMPTS_DIFFER = "prompts differ"
     TWO_SYSTEM_TEXTS = "two system texts"
     NOT_AN_ASSISTANT_TURN = "response is not an assistant turn"
+    NOT_CONVERTED = "left out by `data.convert`"
+    NO_BETTER_RESPONSE = "no response is better than another"
     # Scores of a pair
     SMALL_GAP = "score gap too small"
     TIED = "tied scores"
@@ -72,6 +75,8 @@ ADVICE = {
         f"{LENGTH} where responses were truncated away, or change `data.train_on` where no turn has its roles"
     ),
     DropReason.TOO_LONG: LENGTH,
+    DropReason.ROLE_ORDER: "set `data.odd_turns` to merge",
+    DropReason.ROLE_ORDER_ERROR: "set `data.odd_turns` to merge or drop",
     DropReason.TOO_LONG_ERROR: f"{LENGTH}, or set `data.truncate` to right, left-turns or drop",
     DropReason.CONTROL_TEXT: ESCAPE,
     DropReason.CONTROL_TEXT_ERROR: f"{ESCAPE} or drop",
@@ -80,8 +85,15 @@ ADVICE = {
     DropReason.NO_SCORES: "leave `data.min_score_gap` out",
     DropReason.REFUSED_BY_TEMPLATE: "set `data.chat_template` to chatml or to a Jinja file that fits these chats",
 }
-REQUESTED = {DropReason.CONTROL_TEXT, DropReason.TOO_LONG, DropReason.SMALL_GAP, DropReason.TIED}
-FATAL = {DropReason.CONTROL_TEXT_ERROR, DropReason.TOO_LONG_ERROR}
+REQUESTED = {
+    DropReason.CONTROL_TEXT,
+    DropReason.TOO_LONG,
+    DropReason.SMALL_GAP,
+    DropReason.TIED,
+    DropReason.NOT_CONVERTED,
+    DropReason.NO_BETTER_RESPONSE,
+}
+FATAL = {DropReason.CONTROL_TEXT_ERROR, DropReason.TOO_LONG_ERROR, DropReason.ROLE_ORDER_ERROR}
 
 
 class BadRow(ValueError):

@@ -6,14 +6,32 @@ from typing import Any, NamedTuple
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.messages import ALIASES, Roles, parse_text, parse_turns
+from smollit.data.formats.ranking import PairsOf, Ranking
 from smollit.data.formats.types import Kind, Message, shown
-from smollit.data.formats.user_converter import Converter
+from smollit.data.sources.columns import JOIN, value_at
+from smollit.data.sources.converter import Converter
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import FormatName
 
 Parts = dict[str, str]  # part -> column
 SCORES = ("score_chosen", "score_rejected")
 VARIABLES = ("tools", "chat_template_kwargs")  # what the chat template gets besides messages
+LABELS = ("label", "kto_tag")  # whether a completion is a good one
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+# The columns of a part without a mapping: the first of these that is there, else the one of the part's name.
+USUAL = {
+    "messages": ("messages", "conversations", "conversation"),
+    "prompt": ("prompt", "question", "query", "INSTRUCTION"),
+    "completion": ("completion", "response", "answer", "generation", "RESPONSE"),
+    "output": ("output", "response"),
+    "input": ("input", "context"),
+    "chosen": ("chosen", "chosen_response"),
+    "rejected": ("rejected", "rejected_response"),
+    "text": ("text", "content", "value"),
+    "id": ("message_id", "id"),
+    "parent": ("parent_id", "parent"),
+    "label": LABELS,
+}
 
 
 class Layout(NamedTuple):
@@ -28,16 +46,21 @@ LAYOUTS: dict[Kind, dict[FormatName, Layout]] = {
     "chat": {
         "sharegpt": Layout(("messages",), ("system", *VARIABLES)),
         "messages": Layout(("messages",), ("system", *VARIABLES)),
-        "prompt_completion": Layout(("prompt", "completion"), ("system", *VARIABLES)),
-        "alpaca": Layout(("instruction", "output"), ("input", "system", *VARIABLES)),
+        "thread": Layout(("role", "text", "id", "parent")),
+        "prompt_completion": Layout(("prompt", "completion"), ("context", "system", *VARIABLES)),
+        "alpaca": Layout(("instruction", "output"), ("input", "history", "system", *VARIABLES)),
         "dialogue": Layout(("text",), ("system", *VARIABLES)),
         "text": Layout(("text",)),
     },
     "preference": {
+        "ranked": Layout(("responses", "chosen_if"), ("prompt", "system", *VARIABLES)),
         "dialogue": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES, *VARIABLES)),
         "preference": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES, *VARIABLES)),
+        "thread": Layout(("role", "text", "id", "parent", "chosen_if")),
+        "unpaired": Layout(("prompt", "completion", "chosen_if"), ("system",)),
     },
 }
+GROUPED = ("thread", "unpaired")  # formats whose rows are grouped before they are read
 
 
 def parts_of(kind: Kind, name: FormatName) -> tuple[str, ...]:
@@ -57,6 +80,9 @@ class Format:
         roles: Which roles its messages may have, and whether ShareGPT's keys and names are read.
         seen: Names of roles in the first rows that are read as other roles.
         unused: Columns that no part uses.
+        media: Columns of images, videos and sounds, which can't be read.
+        ranking: Which of several responses is preferred; None where a format says it itself.
+        pairs_of: Which pairs are made of several responses.
         convert: Turns each row into one of this format before it is read; None leaves rows as they are.
     """
 
@@ -67,6 +93,9 @@ class Format:
     roles: Roles = field(default_factory=Roles)
     seen: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+    ranking: Ranking | None = None
+    pairs_of: PairsOf = "best-worst"
     convert: Converter | None = None
 
     @property
@@ -87,6 +116,8 @@ class Format:
             said.append("given to the chat template: " + " and ".join(given))
         if self.has_scores:
             said.append("scores from " + " and ".join(f"`{self.columns[part]}`" for part in SCORES))
+        if self.ranking:
+            said.append(f"chosen if {self.ranking.text}, pairs of {self.pairs_of}")
         if self.roles.extra:
             said.append("extra roles " + ", ".join(self.roles.extra))
         if self.unused:
@@ -103,10 +134,20 @@ class Format:
                 return f"{name}: {columns['messages']} ({keys})"
             case "prompt_completion":
                 context, loss = columns["prompt"], columns["completion"]
-                return f"Prompt and completion: {context} is context, {loss} has the loss tokens"
+                before = f"{columns['context']} and " if "context" in columns else ""
+                is_are = "are" if before else "is"
+                return f"Prompt and completion: {before}{context} {is_are} context, {loss} has the loss tokens"
             case "alpaca":
                 asked = " and ".join(columns[part] for part in ("instruction", "input") if part in columns)
-                return f"Alpaca: {asked} as the user turn, {columns['output']} as the assistant turn"
+                before = f", after the turns of {columns['history']}" if "history" in columns else ""
+                return f"Alpaca: {asked} as the user turn, {columns['output']} as the assistant turn{before}"
+            case "thread":
+                return f"Messages of threads: {columns['text']} of {columns['role']}, below {columns['parent']}"
+            case "unpaired":
+                return f"Rated responses: {columns['completion']} of rows with the same {columns['prompt']}"
+            case "ranked":
+                prompt = columns.get("prompt", "their common turns")
+                return f"Several responses: {columns['responses']}, prompt from {prompt}"
             case "text":
                 return f"Plain text: {columns['text']}, every token is a loss token and no chat template is used"
             case "dialogue" if self.kind == "chat":
@@ -138,7 +179,10 @@ class Fields:
     def get(self, part: str) -> Any:
         """The value, or None if the part has no column or the row no value."""
         column = self.columns.get(part)
-        return None if column is None else self.row.get(column)
+        if column is None:
+            return None
+        value = self.row.get(column)
+        return _value_of(self.row, column) if value is None and not column.isidentifier() else value
 
     def need(self, part: str) -> Any:
         """The value, which must not be null."""
@@ -158,6 +202,17 @@ class Fields:
     def turns(self, part: str, role: str) -> list[Message]:
         """The turns of a part that must not be null; a text is one turn of `role`."""
         return parse_turns(self.need(part), role, self.name(part), self.roles)
+
+
+def _value_of(row: Row, column: str) -> Any:
+    """The value of a dotted path, or the texts of several columns with an empty line between them."""
+    if JOIN not in column:
+        return value_at(row, column)
+    values = [value_at(row, name) for name in column.split(JOIN)]
+    said = [value for value in values if value is not None and not (isinstance(value, str) and not value.strip())]
+    if len(said) == 1:
+        return said[0]
+    return "\n\n".join(parse_text(value, column) for value in said) or None
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

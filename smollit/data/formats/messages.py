@@ -1,13 +1,14 @@
-r"""Messages and dialogues as data sets write them -> role and content as text.
+"""Messages as data sets write them -> role and content as text.
 
-Messages have OpenAI's keys or ShareGPT's, and may be JSON text in a CSV cell. A dialogue, as Anthropic writes them, is
-one text with turns that begin with "\n\nHuman:" and "\n\nAssistant:".
+Messages have OpenAI's keys or ShareGPT's, and may be written out in a CSV cell, in JSON or as Python prints them. A
+list of exchanges, [[user, assistant], ...], is a list of messages too.
 """
 
+import ast
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message, shown
@@ -21,12 +22,17 @@ ALIASES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
 }
-# A text that is a list of messages, in JSON as CSV files have it, or (an error) as Python prints it. "from" alone does
-# not make one: a response may be a list of edges, [{"from": "a", "to": "b"}].
+EXCHANGES = (
+    ("input", "output"),
+    ("human", "assistant"),
+    ("user", "assistant"),
+)  # keys of an exchange that is an object
+OddTurns = Literal["drop", "merge", "error"]
+# A text that is a list of messages, in JSON as CSV files have it, or as Python prints it. "from" alone does not make
+# one: a response may be a list of edges, [{"from": "a", "to": "b"}].
 WRITTEN_MESSAGES = re.compile(
     r"""\s*\[\s*\{\s*(["'](role|content)["']\s*:|["']from["']\s*:\s*("[^"]*"|'[^']*')\s*,\s*["']value["']\s*:)"""
 )
-DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
 DIALOGUE = re.compile(r"\s*(Human|Assistant):")
 # A name begins a turn at the start of the text or after an empty line: "he said, Human: ..." does not.
 DIALOGUE_TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
@@ -39,10 +45,12 @@ class Roles:
     Args:
         extra: Roles that the user lists besides system, user, assistant and tool.
         sharegpt: Whether keys may also be from/value, and roles the names of `ALIASES`, in any case.
+        odd_turns: What happens to turns that follow their own kind, and to system messages after the first turn.
     """
 
     extra: tuple[str, ...] = ()
     sharegpt: bool = False
+    odd_turns: OddTurns = "drop"
 
     def keys(self, message: Message) -> tuple[str, str]:
         """Names of the keys that hold the role and the content of a message without nulls."""
@@ -63,7 +71,7 @@ class Roles:
 
 
 def parse_messages(value: Any, where: str, roles: Roles) -> list[Message]:
-    """A list of messages, or its JSON text (as in CSV), with contents as plain text.
+    """A list of messages, or its text (as in CSV), with contents as plain text.
 
     Raises:
         BadRow: If it is no list, empty, or one of the messages is malformed.
@@ -74,7 +82,49 @@ def parse_messages(value: Any, where: str, roles: Roles) -> list[Message]:
         raise BadRow(DropReason.MALFORMED_MESSAGES, f"{where} must be a list of messages, got {shown(value)}")
     if not value:
         raise BadRow(DropReason.EMPTY_CONVERSATION, f"{where} is an empty list")
-    return [parse_message(message, f"{where}[{index}]", roles) for index, message in enumerate(value)]
+    value = from_exchanges(value) or value
+    messages = [parse_message(message, f"{where}[{index}]", roles) for index, message in enumerate(value)]
+    return merge_odd_turns(messages) if roles.odd_turns == "merge" else messages
+
+
+def from_exchanges(turns: list[Any]) -> list[Message]:
+    """The messages of [[user, assistant], ...] or [{"input": ..., "output": ...}, ...]; none of other turns."""
+    first = turns[0]
+    if isinstance(first, dict):
+        keys = next((keys for keys in EXCHANGES if first.keys() >= set(keys) and "role" not in first), None)
+        if keys is None or not all(isinstance(turn, dict) for turn in turns):
+            return []
+        turns = [[turn.get(key) for key in keys] for turn in turns]
+    if not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        return []
+    said = [pair for turn in turns for pair in zip(("user", "assistant"), turn, strict=True)]
+    if not all(content is None or isinstance(content, str) for _, content in said):
+        return []
+    return [{"role": role, "content": content} for role, content in said if content]
+
+
+def merge_odd_turns(messages: list[Message]) -> list[Message]:
+    """The messages with turns of one role joined, and a system text after the first turn put before the next one.
+
+    Only messages that hold nothing but text are joined.
+    """
+    merged: list[Message] = []
+    waiting: list[str] = []  # texts of system messages that come late
+    for message in messages:
+        is_late = message["role"] == "system" and any(turn["role"] != "system" for turn in merged)
+        if is_late and message.keys() == {"role", "content"}:
+            waiting.append(message["content"])
+            continue
+        if waiting and message["role"] == "user":
+            message = message | {"content": "\n\n".join([*waiting, message["content"]])}
+            waiting = []
+        before = merged[-1] if merged else {}
+        can_join = before.keys() == message.keys() == {"role", "content"}
+        if can_join and before["role"] == message["role"] != "tool":
+            merged[-1] = before | {"content": f"{before['content']}\n\n{message['content']}"}
+        else:
+            merged.append(message)
+    return [*merged, *({"role": "system", "content": text} for text in waiting)]
 
 
 def parse_turns(value: Any, role: str, where: str, roles: Roles) -> list[Message]:
@@ -87,13 +137,24 @@ def parse_turns(value: Any, role: str, where: str, roles: Roles) -> list[Message
 
 
 def decode(text: str, where: str, reason: DropReason = DropReason.MALFORMED_MESSAGES) -> Any:
-    """The value of a JSON text."""
+    """The value of a text in JSON, or as Python prints it."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise BadRow(reason, f"{where} is a text that is not JSON ({error})") from error
+        value = printed_by_python(text)
+        if value is None:
+            raise BadRow(reason, f"{where} is a text that is not JSON ({error})") from error
+        return value
     except ValueError as error:  # an integer of more than 4,300 digits
         raise BadRow(reason, f"{where} holds a number that is too long") from error
+
+
+def printed_by_python(text: str) -> Any:
+    """The list that Python printed, as pandas writes lists into CSV files; None if the text is none."""
+    try:
+        return ast.literal_eval(text.strip()) if WRITTEN_MESSAGES.match(text) else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def parse_message(message: Any, where: str, roles: Roles) -> Message:
@@ -107,6 +168,8 @@ def parse_message(message: Any, where: str, roles: Roles) -> Message:
     if role_key not in kept:
         have = ", ".join(sorted(map(shown, kept))[:8]) or "none"
         raise BadRow(DropReason.UNKNOWN_ROLE, f"{where}.{role_key} is null or missing (keys: {have})")
+    if isinstance(kept.get("function_call"), dict):  # OpenAI's name for a single tool call, until 2023
+        kept |= {"tool_calls": [{"type": "function", "function": kept.pop("function_call")}]}
     role = roles.read(kept[role_key], f"{where}.{role_key}")
     content = parse_content(kept.get(content_key), f"{where}.{content_key}", kept)
     other = {key: value for key, value in kept.items() if key not in ("train", "weight", role_key, content_key)}
@@ -152,7 +215,7 @@ def find_messages(value: Any) -> list[Message]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            return []
+            value = printed_by_python(value)
     found = value if isinstance(value, list) else [value]
     return [
         {key: item for key, item in message.items() if item is not None}
@@ -170,50 +233,20 @@ def is_sharegpt(message: Message, extra: tuple[str, ...]) -> bool:
     return known and role.strip().lower() in ALIASES
 
 
-# ---- dialogues
-
-
 def is_dialogue(text: object) -> bool:
     """Whether a value is a text that begins with a turn and contains the assistant's name."""
     return isinstance(text, str) and bool(DIALOGUE.match(text)) and "Assistant" in DIALOGUE_TURN.findall(text)
-
-
-def parse_dialogue(text: str, where: str) -> list[Message]:
-    """The turns of a dialogue, without the whitespace around their texts.
-
-    Raises:
-        BadRow: If the text does not begin with a turn.
-    """
-    before, *rest = DIALOGUE_TURN.split(text)
-    if before.strip() or not rest:
-        raise BadRow(
-            DropReason.MALFORMED_DIALOGUE, f"{where} must begin with 'Human:' or 'Assistant:', got {shown(text)}"
-        )
-    return [
-        {"role": DIALOGUE_ROLES[name], "content": turn.strip()}
-        for name, turn in zip(rest[::2], rest[1::2], strict=True)
-    ]
-
-
-def parse_dialogue_prompt(text: str, where: str) -> list[Message]:
-    """The turns before a response: a dialogue without its empty last "Assistant:", or a text as one user turn."""
-    if not DIALOGUE.match(text):
-        return [{"role": "user", "content": text}]
-    turns = parse_dialogue(text, where)
-    is_open = turns[-1] == {"role": "assistant", "content": ""}
-    return turns[:-1] if is_open else turns
-
-
-def parse_dialogue_response(text: str, where: str) -> list[Message]:
-    """A dialogue that ends with the response, or the response alone."""
-    return parse_dialogue(text, where) if DIALOGUE.match(text) else [{"role": "assistant", "content": text.strip()}]
 
 
 # ---- helpers
 
 
 def _part_text(part: Any, where: str) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
+    if isinstance(part, dict) and part.get("type") == "text":
+        text = part.get("text", part.get("value"))
+        if isinstance(text, str):
+            return text
+        have = ", ".join(sorted(map(shown, part)))
+        raise BadRow(DropReason.NOT_TEXT, f"{where} is a part of type 'text' without a `text` (keys: {have})")
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     raise BadRow(DropReason.NOT_TEXT, f"{where} is a part of type {shown(kind)}, and only text parts are supported")

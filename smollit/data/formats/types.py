@@ -45,6 +45,10 @@ class Text:
     text: str
 
 
+Record = Conversation | Preference | Text
+Records = list[Record | BadRow]  # of one row: those that can be used, and why the others can't
+
+
 def make_conversation(messages: list[Message], where: list[str], continued: int | None = None) -> Conversation:
     """A chat, after a check that its turns are in order and its assistant turns hold text.
 

@@ -6,6 +6,8 @@
   `RAW`.
 - `source.py`: `Source`, the rows of one split of a Hub id, folder, file, glob or URL, and the fingerprint of their
   contents.
+- `columns.py`: the value at a dotted path; `where.py`: `Expression`, what is computed from the columns of a row.
+- `converter.py`: `Converter`, the user's own function from a row of any shape to rows of a known format.
 - `mixture.py`: `Part`, one source with a weight and a cap; `Splits`, which parts are train, val, test and predict;
   which rows an epoch has.
 """

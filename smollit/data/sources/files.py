@@ -1,4 +1,4 @@
-"""The files of a split: found, downloaded if they are remote, opened, and their bad lines named."""
+"""The files of a split: found, downloaded if they are remote, and opened."""
 
 import glob
 import hashlib
@@ -42,18 +42,26 @@ def kind_of(file: Path) -> str:
 # ---- which files
 
 
-def find_files(dataset: str, split: str, cache_dir: Path | None = None) -> tuple[Path, ...]:
+def find_files(
+    dataset: str, split: str, cache_dir: Path | None = None, *, subset: str | None = None
+) -> tuple[Path, ...]:
     """The files of a split; none for a Hub id, or a folder in a layout that only `datasets` knows.
 
     A file, a glob, a URL, and a folder that `save_to_disk` wrote from one Dataset give all of their rows, whatever
-    the split's name. A folder of files named after splits, or one saved from a DatasetDict, gives the split.
+    the split's name. A folder of files named after splits, or one saved from a DatasetDict, gives the split. A subset
+    of a folder is the folder of that name in it, or one that its README.md lists.
 
     Raises:
-        ValueError: If the path does not exist, an ending is unknown, or the folder has other splits only.
+        ValueError: If the path does not exist, an ending is unknown, or the folder has other splits only; if a subset
+            of a file is asked for.
     """
+    path = Path(dataset).expanduser()
+    if subset is not None and (URL.match(dataset) or glob.has_magic(dataset) or path.is_file()):
+        raise ValueError(f"`data.subset` names a configuration, and {dataset} is a file, which has none: remove it")
     if URL.match(dataset):
         return download(dataset, cache_dir)
-    path = Path(dataset).expanduser()
+    if subset is not None and path.is_dir():
+        return find_files(str(path / subset), split, cache_dir) if (path / subset).is_dir() else ()
     if path.is_file():
         if not ending(path):
             raise ValueError(f"`data.dataset` is {path}, but only {READABLE} can be read")
@@ -168,7 +176,7 @@ def _no_split(folder: Path, split: str, found: list[str]) -> ValueError:
     return ValueError(f"{folder} has no split {split!r}: its splits are {', '.join(sorted(found))}")
 
 
-# ---- opening them, and naming their bad lines
+# ---- opening and naming them
 
 
 @contextmanager
@@ -187,53 +195,6 @@ def open_bytes(file: Path) -> Iterator[BufferedReader]:
         raise ValueError(
             f"{file} is not a whole {file.suffix} file: {first_line(error)}. Download it or compress it again"
         ) from error
-
-
-def parse_line(line: str) -> Row:
-    """The JSON object that a line of a JSON Lines file holds.
-
-    Raises:
-        ValueError: If the line is not JSON, or not an object.
-    """
-    try:
-        row = json.loads(line.removeprefix("\ufeff"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of more digits than Python reads; lists without end
-        raise ValueError(f"not JSON ({first_line(error)})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object {{...}}, got {type(row).__name__}")
-    return row
-
-
-def not_utf8(file: Path) -> ValueError:
-    """The error for a file with bytes that are not text."""
-    return ValueError("text that is not UTF-8:\n" + "\n".join(malformed_lines((file,))))
-
-
-def malformed(files: tuple[Path, ...]) -> ValueError:
-    """The error that names the first lines that are not JSON."""
-    return ValueError("malformed JSON Lines, fix these first:\n" + "\n".join(malformed_lines(files)))
-
-
-def malformed_lines(files: tuple[Path, ...], most: int = 5) -> list[str]:
-    """`file:line: what is wrong` of the first lines that are not JSON objects in UTF-8."""
-    found: list[str] = []
-    for file in files:
-        with open_bytes(file) as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    text = line.decode("utf-8-sig")
-                    if text.strip() and kind_of(file) in (".jsonl", ".json"):
-                        parse_line(text)
-                except UnicodeDecodeError as error:
-                    byte = f"byte {error.object[error.start]:#04x} at {error.start + 1}"
-                    found.append(f"{file}:{number}: not UTF-8 ({byte})")
-                except ValueError as error:
-                    found.append(f"{file}:{number}: {error}")
-                if len(found) == most:
-                    return found
-    return found
 
 
 def names_of(files: tuple[Path, ...]) -> str:

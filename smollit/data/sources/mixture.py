@@ -8,11 +8,26 @@ from typing import Literal
 
 import torch
 
-from smollit.data.sources.source import Source, load_source, seeded
+from smollit.data.sources.files import check_files, find_files
+from smollit.data.sources.source import Source, seeded
+from smollit.data.sources.where import Expression
 
+SPLIT = re.compile(r"^(?P<name>[\w.\-]+)(?P<slice>\[-?\d*%?:-?\d*%?\])?$")
 DEFAULT_SPLIT = "train"  # of a part without a configured split
 # Names of the formats; formats/detect.py defines them.
-FormatName = Literal["auto", "messages", "prompt_completion", "sharegpt", "alpaca", "text", "dialogue", "preference"]
+FormatName = Literal[
+    "auto",
+    "messages",
+    "prompt_completion",
+    "sharegpt",
+    "alpaca",
+    "text",
+    "dialogue",
+    "preference",
+    "ranked",
+    "unpaired",
+    "thread",
+]
 
 
 @dataclass
@@ -26,6 +41,9 @@ class Part:
         max_rows: At most this many rows, drawn at random; when streaming, the first ones. Null takes all.
         format: Format of the rows; `auto` detects it.
         columns: Names of columns, as {canonical: the data set's own}.
+        subset: Configuration of a data set that has several; null takes the data module's.
+        revision: Revision of a data set on the Hub; null takes the data module's.
+        where: Rows to use, as an expression over columns; null takes the data module's.
     """
 
     dataset: str
@@ -34,6 +52,9 @@ class Part:
     max_rows: int | None = None
     format: FormatName = "auto"
     columns: dict[str, str] | None = None
+    subset: str | None = None
+    revision: str | None = None
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,10 @@ class Splits:
         val_sets: Named sets to validate on, instead of `val`.
         format: Format of parts that do not name one.
         columns: Columns of parts that do not name any.
+        subset: Configuration of parts that do not name one.
+        revision: Revision of parts that do not name one.
+        where: Rows of parts that do not say which.
+        max_rows: Cap on the training rows of parts that have none.
     """
 
     dataset: list[Part]
@@ -60,6 +85,10 @@ class Splits:
     val_sets: dict[str, Part] = field(default_factory=dict)
     format: FormatName = "auto"
     columns: dict[str, str] | None = None
+    subset: str | None = None
+    revision: str | None = None
+    where: str | None = None
+    max_rows: int | None = None
 
     def __post_init__(self) -> None:
         for name, part in self.val_sets.items():
@@ -74,7 +103,8 @@ class Splits:
         Each has its split, and the format and columns that it inherits.
         """
         if name == "train":
-            return {name: [self._complete(part, self.train) for part in self.dataset]}
+            capped = [replace(part, max_rows=part.max_rows or self.max_rows) for part in self.dataset]
+            return {name: [self._complete(part, self.train) for part in capped]}
         if name == "val" and self.val_sets:
             return {f"val/{key}": [self._complete(part, self.val)] for key, part in self.val_sets.items()}
         split = {"val": self.val, "test": self.test or self.val, "predict": self.predict or self.val}[name]
@@ -92,6 +122,9 @@ class Splits:
             split=part.split or split or DEFAULT_SPLIT,
             format=self.format if part.format == "auto" else part.format,
             columns=self.columns if part.columns is None else part.columns,
+            subset=part.subset or self.subset,
+            revision=part.revision or self.revision,
+            where=part.where or self.where,
         )
 
 
@@ -112,7 +145,8 @@ def load_part(part: Part, *, seed: int, cache_dir: Path | None = None, streaming
         streaming: Whether only `stream` is used.
 
     Raises:
-        ValueError: If the data set has no name, the weight is not above 0, or the cap is below 1; as `load_source`.
+        ValueError: If the data set has no name, the weight is not above 0, the cap is below 1, or `where` is no
+            expression; as `load_source`.
     """
     if not part.dataset.strip():
         raise ValueError("`dataset` is empty: give a Hub id, a folder, a file, a glob or a URL")
@@ -122,8 +156,57 @@ def load_part(part: Part, *, seed: int, cache_dir: Path | None = None, streaming
         )
     if part.max_rows is not None and part.max_rows < 1:
         raise ValueError(f"`max_rows` of {part.dataset} must be at least 1, or null for all rows, got {part.max_rows}")
-    source = load_source(part.dataset, part.split or DEFAULT_SPLIT, cache_dir=cache_dir, streaming=streaming)
-    return source if part.max_rows is None else replace(source, max_rows=part.max_rows, seed=seed)
+    source = load_source(
+        part.dataset,
+        part.split or DEFAULT_SPLIT,
+        subset=part.subset,
+        revision=part.revision,
+        cache_dir=cache_dir,
+        streaming=streaming,
+    )
+    where = Expression(part.where) if part.where else None
+    return replace(source, where=where, max_rows=part.max_rows, seed=seed if part.max_rows else 0)
+
+
+def load_source(
+    dataset: str,
+    split: str,
+    *,
+    subset: str | None = None,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    streaming: bool = False,
+) -> Source:
+    """Find one split, such as `train_sft` or `train_sft[:5%]`; its rows are read on first use.
+
+    Args:
+        dataset: Hub id; a folder laid out as on the Hub or written by `save_to_disk`; a file; a glob; or a URL.
+        split: Name of the split, perhaps with a slice. Files, globs and URLs give all of their rows, whatever the name.
+        subset: Configuration of a data set that has several; of a folder, also a folder in it.
+        revision: Revision of a data set on the Hub.
+        cache_dir: Folder of downloads and of the remembered hashes of files, so that the next start reads neither.
+        streaming: Whether only `stream` is used.
+
+    Raises:
+        ValueError: If the folder, file or split can't be found, a URL can't be downloaded, or a file is empty.
+    """
+    match = SPLIT.match(split)
+    if match is None:
+        raise ValueError(f"a split must look like train_sft, train_sft[:5%] or train_sft[100:200], got {split!r}")
+    files = find_files(dataset, match["name"], cache_dir, subset=subset)
+    check_files(files, match["name"])
+    if files and revision:
+        raise ValueError(f"`data.revision` is for data sets on the Hub, and {dataset} is not one: remove it")
+    return Source(
+        dataset=dataset,
+        split=match["name"],
+        subset=subset,
+        revision=revision,
+        row_slice=match["slice"] or "",
+        files=files,
+        cache_dir=cache_dir,
+        streaming=streaming,
+    )
 
 
 def epoch_members(num_rows: list[int], weights: list[float], *, seed: int, epoch: int) -> list[int]:

@@ -6,7 +6,6 @@ its readers name no line, and accept rows with too many cells and columns with t
 """
 
 import csv
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -30,7 +29,8 @@ from datasets import (
     load_dataset,
 )
 
-from smollit.data.sources.files import Row, kind_of, names_of, not_utf8, open_bytes, root_cause
+from smollit.data.sources.files import Row, kind_of, names_of, open_bytes, root_cause
+from smollit.data.sources.json_text import is_lines, json_texts, malformed, not_utf8, parse_line
 from smollit.errors import first_line
 
 RAW = "raw_json_line"  # the one column of a JSON or JSON Lines file
@@ -66,10 +66,10 @@ def iter_rows(files: tuple[Path, ...]) -> Iterator[Row]:
 def iter_file(file: Path) -> Iterator[Row]:
     """Rows of one file."""
     kind = kind_of(file)
-    if kind == ".jsonl":
+    if kind == ".jsonl" and is_lines(file):
         return ({RAW: line} for line in iter_lines(file))
-    if kind == ".json":
-        return ({RAW: text} for text in _json_texts(file))
+    if kind in (".jsonl", ".json"):
+        return ({RAW: text} for text in json_texts(file))
     return _csv_rows(file) if kind == ".csv" else _table_rows(file)
 
 
@@ -89,33 +89,14 @@ def iter_lines(file: Path) -> Iterator[str]:
                 yield text
 
 
-def _json_texts(file: Path) -> list[str]:
-    """One JSON text per row of a file that is a list of rows, one row, or JSON Lines under the wrong ending."""
-    try:
-        with open_bytes(file) as content:
-            text = content.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise not_utf8(file) from error
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if text.lstrip().startswith("["):
-            raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
-        return [line for line in text.split("\n") if line.strip()]
-    rows = value if isinstance(value, list) else [value]
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}: row {index} must be an object {{...}}, got {type(row).__name__}")
-    return [json.dumps(row) for row in rows]
-
-
 def _csv_rows(file: Path) -> Iterator[Row]:
     """Cells are text: "4" is not a number, and "NA" or an empty cell is not null. Missing last cells are null."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python's own limit of 131,072 is less than a long chat
     with open_bytes(file) as content:
         # strict: an unclosed quote would silently swallow the rest of the file
-        cells = csv.reader(TextIOWrapper(content, encoding="utf-8-sig", newline=""), strict=True)
+        text = TextIOWrapper(content, encoding="utf-8-sig", newline="")
         try:
+            cells = csv.reader(text, delimiter=_delimiter(file), strict=True)
             header = next(cells, [])
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
@@ -133,6 +114,13 @@ def _csv_rows(file: Path) -> Iterator[Row]:
             raise ValueError(f"could not read {file}: {error} (line {cells.line_num})") from error
 
 
+def _delimiter(file: Path) -> str:
+    """`,`, or `;` or a tab where the header has one of these and no comma."""
+    with open_bytes(file) as content:
+        header = content.readline()
+    return next((mark.decode() for mark in (b",", b";", b"\t") if mark in header), ",")
+
+
 def csv_header(files: tuple[Path, ...]) -> list[str]:
     """The columns of CSV files.
 
@@ -142,7 +130,8 @@ def csv_header(files: tuple[Path, ...]) -> list[str]:
     headers = {}
     for file in files:
         with open_bytes(file) as content:
-            headers[file] = next(csv.reader(TextIOWrapper(content, encoding="utf-8-sig", errors="replace")), [])
+            text = TextIOWrapper(content, encoding="utf-8-sig", errors="replace")
+            headers[file] = next(csv.reader(text, delimiter=_delimiter(file)), [])
     first = headers[files[0]]
     for file, header in headers.items():
         if sorted(header) != sorted(first):
@@ -204,8 +193,18 @@ def read_files(files: tuple[Path, ...], *, fingerprint: str) -> Dataset:
 
 
 def _generate(files: tuple[Path, ...], fingerprint: str) -> Iterator[Row]:
-    """Rows for `Dataset.from_generator`, which keys its copy by the arguments, a hash of the contents among them."""
-    return iter_rows(files)
+    """Rows for `Dataset.from_generator`, which keys its copy by the arguments, a hash of the contents among them.
+
+    Raises:
+        ValueError: If a line is not JSON, before any row is tokenized, with the file and the line.
+    """
+    for row in iter_rows(files):
+        if RAW in row:
+            try:
+                parse_line(row[RAW])
+            except ValueError as error:
+                raise malformed(files) from error
+        yield row
 
 
 def read_error(files: tuple[Path, ...], error: Exception) -> ValueError:

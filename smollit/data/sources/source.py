@@ -2,29 +2,39 @@
 
 import hashlib
 import json
-import os
-import re
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset
+from numpy.typing import NDArray
 
 from smollit.data.sources import readers
-from smollit.data.sources.files import Row, check_files, ending, find_files, malformed, names_of, parse_line, root_cause
+from smollit.data.sources.files import Row, ending, names_of
+from smollit.data.sources.hashes import file_hashes
+from smollit.data.sources.hub import HubSplit
+from smollit.data.sources.json_text import malformed, parse_line
 from smollit.data.sources.readers import RAW
-from smollit.errors import first_line
+from smollit.data.sources.where import Expression
 
-SPLIT = re.compile(r"^(?P<name>[\w.\-]+)(?P<slice>\[-?\d*%?:-?\d*%?\])?$")
 FIRST_ROWS = 100  # rows of JSON that define the columns
-HASHES = "file_hashes.json"  # in the cache folder: {path: [size, mtime, ctime, inode, hash]}
-# A file that changed so recently may change again within one tick of the disk's clock, with equal times.
-SETTLED_NS = 2_000_000_000
+
+
+class Regroup(Protocol):
+    """Makes one row of those that belong together."""
+
+    @property
+    def key(self) -> str:
+        """What the groups depend on besides the rows."""
+
+    def __call__(self, rows: Iterable[Row]) -> Iterable[Row]:
+        """The groups of all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,43 +44,83 @@ class Source:
     Args:
         dataset: Hub id, folder, file, glob or URL.
         split: Name of the split, without a slice.
+        subset: Configuration of a data set that has several.
+        revision: Revision of a data set on the Hub: a branch, a tag or a commit.
         row_slice: Slice such as `[:5%]`, or nothing.
         files: Local files that the rows come from; empty for a Hub id.
         cache_dir: Folder where hashes of files are remembered; none are without it.
         streaming: Whether only `stream` is used: then reading the first rows of a Hub id does not load it.
+        where: The rows to use: those for which the expression is true.
+        regroup: Makes one row of those that belong together.
         max_rows: At most this many rows, drawn at random, and kept in their order.
         seed: Seed of that draw.
     """
 
     dataset: str
     split: str
+    subset: str | None = None
+    revision: str | None = None
     row_slice: str = ""
     files: tuple[Path, ...] = ()
     cache_dir: Path | None = None
     streaming: bool = False
+    where: Expression | None = None
+    regroup: Regroup | None = None
     max_rows: int | None = None
     seed: int = 0
 
     @cached_property
     def rows(self) -> Dataset:
-        """The data set, with the published columns; JSON and JSON Lines files have the one column `RAW`.
+        """The rows to use, with the published columns; JSON and JSON Lines files have the one column `RAW`.
 
         Raises:
-            ValueError: If a file can't be read, the Hub does not have the split, or no row is left.
+            ValueError: If a file can't be read, the Hub does not have the split, `where` can't be computed, or no row
+                is left.
         """
-        rows = self._all_rows
-        if self.max_rows is None or self.max_rows >= len(rows):
-            return rows
-        drawn = torch.randperm(len(rows), generator=seeded(self.seed))[: self.max_rows]
-        return rows.select(sorted(drawn.tolist()))
+        rows = self._grouped if self.regroup else self._all_rows
+        return rows if self.numbers is None else rows.select(self.numbers)
+
+    @cached_property
+    def numbers(self) -> NDArray[np.int64] | None:
+        """The numbers, in the slice, of the rows to use; None if all are."""
+        # A group has a number of its own, and holds only rows that `where` keeps.
+        numbers = None if self.regroup else self._where_numbers
+        total = len(self._grouped) if self.regroup else len(self._all_rows) if numbers is None else len(numbers)
+        if self.max_rows is None or self.max_rows >= total:
+            return numbers
+        drawn = np.sort(torch.randperm(total, generator=seeded(self.seed))[: self.max_rows].numpy())
+        return drawn if numbers is None else numbers[drawn]
+
+    @property
+    def num_left_out(self) -> int:
+        """How many rows `where` leaves out."""
+        return 0 if self._where_numbers is None else len(self._all_rows) - len(self._where_numbers)
+
+    def row(self, number: int) -> Row:
+        """The row of a number in the slice.
+
+        Raises:
+            ValueError: If it is not used.
+        """
+        if self.numbers is None:
+            return self.rows[number]
+        position = int(np.searchsorted(self.numbers, number))
+        if position == len(self.numbers) or self.numbers[position] != number:
+            raise ValueError(f"row {number} is left out by `where` or `max_rows`")
+        return self.rows[position]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the rows: of the contents of files or `datasets`' fingerprint, and of the slice and the cap."""
+        """Hash of the rows: of the contents of files or `datasets`' fingerprint, and of what chooses among them."""
         of_all = self._files_fingerprint if self.files else self._all_rows._fingerprint
-        if self.max_rows is None:
-            return of_all
-        return hashlib.sha256(f"{of_all} {self.max_rows} {self.seed}".encode()).hexdigest()
+        chosen = []
+        if self.where:
+            chosen.append(f"where {self.where.text}")
+        if self.regroup:
+            chosen.append(self.regroup.key)
+        if self.max_rows is not None:
+            chosen.append(f"{self.max_rows} {self.seed}")
+        return hashlib.sha256(" ".join([of_all, *chosen]).encode()).hexdigest() if chosen else of_all
 
     def columns(self) -> list[str]:
         """Names of the columns; of JSON, the keys of the first rows.
@@ -96,18 +146,44 @@ class Source:
         `max_rows` takes the first ones, since a stream's length is not known. Every process gets all rows.
 
         Raises:
-            ValueError: As `rows`, and if the slice is not of row numbers from the start.
+            ValueError: As `rows`; if the slice is not of row numbers from the start, or rows would have to be grouped.
         """
-        rows = readers.iter_rows(self.files) if self.files else self._hub_stream()
-        return islice(readers.slice_stream(rows, self.row_slice), self.max_rows)
+        if self.regroup:
+            raise ValueError("`data.streaming` can't group rows that belong together: set it to false")
+        rows = readers.iter_rows(self.files) if self.files else self._hub.stream()
+        rows = readers.slice_stream(rows, self.row_slice)
+        return islice(filter(self._is_wanted, rows) if self.where else rows, self.max_rows)
 
     def _first(self, num_rows: int) -> list[Row]:
         if not self.files and not self.streaming:  # works without a network if a copy was loaded earlier
             return self._all_rows.select(range(min(num_rows, len(self._all_rows)))).to_list()
-        first = list(islice(readers.iter_rows(self.files) if self.files else self._hub_stream(), num_rows))
+        first = list(islice(readers.iter_rows(self.files) if self.files else self._hub.stream(), num_rows))
         if not first:
             raise self._no_rows()
         return first
+
+    def _is_wanted(self, row: Row) -> bool:
+        """Whether `where` is true; a line that is not JSON is kept, and named when it is read."""
+        assert self.where is not None
+        (parsed,) = _parsed([row]) or [None]
+        return parsed is None or bool(self.where(parsed))
+
+    @cached_property
+    def _where_numbers(self) -> NDArray[np.int64] | None:
+        if self.where is None:
+            return None
+        numbers = np.flatnonzero([self._is_wanted(row) for row in self._all_rows])
+        if not len(numbers):
+            raise ValueError(f"`data.where: {self.where.text}` is true for no row of {self.split} of {self.dataset}")
+        return numbers
+
+    @cached_property
+    def _grouped(self) -> Dataset:
+        """The groups of the rows that `where` keeps, as JSON."""
+        assert self.regroup is not None
+        rows = self._all_rows if self._where_numbers is None else self._all_rows.select(self._where_numbers)
+        parsed = (one for row in rows for one in _parsed([row]))
+        return Dataset.from_dict({RAW: [json.dumps(group, default=str) for group in self.regroup(parsed)]})
 
     @cached_property
     def _files_fingerprint(self) -> str:
@@ -126,68 +202,21 @@ class Source:
                         readers.read_files(self.files, fingerprint=self._files_fingerprint), self.row_slice
                     )
                 else:
-                    rows = load_dataset(self.dataset, split=self.split + self.row_slice)
+                    rows = self._hub.rows(self.row_slice)
         except Exception as error:  # of many types: datasets', pyarrow's, the hub's, the network's
             if self.files and "corresponds to no data" not in str(error):
                 raise readers.read_error(self.files, error) from error
-            raise (self._no_rows() if self.files else self._hub_error(error)) from error
+            raise (self._no_rows() if self.files else self._hub.error(error, self.row_slice)) from error
         if not len(rows):
             raise self._no_rows()
         return rows
 
-    def _hub_stream(self) -> Iterator[Row]:
-        try:
-            with readers.quiet_datasets():
-                rows: IterableDataset = load_dataset(self.dataset, split=self.split, streaming=True)
-        except Exception as error:  # as above
-            raise self._hub_error(error) from error
-        # Not `iter(rows)`: in a worker of a DataLoader that gives the rows of some files only.
-        for columns in rows.iter(batch_size=readers.TABLE_ROWS):
-            yield from readers.rows_of(columns)
+    @property
+    def _hub(self) -> HubSplit:
+        return HubSplit(self.dataset, self.split, self.subset, self.revision)
 
     def _no_rows(self) -> ValueError:
         return ValueError(f"split {self.split}{self.row_slice} of {names_of(self.files) or self.dataset} has no rows")
-
-    def _hub_error(self, error: Exception) -> ValueError:
-        """Why `datasets` can't load the split, in one sentence, and what to do."""
-        cause = first_line(root_cause(error))
-        if any(words in str(error) for words in ("Unknown split", "no data", "Bad split")):
-            return ValueError(f"`{self.dataset}` has no split '{self.split}{self.row_slice}': {cause}")
-        if Path(self.dataset).is_dir():
-            return ValueError(
-                f"the folder {self.dataset} holds no files of split {self.split!r}, and datasets can't read it: {cause}"
-            )
-        return ValueError(
-            f"could not load the data set `{self.dataset}`: not a local file or folder, and not found on the Hub"
-            f" ({first_line(error)}). Check the name and the network, or set `data.dataset` to a local folder or file"
-        )
-
-
-def load_source(dataset: str, split: str, *, cache_dir: Path | None = None, streaming: bool = False) -> Source:
-    """Find one split, such as `train_sft` or `train_sft[:5%]`; its rows are read on first use.
-
-    Args:
-        dataset: Hub id; a folder laid out as on the Hub or written by `save_to_disk`; a file; a glob; or a URL.
-        split: Name of the split, perhaps with a slice. Files, globs and URLs give all of their rows, whatever the name.
-        cache_dir: Folder of downloads and of the remembered hashes of files, so that the next start reads neither.
-        streaming: Whether only `stream` is used.
-
-    Raises:
-        ValueError: If the folder, file or split can't be found, a URL can't be downloaded, or a file is empty.
-    """
-    match = SPLIT.match(split)
-    if match is None:
-        raise ValueError(f"a split must look like train_sft, train_sft[:5%] or train_sft[100:200], got {split!r}")
-    files = find_files(dataset, match["name"], cache_dir)
-    check_files(files, match["name"])
-    return Source(
-        dataset=dataset,
-        split=match["name"],
-        row_slice=match["slice"] or "",
-        files=files,
-        cache_dir=cache_dir,
-        streaming=streaming,
-    )
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -202,48 +231,3 @@ def _parsed(rows: Sequence[Row]) -> list[Row]:
         with suppress(ValueError):
             parsed.append(parse_line(row[RAW]) if RAW in row else row)
     return parsed
-
-
-# ---- hashes of contents, remembered: an unchanged file is not read again
-
-
-def file_hashes(files: Sequence[Path], cache_dir: Path | None) -> list[str]:
-    """SHA-256 of each file's content; without `cache_dir`, nothing is remembered."""
-    known = _remembered(cache_dir / HASHES) if cache_dir else {}
-    found: dict[str, list[int | str]] = {}
-    hashes = []
-    for file in files:
-        name, state = str(file.resolve()), _state(file)
-        if known.get(name, [])[:-1] == state:
-            hashes.append(str(known[name][-1]))
-            continue
-        with file.open("rb") as content:
-            hashes.append(hashlib.file_digest(content, "sha256").hexdigest())
-        is_settled = max(state[1:3]) < time.time_ns() - SETTLED_NS
-        if is_settled and _state(file) == state:  # not written to while it was read
-            found[name] = [*state, hashes[-1]]
-    if cache_dir and found:
-        _remember(cache_dir / HASHES, found)
-    return hashes
-
-
-def _state(file: Path) -> list[int]:
-    stat = file.stat()  # ctime changes also when a copy keeps the old mtime
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
-def _remembered(memory: Path) -> dict[str, list[int | str]]:
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        return {name: entry for name, entry in known.items() if isinstance(entry, list) and len(entry) == 5}
-    except (OSError, ValueError, AttributeError):  # none yet, or not ours: files are hashed again
-        return {}
-
-
-def _remember(memory: Path, found: dict[str, list[int | str]]) -> None:
-    """Add entries atomically. When two processes save at once, some entries are lost, and hashed again later."""
-    with suppress(OSError):  # a cache folder that can't be written to is no reason to stop
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        partial = memory.with_name(f".{memory.name}.{os.getpid()}")
-        partial.write_text(json.dumps(_remembered(memory) | found), encoding="utf-8")
-        os.replace(partial, memory)

@@ -38,7 +38,7 @@ def test_shown_pieces_are_the_example(tiny_tokenizer: PreTrainedTokenizerBase, k
     for max_length in (12, 30, 60, 90, 500):
         encoder = make(tiny_tokenizer, kind, max_length, truncate)
         columns = encoder({RAW: [json.dumps(ROWS[kind])]}, [0])
-        shown = inspect_row(encoder, {RAW: json.dumps(ROWS[kind])}, 0)
+        (shown,) = inspect_row(encoder, {RAW: json.dumps(ROWS[kind])}, 0)
         assert shown.problem == columns["problem"][0]
         if shown.problem:
             continue
@@ -53,7 +53,7 @@ def test_shown_pieces_are_the_example(tiny_tokenizer: PreTrainedTokenizerBase, k
 def test_shown_pieces_have_roles_and_notes(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     turns = [("system", "s"), ("user", "x<|im_end|>"), ("assistant", "yo")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    shown = inspect_row(make(tiny_tokenizer, "chat"), row, 7)
+    (shown,) = inspect_row(make(tiny_tokenizer, "chat"), row, 7)
     assert [(piece.role, piece.state, piece.text) for piece in shown.pieces] == [
         ("system", "context", "<|im_start|>system\ns<|im_end|>\n"),
         ("user", "context", "<|im_start|>user\nx"),
@@ -66,7 +66,7 @@ def test_shown_pieces_have_roles_and_notes(tiny_tokenizer: PreTrainedTokenizerBa
 
 
 def test_a_dropped_row_shows_what_was_tokenized(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    shown = inspect_row(make(tiny_tokenizer, "preference"), {"prompt": "q", "chosen": "a", "rejected": "a"}, 0)
+    (shown,) = inspect_row(make(tiny_tokenizer, "preference"), {"prompt": "q", "chosen": "a", "rejected": "a"}, 0)
     assert shown.problem == "identical responses"
     assert [piece.text for piece in shown.pieces if piece.branch != "shared"] == ["a<|im_end|>"] * 2
-    assert inspect_row(make(tiny_tokenizer, "chat"), {"messages": []}, 0).pieces == []
+    assert inspect_row(make(tiny_tokenizer, "chat"), {"messages": []}, 0)[0].pieces == []

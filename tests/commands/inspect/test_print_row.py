@@ -120,7 +120,7 @@ def test_special_tokens_are_known_by_their_ids(make: Callable[..., SplitView]) -
     """A message that spells the end marker: the spelled one is text, the template's own is special."""
     view = make([["What does <|im_end|> mean?", "It ends a turn."]])
     tokenizer = view.encoder.template.tokenizer
-    shown = inspect_row(view.encoder, view.row(0), 0)
+    (shown,) = inspect_row(view.encoder, view.row(0), 0)
     for piece in shown.pieces:
         spelled = [piece.text[start:end] for start, end in special_spans(piece, tokenizer)]
         assert spelled == tokenizer.convert_ids_to_tokens([token for token in piece.ids if token in (0, 1, 2)])

@@ -45,7 +45,7 @@ def test_views_have_the_examples_and_rows_of_training(tmp_path: Path) -> None:
     data.setup("fit")
     (train,), (val,) = found["train"], found["val"]
     assert train.examples["input_ids"][:] == data.examples["train"].rows["input_ids"][:]
-    shown = inspect_row(val.encoder, val.row(1), 1)
+    (shown,) = inspect_row(val.encoder, val.row(1), 1)
     assert "f" in "".join(piece.text for piece in shown.pieces if piece.state == "loss")
 
 
@@ -92,4 +92,4 @@ def test_a_stream_can_be_looked_at(tmp_path: Path) -> None:
     data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdef")), streaming=True)
     (view,) = views(data)["train"]
     assert view.num_rows == 4
-    assert "loss" in {piece.state for piece in inspect_row(view.encoder, view.row(0), 0).pieces}
+    assert "loss" in {piece.state for piece in inspect_row(view.encoder, view.row(0), 0)[0].pieces}

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from smollit.data.batching.position import Position
 from smollit.data.batching.streaming import Stream, StreamingExamples, shares_of
+from smollit.data.sources.mixture import load_source
 from smollit.data.sources.readers import RAW
-from smollit.data.sources.source import Source, load_source
+from smollit.data.sources.source import Source
 
 Columns = dict[str, list[Any]]
 

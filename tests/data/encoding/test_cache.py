@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data.encoding.cache import EncodedPart, cache_key, find_part, publish
 from smollit.data.encoding.encoder import EncodeOptions
-from smollit.data.sources.mixture import Part
-from smollit.data.sources.source import Source, load_source
+from smollit.data.sources.mixture import Part, load_source
+from smollit.data.sources.source import Source
 from smollit.data.template.template import load_template
 
 Row = dict[str, Any]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from smollit.data.formats.converters import to_record
+from smollit.data.formats.converters import to_records
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.format import Format
@@ -30,6 +30,14 @@ def columns_of(rows: list[Row]) -> list[str]:
 def known(rows: list[Row], kind: Kind = "chat", **options: Any) -> Format:
     """The format that these rows are detected to have."""
     return detect_format(columns_of(rows), rows, kind=kind, **options)
+
+
+def to_record(row: Row, format: Format) -> Conversation | Preference | Text:
+    """The only record of a row; raised if it is a bad one."""
+    (found,) = to_records(row, format)
+    if isinstance(found, BadRow):
+        raise found
+    return found
 
 
 def record(row: Row, kind: Kind | None = None, **options: Any) -> Conversation | Preference | Text:

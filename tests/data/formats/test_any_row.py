@@ -6,11 +6,13 @@ from typing import Any, get_args
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smollit.data.formats.converters import to_record
+from smollit.data.formats.converters import to_records
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
-from smollit.data.formats.format import LAYOUTS, Format
+from smollit.data.formats.format import GROUPED, LAYOUTS, Format
+from smollit.data.formats.groups import Groups
 from smollit.data.formats.messages import Roles
+from smollit.data.formats.ranking import Ranking
 from smollit.data.formats.types import Conversation, Kind, Preference, Text
 from smollit.data.sources.mixture import FormatName
 
@@ -23,6 +25,7 @@ VALUES = st.recursive(
 )
 TURNS = st.lists(st.fixed_dictionaries({}, optional={"role": WORDS, "content": VALUES, "from": WORDS, "value": VALUES}))
 ANY = VALUES | TURNS | TURNS.map(lambda turns: json.dumps(turns, default=str))
+RANKING = Ranking("highest [1, 2]")
 ALL_PARTS = sorted({part for kind in LAYOUTS.values() for layout in kind.values() for part in sum(layout, ())})
 
 
@@ -35,8 +38,8 @@ def test_nothing_but_a_bad_row_can_come_of_any_row(row: Row) -> None:
     for kind, layouts in LAYOUTS.items():
         for name in layouts:
             parts = {part: part for part in ALL_PARTS}
-            for roles in (Roles(), Roles(("a",), sharegpt=True)):
-                _only_bad_rows(row, Format(name, kind, parts, roles=roles))
+            for roles in (Roles(), Roles(("a",), sharegpt=True, odd_turns="merge")):
+                _only_bad_rows(row, Format(name, kind, parts, roles=roles, ranking=RANKING, media=("images",)))
         format = _detected(row, kind)
         if format is not None:
             assert format.describe()
@@ -51,19 +54,13 @@ def _detected(row: Row, kind: Kind) -> Format | None:
 
 
 def _only_bad_rows(row: Row, format: Format) -> None:
-    record = _record(row, format)
-    if isinstance(record, BadRow):
-        assert record.reason and record.detail.encode() and len(record.detail) < 1000
-        return
-    texts = [record.text] if isinstance(record, Text) else [turn["content"] for turn in _turns(record)]
-    assert texts and all(isinstance(text, str) for text in texts)
-
-
-def _record(row: Row, format: Format) -> Conversation | Preference | Text | BadRow:
-    try:
-        return to_record(row, format)
-    except BadRow as bad:
-        return bad
+    groups = [*Groups(format)([row, row])] if format.name in GROUPED else [row]
+    for record in (record for group in groups for record in to_records(group, format)):
+        if isinstance(record, BadRow):
+            assert record.reason and record.detail.encode() and len(record.detail) < 1000
+            continue
+        texts = [record.text] if isinstance(record, Text) else [turn["content"] for turn in _turns(record)]
+        assert texts and all(isinstance(text, str) for text in texts)
 
 
 def _turns(record: Conversation | Preference) -> list[Row]:

@@ -10,10 +10,10 @@ import pytest
 from datasets import Dataset
 
 from smollit.data import ChatDataModule, PreferenceDataModule
-from smollit.data.formats.converters import decode_row, to_record
+from smollit.data.formats.converters import decode_row
 from smollit.data.formats.types import Kind, Text
 from tests.data.conftest import END, Row, assistant, pair_texts, ready, spans, system, user, whole
-from tests.data.formats.conftest import HI, bad, columns_of, gpt, human, known, pair, turns
+from tests.data.formats.conftest import HI, bad, columns_of, gpt, human, known, pair, to_record, turns
 from tests.data.sources.conftest import write
 
 CHATS: dict[str, tuple[list[Row], list[list[Row]]]] = {
@@ -250,9 +250,9 @@ def test_responses_that_only_look_like_messages_stay_text(text: str) -> None:
 
 
 def test_messages_printed_by_python_are_not_a_response() -> None:
-    """str(list) in a CSV cell would otherwise become the response's text."""
+    """str(list) in a CSV cell would otherwise become the response's text; here only one response repeats the prompt."""
     row = {"prompt": "q", "chosen": str([user("q"), assistant("a")]), "rejected": "b"}
-    assert bad(row).reason == "malformed messages"
+    assert bad(row).reason == "prompts differ"
 
 
 # case: template-10

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
-from smollit.data.formats.converters import to_record
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.messages import Roles
 from smollit.data.formats.types import Kind
 from tests.data.conftest import Row, assistant, user
-from tests.data.formats.conftest import HI, columns_of, gpt, human, known, pair, turns
+from tests.data.formats.conftest import HI, columns_of, gpt, human, known, pair, to_record, turns
 
 LONE = ("messages", "score_chosen")  # one score alone is not used
 
@@ -131,7 +130,7 @@ def test_a_part_can_be_switched_off() -> None:
             "`messages` to the column 'dialogs', which split train of d does not have. Nearest: dialog",
         ),
         ({"messages": "zzz"}, "Nearest: dialog, id"),
-        ({"message": "dialog"}, "the key 'message', which must be one of chat_template_kwargs, chosen, "),
+        ({"message": "dialog"}, "the key 'message', which must be one of audio, audios, chosen, "),
         ({"messages": "dialog", "output": "id"}, "maps messages, output, and none of the formats sharegpt, messages,"),
     ],
 )
@@ -168,15 +167,16 @@ def test_unknown_columns_are_named() -> None:
 
 def test_a_format_says_what_it_needs() -> None:
     assert "but `data.format: alpaca` needs `instruction` and `output`" in refused(["text"], "chat", format="alpaca")
-    assert "`data.format` is text, but preference pairs have the formats dialogue, preference" in refused(
-        ["text"], "preference", format="text"
+    assert (
+        "`data.format` is text, but preference pairs have the formats ranked, dialogue, preference, thread, unpaired"
+        in refused(["text"], "preference", format="text")
     )
 
 
 @pytest.mark.parametrize("response", ["a", [assistant("a")], assistant("a"), json.dumps([assistant("a")])])
 def test_pairs_without_a_prompt_are_refused_at_once(response: Any) -> None:
-    rows = [{"question": "q", "chosen": response, "rejected": response}]
-    assert "such as `data.columns: {prompt: question}`" in refused(columns_of(rows), "preference", rows)
+    rows = [{"asked": "q", "chosen": response, "rejected": response}]
+    assert "such as `data.columns: {prompt: asked}`" in refused(columns_of(rows), "preference", rows)
 
 
 def test_written_messages_are_not_a_response_alone() -> None:

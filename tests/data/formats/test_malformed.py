@@ -269,7 +269,7 @@ CHATS: dict[str, tuple[Row, str, str]] = {
     # what is wrong: row, reason, pattern of the detail
     "not a list": ({"messages": 5}, "malformed messages", "messages must be a list"),
     "a text": ({"messages": "hello"}, "malformed messages", "messages is a text that is not JSON"),
-    "printed by Python": ({"messages": str([user("q")])}, "malformed messages", "is a text that is not JSON"),
+    "by NumPy": ({"messages": f"[{user('q')}\n {user('r')}]"}, "malformed messages", "is a text that is not JSON"),
     "nothing": ({}, "missing value", "`messages` is null or missing"),
     "null": ({"messages": None}, "missing value", "`messages` is null or missing"),
     "empty": ({"messages": []}, "empty conversation", "messages is an empty list"),

@@ -53,7 +53,10 @@ def test_another_source_of_the_function_meets_no_old_examples(tmp_path: Path, mo
     ("function", "said"),
     [
         ("broken", r"`data.convert: threads_four.broken` fails with KeyError \('text'\) on the row .*thread"),
-        ("of_texts", r"`data.convert: threads_four.of_texts` must return a dict of columns, got list"),
+        (
+            "of_texts",
+            r"`data.convert: threads_four.of_texts` must return a dict of columns, .* got list of str",
+        ),
         ("missing", r"`data.convert` must name a function.*'threads_four.missing' is none"),
     ],
 )

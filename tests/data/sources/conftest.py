@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset
 
 from smollit.data.formats.converters import decode_row
-from smollit.data.sources.source import load_source
+from smollit.data.sources.mixture import load_source
 
 Row = dict[str, Any]
 ROWS: list[Row] = [{"prompt": f"p{number}", "chosen": "4", "rejected": "NA"} for number in range(6)]

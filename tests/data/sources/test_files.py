@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from smollit.data.sources.files import find_files, malformed_lines
-from smollit.data.sources.source import load_source
+from smollit.data.sources.mixture import load_source
 from tests.data.sources.conftest import ROWS, pack, rows_of, write
 
 # ---- folders and globs

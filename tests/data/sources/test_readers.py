@@ -11,8 +11,8 @@ import pytest
 from datasets import Dataset
 
 from smollit.data.sources.files import ENDINGS
+from smollit.data.sources.mixture import load_source
 from smollit.data.sources.readers import quiet_datasets
-from smollit.data.sources.source import load_source
 from tests.data.sources.conftest import ROWS, pack, read_error, rows_of, text, write
 
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}

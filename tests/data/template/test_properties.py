@@ -186,7 +186,7 @@ def test_shown_pieces_spell_the_chat_and_hold_its_ids(
     template = templates[name]
     messages = conversation(spoken, system, tools=True)
     row, encoder = encode(template, {"messages": messages}, "chat")
-    shown = inspect_row(encoder, {"messages": messages}, 5)
+    (shown,) = inspect_row(encoder, {"messages": messages}, 5)
     if row["problem"]:
         assert shown.problem == row["problem"]
         return

@@ -12,7 +12,8 @@ from smollit.data.sources.files import Row
 
 @dataclass(frozen=True)
 class Converter:
-    """The function that `data.convert` names, called with each row before its format is read.
+    """The function that `data.convert` names, called with each row before its format is read. It returns a row, or a
+    list of rows: an empty one leaves the row out.
 
     It is found by its name in every process that tokenizes, and its source is part of the cache key.
 
@@ -23,7 +24,7 @@ class Converter:
     name: str
 
     @cached_property
-    def function(self) -> Callable[[Row], Row]:
+    def function(self) -> Callable[[Row], Row | list[Row]]:
         """The function.
 
         Raises:
@@ -37,11 +38,11 @@ class Converter:
             )
         return found
 
-    def __call__(self, row: Row) -> Row:
-        """The row in a known format.
+    def __call__(self, row: Row) -> list[Row]:
+        """The rows in a known format that a row becomes.
 
         Raises:
-            ValueError: If the function fails on the row, or returns something else than a dict.
+            ValueError: If the function fails on the row, or returns something else than a dict or a list of dicts.
         """
         function = self.function
         try:
@@ -50,12 +51,15 @@ class Converter:
             raise ValueError(
                 f"`data.convert: {self.name}` fails with {type(error).__name__} ({error}) on the row {row!r:.200}"
             ) from error
-        if not isinstance(converted, dict):
+        rows = converted if isinstance(converted, list) else [converted]
+        wrong = next((item for item in rows if not isinstance(item, dict)), None)
+        if wrong is not None or None in rows:
+            got = f"list of {type(wrong).__name__}" if isinstance(converted, list) else type(converted).__name__
             raise ValueError(
-                f"`data.convert: {self.name}` must return a dict of columns, got {type(converted).__name__} for the row"
-                f" {row!r:.200}"
+                f"`data.convert: {self.name}` must return a dict of columns, or a list of such dicts, got {got} for the"
+                f" row {row!r:.200}"
             )
-        return converted
+        return rows
 
     @cached_property
     def key(self) -> str:

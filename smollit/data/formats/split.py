@@ -1,0 +1,153 @@
+"""Split: what is known of a split before its format, and which formats fit it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from smollit.data.formats.format import LABELS, LAYOUTS, MEDIA, SCORES, USUAL, Parts, parts_of
+from smollit.data.formats.messages import (
+    ALIASES,
+    ROLES,
+    WRITTEN_MESSAGES,
+    Roles,
+    find_messages,
+    is_dialogue,
+    is_sharegpt,
+)
+from smollit.data.formats.ranking import Ranking
+from smollit.data.formats.types import Kind, Message
+from smollit.data.sources.columns import JOIN, heads, value_at
+from smollit.data.sources.files import Row
+from smollit.data.sources.mixture import FormatName
+
+MESSAGES = ("messages", "prompt", "completion", "chosen", "rejected")  # parts that may be messages
+# Columns of pairs that hold the prompt where there is no `prompt`, and the responses come alone.
+PROMPT_LIKE = (
+    f"instruction{JOIN}input",
+    "instruction",
+    "input",
+    "messages",
+    "conversations",
+    "conversation",
+    "history",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What is known of a split before its format: its columns and first rows, and the user's settings.
+
+    Args:
+        kind: What its rows must become.
+        columns: Names of its columns.
+        rows: Its first rows.
+        mapping: The user's {part: column}.
+        extra_roles: The user's further roles.
+        where: Its name in errors.
+    """
+
+    kind: Kind
+    columns: list[str]
+    rows: list[Row]
+    mapping: Parts
+    extra_roles: tuple[str, ...]
+    where: str
+
+    # ---- columns
+
+    def parts(self, kind: Kind) -> Parts:
+        """The column of each part of any format; a part that is mapped to "" is not used."""
+        parts = {}
+        for part in dict.fromkeys(part for name in LAYOUTS[kind] for part in parts_of(kind, name)):
+            usual = next((name for name in USUAL.get(part, (part,)) if name in self.columns), "")
+            parts[part] = self.mapping.get(part, usual)
+        if kind == "preference":
+            parts["prompt"] = parts["prompt"] or self._prompt_of_pairs(parts)
+            parts["completion"] = parts["completion"] or next(filter(self.columns.__contains__, USUAL["output"]), "")
+            parts["chosen_if"] = parts["chosen_if"] or self._chosen_if_label()
+        return {part: column for part, column in parts.items() if column}
+
+    def _prompt_of_pairs(self, parts: Parts) -> str:
+        """The columns of the prompt of responses that come alone, where no column has the usual name."""
+        responses = self.values(parts["chosen"]) if parts["chosen"] else []
+        if "prompt" in self.mapping or not all(map(is_response_alone, responses)):
+            return ""
+        known = (name for name in PROMPT_LIKE if all(column in self.columns for column in heads(name)))
+        return next(known, "") if responses or not parts["chosen"] else ""
+
+    def _chosen_if_label(self) -> str:
+        """What makes a response a good one in data with a label of true and false."""
+        label = self.mapping.get("label") or next(filter(self.is_label, LABELS), "")
+        return f"highest {label}" if label and self.mapping.get("label") != "" else ""
+
+    def is_label(self, column: str) -> bool:
+        """Whether a column holds true and false, or 1 and 0."""
+        values = self.values(column)
+        return bool(values) and all(isinstance(value, int) and value in (0, 1) for value in values)
+
+    def fitting(self, kind: Kind) -> list[FormatName]:
+        """The formats whose needs are met and that have all parts of the mapping, best first."""
+        parts = self.parts(kind)
+        asked = self.mapping.keys() - {"label", *MEDIA}
+        return [
+            name
+            for name, layout in LAYOUTS[kind].items()
+            if parts.keys() >= set(layout.needs) and asked <= set(parts_of(kind, name))
+        ]
+
+    def used_parts(self, name: FormatName) -> Parts:
+        """The parts of a format that have a column, without a score that has no other score beside it."""
+        found = self.parts(self.kind)
+        parts = {part: found[part] for part in parts_of(self.kind, name) if part in found}
+        lone = [part for part in SCORES if part in parts] if not parts.keys() >= set(SCORES) else []
+        if lone and lone[0] in self.mapping:
+            raise ValueError(f"`data.columns` maps {lone[0]} alone: map both {' and '.join(SCORES)}, or neither")
+        return {part: column for part, column in parts.items() if part not in lone}
+
+    def unused(self, parts: Parts, filtered: set[str]) -> tuple[str, ...]:
+        """The columns that no part, no filter and no setting uses."""
+        used = {name.split(".")[0] for column in parts.values() for name in (column, *heads(column))} | filtered
+        if "chosen_if" in parts:
+            used |= Ranking(parts["chosen_if"]).expression.names
+        return tuple(column for column in self.columns if column not in used | set(parts.values()))
+
+    # ---- first rows
+
+    def looks_like(self, name: FormatName) -> bool:
+        """Whether the first rows agree with a format that fits the columns."""
+        parts = self.parts(self.kind)
+        if name == "sharegpt":
+            return self.is_sharegpt({"messages": parts["messages"]})
+        if name == "dialogue":
+            texts = [text for text in self.values(parts["text" if self.kind == "chat" else "chosen"]) if text != ""]
+            return 2 * sum(map(is_dialogue, texts)) > len(texts)
+        return True
+
+    def is_sharegpt(self, parts: Parts) -> bool:
+        """Whether a message of these parts has ShareGPT's keys or names of roles."""
+        return any(is_sharegpt(message, self.extra_roles) for message in self.messages(parts))
+
+    def renamed_roles(self, parts: Parts, roles: Roles) -> tuple[str, ...]:
+        """Names of roles that are read as others, in the order in which they come."""
+        if not roles.sharegpt:
+            return ()
+        names = [message.get(roles.keys(message)[0]) for message in self.messages(parts)]
+        kept = (*ROLES, *roles.extra)
+        known = [name for name in names if isinstance(name, str) and name not in kept]
+        return tuple(dict.fromkeys(name for name in known if name.strip().lower() in ALIASES))
+
+    def values(self, column: str) -> list[Any]:
+        """The values of a column that are not null."""
+        values = [value_at(row, column) for row in self.rows]
+        return [value for value in values if value is not None]
+
+    def messages(self, parts: Parts) -> list[Message]:
+        """All objects in these parts that may be messages."""
+        columns = [name for part, column in parts.items() if part in MESSAGES for name in heads(column)]
+        return [message for column in columns for value in self.values(column) for message in find_messages(value)]
+
+
+def is_response_alone(value: Any) -> bool:
+    """Whether a response comes without the turns before it."""
+    if isinstance(value, str) and not WRITTEN_MESSAGES.match(value):
+        return not is_dialogue(value)
+    return len(find_messages(value)) == 1

@@ -1,0 +1,47 @@
+"""Values of a row by the path of their column, as `meta.lang` or `answers.0.text`."""
+
+from typing import Any
+
+from smollit.data.sources.files import Row
+
+JOIN, LIST = " + ", ", "  # between the columns of one text, and between those of a list
+
+
+def value_at(row: Row, path: str) -> Any:
+    """The value of a column, or of a key inside it; null where there is none.
+
+    `a.b` is the key b of the column a. Of a list it is the list of all b, and `a.0` its first item. A column whose own
+    name is `a.b` comes first.
+    """
+    if path in row:
+        return row[path]
+    for split in range(path.count("."), 0, -1):
+        names = path.split(".")
+        head = ".".join(names[:split])
+        if head in row:
+            return _inside(row[head], names[split:])
+    return None
+
+
+def _inside(value: Any, names: list[str]) -> Any:
+    for index, name in enumerate(names):
+        if isinstance(value, dict):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdecimal():
+            value = value[int(name)] if int(name) < len(value) else None
+        elif isinstance(value, list):
+            return [_inside(item, names[index:]) for item in value]
+        else:
+            return None
+    return value
+
+
+def heads(path: str) -> list[str]:
+    """The paths in `a + b` or `a, b`."""
+    return [name.strip() for part in path.split(JOIN) for name in part.split(LIST.strip()) if name.strip()]
+
+
+def has_column(columns: list[str], path: str) -> bool:
+    """Whether a path begins with one of the columns."""
+    names = path.split(".")
+    return any(".".join(names[:split]) in columns for split in range(1, len(names) + 1))
