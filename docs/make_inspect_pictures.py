@@ -21,7 +21,7 @@ from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
-from smollit.data.sources.source import load_source
+from smollit.data.sources.mixture import load_source
 from smollit.data.template.template import load_template
 from smollit.data.template.tokenize import load_tokenizer
 

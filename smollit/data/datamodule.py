@@ -55,6 +55,8 @@ class ChatDataModule(TokenizedDataModule):
         "shuffle_buffer",
         "streaming",
         "seed",
+        "dedup",
+        "drop_val_rows",
     )
 
     def __init__(

@@ -7,45 +7,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
 from smollit.data.batching.dataset import Examples
 from smollit.data.checks import check_at_least
-from smollit.data.encoding.cache import EncodedPart, find_part
 from smollit.data.encoding.encoder import ControlTextChoice, EncodeOptions
+from smollit.data.encoding.part import EncodedPart, find_part
 from smollit.data.encoding.report import Report, write_reports
+from smollit.data.encoding.select import LoadedPart, drop_held_out, drop_repeats
 from smollit.data.encoding.truncate import Truncate
 from smollit.data.formats.types import Kind
-from smollit.data.sources.mixture import FormatName, Part, Splits, label
+from smollit.data.loaded import examples_of, named_reports, warn_of_shared_rows
+from smollit.data.rows import SOURCE_SETTINGS, RowsDataModule
+from smollit.data.sources.mixture import Part, label
 from smollit.data.template.notes import log_template
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.data.template.tokenize import load_tokenizer
 
 log = logging.getLogger("smollit.data")
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-SOURCE_SETTINGS = ("dataset", "train_split", "format", "columns", "extra_roles", "convert")
 TEMPLATE_SETTINGS = ("tokenizer_name", "chat_template", "add_tokens", "default_system", "chat_template_kwargs")
 ENCODE_SETTINGS = tuple(field.name for field in fields(EncodeOptions) if field.name != "kind")
 
 
-class TokenizedDataModule(LightningDataModule):
+class TokenizedDataModule(RowsDataModule):
     """Splits of data sets in any known format, tokenized once into an Arrow cache. ChatDataModule makes batches of it.
 
     Args:
         dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
             .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
-        train_split: Split to train on; a slice such as `train_sft[:5%]` takes a part of it.
-        val_split: Split to validate on, of each part; null disables validation.
-        test_split: Split of `test`; null takes `val_split`.
-        predict_split: Split whose prompts `predict` continues; null takes `val_split`.
-        val_sets: Named sets to validate on instead of `val_split`: each logs its own `val/<name>/loss`, and `val/loss`
-            is over the tokens of all of them.
-        format: Format of the rows: `messages`, `prompt_completion`, `sharegpt`, `alpaca`, `text`, `dialogue` (texts
-            with turns that start with `Human:` and `Assistant:`) or `preference`; `auto` detects it from the columns.
-        columns: Columns that have another name than their part, such as {messages: dialog}.
-        extra_roles: Roles that messages may have besides system, user, assistant and tool.
-        convert: Your function that turns each row into one of a known format, such as `my_module.from_threads`.
         tokenizer_name: Hub id or folder of the tokenizer; null takes the model's.
         chat_template: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
         add_tokens: Add the template's markers to the tokenizer as single tokens where they are not. The model gets
@@ -60,12 +48,9 @@ class TokenizedDataModule(LightningDataModule):
             of roles.
         control_text: How text in a message that spells a control token is handled. `escape` tokenizes it as plain text,
             `drop` drops the row, `error` refuses the run.
-        streaming: Read training rows during the run, for data that do not fit on the disk; needs `trainer.max_steps`.
-            No packing, no grouping.
-        seed: Seed of the order of the training rows, and of the draw of `max_rows`.
         num_proc: Number of processes that tokenize; null takes one.
-        max_dropped_share: Fraction of rows, 0 to 1, that may be dropped before the run is refused.
         cache_dir: Folder of the tokenized data; null takes $SMOLLIT_CACHE, else ~/.cache/smollit.
+        **options: All other options of RowsDataModule.
     """
 
     kind: ClassVar[Kind] = "chat"
@@ -76,15 +61,6 @@ class TokenizedDataModule(LightningDataModule):
         self,
         dataset: str | list[Part],
         *,
-        train_split: str = "train",
-        val_split: str | None = "test",
-        test_split: str | None = None,
-        predict_split: str | None = None,
-        val_sets: dict[str, Part] | None = None,
-        format: FormatName = "auto",
-        columns: dict[str, str] | None = None,
-        extra_roles: list[str] | None = None,
-        convert: str | None = None,
         tokenizer_name: str | None = None,
         chat_template: str = "auto",
         add_tokens: bool = False,
@@ -94,28 +70,12 @@ class TokenizedDataModule(LightningDataModule):
         truncate: Truncate = "right",
         train_on: str | list[str] = "assistant",
         control_text: ControlTextChoice = "escape",
-        streaming: bool = False,
-        seed: int = 0,
         num_proc: int | None = None,
-        max_dropped_share: float = 0.1,
         cache_dir: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(dataset, **options)
         check_at_least(1, max_length=max_length, num_proc=num_proc)
-        if not 0 <= max_dropped_share <= 1:
-            raise ValueError(f"`data.max_dropped_share` must be between 0 and 1, got {max_dropped_share}")
-        self.splits = Splits(
-            dataset=[Part(dataset)] if isinstance(dataset, str) else dataset,
-            train=train_split,
-            val=val_split,
-            test=test_split,
-            predict=predict_split,
-            val_sets=val_sets or {},
-            format=format,
-            columns=columns,
-        )
-        self.extra_roles = extra_roles or []
-        self.convert = convert
         self.tokenizer_name = tokenizer_name
         self.chat_template = chat_template
         self.add_tokens = add_tokens
@@ -128,10 +88,7 @@ class TokenizedDataModule(LightningDataModule):
             train_on=train_on if isinstance(train_on, str) else tuple(train_on),
             control_text=control_text,
         )
-        self.streaming = streaming
-        self.seed = seed
         self.num_proc = num_proc
-        self.max_dropped_share = max_dropped_share
         self.cache_dir = Path(cache_dir or os.environ.get("SMOLLIT_CACHE") or Path.home() / ".cache" / "smollit")
         self.examples: dict[str, Examples] = {}  # by split: train, val or val/<name>, test, predict
         self.reports: dict[str, Report] = {}  # by split; of several parts, one for each
@@ -192,12 +149,12 @@ class TokenizedDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Load the cached examples that the stage needs, and report on them once."""
-        for split in STAGES[stage]:
-            for key, parts in self._cached_parts(split).items():
-                if key not in self.examples:
-                    self._load(key, parts)
+        splits = {key: parts for split in STAGES[stage] for key, parts in self._cached_parts(split).items()}
+        for key, loaded in self.used({key: parts for key, parts in splits.items() if key not in self.examples}).items():
+            self.reports |= named_reports(key, splits[key], loaded)
+            self.examples[key] = examples_of(loaded)
         if stage == "fit":
-            self._compare_train_and_val()
+            warn_of_shared_rows(self.examples)
         # Only of a fit: a later `validate` in the same folder must not replace the report of the run.
         if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
             write_reports(self.reports, Path(self.trainer.default_root_dir))
@@ -210,6 +167,23 @@ class TokenizedDataModule(LightningDataModule):
             ]
             for key, parts in self.splits.parts(split).items()
         }
+
+    def used(self, splits: dict[str, list[EncodedPart]], *, verify: bool = True) -> dict[str, list[LoadedPart]]:
+        """The examples of splits that are used: of `train`, without repeats and those of validation, if so set.
+
+        Args:
+            splits: The parts of each split.
+            verify: Whether to log the reports, and refuse a split that can't be trained on.
+        """
+        loaded = {
+            key: [part.load(self.max_dropped_share) if verify else part.read() for part in parts]
+            for key, parts in splits.items()
+        }
+        if "train" in loaded:
+            held_out = [part for key, parts in loaded.items() if key.startswith("val") for part in parts]
+            loaded["train"] = drop_repeats(loaded["train"], self.dedup)
+            loaded["train"] = drop_held_out(loaded["train"], held_out, self.drop_val_rows)
+        return loaded
 
     def _cached_parts(self, split: str) -> dict[str, list[EncodedPart]]:
         """The parts that the cache holds; of a streamed split, none."""
@@ -225,30 +199,11 @@ class TokenizedDataModule(LightningDataModule):
                 template=self.template,
                 options=self.encode_options,
                 extra_roles=self.extra_roles,
+                odd_turns=self.odd_turns,
+                pairs_of=self.pairs_of,
                 convert=self.convert,
                 cache_dir=self.cache_dir,
                 seed=self.seed,
                 streaming=streaming,
             )
         return self._parts[key]
-
-    def _load(self, key: str, parts: list[EncodedPart]) -> None:
-        """Load the examples of all parts of a split."""
-        loaded = [part.load(self.max_dropped_share) for part in parts]
-        self.reports |= {
-            (key if len(parts) == 1 else f"{key}: {number}. {part.label}"): report
-            for number, (part, (_, report)) in enumerate(zip(parts, loaded, strict=True), 1)
-        }
-        self.examples[key] = Examples(
-            [rows for rows, _ in loaded], [report.rows for _, report in loaded], [part.folder.name for part in parts]
-        )
-
-    @rank_zero_only
-    def _compare_train_and_val(self) -> None:
-        """Warn if validation uses training rows."""
-        train = set(self.examples["train"].keys) if "train" in self.examples else set()
-        if any(train & set(rows.keys) for key, rows in self.examples.items() if key.startswith("val")):
-            log.warning(
-                "validation uses the training rows. To split one data set, set e.g. `data.train_split` to train[:95%]"
-                " and `data.val_split` to train[95%:]; or set `data.val_split` to null"
-            )

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from smollit.data.datamodule import ChatDataModule
+from smollit.data.formats.ranking import PairsOf
 from smollit.data.formats.types import Kind
 from smollit.data.sources.mixture import Part
 
@@ -16,10 +17,13 @@ class PreferenceDataModule(ChatDataModule):
             .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         min_score_gap: Drop and count pairs whose score_chosen - score_rejected is smaller; null keeps all.
         score_ties: `keep` or `drop` pairs with equal scores.
+        pairs_of: Pairs of a prompt with several rated responses: `best-worst` makes one, `all` makes one of any two
+            whose scores differ.
         **options: All other options of ChatDataModule.
     """
 
     kind: ClassVar[Kind] = "preference"
+    token_settings: ClassVar[tuple[str, ...]] = (*ChatDataModule.token_settings, "pairs_of")
 
     def __init__(
         self,
@@ -27,9 +31,15 @@ class PreferenceDataModule(ChatDataModule):
         *,
         min_score_gap: float | None = None,
         score_ties: Literal["keep", "drop"] = "keep",
+        pairs_of: PairsOf = "best-worst",
         **options: Any,
     ) -> None:
         super().__init__(dataset, **options)
+        if self.streaming and pairs_of == "all":
+            raise ValueError(
+                "`data.pairs_of: all` makes batches of unknown size, which `data.streaming` does not allow"
+            )
+        self.pairs_of = pairs_of
         self.encode_options = replace(self.encode_options, min_score_gap=min_score_gap, score_ties=score_ties)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from jsonargparse import ArgumentParser
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -76,15 +77,22 @@ def test_each_token_setting_changes_the_cache_key(
     before |= {
         "add_tokens": {"chat_template": "article"},
         "default_system": {"chat_template": str(tmp_path / "own.jinja")},
+        "subset": {"dataset": str(tmp_path), "subset": "one"},
+        "revision": {"dataset": str(tmp_path / "data"), "train_split": "train"},
+        "pairs_of": {"columns": {"responses": "chosen, rejected", "chosen_if": "highest score_chosen, score_rejected"}},
     }.get(name, {})
+    for subset in ("one", "two"):
+        write([ROW, {"text": subset}], f"{subset}/all.jsonl")
+    datasets.Dataset.from_list([ROW]).to_json(tmp_path / "data" / "train" / "rows.json")
     after: dict[str, Any] = {
         "dataset": write([ROW] * 5, "other.jsonl"), "train_split": "all[:3]", "format": "text",
         "columns": {"messages": "dialog"}, "extra_roles": ["critic"], "tokenizer_name": str(tmp_path / "tokenizer"),
         "chat_template": "article", "add_tokens": True, "default_system": "drop", "max_length": 65,
         "truncate": "left-turns", "train_on": "last", "control_text": "drop", "min_score_gap": 0.0,
-        "score_ties": "drop", "convert": "copy.copy", "chat_template_kwargs": {"mood": 1},
+        "score_ties": "drop", "convert": "copy.copy", "where": "score_chosen > 1", "max_rows": 3, "odd_turns": "merge",
+        "revision": "main", "subset": "two", "pairs_of": "all", "chat_template_kwargs": {"mood": 1},
     }  # fmt: skip
-    kind = PreferenceDataModule if name in ("min_score_gap", "score_ties") else ChatDataModule
+    kind = PreferenceDataModule if name in ("min_score_gap", "score_ties", "pairs_of") else ChatDataModule
 
     def key(kind: type[ChatDataModule] = kind, **options: Any) -> str:
         (part,) = kind(**usual(tmp_path) | options).parts("train")["train"]
@@ -92,7 +100,9 @@ def test_each_token_setting_changes_the_cache_key(
 
     assert key(**before) == key(**before)
     assert key(**before) != key(**before | {name: after[name]})
-    assert key(ChatDataModule, **before) != key(PreferenceDataModule, **before)  # the same rows as chats and as pairs
+    assert name == "pairs_of" or key(ChatDataModule, **before) != key(
+        PreferenceDataModule, **before
+    )  # the same rows as chats and as pairs
 
 
 def usual(tmp_path: Path) -> dict[str, Any]:

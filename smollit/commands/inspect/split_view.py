@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from smollit.data import ChatDataModule
 from smollit.data.batching.dataset import column
-from smollit.data.encoding.cache import EncodedPart
 from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.part import EncodedPart
 from smollit.data.encoding.report import Report
+from smollit.data.encoding.select import LoadedPart
 from smollit.data.sources.files import Row
 
 SPLITS = ("train", "val", "test")
@@ -24,13 +25,14 @@ class SplitView:
 
     Args:
         name: Name of the split.
-        num_rows: Number of rows of the source.
+        num_rows: Number of rows of the source, before a setting leaves some out.
         row: Returns the source's row of a number, counted from 0.
         encoder: The encoder of the examples.
         examples: The good rows, tokenized; the column `row` has their numbers in the source.
         report: Counts of these rows.
         max_dropped_share: Fraction of rows, 0 to 1, that may be dropped before a run is refused.
         others: The run's other splits, which should not share rows with this one.
+        numbers: Gives the numbers of the rows that are used; None if all are.
     """
 
     name: str
@@ -41,6 +43,7 @@ class SplitView:
     report: Report
     max_dropped_share: float = 0.1
     others: list["SplitView"] = field(default_factory=list)
+    numbers: Callable[[], NDArray[np.int64]] | None = None
 
     @property
     def has_chats(self) -> bool:
@@ -55,7 +58,7 @@ class SplitView:
         """Numbers of the rows that were dropped, truncated, or had control text escaped, in order."""
         good = self.column("row")
         changed = good[self.column("truncated").astype(bool) | (self.column("control") > 0)]
-        dropped = np.setdiff1d(np.arange(self.num_rows), good)
+        dropped = np.setdiff1d(self.numbers() if self.numbers else np.arange(self.num_rows), good)
         return np.union1d(dropped, changed).astype(int).tolist()
 
 
@@ -64,7 +67,19 @@ def views(data: ChatDataModule) -> dict[str, list[SplitView]]:
 
     Each knows the parts of the other splits, whose rows it should not share.
     """
-    alone = {name: [_view(part, data) for parts in data.parts(name).values() for part in parts] for name in SPLITS}
+    splits = {name: data.parts(name) for name in SPLITS}
+    for part in (part for split in splits.values() for parts in split.values() for part in parts):
+        part.build(data.num_proc)
+    loaded = data.used({key: parts for name in ("train", "val") for key, parts in splits[name].items()}, verify=False)
+    loaded |= data.used(splits["test"], verify=False)
+    alone = {
+        name: [
+            _view(part, used, data)
+            for key, parts in split.items()
+            for part, used in zip(parts, loaded[key], strict=True)
+        ]
+        for name, split in splits.items()
+    }
     everything = [(name, view) for name, found in alone.items() for view in found]
     return {
         name: [
@@ -75,15 +90,14 @@ def views(data: ChatDataModule) -> dict[str, list[SplitView]]:
     }
 
 
-def _view(part: EncodedPart, data: ChatDataModule) -> SplitView:
-    part.build(data.num_proc)
-    examples, report = part.read()
+def _view(part: EncodedPart, used: LoadedPart, data: ChatDataModule) -> SplitView:
     return SplitView(
         name=part.label,
-        num_rows=report.rows,
-        row=lambda index: part.source.rows[index],
+        num_rows=used.report.source_rows,
+        numbers=part.source.used_numbers,
+        row=part.source.row,
         encoder=part.encoder,
-        examples=examples,
-        report=report,
+        examples=used.examples,
+        report=used.report,
         max_dropped_share=data.max_dropped_share,
     )

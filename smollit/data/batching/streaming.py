@@ -23,7 +23,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from smollit.data.batching.dataset import Example
 from smollit.data.batching.position import Position
+from smollit.data.formats.drop_reason import DropReason
 from smollit.data.sources.files import Row
+from smollit.data.sources.json_text import malformed
 from smollit.data.sources.readers import rows_of
 from smollit.data.sources.source import Source
 
@@ -145,16 +147,20 @@ class StreamingExamples(IterableDataset[list[Example]]):
 
     def _encode(self, rows: list[Numbered]) -> list[Example]:
         """Good examples, in the order of the rows; each part has its own encoder."""
-        examples: dict[int, Example] = {}
+        found: dict[tuple[int, int], list[Example]] = {}  # by part and number: of some rows, several
         for part, stream in enumerate(self.streams):
-            indices = [index for index, row in enumerate(rows) if row.part == part]
-            if indices:
-                columns = stream.encoder(_columns([rows[i].row for i in indices]), [rows[i].number for i in indices])
-                examples |= zip(indices, rows_of(columns), strict=True)
-        return [examples[index] for index, row in enumerate(rows) if self._is_good(examples[index], row)]
+            ours = [row for row in rows if row.part == part]
+            if ours:
+                columns = stream.encoder(_columns([row.row for row in ours]), [row.number for row in ours])
+                for example in rows_of(columns):
+                    found.setdefault((part, example["row"]), []).append(example)
+        examples = ((example, row) for row in rows for example in found.pop((row.part, row.number), []))
+        return [example for example, row in examples if self._is_good(example, row)]
 
     def _is_good(self, example: Example, row: Numbered) -> bool:
         cause, detail = example.pop("problem"), example.pop("detail", "")
+        if cause == DropReason.MALFORMED_JSON:
+            raise malformed(self.streams[row.part].source.files)
         if cause:
             self._count(cause, detail, row)
         return not cause

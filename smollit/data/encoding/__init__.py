@@ -3,6 +3,7 @@
 - `steps.py`: the frozen steps of a row: `RenderedRow`, `TokenizedRow`, `TruncatedRow`, `EncodedRow`, or `DroppedRow`.
 - `encoder.py`: `Encoder` runs the steps on batches of rows; `EncodeOptions`, the settings that change their tokens.
 - `truncate.py`: what is kept of a row that is longer than `max_length`.
-- `cache.py`: `EncodedPart`, one part of a split and its examples in the cache; the cache key.
+- `cache.py`: the Arrow cache, its key, and folders that are damaged; `part.py`: `EncodedPart`, one part of a split.
+- `select.py`: `LoadedPart`, the examples of a part that are used: without repeats, and without validation's rows.
 - `counts.py`: the counts of a split's examples; `report.py`: `Report`, their sentences, and when a split is refused.
 """

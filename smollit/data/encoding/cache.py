@@ -1,4 +1,8 @@
-"""The Arrow cache of examples: each part of a split is encoded once, and found by a key of all that changes tokens."""
+"""The Arrow cache of examples: each part of a split is encoded once, and found by a key of all that changes tokens.
+
+A folder of the cache appears complete or not at all. Its `files.json` has the size of each file: a folder that was
+damaged since, or whose content never reached the disk, is made anew.
+"""
 
 import hashlib
 import json
@@ -8,156 +12,25 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Value, load_from_disk
+from datasets import Features, Value
 from datasets import Sequence as Lists
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 
 from smollit.data.encoding.counts import count_examples
-from smollit.data.encoding.encoder import FORMAT_VERSION, EncodeOptions, Encoder
-from smollit.data.encoding.report import Report, verify_report
+from smollit.data.encoding.encoder import FORMAT_VERSION, Encoder
 from smollit.data.encoding.steps import TOKEN_COLUMNS
-from smollit.data.formats.detect import detect_format
-from smollit.data.formats.format import GROUPED
-from smollit.data.formats.groups import Groups
-from smollit.data.formats.messages import OddTurns
-from smollit.data.formats.ranking import PairsOf
-from smollit.data.sources.converter import Converter
-from smollit.data.sources.mixture import Part, load_part
 from smollit.data.sources.readers import quiet_datasets
 from smollit.data.sources.source import Source
-from smollit.data.template.template import ChatTemplate
 
 log = logging.getLogger("smollit.data")
-NUM_HEAD_ROWS = 20  # rows by which the format is detected
+SIZES = "files.json"
 PARTIAL = re.compile(r"\..+-[0-9a-f]{32}")  # the name of a build that is not finished
 STALE_SECONDS = 3600  # a build writes every few seconds: one that has not written for this long is dead
-
-
-@dataclass(frozen=True)
-class EncodedPart:
-    """One part of a split, and its examples in the cache.
-
-    Args:
-        label: What logs and reports call it.
-        part: The part as the user configured it.
-        source: Its rows.
-        encoder: Rows -> examples.
-        cache_dir: Folder of all encoded data.
-    """
-
-    label: str
-    part: Part
-    source: Source
-    encoder: Encoder
-    cache_dir: Path
-
-    @cached_property
-    def folder(self) -> Path:
-        """Its folder in the cache. A streamed part has none, and never calls this."""
-        return self.cache_dir / cache_key(self.source, self.encoder)
-
-    def build(self, num_proc: int | None) -> None:
-        """Encode it, unless the cache has it.
-
-        Raises:
-            ValueError: If a line of a JSON Lines file is not JSON.
-        """
-        if not self.folder.exists():
-            build(self.source, self.encoder, self.folder, num_proc)
-
-    def read(self) -> tuple[Dataset, Report]:
-        """Its examples and their report, from the cache.
-
-        Raises:
-            ValueError: If the cache does not have it.
-        """
-        if not self.folder.exists():
-            raise ValueError(f"split {self.label} is not tokenized yet: call prepare_data() before setup()")
-        report = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
-        return load_from_disk(str(self.folder / "examples")), Report(**report)
-
-    def load(self, max_dropped_share: float) -> tuple[Dataset, Report]:
-        """Its examples and their report, which is logged.
-
-        Raises:
-            ValueError: If the cache does not have it, or a larger fraction of its rows than allowed can't be used.
-        """
-        examples, report = self.read()
-        _log_report(report, self.label)
-        verify_report(report, self.label, max_dropped_share)
-        return examples, report
-
-
-def find_part(
-    part: Part,
-    *,
-    label: str,
-    template: ChatTemplate,
-    options: EncodeOptions,
-    extra_roles: Sequence[str] = (),
-    odd_turns: OddTurns = "drop",
-    pairs_of: PairsOf = "best-worst",
-    convert: str | None = None,
-    cache_dir: Path,
-    seed: int = 0,
-    streaming: bool = False,
-) -> EncodedPart:
-    """Find a part's rows and detect their format; nothing is tokenized yet.
-
-    Args:
-        part: The part as the user configured it.
-        label: What logs and reports call it.
-        template: Renders and tokenizes.
-        options: What changes tokens besides rows, tokenizer and template.
-        extra_roles: Roles that messages may have besides the known ones.
-        odd_turns: What happens to turns that follow their own kind.
-        pairs_of: Which pairs are made of several responses.
-        convert: Function that turns each row into one of a known format.
-        cache_dir: Folder of all encoded data.
-        seed: Seed of the draw of `max_rows`.
-        streaming: Whether its rows are only streamed.
-
-    Raises:
-        ValueError: If there are no such rows, or no format fits them.
-    """
-    source = load_part(part, seed=seed, cache_dir=cache_dir, streaming=streaming)
-    columns, where = source.columns(), f"split {part.split} of {part.dataset}"
-    filtered = source.where.names if source.where else set()
-    if filtered - set(columns):
-        raise ValueError(
-            f"`data.where` reads the column {sorted(filtered - set(columns))[0]!r}, which {where} does not have. Its"
-            f" columns are {', '.join(columns)}"
-        )
-    head = source.head(NUM_HEAD_ROWS)
-    converter = Converter(convert) if convert else None
-    if converter:
-        head = [converted for row in head for converted in converter(row)]
-        columns = list(dict.fromkeys(name for row in head for name in row))
-    form = detect_format(
-        columns,
-        head,
-        kind=options.kind,
-        format=part.format,
-        mapping=part.columns,
-        extra_roles=extra_roles,
-        odd_turns=odd_turns,
-        pairs_of=pairs_of,
-        filtered=filtered,
-        where=where,
-    )
-    form = replace(form, convert=converter)
-    if form.name in GROUPED:
-        source = replace(source, regroup=Groups(form))
-    _log_line(f"{label}: {form.describe()}")
-    return EncodedPart(label, part, source, Encoder(template, options, form), cache_dir)
 
 
 def cache_key(source: Source, encoder: Encoder) -> str:
@@ -191,9 +64,38 @@ def build(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) 
     temporary.mkdir()
     try:
         _write(source, encoder, temporary, num_proc)
+        seal(temporary)
         publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal(folder: Path) -> None:
+    """Write the content of a finished build to the disk, and the sizes of its files beside them."""
+    sizes = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        sizes[str(file.relative_to(folder))] = file.stat().st_size
+        _sync(file)
+    (folder / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
+    _sync(folder / SIZES)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a folder of the cache, as `report.json is missing`; empty if it is whole."""
+    try:
+        sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{folder / SIZES} can't be read"
+    for name, size in sizes.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size:
+            return f"{file} is {'truncated or changed' if file.is_file() else 'missing'}"
+    return ""
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
 
 
 def publish(temporary: Path, folder: Path) -> None:
@@ -243,7 +145,7 @@ def _write(source: Source, encoder: Encoder, folder: Path, num_proc: int | None)
         new_fingerprint=folder.name.strip(".")[:32],  # datasets takes no more than 64 characters
         desc="tokenizing",
     )
-    report = count_examples(examples)
+    report = replace(count_examples(examples), source_rows=source.num_rows, left_out=source.left_out)
     with quiet_datasets():
         kept = examples.filter(_is_good, input_columns="problem", keep_in_memory=False)
         kept.remove_columns(["problem", "detail"]).save_to_disk(folder / "examples")
@@ -255,10 +157,13 @@ def _write(source: Source, encoder: Encoder, folder: Path, num_proc: int | None)
 def _features(encoder: Encoder) -> Features:
     kind = encoder.options.kind
     ids = {name: Lists(Value("int32")) for name in TOKEN_COLUMNS[kind]}
-    numbers = {name: Value("int64") for name in ("length", "full_length", "loss_tokens", "control", "row", "digest")}
+    numbers = {
+        name: Value("int64")
+        for name in ("length", "full_length", "loss_tokens", "control", "row", "digest", "other_digest")
+    }
     scores = {"score_gap": Value("float32")} if kind == "preference" else {}
     texts = {name: Value("string") for name in ("problem", "detail")}
-    return Features(ids | numbers | scores | texts | {"truncated": Value("bool")})
+    return Features(ids | numbers | scores | texts | {name: Value("bool") for name in ("truncated", "trailing")})
 
 
 def _is_good(problem: str) -> bool:
@@ -270,15 +175,3 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:  # another process finished or removed it meanwhile
         return time.time()
-
-
-@rank_zero_only
-def _log_line(line: str) -> None:
-    log.info("%s", line)
-
-
-@rank_zero_only
-def _log_report(report: Report, label: str) -> None:
-    log.info("%s", report.summary(label))
-    for line in report.warnings(label):
-        log.warning("%s", line)

@@ -16,6 +16,7 @@ NUM_NAMED = 3  # rows that are named per reason
 COUNTED = (
     "truncated",
     "control",
+    "trailing",
     "length",
     "full_length",
     "loss_tokens",
@@ -37,6 +38,7 @@ def count_examples(examples: Dataset) -> Report:
         kept=len(good["good"]),
         truncated=int(good["truncated"].sum()),
         control=int((good["control"] > 0).sum()),
+        trailing=int(good["trailing"].sum()),
         tokens=int(good["length"].sum()),
         loss_tokens=int(good["loss_tokens"].sum()),
         lengths={f"p{percent}": quantile(lengths, percent) for percent in (50, 90, 99)}

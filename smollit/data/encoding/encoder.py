@@ -17,9 +17,10 @@ from smollit.data.encoding.steps import (
     RenderedRow,
     TokenizedRow,
     TruncatedRow,
-    digest,
+    digests,
     encode_chat,
     encode_pair,
+    has_turns_after_loss,
 )
 from smollit.data.encoding.truncate import Truncate, cut_turns, truncate_tokens
 from smollit.data.formats.converters import decode_row, to_records
@@ -32,7 +33,7 @@ from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
 
 ControlTextChoice = Literal["escape", "drop", "error"]
-FORMAT_VERSION = 4  # part of the cache key: raise it when examples change
+FORMAT_VERSION = 5  # part of the cache key: raise it when examples change
 ROWS_AT_ONCE = 100  # rows that are tokenized together
 BATCHES_AHEAD = 2  # batches of rows that are rendered before the encoder waits for the tokens of the first
 
@@ -129,7 +130,7 @@ class Encoder:
                 verify_scores(record.score_gap, self.options)
             row = self._segment(record, has_control=num_control > 0)
             "".join(segment.text for segment in row.segments).encode()  # the tokenizer refuses a lone surrogate
-            return RenderedRow(record, row, num_control, digest(record, row))
+            return RenderedRow(record, row, num_control, digests(record, row))
         except BadRow as bad:
             return DroppedRow(bad)
         except UnicodeEncodeError as error:
@@ -170,7 +171,8 @@ class Encoder:
         """Columns of one example; `row` is the number of its row in the split, counted from 0."""
         columns: dict[str, Any] = {name: [] for name in TOKEN_COLUMNS[self.options.kind]}
         columns |= {"length": 0, "full_length": 0, "loss_tokens": 0, "truncated": False}
-        columns |= {"control": 0, "row": index, "problem": "", "detail": "", "digest": 0}
+        columns |= {"control": 0, "row": index, "problem": "", "detail": "", "trailing": False}
+        columns |= {"digest": 0, "other_digest": 0}
         if self.options.kind == "preference":
             columns["score_gap"] = math.nan
         if isinstance(row, DroppedRow):
@@ -179,7 +181,8 @@ class Encoder:
         if isinstance(rendered.record, Preference) and rendered.record.score_gap is not None:
             columns["score_gap"] = rendered.record.score_gap
         columns |= {"full_length": tokenized.full_length, "truncated": row.truncated.is_truncated}
-        return columns | {"control": rendered.num_control, "digest": rendered.digest} | row.columns
+        columns |= {"control": rendered.num_control, "digest": rendered.digests[0], "other_digest": rendered.digests[1]}
+        return columns | {"trailing": has_turns_after_loss(rendered.record)} | row.columns
 
     def _count_control(self, record: Record) -> int:
         """Number of control texts in the messages.

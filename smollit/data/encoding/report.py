@@ -22,7 +22,7 @@ class Report:
     """Counts of the rows of one split: of kept rows, unless stated otherwise.
 
     Args:
-        rows: Rows of the split.
+        rows: Examples that were tried: one per row, or several of rows that become several.
         kept: Rows that became examples.
         truncated: Rows that lost turns or tokens to `max_length`.
         control: Rows with text that spells a control token.
@@ -38,6 +38,9 @@ class Report:
         scored: Pairs with scores.
         ties: Pairs with equal scores.
         reversed_scores: Pairs whose rejected response has the higher score.
+        trailing: Rows that end with turns after their last response, which are not used.
+        source_rows: Rows of the split, before a setting leaves some out.
+        left_out: Number of rows that each setting leaves out.
         dropped: Number of dropped rows per reason.
         examples: Per reason, up to three "row N: what was wrong".
     """
@@ -57,6 +60,9 @@ class Report:
     scored: int = 0
     ties: int = 0
     reversed_scores: int = 0
+    trailing: int = 0
+    source_rows: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
@@ -71,8 +77,9 @@ class Report:
     def summary(self, split: str) -> str:
         """Rows, tokens and lengths in two lines; a third for pairs."""
         quantiles = ", ".join(f"{name} {value:,}" for name, value in self.lengths.items())
+        out = "".join(f", {count:,} left out by {setting}" for setting, count in self.left_out.items())
         lines = [
-            f"{split}: {self.kept:,} of {self.rows:,} rows, loss tokens {self.loss_tokens:,} / {self.tokens:,}"
+            f"{split}: {self.kept:,} of {self.rows:,} rows{out}, loss tokens {self.loss_tokens:,} / {self.tokens:,}"
             f" ({self.loss_tokens / max(self.tokens, 1):.1%})",
             f"lengths {quantiles}, {self.truncated:,}/{self.kept:,} truncated; 95% fit in {self.keep95:,}",
         ]
@@ -88,7 +95,8 @@ class Report:
     def notes(self) -> list[str]:
         """Changed and dropped rows: control text, and one line per drop reason."""
         control = f"{fraction(self.control, self.kept, 'rows')} spell control tokens in their text, which was escaped"
-        return [*([control] if self.control else []), *self.drops()]
+        trailing = f"{fraction(self.trailing, self.kept, 'rows')} end with turns after their last response: not used"
+        return [*([control] if self.control else []), *([trailing] if self.trailing else []), *self.drops()]
 
     def drops(self) -> list[str]:
         """One line per drop reason, most frequent first."""
@@ -105,7 +113,7 @@ class Report:
             (self._too_long(), self.rows, MAX_TRUNCATED, "rows", self._length_advice()),
             (identical, self.rows, MAX_IDENTICAL, "pairs", IDENTICAL_ADVICE),
             (self.ties, self.scored, MAX_TIES, "scored pairs", TIES_ADVICE),
-            (self.reversed_scores, self.scored, MAX_REVERSED, "scored pairs", REVERSED_ADVICE),
+            (self.reversed_scores, self.scored, MAX_REVERSED, "scored pairs", self._reversed_advice()),
             (self.duplicates, self.kept, MAX_DUPLICATES, "rows", self._duplicates_advice()),
         ]
         found = [
@@ -114,6 +122,10 @@ class Report:
             if count > limit * total
         ]
         return found + self._length_bias()
+
+    def _reversed_advice(self) -> str:
+        is_most = 2 * self.reversed_scores > self.scored
+        return REVERSED_ADVICE + (". As these are most pairs, look whether the columns are swapped" if is_most else "")
 
     def _too_long(self) -> int:
         reasons = (DropReason.TOO_LONG, DropReason.PROMPT_TOO_LONG)
@@ -151,9 +163,8 @@ TIES_ADVICE = (
     " `data.min_score_gap` requires a clear difference"
 )
 REVERSED_ADVICE = (
-    "have a rejected response with the higher score. The scores may be noisy, or rate something else than the"
-    " preference: `data.min_score_gap: 0` drops these pairs. If most pairs are reversed, the columns may be swapped:"
-    " `data.columns` names them"
+    "have a rejected response with the higher score: the scores are noisy, or rate something else than the preference."
+    " `data.min_score_gap: 0` drops these pairs"
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.types import Conversation, Kind, Message, Record
+from smollit.data.formats.types import Conversation, Kind, Message, Preference, Record
 from smollit.data.template.jinja import Span
 from smollit.data.template.tokenize import Branch, SegmentedRow
 
@@ -26,13 +26,13 @@ class RenderedRow:
         record: What the row means.
         row: Its rendered chats and segments.
         num_control: Number of control texts in its messages.
-        digest: Hash of the rendered text; of a pair, of its prompt.
+        digests: Hashes of the whole row and of its prompt; of a pair, of its prompt first.
     """
 
     record: Record
     row: SegmentedRow
     num_control: int
-    digest: int
+    digests: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +126,23 @@ class DroppedRow:
         )
 
 
-def digest(record: Record, row: SegmentedRow) -> int:
-    """A hash of the whole text, of a pair of its prompt: 64 bits, signed as Arrow's int64."""
-    shared = "".join(segment.text for segment in row.segments if segment.branch == "shared")
-    text = row.chats[0].text if isinstance(record, Conversation) else shared
+def digests(record: Record, row: SegmentedRow) -> tuple[int, int]:
+    """Hashes of a chat and of its prompt, which ends where the loss begins; of a pair's prompt and of the pair."""
+    first = next((n for n, segment in enumerate(row.segments) if segment.in_loss), 0)
+    prompt = "".join(segment.text for segment in row.segments[:first])
+    if isinstance(record, Conversation):
+        return _digest(row.chats[0].text), _digest(prompt)
+    whole = "\0".join(f"{segment.branch} {segment.text}" for segment in row.segments)
+    return (_digest(prompt), _digest(whole)) if isinstance(record, Preference) else (_digest(whole), _digest(prompt))
+
+
+def has_turns_after_loss(record: Record) -> bool:
+    """Whether a chat ends with turns that no response follows."""
+    return isinstance(record, Conversation) and record.messages[-1]["role"] in ("system", "user", "tool")
+
+
+def _digest(text: str) -> int:
+    """64 bits, signed as Arrow's int64."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 

@@ -123,7 +123,7 @@ class _Search:
         row, whole = self.tried[self.high], self.whole
         if isinstance(row, DroppedRow):
             return replace(row, reached=whole)
-        rendered = replace(row.rendered, num_control=whole.rendered.num_control, digest=whole.rendered.digest)
+        rendered = replace(row.rendered, num_control=whole.rendered.num_control, digests=whole.rendered.digests)
         kept = {id(message) for message in _messages(row.rendered.record)}
         lost = tuple(message for message in _messages(whole.rendered.record) if id(message) not in kept)
         return replace(row, rendered=rendered, full_length=whole.full_length, cut_turns=lost)

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from smollit.data.formats.format import LABELS, LAYOUTS, MEDIA, Format, Parts, listed, parts_of
-from smollit.data.formats.messages import ROLES, OddTurns, Roles, is_sharegpt
+from smollit.data.formats.messages import ROLES, OddTurns, Roles
 from smollit.data.formats.ranking import PairsOf, Ranking
-from smollit.data.formats.split import Split, is_response_alone
+from smollit.data.formats.split import Split, is_response_alone, is_sharegpt
 from smollit.data.formats.types import Kind
 from smollit.data.sources.columns import has_column, heads
 from smollit.data.sources.files import Row
@@ -155,6 +155,11 @@ def _why_not(split: Split, format: FormatName) -> str:
         needed = f"`data.format: {format}` needs {parts}"
     mapped = f" with `data.columns` {mapping}" if mapping else ""
     hint = _hint(split) or ". Map parts to columns with `data.columns`"
+    if kind == "preference" and (responses := split.list_of_responses()):
+        hint += (
+            f". If `{responses}` holds several responses, `responses` maps them and `chosen_if` says which is better:"
+            f" `data.columns: {{responses: {responses}.text, chosen_if: highest {responses}.score}}`"
+        )
     return f"{split.where} has the columns {listed(split.columns)}, but {needed}{mapped}{hint}"
 
 

@@ -21,8 +21,8 @@ MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # The columns of a part without a mapping: the first of these that is there, else the one of the part's name.
 USUAL = {
     "messages": ("messages", "conversations", "conversation"),
-    "prompt": ("prompt", "question", "query", "INSTRUCTION"),
-    "completion": ("completion", "response", "answer", "generation", "RESPONSE"),
+    "prompt": ("prompt", "question", "query", "article", "INSTRUCTION"),
+    "completion": ("completion", "response", "answer", "generation", "summary", "RESPONSE"),
     "output": ("output", "response"),
     "input": ("input", "context"),
     "chosen": ("chosen", "chosen_response"),
@@ -57,7 +57,7 @@ LAYOUTS: dict[Kind, dict[FormatName, Layout]] = {
         "dialogue": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES, *VARIABLES)),
         "preference": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES, *VARIABLES)),
         "thread": Layout(("role", "text", "id", "parent", "chosen_if")),
-        "unpaired": Layout(("prompt", "completion", "chosen_if"), ("system",)),
+        "unpaired": Layout(("chosen_if",), ("prompt", "completion", "messages", "system")),
     },
 }
 GROUPED = ("thread", "unpaired")  # formats whose rows are grouped before they are read
@@ -144,6 +144,10 @@ class Format:
             case "thread":
                 return f"Messages of threads: {columns['text']} of {columns['role']}, below {columns['parent']}"
             case "unpaired":
+                if "messages" in columns:
+                    return (
+                        f"Rated responses: the last turns of {columns['messages']} of rows with the same turns before"
+                    )
                 return f"Rated responses: {columns['completion']} of rows with the same {columns['prompt']}"
             case "ranked":
                 prompt = columns.get("prompt", "their common turns")

@@ -209,35 +209,6 @@ def parse_train(message: Message, where: str) -> dict[str, bool]:
     return {"train": wanted.pop()} if "train" in said or wanted == {False} else {}
 
 
-def find_messages(value: Any) -> list[Message]:
-    """The objects in a value of the first rows, whose format is not known yet, that may be messages; without nulls."""
-    if isinstance(value, str) and WRITTEN_MESSAGES.match(value):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = printed_by_python(value)
-    found = value if isinstance(value, list) else [value]
-    return [
-        {key: item for key, item in message.items() if item is not None}
-        for message in found
-        if isinstance(message, dict)
-    ]
-
-
-def is_sharegpt(message: Message, extra: tuple[str, ...]) -> bool:
-    """Whether a message without nulls has ShareGPT's keys, or one of its names of roles."""
-    role = message.get("role")
-    if role is None:
-        return isinstance(message.get("from"), str)
-    known = isinstance(role, str) and role not in ROLES and role not in extra
-    return known and role.strip().lower() in ALIASES
-
-
-def is_dialogue(text: object) -> bool:
-    """Whether a value is a text that begins with a turn and contains the assistant's name."""
-    return isinstance(text, str) and bool(DIALOGUE.match(text)) and "Assistant" in DIALOGUE_TURN.findall(text)
-
-
 # ---- helpers
 
 

@@ -1,17 +1,18 @@
 """Split: what is known of a split before its format, and which formats fit it."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from smollit.data.formats.format import LABELS, LAYOUTS, MEDIA, SCORES, USUAL, Parts, parts_of
 from smollit.data.formats.messages import (
     ALIASES,
+    DIALOGUE,
+    DIALOGUE_TURN,
     ROLES,
     WRITTEN_MESSAGES,
     Roles,
-    find_messages,
-    is_dialogue,
-    is_sharegpt,
+    printed_by_python,
 )
 from smollit.data.formats.ranking import Ranking
 from smollit.data.formats.types import Kind, Message
@@ -61,8 +62,8 @@ class Split:
             usual = next((name for name in USUAL.get(part, (part,)) if name in self.columns), "")
             parts[part] = self.mapping.get(part, usual)
         if kind == "preference":
-            parts["prompt"] = parts["prompt"] or self._prompt_of_pairs(parts)
             parts["completion"] = parts["completion"] or next(filter(self.columns.__contains__, USUAL["output"]), "")
+            parts["prompt"] = parts["prompt"] or self._prompt_of_pairs(parts)
             parts["chosen_if"] = parts["chosen_if"] or self._chosen_if_label()
         return {part: column for part, column in parts.items() if column}
 
@@ -72,12 +73,22 @@ class Split:
         if "prompt" in self.mapping or not all(map(is_response_alone, responses)):
             return ""
         known = (name for name in PROMPT_LIKE if all(column in self.columns for column in heads(name)))
-        return next(known, "") if responses or not parts["chosen"] else ""
+        is_needed = responses or (not parts["chosen"] and parts["completion"])
+        return next(known, "") if is_needed else ""
 
     def _chosen_if_label(self) -> str:
         """What makes a response a good one in data with a label of true and false."""
         label = self.mapping.get("label") or next(filter(self.is_label, LABELS), "")
         return f"highest {label}" if label and self.mapping.get("label") != "" else ""
+
+    def list_of_responses(self) -> str:
+        """The first column of lists of texts or objects, which may be responses; empty if there is none."""
+        for column in self.columns:
+            value = next(iter(self.values(column)), None)
+            is_messages = any("role" in message or "from" in message for message in find_messages(value))
+            if isinstance(value, list) and len(value) > 1 and not is_messages:
+                return column
+        return ""
 
     def is_label(self, column: str) -> bool:
         """Whether a column holds true and false, or 1 and 0."""
@@ -92,6 +103,7 @@ class Split:
             name
             for name, layout in LAYOUTS[kind].items()
             if parts.keys() >= set(layout.needs) and asked <= set(parts_of(kind, name))
+            if name != "unpaired" or "messages" in parts or parts.keys() >= {"prompt", "completion"}
         ]
 
     def used_parts(self, name: FormatName) -> Parts:
@@ -151,3 +163,32 @@ def is_response_alone(value: Any) -> bool:
     if isinstance(value, str) and not WRITTEN_MESSAGES.match(value):
         return not is_dialogue(value)
     return len(find_messages(value)) == 1
+
+
+def find_messages(value: Any) -> list[Message]:
+    """The objects in a value of the first rows, whose format is not known yet, that may be messages; without nulls."""
+    if isinstance(value, str) and WRITTEN_MESSAGES.match(value):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = printed_by_python(value)
+    found = value if isinstance(value, list) else [value]
+    return [
+        {key: item for key, item in message.items() if item is not None}
+        for message in found
+        if isinstance(message, dict)
+    ]
+
+
+def is_sharegpt(message: Message, extra: tuple[str, ...]) -> bool:
+    """Whether a message without nulls has ShareGPT's keys, or one of its names of roles."""
+    role = message.get("role")
+    if role is None:
+        return isinstance(message.get("from"), str)
+    known = isinstance(role, str) and role not in ROLES and role not in extra
+    return known and role.strip().lower() in ALIASES
+
+
+def is_dialogue(text: object) -> bool:
+    """Whether a value is a text that begins with a turn and contains the assistant's name."""
+    return isinstance(text, str) and bool(DIALOGUE.match(text)) and "Assistant" in DIALOGUE_TURN.findall(text)

@@ -91,10 +91,20 @@ class Source:
         drawn = np.sort(torch.randperm(total, generator=seeded(self.seed))[: self.max_rows].numpy())
         return drawn if numbers is None else numbers[drawn]
 
+    def used_numbers(self) -> NDArray[np.int64]:
+        """The numbers of the rows to use, in the slice."""
+        return np.arange(self.num_rows) if self.numbers is None else self.numbers
+
     @property
-    def num_left_out(self) -> int:
-        """How many rows `where` leaves out."""
-        return 0 if self._where_numbers is None else len(self._all_rows) - len(self._where_numbers)
+    def num_rows(self) -> int:
+        """Rows of the slice, or groups, that numbers count."""
+        return len(self._grouped if self.regroup else self._all_rows)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many rows each setting leaves out."""
+        kept = self._where_numbers
+        return {} if kept is None else {"`data.where`": len(self._all_rows) - len(kept)}
 
     def row(self, number: int) -> Row:
         """The row of a number in the slice.
@@ -113,7 +123,7 @@ class Source:
     def fingerprint(self) -> str:
         """Hash of the rows: of the contents of files or `datasets`' fingerprint, and of what chooses among them."""
         of_all = self._files_fingerprint if self.files else self._all_rows._fingerprint
-        chosen = []
+        chosen = [f"revision {self.revision}"] if self.revision else []
         if self.where:
             chosen.append(f"where {self.where.text}")
         if self.regroup:

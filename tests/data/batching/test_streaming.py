@@ -23,11 +23,11 @@ Columns = dict[str, list[Any]]
 
 
 def encode(rows: Columns, indices: list[int]) -> Columns:
-    """In the place of the real one: text -> its length as the one token; lines that are not JSON are bad."""
+    """In the place of the real one: text -> its length as the one token; other lines are bad."""
     lines = rows[RAW] if RAW in rows else [json.dumps({"n": number}) for number in rows["n"]]
     good = [line.startswith("{") for line in lines]
     numbers = [json.loads(line)["n"] if ok else -1 for line, ok in zip(lines, good, strict=True)]
-    problems = ["" if ok else "malformed JSON" for ok in good]
+    problems = ["" if ok else "empty text" for ok in good]
     return {"n": numbers, "row": indices, "problem": problems, "detail": ["" if ok else "why" for ok in good]}
 
 
@@ -207,9 +207,9 @@ def test_bad_rows_make_batches_smaller_and_are_counted(tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING):
         found = list(examples)
     assert found == [[{"n": 0, "row": 0}], [], [{"n": 4, "row": 4}, {"n": 5, "row": 5}]]
-    assert examples.dropped == {"malformed JSON": 3}
+    assert examples.dropped == {"empty text": 3}
     assert [record.getMessage() for record in caplog.records] == [
-        f"row 1 of {tmp_path / 'a.jsonl'} is dropped: malformed JSON (why). More are counted"
+        f"row 1 of {tmp_path / 'a.jsonl'} is dropped: empty text (why). More are counted"
     ]
 
 

@@ -13,8 +13,9 @@ import datasets
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from smollit.data.encoding.cache import EncodedPart, cache_key, find_part, publish
+from smollit.data.encoding.cache import cache_key, publish
 from smollit.data.encoding.encoder import EncodeOptions
+from smollit.data.encoding.part import EncodedPart, find_part
 from smollit.data.sources.mixture import Part, load_source
 from smollit.data.sources.source import Source
 from smollit.data.template.template import load_template
@@ -59,7 +60,7 @@ def part(find: Callable[..., EncodedPart]) -> EncodedPart:
 
 
 def ids(part: EncodedPart) -> list[list[int]]:
-    return part.read()[0]["input_ids"]
+    return part.read().examples["input_ids"]
 
 
 # ---- the key
@@ -91,11 +92,25 @@ def test_a_part_holds_the_good_rows_and_the_report(find: Any) -> None:
     part.build(None)
     before = part.folder.stat().st_mtime_ns
     part.build(None)
-    examples, report = part.read()
+    examples, report = part.read().examples, part.read().report
     assert examples["row"] == [0, 2]
     assert (report.rows, report.kept, report.dropped) == (3, 2, {"empty conversation": 1})
     assert report.tokens == sum(map(len, examples["input_ids"]))
     assert part.folder.stat().st_mtime_ns == before
+
+
+# case: B12
+@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 100), Path.unlink])
+def test_a_damaged_folder_is_named_and_made_anew(find: Any, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
+    part = find([CHAT] * 3)
+    part.build(None)
+    before = list(part.read().examples["input_ids"])
+    damage(next(part.folder.glob("examples/*.arrow")))
+    with pytest.raises(ValueError, match=r"the cache of split train is damaged \(.*\.arrow is "):
+        part.read()
+    part.build(None)
+    assert "train: the cache is damaged" in caplog.text
+    assert list(part.read().examples["input_ids"]) == before
 
 
 # promise: dropped-rows
@@ -106,7 +121,7 @@ def test_too_many_bad_rows_are_refused_at_each_start(find: Any) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match=r"1 of 4 rows of split train can't be used"):
             part.load(0.1)
-    assert len(part.load(0.25)[0]) == 3
+    assert len(part.load(0.25).examples) == 3
 
 
 # case: data-12

@@ -20,7 +20,8 @@ def chat(length: int, trained: int = 1, full_length: int | None = None, **more: 
     full = length if full_length is None else full_length
     return {
         "input_ids": [7] * length, "spans": [length - trained, length], "length": length, "full_length": full,
-        "loss_tokens": trained, "truncated": full > length, "control": 0, "problem": "", "detail": "", "digest": length,
+        "loss_tokens": trained, "truncated": full > length, "control": 0, "problem": "", "detail": "",
+        "trailing": False, "digest": length,
     } | more  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def pair(prompt: int, chosen: int, rejected: int, gap: float = math.nan, **more:
         "prompt_ids": [5] * prompt, "chosen_ids": [6] * chosen, "rejected_ids": [7] * rejected,
         "length": prompt + chosen + rejected, "full_length": prompt + max(chosen, rejected),
         "loss_tokens": chosen + rejected, "truncated": False, "control": 0, "problem": "", "detail": "",
-        "digest": hash((prompt, chosen, rejected)), "score_gap": gap,
+        "trailing": False, "digest": hash((prompt, chosen, rejected)), "score_gap": gap,
     } | more  # fmt: skip
 
 

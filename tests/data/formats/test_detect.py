@@ -130,7 +130,7 @@ def test_a_part_can_be_switched_off() -> None:
             "`messages` to the column 'dialogs', which split train of d does not have. Nearest: dialog",
         ),
         ({"messages": "zzz"}, "Nearest: dialog, id"),
-        ({"message": "dialog"}, "the key 'message', which must be one of audio, audios, chosen, "),
+        ({"message": "dialog"}, "the key 'message', which must be one of audio, audios, "),
         ({"messages": "dialog", "output": "id"}, "maps messages, output, and none of the formats sharegpt, messages,"),
     ],
 )

@@ -10,7 +10,8 @@ import fsspec
 import pytest
 from datasets import Dataset, DatasetDict
 
-from smollit.data.sources.files import find_files, malformed_lines
+from smollit.data.sources.files import find_files
+from smollit.data.sources.json_text import malformed_lines
 from smollit.data.sources.mixture import load_source
 from tests.data.sources.conftest import ROWS, pack, rows_of, write
 

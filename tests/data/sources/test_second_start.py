@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from smollit.data import ChatDataModule
-from smollit.data.sources.source import HASHES
+from smollit.data.sources.hashes import HASHES
 from tests.data.conftest import chats, ready
 
 

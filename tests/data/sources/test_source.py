@@ -9,8 +9,8 @@ from pathlib import Path
 import datasets
 import pytest
 
+from smollit.data.sources.hashes import HASHES, file_hashes
 from smollit.data.sources.mixture import load_source
-from smollit.data.sources.source import HASHES, file_hashes
 from tests.data.sources.conftest import ROWS, rows_of, write
 
 NUMBERS = [{"n": number} for number in range(40)]

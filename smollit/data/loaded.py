@@ -1,0 +1,51 @@
+"""The loaded parts of a split: as examples, as named reports, and compared with those of validation."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from smollit.data.batching.dataset import Examples
+from smollit.data.encoding.part import EncodedPart
+from smollit.data.encoding.report import Report
+from smollit.data.encoding.select import LoadedPart
+
+log = logging.getLogger("smollit.data")
+
+
+def examples_of(loaded: Sequence[LoadedPart]) -> Examples:
+    """The examples of all parts of a split."""
+    return Examples(
+        [part.examples for part in loaded],
+        [max(part.report.source_rows, part.report.rows) for part in loaded],
+        [part.key for part in loaded],
+    )
+
+
+def named_reports(key: str, parts: Sequence[EncodedPart], loaded: Sequence[LoadedPart]) -> dict[str, Report]:
+    """The report of each part of a split, by the split's name; of several parts, also by its number and label.
+
+    What `data.dedup` and `data.drop_val_rows` leave out is logged.
+    """
+    reports = {}
+    for number, (part, used) in enumerate(zip(parts, loaded, strict=True), 1):
+        reports[key if len(parts) == 1 else f"{key}: {number}. {part.label}"] = used.report
+        if used.key != part.folder.name:
+            _log_line(used.report.summary(part.label))
+    return reports
+
+
+@rank_zero_only
+def warn_of_shared_rows(examples: Mapping[str, Examples]) -> None:
+    """Warn if validation uses training rows."""
+    train = set(examples["train"].keys) if "train" in examples else set()
+    if any(train & set(rows.keys) for key, rows in examples.items() if key.startswith("val")):
+        log.warning(
+            "validation uses the training rows. To split one data set, set e.g. `data.train_split` to train[:95%]"
+            " and `data.val_split` to train[95%:]; or set `data.val_split` to null"
+        )
+
+
+@rank_zero_only
+def _log_line(line: str) -> None:
+    log.info("%s", line)
