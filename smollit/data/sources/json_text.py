@@ -58,7 +58,8 @@ def _values(text: str) -> list[Any]:
     Raises:
         json.JSONDecodeError: If it holds something else.
     """
-    decoder, values, end = json.JSONDecoder(), [], 0
+    decoder, end = json.JSONDecoder(), 0
+    values: list[Any] = []
     while True:
         end += len(text[end:]) - len(text[end:].lstrip())
         if end == len(text):
