@@ -54,5 +54,6 @@ class ExportHuggingFace(Callback):
             template=data.template,
             output=self.folder(trainer),
             dtype=self.dtype,
+            adapter=pl_module.adapter,
             writes=trainer.is_global_zero,
         )

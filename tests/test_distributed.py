@@ -27,6 +27,7 @@ from smollit.data import UltraFeedbackDataModule
 from smollit.data.batching.collate import collate_chats, collate_pairs, unpacked
 from smollit.functional.pairs import Pairs
 from smollit.metrics import preference_metrics, values
+from smollit.models.adapters import LoRA
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
 from smollit.training import reference as precomputed
@@ -100,6 +101,7 @@ def run(
         **options,
     )
     path = str(folder / "checkpoints" / "last.ckpt") if resume else None
+    torch.manual_seed(0)  # an adapter starts at random
     trainer.fit(module, loader(kind, train), loader(kind, val), ckpt_path=path)
 
 
@@ -128,6 +130,10 @@ def work(rank: int, model: str, folder: Path) -> None:
             module = make(kind, model, adam=True)
             run(module, strategy, rank, folder / f"{name}-adam", max_epochs=3, enable_checkpointing=True)
             found[f"{name}-adam"] = summary(module)
+    for strategy in STRATEGIES:
+        module = make("dpo", model, adapter=LoRA(r=4))
+        run(module, strategy, rank, folder / f"lora-{strategy}", enable_checkpointing=True)
+        found[f"lora-{strategy}"] = summary(module)
     module = make("sft", model)
     run(module, "fsdp2", rank, folder / "value", gradient_clip_val=1e-4, gradient_clip_algorithm="value")
     found["value"] = summary(module)
@@ -251,6 +257,9 @@ def single(tiny_model: Path, folder: Path) -> Found:
         module = make(kind, str(tiny_model), adam=True)
         run(module, "auto", None, folder / "one", max_epochs=3)
         found[f"{kind}-adam"] = summary(module)
+    module = make("dpo", str(tiny_model), adapter=LoRA(r=4))
+    run(module, "auto", None, folder / "one")
+    found["lora"] = summary(module)
     module = make("dpo", str(tiny_model), adam=True)
     run(module, "auto", None, folder / "one", max_epochs=4)
     found["resumed"] = summary(module)
@@ -292,6 +301,17 @@ def test_two_processes_make_the_clipped_steps_of_one(
 def test_two_processes_make_the_adamw_steps_of_one(kind: str, strategy: str, ranks: list[Found], single: Found) -> None:
     """AdamW with weight decay, 3 steps, unclipped: to 2e-6."""
     assert_same(ranks[0][f"{kind}-{strategy}-adam"]["weights"], single[f"{kind}-adam"]["weights"], 2e-6)
+
+
+# promise: adapters
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_make_the_steps_of_an_adapter(
+    strategy: str, folder: Path, ranks: list[Found], single: Found
+) -> None:
+    """DPO with LoRA, whose reference is the policy without it: to 1e-6; the checkpoint holds the trained weights."""
+    assert_same(ranks[0][f"lora-{strategy}"]["weights"], single["lora"]["weights"])
+    saved = torch.load(folder / f"lora-{strategy}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert saved and all("lora_" in name for name in saved)
 
 
 def test_clipping_by_value_works_on_shards(ranks: list[Found], single: Found) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from smollit.errors import first_line
+from smollit.models.adapters import trained_weights, tuners
 from smollit.models.shards import EXTRAS, read_shards, verify_shards, verify_zip
 
 POLICY = "policy."  # prefix of the policy's parameters in the LightningModule
@@ -18,11 +19,19 @@ def load_weights(model: nn.Module, path: Path, model_name: str) -> None:
     Raises:
         ValueError: If the checkpoint can't be read, holds no policy, or was made from another model.
     """
+    weights = policy_weights(path)
     try:
-        model.load_state_dict(policy_weights(path))
+        model.load_state_dict(frozen_weights(model) | weights)
     except RuntimeError as error:  # names or shapes that do not match
         first = next(line.strip() for line in str(error).splitlines()[1:] if line.strip())
         raise ValueError(f"{path} was not made from `model.model_name` {model_name}: {first}") from error
+
+
+def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights around an adapter, which checkpoints do not hold; none without one."""
+    state = model.state_dict()
+    trained = trained_weights(model, state) if tuners(model) else state
+    return {name: value for name, value in state.items() if name not in trained}
 
 
 def policy_weights(path: Path) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """The only file that loads a transformers model: with all its weights, or with an error that explains why not."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +96,8 @@ def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtyp
     Raises:
         ValueError: If weights are missing or can't be read.
     """
+    if base := adapter_base(model_name):
+        return merge_adapter(load_pretrained(base, config, dtype), model_name)
     is_folder = Path(model_name).is_dir()
     if is_folder and not any(list(Path(model_name).glob(pattern)) for pattern in WEIGHT_FILES):
         raise _no_weights(model_name)
@@ -113,6 +117,32 @@ def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtyp
         # transformers would initialize them at random.
         raise ValueError(f"the weights of `{model_name}` lack {len(missing)} tensors of its config.json: {missing[:3]}")
     return model
+
+
+def adapter_base(model_name: str) -> str | None:
+    """The model below the adapter in a local folder that peft wrote; None for a whole model."""
+    file = Path(model_name) / "adapter_config.json"
+    if not file.is_file() or (Path(model_name) / "config.json").is_file():
+        return None
+    base: str = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return base
+
+
+def merge_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model with an adapter of peft added to its weights.
+
+    Raises:
+        ValueError: If peft is not installed, or the adapter does not fit.
+    """
+    if find_spec("peft") is None:
+        raise ValueError(f"`{folder}` holds an adapter, which needs the package peft: pip install 'smollit[lora]'")
+    from peft import PeftModel
+
+    try:
+        result: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"the adapter in `{folder}` does not fit its base model: {first_line(error)}") from error
+    return result
 
 
 @torch.no_grad()
@@ -139,6 +169,8 @@ def load_config(model_name: str) -> PretrainedConfig:
     Raises:
         ValueError: If the folder is missing, holds no config.json, or the Hub can't be reached or lacks the id.
     """
+    if base := adapter_base(model_name):
+        return load_config(base)
     path = Path(model_name)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"`model_name` is the folder {path}, but it holds no config.json: give a Hugging Face folder")
@@ -167,8 +199,9 @@ def weights_fingerprint(model_name: str) -> str:
     files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
     if not files:
         raise _no_weights(model_name)
-    digest = hashlib.sha256()
-    for file in [folder / "config.json", *files]:
+    base = adapter_base(model_name)
+    digest = hashlib.sha256((weights_fingerprint(base) if base else "").encode())
+    for file in [folder / ("adapter_config.json" if base else "config.json"), *files]:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

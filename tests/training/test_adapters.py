@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
+from smollit.commands.export.export import export
 from smollit.models.adapters import Adapter, DoRA, LoRA, Peft, RSLoRA, merged, tuners
 from smollit.modules import DPOModule, SFTModule
 from tests.conftest import batch_of, example_pairs
@@ -70,3 +73,28 @@ def test_settings_that_can_not_work_are_refused(tiny_model: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             SFTModule(str(tiny_model), adapter=adapter).configure_model()
+
+
+# promise: adapters
+def test_an_adapter_is_exported_merged_or_alone_and_is_trained_on(fit: Any, tmp_path: Path, tiny_model: Path) -> None:
+    """SFT with LoRA: the merged model, and base and adapter by peft, give the policy's logits. DPO starts from either
+    with the same log-probabilities, and its reference without a second model is that start."""
+    run = fit(tmp_path, model={"adapter": LoRA(r=4), "dropout": 0.0}, **STEPS)
+    template = run.trainer.datamodule.template
+    for form in ("model", "adapter"):
+        export(run.module.policy, str(tiny_model), template=template, output=tmp_path / form, dtype="float32",
+               adapter=run.module.adapter, form=form)  # fmt: skip
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = run.module.policy.eval().model(ids).logits
+        alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "adapter")
+        for model in (AutoModelForCausalLM.from_pretrained(tmp_path / "model"), alone):
+            torch.testing.assert_close(model.eval()(ids).logits, expected, rtol=1e-5, atol=1e-5)
+        for form in ("model", "adapter"):
+            module = DPOModule(str(tmp_path / form), adapter=LoRA(r=2))
+            module.configure_model()
+            torch.testing.assert_close(module.policy.eval().model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+            batch = batch_of(example_pairs())
+            torch.testing.assert_close(module.reference_logps(batch), module.policy(batch).sums)
+    with pytest.raises(ValueError, match="there is no adapter to export"):
+        export(run.module.policy, str(tiny_model), template=template, output=tmp_path / "none", form="adapter")

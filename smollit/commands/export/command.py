@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smollit.commands.command import Command, ConfiguredRun
-from smollit.commands.export.export import ExportDtype, export
+from smollit.commands.export.export import ExportDtype, ExportForm, export
 from smollit.models import CausalLM
+from smollit.models.adapters import add_adapter
 from smollit.models.checkpoint import load_weights
 from smollit.models.vocabulary import fit_vocabulary
 
@@ -19,17 +20,29 @@ class ExportCommand(Command):
             ModelCheckpoint keeps.
         output: Folder to write; null takes `export` in the run folder.
         dtype: dtype of the weights; `auto` takes that of the model that training started from.
+        form: `model` writes a whole model, with `model.adapter` merged into it; `adapter` writes the adapter alone, for
+            peft.
     """
 
     ckpt_path: str | None = None
     output: str | None = None
     dtype: ExportDtype = "auto"
+    form: ExportForm = "model"
 
     def run(self, run: ConfiguredRun) -> None:
         """Load the policy on the CPU from the checkpoint, and export it."""
         checkpoint = run.find_checkpoint(self.ckpt_path or "last")
         policy = CausalLM(run.model.model_name, weights=run.model.weights)
         fit_vocabulary(policy.model, run.datamodule.vocabulary_size, run.datamodule.add_tokens)
+        if run.model.adapter is not None:
+            add_adapter(policy.model, run.model.adapter)
         load_weights(policy, checkpoint, run.model.model_name)
-        output = Path(self.output or run.folder / "export")
-        export(policy, run.model.model_name, template=run.datamodule.template, output=output, dtype=self.dtype)
+        export(
+            policy,
+            run.model.model_name,
+            template=run.datamodule.template,
+            output=Path(self.output or run.folder / "export"),
+            dtype=self.dtype,
+            adapter=run.model.adapter,
+            form=self.form,
+        )

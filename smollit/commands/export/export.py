@@ -21,11 +21,13 @@ from smollit.commands.export.folder import check_output, replace_folder, tempora
 from smollit.commands.export.generation import set_generation, source_generation
 from smollit.commands.export.other_readers import spell_config, spell_tokenizer
 from smollit.data.template.template import ChatTemplate
+from smollit.models.adapters import Adapter
 from smollit.models.pretrained import load_config, no_progress_bar
 from smollit.models.sharding import is_sharded, unwrap
 
 log = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
+ExportForm = Literal["model", "adapter"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREFIX = "model."  # of CausalLM's keys before transformers' own
 
@@ -37,6 +39,8 @@ def export(
     template: ChatTemplate,
     output: Path,
     dtype: ExportDtype = "auto",
+    adapter: Adapter | None = None,
+    form: ExportForm = "model",
     writes: bool = True,
 ) -> None:
     """Write a policy as a Hugging Face folder. With a sharded policy all ranks must call it; one of them writes.
@@ -47,12 +51,16 @@ def export(
         template: Its chat template and tokenizer.
         output: Folder to write; an earlier export there is replaced after the new one is verified.
         dtype: dtype of the weights; `auto` takes that of the checkpoint that training started from.
+        adapter: The policy's adapter, if it has one.
+        form: `model` writes a whole model, with the adapter merged; `adapter` writes the adapter alone.
         writes: Whether this rank writes.
 
     Raises:
-        ValueError: If `output` holds something that is not an export.
+        ValueError: If `output` holds something that is not an export, or there is no adapter to write.
         RuntimeError: If the written folder does not read back the same.
     """
+    if form == "adapter" and adapter is None:
+        raise ValueError("there is no adapter to export, since `model.adapter` is null: leave out `--form adapter`")
     weights = whole_weights(policy)
     if not writes:
         return
@@ -62,8 +70,14 @@ def export(
     source.vocab_size = unwrap(policy).config.vocab_size  # tokens may have been added
     wanted = pick_dtype(dtype, source)
     with temporary_folder(output) as folder, no_progress_bar(True):
-        model = build_model(source, weights, wanted)
-        write_folder(folder, model, template=template, source=source_generation(model_name, source))
+        if form == "adapter" and adapter is not None:
+            from smollit.commands.export.adapter import write_adapter  # needs peft
+
+            write_adapter(folder, source, adapter=adapter, weights=weights, base=model_name)
+            finish_tokenizer(template).save_pretrained(folder)
+        else:
+            model = build_model(source, weights, wanted, adapter)
+            write_folder(folder, model, template=template, source=source_generation(model_name, source))
         write_marker(folder, model_name)
         replace_folder(folder, output)
     log.info("exported %s (%s): read back and verified", output, str(wanted).removeprefix("torch."))
@@ -105,19 +119,28 @@ def pick_dtype(choice: ExportDtype, source: PretrainedConfig) -> torch.dtype:
     return source.dtype if isinstance(source.dtype, torch.dtype) else DTYPES.get(str(source.dtype), torch.float32)
 
 
-def build_model(config: PretrainedConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
+def build_model(
+    config: PretrainedConfig, weights: dict[str, Tensor], dtype: torch.dtype, adapter: Adapter | None = None
+) -> PreTrainedModel:
     """A transformers model with these weights, ready to serve: tied, cached, in eval mode.
 
     Args:
         config: Configuration of the model that training started from: the policy's may have another dropout.
         weights: The weights under transformers' names.
         dtype: dtype of the result.
+        adapter: The adapter in the weights, which is merged in fp32.
     """
     config = type(config).from_dict(config.to_dict())
     config.dtype = dtype
     config.use_cache = True
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.load_state_dict(weights)
+    if adapter is not None:
+        from smollit.commands.export.adapter import merged_model  # needs peft
+
+        model = merged_model(AutoModelForCausalLM.from_config(config, dtype=torch.float32), adapter, weights)
+        model.to(dtype=dtype)  # type: ignore[call-arg]  # as transformers wraps it
+    else:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.load_state_dict(weights)
     model.tie_weights()
     return model.eval()
 

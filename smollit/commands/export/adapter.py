@@ -1,0 +1,57 @@
+"""An adapter in an export: merged into the model's weights, or as a folder of its own that peft loads."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from smollit.models.adapters import Adapter, merged
+
+
+def merged_model(model: PreTrainedModel, adapter: Adapter, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """A model with the trained weights, whose adapter is added to them.
+
+    Args:
+        model: A model without weights of its own, which is used up.
+        adapter: The adapter of the run.
+        weights: Weights of the model with the adapter, under transformers' names.
+    """
+    get_peft_model(model, adapter.peft_config())
+    model.load_state_dict(weights)
+    result = merged(model)
+    assert isinstance(result, PreTrainedModel)
+    return result
+
+
+def write_adapter(
+    folder: Path, config: PretrainedConfig, *, adapter: Adapter, weights: dict[str, Tensor], base: str
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, and read them back on top of the base model.
+
+    Args:
+        folder: An empty folder.
+        config: Configuration of the base model.
+        adapter: The adapter of the run.
+        weights: Weights of the model with the adapter, under transformers' names.
+        base: Hub id or folder of the base model, which the folder names.
+
+    Raises:
+        RuntimeError: If the base model with the adapter that was read gives other logits.
+    """
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    wrapped = get_peft_model(model, adapter.peft_config())
+    model.load_state_dict(weights)
+    wrapped.peft_config["default"].base_model_name_or_path = base
+    wrapped.save_pretrained(str(folder), save_embedding_layers=adapter.vocabulary)
+    reread = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if reread.config.vocab_size < config.vocab_size:
+        reread.resize_token_embeddings(config.vocab_size)
+    reread_wrapped = PeftModel.from_pretrained(reread, folder).eval()
+    ids = torch.arange(1, 17)[None] % config.vocab_size
+    with torch.no_grad():
+        if not torch.allclose(wrapped.eval()(ids).logits, reread_wrapped(ids).logits, rtol=1e-5, atol=1e-5):
+            raise RuntimeError(
+                "the exported adapter, on top of its base model, gives other logits than the trained one"
+            )
