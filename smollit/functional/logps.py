@@ -3,13 +3,15 @@
 Shape suffixes: M loss tokens, C tokens of a chunk, H hidden size, V vocabulary, S sequences whose tokens are summed.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from smollit.functional.chunks import Found, backpropagate, chunks, over_vocabulary, weight_gradient
+from smollit.functional.sums import sequence_index, sum_per_sequence
 
 MAX_WEIGHT_GRADIENTS = 2  # buffers of the head's size that are held at one time: for one chat, or one pair
 
@@ -30,16 +32,23 @@ class SummedOutput(NamedTuple):
 
 
 class _Options(NamedTuple):
-    """Tokens per chunk, dtype of the matrix products, whether `correct` is requested, and the lengths to sum over."""
+    """Tokens per chunk, dtype of the products, whether `correct` is requested, softcap, and the lengths to sum over."""
 
     chunk_size: int
     dtype: torch.dtype
     correct: bool
+    softcap: float | None
     lengths: tuple[int, ...] = ()
 
 
 def token_logps(
-    hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size: int, correct: bool = False
+    hidden_MH: Tensor,
+    weight_VH: Tensor,
+    labels_M: Tensor,
+    *,
+    chunk_size: int,
+    correct: bool = False,
+    softcap: float | None = None,
 ) -> HeadOutput:
     """log softmax(h W^T)[label] of each token, one chunk at a time: memory does not grow with M x V.
 
@@ -52,11 +61,12 @@ def token_logps(
         labels_M: [M] token ids.
         chunk_size: Tokens per chunk, at least 1: bounds peak logits memory.
         correct: Also compute where the label has the largest logit, at the cost of one more pass over the logits.
+        softcap: The logits become softcap * tanh(logits / softcap); None leaves them.
 
     Raises:
         ValueError: If the shapes do not match or `chunk_size` is below 1.
     """
-    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct)
+    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct, softcap=softcap)
     return HeadOutput(*_ChunkedHead.apply(hidden_MH, weight_VH, labels_M, options))
 
 
@@ -68,6 +78,7 @@ def summed_logps(
     lengths: Sequence[int],
     chunk_size: int,
     correct: bool = False,
+    softcap: float | None = None,
 ) -> SummedOutput:
     """Sums of `token_logps` over sequences; for one or two sequences, the logits are computed only once.
 
@@ -77,10 +88,10 @@ def summed_logps(
     needs the factors first, the logits are computed again in the backward pass, as in `token_logps`.
 
     Args:
-        hidden_MH, weight_VH, labels_M, chunk_size, correct: As for `token_logps`, which raises the same errors.
+        hidden_MH, weight_VH, labels_M, chunk_size, correct, softcap: As for `token_logps`, with the same errors.
         lengths: Loss tokens of each of the S sequences, which follow one another; M in all.
     """
-    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct)
+    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct, softcap=softcap)
     if sum(lengths) != len(labels_M):
         raise ValueError(f"`lengths` must sum to the number of labels, {len(labels_M)}, got {sum(lengths)}")
     fits = not weight_VH.requires_grad or len(lengths) <= MAX_WEIGHT_GRADIENTS
@@ -93,23 +104,9 @@ def summed_logps(
     return SummedOutput(sums_S, logps_M.detach(), correct_M)
 
 
-def sum_per_sequence(values_M: Tensor, sequence_M: Tensor, num_sequences: int) -> Tensor:
-    """Sum of the loss tokens' values in each sequence: [M], [M] -> [num_sequences].
-
-    With log p(token | prefix) this is log p(response | prompt), the score of eq. 7 of https://arxiv.org/abs/2305.18290.
-    """
-    if values_M.shape != sequence_M.shape:
-        raise ValueError(f"`sequence` must be {tuple(values_M.shape)} to match `values`, got {tuple(sequence_M.shape)}")
-    return values_M.new_zeros(num_sequences).index_add(0, sequence_M, values_M)
-
-
-def sequence_index(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Index of the sequence of each token, [M]: lengths 2 and 3 give 0 0 1 1 1. No device synchronization."""
-    counts = torch.tensor(lengths, dtype=torch.long).to(device, non_blocking=True)
-    return torch.repeat_interleave(counts, output_size=sum(lengths))
-
-
-def _check(hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size: int, correct: bool) -> _Options:
+def _check(
+    hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size: int, correct: bool, softcap: float | None
+) -> _Options:
     """Verify the shapes; the dtype of the products is that of autocast, or of the weight."""
     expected = (labels_M.numel(), weight_VH.shape[1])
     if hidden_MH.shape != expected:
@@ -118,25 +115,7 @@ def _check(hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
     device = hidden_MH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
-    return _Options(chunk_size, dtype, correct)
-
-
-class _Found:
-    """Log p of the labels, and whether they have the largest logit if that is requested, chunk by chunk."""
-
-    def __init__(self, correct: bool) -> None:
-        self.logps: list[Tensor] = []
-        self.correct: list[Tensor] | None = [] if correct else None
-
-    def add(self, logps_CV: Tensor, label_C: Tensor) -> None:
-        """Look the labels of a chunk up."""
-        self.logps.append(logps_CV.gather(1, label_C[:, None])[:, 0])
-        if self.correct is not None:
-            self.correct.append(self.logps[-1] >= logps_CV.amax(dim=1))
-
-    def joined(self) -> tuple[Tensor, Tensor | None]:
-        """Of all chunks, [M]."""
-        return torch.cat(self.logps), None if self.correct is None else torch.cat(self.correct)
+    return _Options(chunk_size, dtype, correct, softcap)
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -152,11 +131,11 @@ class _ChunkedHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden, weight, labels)
         ctx.options = options
-        found = _Found(options.correct)
+        found = Found(options.correct)
         with torch.autocast(hidden.device.type, enabled=False):
             weight = weight.to(options.dtype)
-            for part, label in _chunks(options.chunk_size, hidden, labels):
-                logps_CV = F.log_softmax((part.to(options.dtype) @ weight.T).float(), dim=1)
+            for part, label in chunks(options.chunk_size, hidden, labels):
+                logps_CV, _ = over_vocabulary(F.log_softmax, part.to(options.dtype), weight, options.softcap)
                 found.add(logps_CV, label)
                 del logps_CV  # before the next chunk's logits are computed
         return found.joined()
@@ -164,16 +143,18 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         hidden, weight, labels = ctx.saved_tensors
-        chunk_size, dtype, *_ = ctx.options
+        chunk_size, dtype, _, softcap, _ = ctx.options
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = _weight_gradient(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = weight_gradient(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
-            for part, label, g, out in _chunks(chunk_size, hidden, labels, grad, grad_hidden):
+            for part, label, g, out in chunks(chunk_size, hidden, labels, grad, grad_hidden):
                 part = part.to(dtype)
-                grad_logits = torch.softmax((part @ cast_weight.T).float(), dim=1)
+                grad_logits, slope_CV = over_vocabulary(torch.softmax, part, cast_weight, softcap)
                 grad_logits.mul_(-g[:, None]).scatter_add_(1, label[:, None], g[:, None])
-                _backpropagate(grad_logits.to(dtype), part, cast_weight, grad_part=out, grad_weight=grad_weight)
+                if slope_CV is not None:
+                    grad_logits.mul_(slope_CV)
+                backpropagate(grad_logits.to(dtype), part, cast_weight, grad_part=out, grad_weight=grad_weight)
                 del grad_logits
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
 
@@ -188,25 +169,28 @@ class _SummedHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, options: _Options
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        chunk_size, dtype, _, lengths = options
+        chunk_size, dtype, _, softcap, lengths = options
         grad_hidden, grad_weights = torch.empty_like(hidden), list[Tensor]()
         has_gradient, trains_weight = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
-        found = _Found(options.correct)
+        found = Found(options.correct)
         sequences = zip(*(tensor.split(lengths) for tensor in (hidden, labels, grad_hidden)), strict=True)
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
             for sequence in sequences:
                 if trains_weight:
-                    grad_weights.append(_weight_gradient(weight))
-                for part, label, out in _chunks(chunk_size, *sequence):
+                    grad_weights.append(weight_gradient(weight))
+                for part, label, out in chunks(chunk_size, *sequence):
                     part = part.to(dtype)
-                    logps_CV = F.log_softmax((part @ cast_weight.T).float(), dim=1)
+                    logps_CV, slope_CV = over_vocabulary(F.log_softmax, part, cast_weight, softcap)
                     found.add(logps_CV, label)
                     if has_gradient:
                         one = torch.ones_like(logps_CV[:, :1])
-                        grad_logits = logps_CV.exp_().neg_().scatter_add_(1, label[:, None], one).to(dtype)
+                        grad_logits = logps_CV.exp_().neg_().scatter_add_(1, label[:, None], one)
+                        if slope_CV is not None:
+                            grad_logits.mul_(slope_CV)
+                        grad_logits = grad_logits.to(dtype)
                         total = grad_weights[-1] if trains_weight else None
-                        _backpropagate(grad_logits, part, cast_weight, grad_part=out, grad_weight=total)
+                        backpropagate(grad_logits, part, cast_weight, grad_part=out, grad_weight=total)
                         del grad_logits
                     del logps_CV
         ctx.lengths, ctx.weight_dtype = lengths, weight.dtype
@@ -229,30 +213,3 @@ class _SummedHead(torch.autograd.Function):
         for other, factor in zip(others, grad[1:], strict=True):
             grad_weight.addcmul_(other, factor)
         return grad_hidden, grad_weight.to(ctx.weight_dtype), None, None
-
-
-def _weight_gradient(weight: Tensor) -> Tensor:
-    """A buffer for the gradient of the weight, at least in fp32, because it is a sum over chunks."""
-    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-
-
-def _chunks(chunk_size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The tensors in as few chunks of at most `chunk_size` tokens as possible, of equal size: small products are slow.
-
-    Zero tokens give one empty chunk: an empty batch keeps its graph, with gradients of zero.
-    """
-    count = max(1, math.ceil(len(tensors[0]) / chunk_size))
-    return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
-
-
-def _backpropagate(
-    grad_logits: Tensor, part: Tensor, weight: Tensor, *, grad_part: Tensor, grad_weight: Tensor | None
-) -> None:
-    """Write dh = dlogits W, and add dlogits^T h to dW, unless the weight is frozen."""
-    grad_part.copy_(grad_logits @ weight)
-    if grad_weight is None:
-        return
-    if grad_weight.dtype == grad_logits.dtype:
-        grad_weight.addmm_(grad_logits.T, part)
-    else:
-        grad_weight += grad_logits.T @ part

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smollit.functional.logps import sum_per_sequence
 from smollit.functional.pairs import Pairs
+from smollit.functional.sums import sum_per_sequence
 
 
 class TokenScores(NamedTuple):

@@ -8,14 +8,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from smollit.batch import PADDING, Batch
 from smollit.functional.attention import AttentionSetting
-from smollit.functional.logps import sequence_index, sum_per_sequence, summed_logps, token_logps
+from smollit.functional.head import Head
+from smollit.functional.logps import summed_logps, token_logps
 from smollit.functional.scores import TokenScores
+from smollit.functional.sums import sequence_index, sum_per_sequence
 from smollit.models.attention import NAMES
 from smollit.models.generation import until_stop
 from smollit.models.inputs import attention_windows, loss_hidden_states
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
-from smollit.models.verify import verified_attention
+from smollit.models.verify import verified_attention, verified_logits
 
 
 class CausalLM(nn.Module):
@@ -46,6 +48,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.chunk_size = chunk_size
         self.model: PreTrainedModel = load_model(model_name, weights=weights, dtype=dtype, dropout=dropout)
+        self.logit_scaling = verified_logits(self.model, model_name)
         self.attention, self.plain_attention = verified_attention(self.model, attention)
         self.windows = attention_windows(self.model)
         self._set_attention(NAMES.get(self.attention, self.plain_attention))
@@ -73,19 +76,25 @@ class CausalLM(nn.Module):
             ValueError: If a document is longer than the model's positions, or the backend can't run the batch.
         """
         hidden_MH = self.hidden_states(batch)
-        weight_VH = self.model.get_output_embeddings().weight
+        head, size = self.head(), self.chunk_size
+        folded, cap = head.folded(hidden_MH), head.scaling.softcap
         labels_M = batch.labels.view(-1)[batch.loss_positions]
         lengths = [batch.num_loss_tokens] if batch.pairs is None else batch.response_lengths
         response_M = sequence_index(lengths, labels_M.device)
         if token_gradients:
-            logps, hits = token_logps(hidden_MH, weight_VH, labels_M, chunk_size=self.chunk_size, correct=correct)
+            logps, hits = token_logps(*folded, labels_M, chunk_size=size, correct=correct, softcap=cap)
             sums = sum_per_sequence(logps, response_M, len(lengths))
         else:
             sums, logps, hits = summed_logps(
-                hidden_MH, weight_VH, labels_M, lengths=lengths, chunk_size=self.chunk_size, correct=correct
+                *folded, labels_M, lengths=lengths, chunk_size=size, correct=correct, softcap=cap
             )
-        means = _mean_logits(hidden_MH, weight_VH) if mean_logits else None
+        means = head.mean_logits(hidden_MH, chunk_size=self.chunk_size) if mean_logits else None
         return TokenScores(sums, logps, response_M, hits, means, batch.pairs, batch.score_gap)
+
+    def head(self) -> Head:
+        """The model's head, with what the model does to its output."""
+        linear = self.model.get_output_embeddings()
+        return Head(linear.weight, linear.bias, self.logit_scaling)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Last hidden states at the loss positions, [M, H], under the attention mask of documents and branches."""
@@ -152,9 +161,3 @@ class CausalLM(nn.Module):
         finally:
             self._set_attention(NAMES.get(self.attention, self.plain_attention))
         return [until_stop(ids[longest:].tolist(), stop_ids) for ids in output]
-
-
-@torch.no_grad()
-def _mean_logits(hidden_MH: Tensor, weight_VH: Tensor) -> Tensor:
-    """mean_v(h . W_v) = h . mean_v(W_v), [M]: the mean logit without the logits."""
-    return hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32)

@@ -19,8 +19,6 @@ from smollit.errors import first_line
 from smollit.paths import check_folder
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-# smollit's head does not apply these settings to the logits, so a model that uses one is refused.
-UNSUPPORTED_HEAD_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 def load_model(
@@ -39,10 +37,9 @@ def load_model(
         dropout: Attention dropout; None keeps the model's.
 
     Raises:
-        ValueError: If it can't be loaded, or smollit's head and masks can't compute its log-probabilities.
+        ValueError: If it can't be loaded.
     """
     config = load_config(model_name)
-    _check_settings(config, model_name)
     if dropout is not None:
         config.attention_dropout = dropout
     if weights == "random":
@@ -51,17 +48,9 @@ def load_model(
         model = load_pretrained(model_name, config, dtype)
     # The model's own penalties, sampling and stop strings would change what `generate` is asked for, or break it.
     model.generation_config = GenerationConfig()
-    check_head(model.eval(), model_name)
     _keep_buffers_in_fp32(model)
     # from_pretrained returns eval mode, and Lightning keeps it: dropout and checkpointing would be off silently.
     return model.train()
-
-
-def _check_settings(config: PretrainedConfig, model_name: str) -> None:
-    settings = config.to_dict()
-    for setting in UNSUPPORTED_HEAD_SETTINGS:
-        if settings.get(setting) not in (None, 1, 1.0):
-            raise ValueError(f"`{model_name}` sets `{setting}`, which smollit's log-probabilities do not support yet")
 
 
 def _keep_buffers_in_fp32(model: nn.Module) -> None:
@@ -143,24 +132,6 @@ def merge_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the adapter in `{folder}` does not fit its base model: {first_line(error)}") from error
     return result
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel, model_name: str) -> None:
-    """Refuse a model whose logits are not hidden @ weight.T: smollit's log-probabilities would not be the model's.
-
-    Raises:
-        ValueError: If the head has a bias, or the model does something to the logits.
-    """
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
-        kind = "a bias" if isinstance(head, nn.Linear) else f"the type {type(head).__name__}"
-        raise ValueError(f"the head of `{model_name}` has {kind}, which smollit's log-probabilities do not support yet")
-    probe = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-    logits = model(input_ids=probe, use_cache=False).logits
-    if not torch.allclose(logits.float(), head(hidden).float(), rtol=1e-3, atol=1e-5):
-        raise ValueError(f"`{model_name}` changes its logits after the head, which smollit does not support yet")
 
 
 def load_config(model_name: str) -> PretrainedConfig:

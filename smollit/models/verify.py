@@ -1,8 +1,9 @@
-"""Choose the attention backend of a model by comparing numbers: joined documents against separate rows.
+"""Ask a model, when it is loaded, what its code does: by comparing numbers, not by lists of names.
 
-A model's code decides whether a backend is right for it: layers that are not attention carry a state from document to
-document, and windows, caps and sinks belong to a layer. So every backend is tried on a few tokens when a model is
-loaded, on its first layers, against transformers' own eager attention over separate rows.
+Logits: known numbers in place of the head's output show what the model does to them. Attention: joined documents are
+compared with separate rows. A model's code decides which backend is right: layers that are not attention carry a
+state from document to document, and windows, caps and sinks belong to a layer. So a backend is tried on a few tokens,
+on the model's first layers, against transformers' own eager attention.
 """
 
 import copy
@@ -17,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from smollit.batch import PADDING, Batch, Document
 from smollit.functional.attention import AttentionBackend, AttentionSetting
+from smollit.functional.head import LogitScaling
 from smollit.models.attention import NAMES
 from smollit.models.inputs import attention_windows, loss_hidden_states
 
@@ -26,6 +28,8 @@ TOLERANCE = 1e-4  # of a hidden state, relative to its norm; rounding is below 1
 WINDOW = 3  # in place of the model's own sliding windows, which are longer than the documents of the comparison
 LIMITS = ("sliding_window", "attention_chunk_size")  # what transformers calls them
 PACKED = [[Document(7), Document(4, (4, 6)), Document(3)], [Document(5)]]
+# Powers of two, so that a scale is found to the last digit; the largest meets every cap.
+KNOWN_OUTPUTS = torch.tensor([2.0**power * sign for sign in (1, -1) for power in (-10, 20, 0, 3, 6)])
 
 PlainAttention = Literal["sdpa", "eager"]
 
@@ -60,6 +64,35 @@ def verified_attention(model: PreTrainedModel, requested: AttentionSetting) -> V
         finally:
             transformers_logging.set_verbosity(before)
     return _verified[key]
+
+
+@torch.no_grad()
+def verified_logits(model: PreTrainedModel, model_name: str) -> LogitScaling:
+    """What the model does to the output of its head.
+
+    Raises:
+        ValueError: If the head is not linear, or the logits are no function of its output that smollit knows.
+    """
+    head, training = model.get_output_embeddings(), model.training
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"the head of `{model_name}` is a {type(head).__name__}: smollit needs a linear one")
+    model.eval()
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    known = KNOWN_OUTPUTS.to(model.device).repeat(head.out_features)[: head.out_features]
+    hook = head.register_forward_hook(lambda module, inputs, output: known[None, None])
+    answer = model(input_ids=token, use_cache=False).logits.float().flatten()
+    hook.remove()
+    scale, largest = float(answer[0] / known[0]), float(answer.abs().max())
+    is_capped = largest < 0.99 * abs(scale) * float(known.abs().max())
+    # The slope of a cap's curve is 1 only to rounding.
+    scaling = LogitScaling(1.0 if abs(scale - 1) < 1e-6 else scale, largest if is_capped else None)
+    output = head(model.base_model(input_ids=token, use_cache=False).last_hidden_state).float()
+    logits = model(input_ids=token, use_cache=False).logits.float()
+    model.train(training)
+    is_right = torch.allclose(scaling.apply(known), answer, rtol=1e-4)
+    if not is_right or not torch.allclose(scaling.apply(output), logits, rtol=1e-2, atol=1e-5):
+        raise ValueError(f"`{model_name}` changes its logits in a way that smollit does not support")
+    return scaling
 
 
 class _Comparison:

@@ -37,5 +37,7 @@ def fit_vocabulary(model: PreTrainedModel, vocabulary_size: int, can_grow: bool)
     model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         assert isinstance(layer, nn.Embedding | nn.Linear)
-        layer.weight[before:] = layer.weight[:before].mean(dim=0, dtype=torch.float32).to(layer.weight.dtype)
+        for tensor in (layer.weight, layer.bias if isinstance(layer, nn.Linear) else None):
+            if tensor is not None:
+                tensor[before:] = tensor[:before].mean(dim=0, dtype=torch.float32).to(tensor.dtype)
     log.info("embeddings grew from %s to %s, for new tokens", f"{before:,}", f"{vocabulary_size:,}")

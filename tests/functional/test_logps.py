@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smollit.functional.logps import sequence_index, sum_per_sequence, summed_logps, token_logps
+from smollit.functional.logps import summed_logps, token_logps
+from smollit.functional.sums import sequence_index, sum_per_sequence
 
 
 def plain_logps(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -3,51 +3,12 @@
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import AutoConfig
 
 from smollit.models import CausalLM
 from smollit.models.pretrained import weights_fingerprint
 from tests.conftest import edited
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
-        ({"logits_scaling": 8.0}, "logits_scaling"),
-        ({"logit_scale": 0.0625}, "logit_scale"),
-    ],
-)
-def test_settings_that_change_what_we_compute_are_refused(
-    tiny_model: Path, tmp_path: Path, settings: dict[str, Any], text: str
-) -> None:
-    """A config that scales or caps logits."""
-    with pytest.raises(ValueError, match=text):
-        CausalLM(str(edited(tiny_model, tmp_path / "model", **settings)))
-
-
-def test_a_head_with_a_bias_is_refused(tmp_path: Path) -> None:
-    """Phi's head has a bias: log p without it would be another model's."""
-    config = AutoConfig.for_model("phi", vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                                  num_attention_heads=2)  # fmt: skip
-    config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has a bias"):
-        CausalLM(str(tmp_path), weights="random")
-
-
-def test_a_model_that_changes_its_logits_under_another_name_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Granite divides its logits by `logits_scaling`; the check on the numbers finds it without the name."""
-    config = AutoConfig.for_model("granite", vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                                  num_attention_heads=2, num_key_value_heads=2, logits_scaling=4.0)  # fmt: skip
-    config.save_pretrained(tmp_path)
-    monkeypatch.setattr("smollit.models.pretrained.UNSUPPORTED_HEAD_SETTINGS", ())
-    with pytest.raises(ValueError, match="changes its logits"):
-        CausalLM(str(tmp_path), weights="random")
 
 
 def test_a_folder_that_lacks_something_is_named(tmp_path: Path, tiny_model: Path) -> None:
