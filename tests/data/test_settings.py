@@ -55,7 +55,7 @@ def test_each_setting_has_a_help_text(module: type, capsys: pytest.CaptureFixtur
     assert missing == []
 
 
-OWN = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}"
+OWN = "{{ mood }}{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}"
 ROW = {
     "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
     "dialog": [{"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}],
@@ -80,6 +80,7 @@ def test_each_token_setting_changes_the_cache_key(
         "subset": {"dataset": str(tmp_path), "subset": "one"},
         "revision": {"dataset": str(tmp_path / "data"), "train_split": "train"},
         "pairs_of": {"columns": {"responses": "chosen, rejected", "chosen_if": "highest score_chosen, score_rejected"}},
+        "chat_template_kwargs": {"chat_template": str(tmp_path / "own.jinja")},
     }.get(name, {})
     for subset in ("one", "two"):
         write([ROW, {"text": subset}], f"{subset}/all.jsonl")

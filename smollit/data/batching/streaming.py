@@ -97,6 +97,7 @@ class StreamingExamples(IterableDataset[list[Example]]):
         self.shuffle_buffer = shuffle_buffer
         self.position = position or Position()
         self.dropped: Counter[str] = Counter()
+        self.unprinted: set[str] = set()
 
     @property
     def epochs_differ(self) -> bool:
@@ -161,9 +162,17 @@ class StreamingExamples(IterableDataset[list[Example]]):
         cause, detail = example.pop("problem"), example.pop("detail", "")
         if cause == DropReason.MALFORMED_JSON:
             raise malformed(self.streams[row.part].source.files)
+        for name in example.pop("unprinted", []):
+            self._warn_of_unprinted(name, row)
         if cause:
             self._count(cause, detail, row)
         return not cause
+
+    def _warn_of_unprinted(self, name: str, row: Numbered) -> None:
+        if name not in self.unprinted:
+            self.unprinted.add(name)
+            where = f"row {row.number} of {self.streams[row.part].source.dataset}"
+            log.warning("%s has %s, which the chat template does not print: the model never sees it", where, name)
 
     def _count(self, cause: str, detail: str, row: Numbered) -> None:
         self.dropped[cause] += 1

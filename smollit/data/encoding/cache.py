@@ -148,7 +148,7 @@ def _write(source: Source, encoder: Encoder, folder: Path, num_proc: int | None)
     report = replace(count_examples(examples), source_rows=source.num_rows, left_out=source.left_out)
     with quiet_datasets():
         kept = examples.filter(_is_good, input_columns="problem", keep_in_memory=False)
-        kept.remove_columns(["problem", "detail"]).save_to_disk(folder / "examples")
+        kept.remove_columns(["problem", "detail", "unprinted"]).save_to_disk(folder / "examples")
     (folder / "report.json").write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
     for leftover in folder.glob("*.arrow"):
         leftover.unlink()
@@ -163,7 +163,8 @@ def _features(encoder: Encoder) -> Features:
     }
     scores = {"score_gap": Value("float32")} if kind == "preference" else {}
     texts = {name: Value("string") for name in ("problem", "detail")}
-    return Features(ids | numbers | scores | texts | {name: Value("bool") for name in ("truncated", "trailing")})
+    other = {"truncated": Value("bool"), "trailing": Value("bool"), "unprinted": Lists(Value("string"))}
+    return Features(ids | numbers | scores | texts | other)
 
 
 def _is_good(problem: str) -> bool:

@@ -1,6 +1,7 @@
 """The counts of a report, from a split's examples: columns of numbers, read from Arrow in slices."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ Columns = dict[str, NDArray[Any]]
 
 def count_examples(examples: Dataset) -> Report:
     """Count what was kept, truncated and dropped; memory holds a few numbers per row, never the ids."""
-    columns, dropped, named = _read_columns(examples)
+    columns, tally = _read_columns(examples)
     good = {name: values[columns["good"]] for name, values in columns.items()}
     lengths = np.sort(columns["full_length"][columns["full_length"] > 0])
     return Report(
@@ -45,8 +46,10 @@ def count_examples(examples: Dataset) -> Report:
         | {"max": quantile(lengths, 100)},
         keep95=quantile(lengths, 95),
         duplicates=len(good["digest"]) - len(np.unique(good["digest"])),
-        dropped=dict(dropped),
-        examples=named,
+        dropped=dict(tally.dropped),
+        examples=tally.examples,
+        unprinted=dict(tally.unprinted),
+        first_unprinted=tally.first_unprinted,
         **(_count_pairs(good) if "score_gap" in good else {}),
     )
 
@@ -68,31 +71,49 @@ def _count_pairs(good: Columns) -> dict[str, Any]:
     }
 
 
-def _read_columns(examples: Dataset) -> tuple[Columns, Counter[str], dict[str, list[str]]]:
-    """Numbers of all rows by column (of lists of ids, their lengths), and the dropped rows by reason."""
+@dataclass
+class _Tally:
+    """Dropped rows by reason, with the first of each; rows by what the template does not print, with the first."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    unprinted: Counter[str] = field(default_factory=Counter)
+    first_unprinted: dict[str, int] = field(default_factory=dict)
+
+    def add_dropped(self, bad: pa.Table) -> None:
+        """Count rows that were dropped."""
+        for reason in pc.unique(bad["problem"]).to_pylist():
+            rows = bad.filter(pc.equal(bad["problem"], reason))
+            self.dropped[reason] += rows.num_rows
+            lines = [f"row {row['row']}: {row['detail']}" for row in rows.slice(0, NUM_NAMED).to_pylist()]
+            self.examples[reason] = [*self.examples.get(reason, []), *lines][:NUM_NAMED]
+
+    def add_unprinted(self, table: pa.Table) -> None:
+        """Count what rows say and the template does not print."""
+        some = table.filter(pc.greater(pc.list_value_length(table["unprinted"]), 0))
+        for names, row in zip(some["unprinted"].to_pylist(), some["row"].to_pylist(), strict=True):
+            self.unprinted.update(names)
+            self.first_unprinted = {**dict.fromkeys(names, row), **self.first_unprinted}
+
+
+def _read_columns(examples: Dataset) -> tuple[Columns, _Tally]:
+    """Numbers of all rows by column (of lists of ids, their lengths), and the tally of their texts."""
     names = [name for name in COUNTED if name in examples.column_names]
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in [*names, "good"]}
-    dropped: Counter[str] = Counter()
-    named: dict[str, list[str]] = {}
-    slices = examples.select_columns([*names, "problem", "detail", "row"]).with_format("arrow")
+    tally = _Tally()
+    texts = [name for name in ("problem", "detail", "row", "unprinted") if name in examples.column_names]
+    slices = examples.select_columns([*names, *texts]).with_format("arrow")
     for table in slices.iter(batch_size=ROWS_PER_SLICE):
         good = pc.equal(table["problem"], "")
         parts["good"].append(good.to_numpy())
         for name in names:
             parts[name].append(_numbers(table[name]))
-        _count_dropped(table.filter(pc.invert(good)), dropped, named)
+        tally.add_dropped(table.filter(pc.invert(good)))
+        if "unprinted" in texts:
+            tally.add_unprinted(table)
     none = np.zeros(0, dtype=bool)
-    return {name: np.concatenate(found) if found else none for name, found in parts.items()}, dropped, named
+    return {name: np.concatenate(found) if found else none for name, found in parts.items()}, tally
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
     return (pc.list_value_length(column) if pa.types.is_list(column.type) else column).to_numpy()
-
-
-def _count_dropped(bad: pa.Table, dropped: Counter[str], named: dict[str, list[str]]) -> None:
-    for reason in pc.unique(bad["problem"]).to_pylist():
-        rows = bad.filter(pc.equal(bad["problem"], reason))
-        dropped[reason] += rows.num_rows
-        first = rows.slice(0, NUM_NAMED).to_pylist()
-        lines = [f"row {row['row']}: {row['detail']}" for row in first]
-        named[reason] = [*named.get(reason, []), *lines][:NUM_NAMED]

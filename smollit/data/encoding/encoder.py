@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Literal
 
+from smollit.data.encoding.report import WITHOUT_LOSS
 from smollit.data.encoding.steps import (
     TOKEN_COLUMNS,
     DroppedRow,
@@ -31,6 +32,7 @@ from smollit.data.sources.files import Row
 from smollit.data.template.loss_spans import TrainOn
 from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
+from smollit.data.template.unprinted import EARLIER
 
 ControlTextChoice = Literal["escape", "drop", "error"]
 FORMAT_VERSION = 5  # part of the cache key: raise it when examples change
@@ -130,7 +132,7 @@ class Encoder:
                 verify_scores(record.score_gap, self.options)
             row = self._segment(record, has_control=num_control > 0)
             "".join(segment.text for segment in row.segments).encode()  # the tokenizer refuses a lone surrogate
-            return RenderedRow(record, row, num_control, digests(record, row))
+            return RenderedRow(record, row, num_control, digests(record, row), self._unprinted(row))
         except BadRow as bad:
             return DroppedRow(bad)
         except UnicodeEncodeError as error:
@@ -172,7 +174,7 @@ class Encoder:
         columns: dict[str, Any] = {name: [] for name in TOKEN_COLUMNS[self.options.kind]}
         columns |= {"length": 0, "full_length": 0, "loss_tokens": 0, "truncated": False}
         columns |= {"control": 0, "row": index, "problem": "", "detail": "", "trailing": False}
-        columns |= {"digest": 0, "other_digest": 0}
+        columns |= {"digest": 0, "other_digest": 0, "unprinted": []}
         if self.options.kind == "preference":
             columns["score_gap"] = math.nan
         if isinstance(row, DroppedRow):
@@ -182,7 +184,8 @@ class Encoder:
             columns["score_gap"] = rendered.record.score_gap
         columns |= {"full_length": tokenized.full_length, "truncated": row.truncated.is_truncated}
         columns |= {"control": rendered.num_control, "digest": rendered.digests[0], "other_digest": rendered.digests[1]}
-        return columns | {"trailing": has_turns_after_loss(rendered.record)} | row.columns
+        columns |= {"trailing": has_turns_after_loss(rendered.record), "unprinted": list(rendered.unprinted)}
+        return columns | row.columns
 
     def _count_control(self, record: Record) -> int:
         """Number of control texts in the messages.
@@ -200,6 +203,13 @@ class Encoder:
             reason = DropReason.CONTROL_TEXT if self.options.control_text == "drop" else DropReason.CONTROL_TEXT_ERROR
             raise BadRow(reason, f"{found[0]!r} is a control token of the tokenizer or the template")
         return len(found)
+
+    def _unprinted(self, row: SegmentedRow) -> tuple[str, ...]:
+        """What the template does not print; of earlier turns whether they count in the loss is said too."""
+        names = self.template.unprinted(row)
+        if self.options.train_on != "last":
+            return names
+        return tuple(f"{name}{WITHOUT_LOSS}" if name.endswith(EARLIER) else name for name in names)
 
     def _segment(self, record: Record, *, has_control: bool) -> SegmentedRow:
         if isinstance(record, Text):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from smollit.data.formats.drop_reason import DropReason, what_to_do
+from smollit.data.template.unprinted import EARLIER
 
 # Fractions above which a user is warned.
 MAX_TRUNCATED = 0.05
@@ -15,6 +16,8 @@ MAX_REVERSED = 0.01
 MAX_DUPLICATES = 0.01
 MAX_LENGTH_RATIO = 1.2  # mean length of chosen over that of rejected
 MAX_CHOSEN_LONGER = 0.6
+WITHOUT_LOSS = " without loss"  # ends the names of what is not printed of turns that do not count in the loss
+HARMLESS = ("tool_call_id", "id", WITHOUT_LOSS)  # ends of names of what a template need not print
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Report:
         left_out: Number of rows that each setting leaves out.
         dropped: Number of dropped rows per reason.
         examples: Per reason, up to three "row N: what was wrong".
+        unprinted: Number of rows by what they say and the chat template does not print, such as `tool_calls`.
+        first_unprinted: The first row of each.
     """
 
     rows: int
@@ -65,6 +70,8 @@ class Report:
     left_out: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    unprinted: dict[str, int] = field(default_factory=dict)
+    first_unprinted: dict[str, int] = field(default_factory=dict)
 
     def unrequested(self) -> int:
         """Rows that were dropped although no setting asks for it."""
@@ -96,7 +103,8 @@ class Report:
         """Changed and dropped rows: control text, and one line per drop reason."""
         control = f"{fraction(self.control, self.kept, 'rows')} spell control tokens in their text, which was escaped"
         trailing = f"{fraction(self.trailing, self.kept, 'rows')} end with turns after their last response: not used"
-        return [*([control] if self.control else []), *([trailing] if self.trailing else []), *self.drops()]
+        changed = [*([control] if self.control else []), *([trailing] if self.trailing else [])]
+        return [*changed, *self._unprinted(is_harmless=True), *self.drops()]
 
     def drops(self) -> list[str]:
         """One line per drop reason, most frequent first."""
@@ -121,7 +129,16 @@ class Report:
             for count, total, limit, noun, advice in checks
             if count > limit * total
         ]
-        return found + self._length_bias()
+        return self._unprinted(is_harmless=False) + found + self._length_bias()
+
+    def _unprinted(self, *, is_harmless: bool) -> list[str]:
+        """What the template does not print: identifiers, and earlier turns without loss, are harmless."""
+        return [
+            f"{fraction(count, self.rows, 'rows')} have {name}, which the chat template does not print (first: row"
+            f" {self.first_unprinted[name]}){'' if is_harmless else _unprinted_advice(name)}"
+            for name, count in self.unprinted.items()
+            if (name.endswith(HARMLESS)) == is_harmless
+        ]
 
     def _reversed_advice(self) -> str:
         is_most = 2 * self.reversed_scores > self.scored
@@ -157,6 +174,18 @@ class Report:
         ]
 
 
+def _unprinted_advice(name: str) -> str:
+    """What to do about a key that the template does not print."""
+    return EARLIER_ADVICE if EARLIER in name else UNPRINTED_ADVICE
+
+
+UNPRINTED_ADVICE = (
+    ": the model never sees it. Set `data.chat_template` to a template that prints it, or remove it from the rows"
+)
+EARLIER_ADVICE = (
+    ": it prints that of the last turn only. `data.train_on: last` takes the turns without it out of the loss; a row"
+    " for each turn trains all of them"
+)
 IDENTICAL_ADVICE = "have the same text in both columns, and were dropped. Check the step that made this data"
 TIES_ADVICE = (
     "have equal scores, so which response is preferred is a guess. `data.score_ties: drop` drops them,"

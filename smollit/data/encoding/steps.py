@@ -27,12 +27,14 @@ class RenderedRow:
         row: Its rendered chats and segments.
         num_control: Number of control texts in its messages.
         digests: Hashes of the whole row and of its prompt; of a pair, of its prompt first.
+        unprinted: Names of what the row says and the template does not print.
     """
 
     record: Record
     row: SegmentedRow
     num_control: int
     digests: tuple[int, int]
+    unprinted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

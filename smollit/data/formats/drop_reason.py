@@ -37,6 +37,7 @@ class DropReason(StrEnum):
     NO_SCORES = "no scores"
     # Rendering and tokenizing
     REFUSED_BY_TEMPLATE = "template refuses the row"
+    UNPRINTED = "template prints nothing of a turn"
     END_INSIDE = "end marker in a response"
     CONTROL_TEXT = "control text in a message"
     CONTROL_TEXT_ERROR = "control text in a message, which `data.control_text` refuses"
@@ -83,6 +84,7 @@ ADVICE = {
     DropReason.SMALL_GAP: "lower `data.min_score_gap`",
     DropReason.TIED: "set `data.score_ties` to keep",
     DropReason.NO_SCORES: "leave `data.min_score_gap` out",
+    DropReason.UNPRINTED: "set `data.chat_template` to a Jinja file that prints tool calls",
     DropReason.REFUSED_BY_TEMPLATE: "set `data.chat_template` to chatml or to a Jinja file that fits these chats",
 }
 REQUESTED = {

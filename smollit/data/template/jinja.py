@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Template
+from jinja2.meta import find_undeclared_variables
 from transformers import PreTrainedTokenizerBase
 
 # Private, since no public function is as fast: `render_jinja_template` copies every message and walks through all
@@ -72,16 +73,29 @@ def with_defaults(source: str, switches: Variables, special: Variables) -> str:
     What a caller passes still overrides them, except for special tokens, which every caller passes.
 
     Raises:
-        ValueError: If a switch has no name that a template can read, or sets what every chat sets.
+        ValueError: If the template does not read a switch, or it sets what every chat sets.
     """
-    lines = []
+    known, lines = read_variables(source) if switches else frozenset[str](), []
     for name, value in switches.items():
         if not name.isidentifier() or name in RESERVED:
             raise ValueError(f"`data.chat_template_kwargs` has the key {name!r}, which is no switch of a template")
+        if name not in known:
+            names = ", ".join(sorted(known - {*RESERVED, *special})) or "none"
+            raise ValueError(
+                f"`data.chat_template_kwargs` has the key {name!r}, which the chat template does not read. It reads:"
+                f" {names}"
+            )
         line = f"{{% set {name} = {value!r} %}}"
         lines.append(line if name in special else f"{{% if {name} is not defined %}}{line}{{% endif %}}")
     # An empty expression, since the newline after a block would be removed.
     return "".join(lines) + "{{ '' }}" + source if lines else source
+
+
+@lru_cache
+def read_variables(source: str) -> frozenset[str]:
+    """The variables that a template reads."""
+    environment = _compile_jinja_template(source).environment
+    return frozenset(find_undeclared_variables(environment.parse(source)))
 
 
 @lru_cache

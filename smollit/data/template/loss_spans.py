@@ -114,6 +114,7 @@ class LossSpanFinder:
                 start, end = self._turns.span(chat, index, printed, verified)
             else:
                 start, end = self._span(chat, index, index == wanted[-1], verified)
+            self._refuse_end_alone(chat, index, chat.text[start:end])
             start = self._after_given(chat, index) if index in chat.given else start
             spans.append(LossSpan(start, end, index))
         return spans[::-1]
@@ -161,6 +162,17 @@ class LossSpanFinder:
         end = self.renderer.turn_end()
         if end and end in chat.messages[index]["content"]:
             raise BadRow(DropReason.END_INSIDE, f"messages[{index}].content contains {end!r}, which ends the turn")
+
+    def _refuse_end_alone(self, chat: RenderedChat, index: int, text: str) -> None:
+        """Refuse a turn of which the template prints nothing: only its end marker would be learned."""
+        message = chat.messages[index]
+        if message["role"] == "assistant" and text.strip() in ("", *self.renderer.ends):
+            keys = ", ".join(key for key in message if key not in ("role", "train") and message[key]) or "content"
+            raise BadRow(
+                DropReason.UNPRINTED,
+                f"{self.renderer.name} prints nothing of messages[{index}], which has {keys}: only its end marker would"
+                " be learned",
+            )
 
     def _span_by_prefix(self, chat: RenderedChat, index: int, verified: Headers) -> Span:
         """The span of an assistant turn: cheap where its content was located, else by `find_by_renders`."""

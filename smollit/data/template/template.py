@@ -27,6 +27,7 @@ from smollit.data.template.loss_spans import (
 from smollit.data.template.probe import SystemTurn, change_default_system, choose_span_source, find_default_system
 from smollit.data.template.renderer import RenderedChat, Renderer, Shape
 from smollit.data.template.tokenize import Segment, SegmentedRow, SegmentTokenizer, cut_at
+from smollit.data.template.unprinted import find_unprinted
 
 
 class ChatTemplate:
@@ -143,6 +144,11 @@ class ChatTemplate:
         before = [Segment(bos, False)] if self._segment_tokenizer.adds_bos and not text.startswith(bos) else []
         after = [Segment(eos, True)] if eos and not text.endswith(eos) else []
         return SegmentedRow(segments=(*before, Segment(text, True), *after))
+
+    def unprinted(self, row: SegmentedRow) -> tuple[str, ...]:
+        """Names of what the messages and variables of a row say and the template does not print."""
+        found = [find_unprinted(self._renderer.bind(chat.variables), chat) for chat in row.chats]
+        return tuple(dict.fromkeys(name for names in found for name in names))
 
     def _finder_of(self, chat: RenderedChat) -> LossSpanFinder:
         """The finder of loss spans that renders with the variables of the chat."""

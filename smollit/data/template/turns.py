@@ -14,6 +14,7 @@ because at inference the model must write it.
 
 from typing import NamedTuple, NoReturn
 
+from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
 from smollit.data.template.jinja import Span
 from smollit.data.template.marks import MARKER, Printed, locate, tail_of
@@ -134,7 +135,7 @@ class TurnFinder:
         """Where the turn ends: after its end marker."""
         position = printed[index].end
         if position is None:
-            self._refuse(f"prints no text of messages[{index}]")
+            raise BadRow(DropReason.UNPRINTED, f"{self.renderer.name} prints no text of messages[{index}]")
         rest = chat.text[position:]
         space = len(rest) - len(rest.lstrip())
         for marker in self.renderer.ends:

@@ -1,0 +1,87 @@
+"""What a row says and the template does not print. Rendering with and without it decides."""
+
+from collections.abc import Iterator
+
+from smollit.data.formats.drop_reason import BadRow
+from smollit.data.formats.types import Message
+from smollit.data.template.jinja import read_variables
+from smollit.data.template.marks import locate
+from smollit.data.template.renderer import RenderedChat, Renderer, has_extras
+
+USUAL = ("role", "content", "train")
+EARLIER = "of earlier turns"
+
+
+def find_unprinted(renderer: Renderer, chat: RenderedChat) -> list[str]:
+    """Names of what the template does not print: keys of messages, calls of tools, tools, and unknown switches.
+
+    Args:
+        renderer: The renderer of the chat, with its variables.
+        chat: The rendered chat.
+    """
+    found: dict[str, None] = {}
+    if chat.contents is None:
+        found |= dict.fromkeys(_contents(renderer, chat))
+    if any(map(has_extras, chat.messages)):
+        found |= dict.fromkeys(_keys(renderer, chat))
+        found |= dict.fromkeys(_calls(renderer, chat))
+    if chat.variables:
+        found |= dict.fromkeys(_variables(renderer, chat))
+    return list(found)
+
+
+def _contents(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:
+    """Contents: those that marks show are printed, others are tried."""
+    printed = locate(renderer.text, chat.messages, chat.text)
+    for index, message in enumerate(chat.messages):
+        is_located = "content" in printed[index].keys or not message["content"].strip()
+        if not is_located and _is_same(renderer, chat, index, {**message, "content": ""}):
+            yield f"content of role {message['role']}"
+
+
+def _keys(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:
+    """Keys besides role and content: first without the key in all messages, then in each."""
+    keys = dict.fromkeys(key for message in chat.messages for key in message if key not in USUAL)
+    for key in keys:
+        without = [{name: value for name, value in message.items() if name != key} for message in chat.messages]
+        having = [index for index, message in enumerate(chat.messages) if message.get(key) not in (None, "", [], {})]
+        if having and _text(renderer, without) == chat.text:
+            yield key
+        elif len(having) > 1 and any(_is_same(renderer, chat, index, without[index]) for index in having):
+            yield f"{key} {EARLIER}" if chat.messages[having[0]]["role"] == "assistant" else f"{key} of some turns"
+
+
+def _calls(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:
+    """Single calls of a turn that has several: some templates print the first only."""
+    for index, message in enumerate(chat.messages):
+        calls = message.get("tool_calls")
+        if not isinstance(calls, list) or len(calls) < 2:
+            continue
+        for number in range(1, len(calls)):
+            fewer = {**message, "tool_calls": [*calls[:number], *calls[number + 1 :]]}
+            if _is_same(renderer, chat, index, fewer):
+                yield "all tool_calls of a turn but the first"
+                return
+
+
+def _variables(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:
+    """Tools that change nothing, and switches that the template does not read."""
+    known = read_variables(renderer.source)
+    yield from (f"chat_template_kwargs.{name}" for name in chat.variables if name != "tools" and name not in known)
+    others = {name: value for name, value in chat.variables.items() if name != "tools"}
+    plain = Renderer(renderer.tokenizer, renderer.source, renderer.name, others)
+    if "tools" in chat.variables and _text(plain, chat.messages) == chat.text:
+        yield "tools"
+
+
+def _is_same(renderer: Renderer, chat: RenderedChat, index: int, message: Message) -> bool:
+    """Whether the text is the same with another message in the place of one."""
+    return _text(renderer, [*chat.messages[:index], message, *chat.messages[index + 1 :]]) == chat.text
+
+
+def _text(renderer: Renderer, messages: list[Message]) -> str | None:
+    """The text of the messages; None if the template refuses them, and so depends on what is missing."""
+    try:
+        return renderer.text(messages)
+    except BadRow:
+        return None
