@@ -21,6 +21,7 @@ from smollit.data.tokenized import TokenizedDataModule
 from smollit.models.generation import Finish, finish_of
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule, FineTuningModule
+from smollit.training.logs.progress import says
 from smollit.training.logs.texts import log_texts
 from smollit.training.predictions import num_positions, response_text
 from smollit.training.steps import at_step_end
@@ -135,7 +136,8 @@ class SampleGenerations(Callback):
                 log.warning("SampleGenerations: a sharded model can't generate, so this run has no samples")
             self.has_warned = True
         elif trainer.is_global_zero:
-            self.write(trainer, self.generate(trainer, pl_module))
+            with says(trainer, "drawing samples"):
+                self.write(trainer, self.generate(trainer, pl_module))
 
     def generate(self, trainer: Trainer, module: FineTuningModule) -> list[Sample]:
         """One sample for each prompt."""

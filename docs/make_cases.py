@@ -191,6 +191,7 @@ PROMISES = {
     "adapters": "A run with LoRA resumes to the bit, and its reference is the policy without the adapter",
     "resume": "A stopped run, started again by the same command, ends in the same weights, to the bit",
     "curves-once": "Each step stands once in TensorBoard and in metrics.csv, over stops, kills and resumes",
+    "end-summary": "A finished run says what was learned, where its files are, and what to type next",
     "older-runs": "A run of the version before resumes to the same weights, to the bit",
     "golden": "The losses of both demo runs stay as they are, to the last digit",
     "export": "An export is read back and compared before it is called done",

@@ -18,7 +18,8 @@ from torch.distributed.fsdp import MixedPrecision
 
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.curves import Curves
-from smollit.training.logs.progress import ProgressBar
+from smollit.training.logs.end_summary import EndSummary
+from smollit.training.logs.progress import ProgressBar, ProgressLines, is_interactive
 from smollit.training.logs.start_summary import StartSummary
 from smollit.training.memory import OutOfMemory
 from smollit.training.predictions import WritePredictions
@@ -88,7 +89,12 @@ def from_environment() -> dict[str, Any]:
 
 
 def with_built_in(
-    callbacks: Sequence[Callback], asked_for: Sequence[Callback], run_state: RunState, folder: Path | None
+    callbacks: Sequence[Callback],
+    asked_for: Sequence[Callback],
+    run_state: RunState,
+    folder: Path | None,
+    *,
+    needs_bar: bool = False,
 ) -> list[Callback]:
     """The callbacks of a run, in their order.
 
@@ -97,6 +103,7 @@ def with_built_in(
         asked_for: Those that the user requested: the others are Lightning's defaults, which smollit's replace.
         run_state: Saves and restores the run.
         folder: Folder of last.ckpt; None saves nothing.
+        needs_bar: Draw the progress bar into files and pipes too.
     """
     by_default = (ModelCheckpoint, ModelSummary, AnyProgressBar)
     replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
@@ -113,9 +120,10 @@ def with_built_in(
     ]
     if not any(isinstance(callback, ReferenceScores) for callback in kept):
         first.append(ReferenceScores())
-    if any(isinstance(callback, AnyProgressBar) for callback in replaced):
+    if any(isinstance(callback, AnyProgressBar) for callback in replaced) and (needs_bar or is_interactive()):
         first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
+    first.append(ProgressLines())
     checkpoints = [callback for callback in kept if isinstance(callback, Checkpoint)]
     others = [callback for callback in kept if callback not in checkpoints]
     # The stop comes last: it ends the run when all other callbacks have seen the batch.
-    return [*first, *others, stop, *checkpoints]
+    return [*first, *others, EndSummary(), stop, *checkpoints]

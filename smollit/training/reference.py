@@ -79,6 +79,8 @@ def _attach(scorer: "_Scorer", examples: Examples) -> None:
     ]
     for store, first in zip(stores, examples.first_examples.tolist(), strict=True):
         missing = store.missing(scorer.trainer.global_rank, scorer.trainer.world_size)
+        if missing:
+            log.info("reference: scoring %s parts of %s pairs", f"{len(missing):,}", PART)
         for done, part in enumerate(missing, 1):
             store.write(part, scorer.score(examples, [first + index for index in part]))
             if done == len(missing) or done % max(len(missing) // 10, 1) == 0:

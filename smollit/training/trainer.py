@@ -46,7 +46,8 @@ class SmollitTrainer(SavingTrainer):
       the bit: it also holds random states, pending metrics, and the settings, which a resume compares;
     - SIGTERM and Ctrl-C finish the optimizer step and save last.ckpt, as does the end of training;
     - only `ckpt_path` resumes, and `last` is the newest checkpoint in the run folder;
-    - a start summary, predictions in a file, and advice when a run runs out of memory.
+    - a start and an end summary, progress in steps of the run, predictions in a file, and advice when a run runs out
+      of memory.
 
     A plain Trainer with a ChatDataModule resumes at the right batch too, since the position in the data is in the
     data module's state. It does not keep random states and pending metrics, loses the gradients of an unfinished
@@ -67,7 +68,8 @@ class SmollitTrainer(SavingTrainer):
         logger: Where metrics go besides metrics.csv: `tensorboard`, `csv`, `wandb`, `mlflow`, `comet`, any Logger by
             class_path, or a list of them; null and true log to TensorBoard in the run folder, false logs nothing.
         enable_checkpointing: false saves no checkpoints.
-        enable_progress_bar: false shows no progress bar.
+        enable_progress_bar: null shows a progress bar in a terminal or a notebook, and plain lines elsewhere; true
+            shows the bar everywhere, false the lines.
         enable_model_summary: true adds Lightning's table of modules to the start summary.
         **options: All other options of Lightning's Trainer.
     """
@@ -113,6 +115,7 @@ class SmollitTrainer(SavingTrainer):
         if options.get("enable_model_summary"):
             self._asked_for += [callback for callback in self.callbacks if isinstance(callback, ModelSummary)]
         self._logs_to_root = options.get("logger") in (None, True)
+        self._needs_bar = options.get("enable_progress_bar") is True
         self._is_prepared = self.barebones  # then nothing is added
 
     def prepare(self, model: LightningModule | None) -> bool:
@@ -126,7 +129,9 @@ class SmollitTrainer(SavingTrainer):
                 root = Path(self.default_root_dir)
                 self.loggers = run_loggers(self.loggers, root, by_default=self._logs_to_root)
             folder = self.checkpoint_folder if self._saves else None
-            self.callbacks = with_built_in(self.callbacks, self._asked_for, self.run_state, folder)
+            self.callbacks = with_built_in(
+                self.callbacks, self._asked_for, self.run_state, folder, needs_bar=self._needs_bar
+            )
         return True
 
     @contextmanager

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 
 from smollit.data.encoding.report import Report
 from smollit.models.sharding import unwrap
@@ -18,13 +17,14 @@ class StartSummary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_lengths(trainer, pl_module)
-        self.show(describe(trainer, pl_module))
+        if trainer.is_global_zero:
+            show(describe(trainer, pl_module))
 
-    @rank_zero_only
-    def show(self, named: dict[str, Any]) -> None:
-        """Print one line per entry."""
-        width = max(map(len, named))
-        print("\n".join(f"{name:<{width}}  {value}" for name, value in named.items()), flush=True)
+
+def show(named: dict[str, str]) -> None:
+    """Print one line per entry."""
+    width = max(map(len, named))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in named.items()), flush=True)
 
 
 def describe(trainer: Trainer, module: Any) -> dict[str, str]:
