@@ -110,16 +110,32 @@ class Store:
         return self.folder / f"{part.start:09d}.npy"
 
     def missing(self, rank: int, world_size: int) -> list[range]:
-        """The parts of one rank that are not on disk."""
+        """The parts of one rank that are not on disk, or damaged."""
         # Divided before looking: other ranks write meanwhile, and each would find a different remainder.
-        return [part for part in self.parts()[rank::world_size] if not self.path(part).exists()]
+        return [part for part in self.parts()[rank::world_size] if not self._is_whole(part)]
+
+    def _is_whole(self, part: range) -> bool:
+        """Whether the file of a part has all of its values; one that has not is named."""
+        path = self.path(part)
+        if not path.exists():
+            return False
+        try:
+            if np.load(path).shape == (len(part), 2):
+                return True
+        except (OSError, ValueError, EOFError):
+            pass
+        log.warning("%s is damaged: its pairs are scored again", path)
+        return False
 
     def write(self, part: range, values: np.ndarray) -> None:
         """Write the values of a part."""
         assert values.shape == (len(part), 2)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{uuid.uuid4().hex}.npy"
-        np.save(temporary, values.astype(np.float32))
+        with temporary.open("wb") as content:
+            np.save(content, values.astype(np.float32))
+            content.flush()
+            os.fsync(content.fileno())
         os.replace(temporary, self.path(part))
 
     def read(self) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`model.reference: precomputed`: the values are those of the frozen reference, stored on disk, and never mixed up."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -185,16 +186,18 @@ def test_what_changes_a_value_gives_new_ones(tiny_model: Path, data: Data, tmp_p
     assert before.items() <= after.items()
 
 
+# case: B12
 def test_a_killed_run_scores_only_what_is_missing(
     tiny_model: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files of 2 pairs: 3 for training, 2 for validation. Of a killed run, 2 are there, and half of a third; the next
-    run writes 3, and trains as with the frozen reference."""
+    """Files of 2 pairs: 3 for training, 2 for validation. Of a killed run, 2 are there, a third that is
+    truncated, and half of a fourth; the next run writes 3, and trains as with the frozen reference."""
     monkeypatch.setattr(reference, "PART", 2)
     fit(tiny_model, data(), tmp_path)
     whole = files(tmp_path)
     assert len(whole) == 5
-    for path in list(whole)[2:]:
+    os.truncate(list(whole)[2], 130)
+    for path in list(whole)[3:]:
         path.unlink()
     (next(iter(whole)).parent / ".half.npy").write_bytes(b"half")
     module = fit(tiny_model, data(), tmp_path)

@@ -38,6 +38,7 @@ class InspectCommand(Command):
         histogram: Draw the lengths into this PNG file.
         json: Write the counts and the findings into this file.
         strict: Exit with 1 if there are errors.
+        in_full: Tokenize all rows of a large split that the cache lacks, and not only the first ones.
         ckpt_path: Not used; accepted so that one config serves all commands.
     """
 
@@ -50,6 +51,7 @@ class InspectCommand(Command):
     histogram: Path | None = None
     json: Path | None = None
     strict: bool = False
+    in_full: bool = False
     ckpt_path: str | None = None
 
     def run(self, run: ConfiguredRun) -> None:
@@ -58,7 +60,7 @@ class InspectCommand(Command):
         Raises:
             SystemExit: With code 1, if `strict` and there are errors.
         """
-        shown = views(run.datamodule)[self.split]
+        shown = views(run.datamodule, in_full=self.in_full)[self.split]
         findings = {view.name: self.show(view, Console()) for view in shown}
         if self.json is not None:
             write_json(self.json, shown, findings)
@@ -71,10 +73,13 @@ class InspectCommand(Command):
         Raises:
             ValueError: If there is no such row.
         """
-        if self.row is not None and not 0 <= self.row < view.num_rows:
+        is_known = view.num_sampled is None
+        if self.row is not None and (self.row < 0 or (is_known and self.row >= view.num_rows)):
             raise ValueError(f"split {view.name} has rows 0 to {view.num_rows - 1:,}, and no row {self.row}")
         if self.row is None:
             say(console, view.report.summary(view.name) + "\n")
+            if not is_known:
+                say(console, f"only the first {view.num_sampled:,} rows: --in_full tokenizes all of them\n")
         say(console, legend(is_plain(console)))
         rows = self.choose(view)
         for row in rows:

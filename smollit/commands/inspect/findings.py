@@ -1,21 +1,27 @@
 """Likely errors of a split, its template or its settings: number, fraction, and what to do."""
 
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from smollit.commands.inspect.compare import columns_left_alone, compared_rows, placeholders, repeated_prompts
 from smollit.commands.inspect.split_view import SplitView
 from smollit.data.encoding.report import fraction, verify_report
-from smollit.data.encoding.steps import DroppedRow
-from smollit.data.formats.types import Conversation, Message, Preference, Record
 
-NUM_COMPARED = 500  # rows, evenly spread, whose texts are compared
-SHORTEST_QUESTION = 20  # characters; shorter questions may occur in a response by chance
-MAX_REPEATS = 0.05  # fraction of these rows
+# Columns whose texts belong into the chat, wherever they are there.
+MEANINGFUL = (
+    "history",
+    "context",
+    "input",
+    "system",
+    "system_prompt",
+    "reasoning",
+    "reasoning_content",
+    "thinking",
+    "tools",
+)
 SLICE = 10_000  # examples per read
 
 
@@ -28,10 +34,14 @@ class Finding(NamedTuple):
 
 def find_all(view: SplitView) -> list[Finding]:
     """All findings about a split, the worst first."""
-    checks = [refusal, split_markers, ends_outside_loss, shared_rows, repeated_prompts]
-    wrong = [*(line for check in checks for line in check(view)), *view.report.concerns()]
-    said = "\n".join(wrong)  # a refusal names the dropped rows already
-    notes = [line for line in view.report.notes() if line not in said]
+    compared = compared_rows(view)
+    alone = columns_left_alone(compared, view.encoder.format.unused)
+    wrong = [line for check in (refusal, split_markers, ends_outside_loss, shared_rows) for line in check(view)]
+    wrong += [*repeated_prompts(compared), *placeholders(compared), *view.report.concerns()]
+    wrong += [line for column, line in alone.items() if column in MEANINGFUL]
+    known = "\n".join(wrong)  # a refusal names the dropped rows already
+    notes = [line for line in view.report.notes() if line not in known]
+    notes += [line for column, line in alone.items() if column not in MEANINGFUL]
     return [Finding("wrong", line) for line in wrong] + [Finding("note", line) for line in notes]
 
 
@@ -92,43 +102,9 @@ def shared_rows(view: SplitView) -> list[str]:
         if count:
             lines.append(
                 f"{fraction(count, smaller, what)} of the smaller split are in both {view.name} and {other.name}:"
-                " validation would measure memorization. Remove them from one of the two"
+                " validation would measure memorization. Remove them from one of the two, or set `data.drop_val_rows`"
             )
     return lines
-
-
-def repeated_prompts(view: SplitView) -> list[str]:
-    """Whether responses start with the question that they respond to."""
-    numbers = view.column("row")
-    compared = numbers[np.unique(np.linspace(0, len(numbers) - 1, NUM_COMPARED).astype(int))] if len(numbers) else []
-    repeats = [any(map(repeats_prompt, view.encoder.parse(view.row(int(number))))) for number in compared]
-    if sum(repeats) <= MAX_REPEATS * len(repeats):
-        return []
-    return [
-        f"in {fraction(sum(repeats), len(repeats), 'compared rows')} a response starts with"
-        " the question before it: the model would learn to echo. Check the step that made this data: responses must"
-        " not contain the prompt"
-    ]
-
-
-def repeats_prompt(record: Record | DroppedRow) -> bool:
-    """Whether an assistant turn, for pairs the chosen response, starts with the question before it."""
-    if isinstance(record, Conversation):
-        messages = record.messages
-    elif isinstance(record, Preference):
-        messages = [*record.prompt, record.chosen]
-    else:
-        return False
-    return any(
-        len(question) >= SHORTEST_QUESTION and response.startswith(question)
-        for question, response in _exchanges(messages)
-    )
-
-
-def _exchanges(messages: list[Message]) -> Iterator[tuple[str, str]]:
-    for before, after in pairwise(messages):
-        if (before["role"], after["role"]) == ("user", "assistant"):
-            yield before["content"].strip(), after["content"].strip()
 
 
 def _last_tokens(table: pa.Table) -> NDArray[Any]:

@@ -229,7 +229,7 @@ def _part_rows(part: int, stream: Stream, seed: int, epoch: int) -> Iterator[Num
 
 
 def _numbered(part: int, stream: Stream) -> Iterator[Numbered]:
-    return (Numbered(part, number, row) for number, row in enumerate(stream.source.stream()))
+    return (Numbered(part, number, row) for number, row in stream.source.numbered())
 
 
 def shares_of(streams: Sequence[Stream]) -> list[float]:

@@ -140,7 +140,7 @@ def _write(source: Source, encoder: Encoder, folder: Path, num_proc: int | None)
         with_indices=True,
         num_proc=num_proc if num_proc and num_proc > 1 else None,
         remove_columns=source.rows.column_names,
-        features=_features(encoder),
+        features=features_of(encoder),
         cache_file_name=str(folder / "all.arrow"),
         new_fingerprint=folder.name.strip(".")[:32],  # datasets takes no more than 64 characters
         desc="tokenizing",
@@ -154,7 +154,8 @@ def _write(source: Source, encoder: Encoder, folder: Path, num_proc: int | None)
         leftover.unlink()
 
 
-def _features(encoder: Encoder) -> Features:
+def features_of(encoder: Encoder) -> Features:
+    """The columns of examples, and their types."""
     kind = encoder.options.kind
     ids = {name: Lists(Value("int32")) for name in TOKEN_COLUMNS[kind]}
     numbers = {

@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
-from datasets import load_from_disk
+import numpy as np
+from datasets import Dataset, load_from_disk
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from smollit.data.encoding.cache import build, cache_key, damage
+from smollit.data.encoding.cache import build, cache_key, damage, features_of
+from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import EncodeOptions, Encoder
 from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.select import LoadedPart
@@ -21,6 +24,7 @@ from smollit.data.formats.groups import Groups
 from smollit.data.formats.messages import OddTurns
 from smollit.data.formats.ranking import PairsOf
 from smollit.data.sources.converter import Converter
+from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import Part, load_part
 from smollit.data.sources.source import Source
 from smollit.data.template.template import ChatTemplate
@@ -76,6 +80,21 @@ class EncodedPart:
             raise ValueError(f"the cache of split {self.label} is damaged ({found}): delete the folder {self.folder}")
         report = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
         return LoadedPart(self.folder.name, load_from_disk(str(self.folder / "examples")), Report(**report))
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether the first rows can be read without the others."""
+        return self.source.regroup is None and "%" not in self.source.row_slice and "-" not in self.source.row_slice
+
+    def sample(self, num_rows: int) -> tuple[LoadedPart, dict[int, Row]]:
+        """The examples of the first rows, without the cache, and these rows by their numbers."""
+        rows = dict(islice(self.source.numbered(), num_rows))
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        columns = {name: [row.get(name) for row in rows.values()] for name in names}
+        examples = Dataset.from_dict(self.encoder(columns, list(rows)), features=features_of(self.encoder))
+        report = replace(count_examples(examples), source_rows=len(rows))
+        good = np.flatnonzero([problem == "" for problem in examples["problem"]])
+        return LoadedPart("sample", examples.select(good), report), rows
 
     def load(self, max_dropped_share: float) -> LoadedPart:
         """Its examples and their report, which is logged.

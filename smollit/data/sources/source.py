@@ -74,8 +74,7 @@ class Source:
         """The rows to use, with the published columns; JSON and JSON Lines files have the one column `RAW`.
 
         Raises:
-            ValueError: If a file can't be read, the Hub does not have the split, `where` can't be computed, or no row
-                is left.
+            ValueError: If a file can't be read, the Hub does not have the split, or `where` leaves no row.
         """
         rows = self._grouped if self.regroup else self._all_rows
         return rows if self.numbers is None else rows.select(self.numbers)
@@ -158,11 +157,20 @@ class Source:
         Raises:
             ValueError: As `rows`; if the slice is not of row numbers from the start, or rows would have to be grouped.
         """
+        return (row for _, row in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, Row]]:
+        """The rows of `stream` with their numbers in the slice.
+
+        Raises:
+            ValueError: As `stream`.
+        """
         if self.regroup:
             raise ValueError("`data.streaming` can't group rows that belong together: set it to false")
         rows = readers.iter_rows(self.files) if self.files else self._hub.stream()
-        rows = readers.slice_stream(rows, self.row_slice)
-        return islice(filter(self._is_wanted, rows) if self.where else rows, self.max_rows)
+        numbered = enumerate(readers.slice_stream(rows, self.row_slice))
+        wanted = ((number, row) for number, row in numbered if self._is_wanted(row)) if self.where else numbered
+        return islice(wanted, self.max_rows)
 
     def _first(self, num_rows: int) -> list[Row]:
         if not self.files and not self.streaming:  # works without a network if a copy was loaded earlier

@@ -7,10 +7,12 @@ from typing import Any
 import datasets
 import pytest
 
+from smollit.commands.inspect import split_view
+from smollit.commands.inspect.findings import find_all
 from smollit.commands.inspect.pieces import inspect_row
 from smollit.commands.inspect.split_view import views
 from smollit.data import ChatDataModule, Part, PreferenceDataModule
-from smollit.data.encoding import cache
+from smollit.data.encoding import part
 
 TINY = Path(__file__).resolve().parents[3] / "smollit" / "models" / "tiny"
 
@@ -82,7 +84,7 @@ def test_views_are_not_tokenised_twice(tmp_path: Path, monkeypatch: pytest.Monke
     def never(*_: Any) -> None:
         raise AssertionError("it is in the cache")
 
-    monkeypatch.setattr(cache, "build", never)
+    monkeypatch.setattr(part, "build", never)
     views(data)
     data.prepare_data()
 
@@ -93,3 +95,45 @@ def test_a_stream_can_be_looked_at(tmp_path: Path) -> None:
     (view,) = views(data)["train"]
     assert view.num_rows == 4
     assert "loss" in {piece.state for piece in inspect_row(view.encoder, view.row(0), 0)[0].pieces}
+
+
+# case: F5
+def test_texts_that_no_message_has_are_named_with_their_weight(tmp_path: Path) -> None:
+    """`prompt` repeats the message, `id` is one word; `history` belongs into the chat, `notes` may; and an image."""
+    words = "more than twenty characters"
+    rows = [row | {"prompt": "q", "id": "1", "history": words, "notes": [{"text": words}]} for row in chats(*"abcd")]
+    rows[0]["messages"][0]["content"] = "<image> What is this?"
+    (view,) = views(make(tmp_path, write(tmp_path / "mine.jsonl", rows), val_split=None))["train"]
+    found = {finding.text.split(" (")[0]: finding.severity for finding in find_all(view)}
+    assert found == {
+        "in 1 of 4 compared rows": "wrong",
+        "the column `history` is not used, and has texts of up to 27 characters in 4 of 4 compared rows": "wrong",
+        "the column `notes` is not used, and has texts of up to 27 characters in 4 of 4 compared rows": "note",
+    }
+
+
+# case: F13
+def test_shared_rows_are_named_once_where_validation_and_test_are_one_split(tmp_path: Path) -> None:
+    data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdeb")))
+    (view,) = views(data)["train"]
+    assert [line for line in (finding.text for finding in find_all(view)) if "are in both" in line] == [
+        "1 of 2 chats (50.0%) of the smaller split are in both all[:4] and all[4:]: validation would measure"
+        " memorization. Remove them from one of the two, or set `data.drop_val_rows`"
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_large_file_is_looked_at_by_its_first_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """4 of 6 rows are to train on; 2 are tokenized, and row 3 is found all the same. In full, all are."""
+    monkeypatch.setattr(split_view, "LARGE", 0)
+    monkeypatch.setattr(split_view, "NUM_SAMPLED", 2)
+    data = make(tmp_path, write(tmp_path / "mine.jsonl", chats(*"abcdef")), streaming=streaming)
+    (view,) = views(data, in_full=False)["train"]
+    assert (view.num_sampled, len(view.examples), view.problems()) == (2, 2, [])
+    assert "d" in inspect_row(view.encoder, view.row(3), 3)[0].pieces[-1].text
+    with pytest.raises(ValueError, match=r"split all\[:4\] has fewer than 5 rows"):
+        view.row(4)
+    assert not list((tmp_path / "cache").glob("*/examples"))
+    assert views(data)["train"][0].num_rows == 4

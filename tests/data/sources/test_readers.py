@@ -144,3 +144,28 @@ def test_progress_bars_are_off_inside_and_as_before_outside(on: bool) -> None:
 def test_reading_shows_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert len(load_source(write(tmp_path / "mine.jsonl", ROWS), "train").rows) == 6
     assert capfd.readouterr().err == ""
+
+
+# case: F12
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pretty.jsonl", "\n".join(json.dumps(row, indent=2) for row in ROWS)),
+        ("list.jsonl", json.dumps(ROWS)),
+        ("pretty.json", "\n".join(json.dumps(row, indent=2) for row in ROWS)),
+        ("wrapped.json", json.dumps({"version": 1, "data": ROWS})),
+        ("columns.json", json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]})),
+        ("pandas.json", json.dumps({name: {str(n): row[name] for n, row in enumerate(ROWS)} for name in ROWS[0]})),
+        ("semicolons.csv", text(ROWS, ".csv").replace(b",", b";")),
+        ("tabs.csv", text(ROWS, ".csv").replace(b",", b"\t")),
+    ],
+)
+def test_rows_as_other_tools_write_them(tmp_path: Path, name: str, content: str | bytes) -> None:
+    assert rows_of(write(tmp_path / name, content)) == ROWS
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "q", "data": [{"role": "user"}]}, {"completions": ["a", "b"], "prompt": "q"}]
+)
+def test_one_row_stays_one_row(tmp_path: Path, row: dict[str, object]) -> None:
+    assert rows_of(write(tmp_path / "one.json", json.dumps(row))) == [row]
