@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.commands.export.export import ExportDtype, export
 from smollit.commands.export.folder import check_output
+from smollit.commands.export.run import TrainedRun, method_of
 from smollit.data.tokenized import TokenizedDataModule
 from smollit.modules import FineTuningModule
 
@@ -48,6 +49,8 @@ class ExportHuggingFace(Callback):
                 "ExportHuggingFace exports a smollit module with the chat template of a smollit data module,"
                 f" got {type(pl_module).__name__} and {type(data).__name__}"
             )
+        keys = {split: examples.keys for split, examples in data.examples.items()}
+        run = TrainedRun(Path(trainer.default_root_dir), method_of(pl_module), trainer.global_step, keys)
         export(
             pl_module.policy,
             pl_module.model_name,
@@ -55,5 +58,6 @@ class ExportHuggingFace(Callback):
             output=self.folder(trainer),
             dtype=self.dtype,
             adapter=pl_module.adapter,
+            run=run,
             writes=trainer.is_global_zero,
         )

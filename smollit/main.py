@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from smollit import commands
 from smollit.cli.cli import SmollitCLI
 from smollit.cli.errors import DEBUG, UsageError, building, for_the_user
+from smollit.cli.folders import folder_command
+from smollit.commands.command import FolderCommand
 
 
-def main(args: Sequence[str] | None = None) -> SmollitCLI:
+def main(args: Sequence[str] | None = None) -> SmollitCLI | FolderCommand:
     """Parse, build and run one command.
 
     Args:
         args: The command and its arguments, for tests and notebooks; null takes those of the process.
 
     Returns:
-        What was built: `.model`, `.datamodule`, `.trainer`, `.config`.
+        What was built: `.model`, `.datamodule`, `.trainer`, `.config`; of a command on folders, the command.
 
     Raises:
         SystemExit: With code 2 if the command line or config is wrong, with a sentence (code 1) for other errors that
@@ -27,6 +29,10 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI:
     show_logs()
     try:
         command = commands.find(words)
+        if issubclass(command, FolderCommand):
+            on_folders = folder_command(words[0], command, words[1:])
+            on_folders.run()
+            return on_folders
         with building():
             cli = SmollitCLI(words[0], command, words[1:])
         cli.command.run(cli)

@@ -10,7 +10,9 @@ from types import ModuleType
 import pytest
 
 from smollit.cli.cli import SmollitCLI
+from smollit.cli.folders import folder_command
 from smollit.commands import find
+from smollit.commands.command import FolderCommand
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -62,5 +64,9 @@ def test_a_command_in_the_docs_is_one(
         return
     monkeypatch.chdir(ROOT)
     name, *args = shlex.split(words, comments=True)
-    cli = SmollitCLI(name, find([name]), args)
+    command = find([name])
+    if issubclass(command, FolderCommand):
+        assert folder_command(name, command, args).folders
+        return
+    cli = SmollitCLI(name, command, args)
     assert cli.model.model_name == cli.config.model.init_args.model_name

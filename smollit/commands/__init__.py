@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from smollit.commands.command import Command
+    from smollit.commands.command import Command, FolderCommand
 
 
 class Entry(NamedTuple):
@@ -43,6 +43,11 @@ GROUPS = {
             "smollit.commands.export.command",
             "ExportCommand",
         ),
+        "verify": Entry(
+            "Check an export: its files, weights, tokenizer, template and stop tokens.",
+            "smollit.commands.verify",
+            "VerifyCommand",
+        ),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
@@ -65,7 +70,7 @@ def overview() -> str:
     return "".join([*lines, TAIL])
 
 
-def find(words: Sequence[str]) -> type["Command"]:
+def find(words: Sequence[str]) -> type["Command"] | type["FolderCommand"]:
     """The class of the command that the first word names.
 
     Raises:
@@ -81,5 +86,5 @@ def find(words: Sequence[str]) -> type["Command"]:
         print(f"smollit: there is no command `{name}`. {hint}", file=sys.stderr)
         sys.exit(2)
     entry = COMMANDS[name]
-    command: type[Command] = getattr(import_module(entry.module), entry.name)
+    command: type[Command] | type[FolderCommand] = getattr(import_module(entry.module), entry.name)
     return command

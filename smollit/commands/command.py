@@ -1,4 +1,4 @@
-"""The interface of a command: arguments, and an action on a configured run."""
+"""The interface of a command: arguments, and an action on a configured run, or on folders."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -40,3 +40,18 @@ class Command(ABC):
     @abstractmethod
     def run(self, run: ConfiguredRun) -> None:
         """Run the command."""
+
+
+@dataclass(kw_only=True)
+class FolderCommand(ABC):
+    """A command on folders that needs no config: its first words are the folders.
+
+    Args:
+        folders: Folders, or names on the Hub.
+    """
+
+    folders: list[str]
+
+    @abstractmethod
+    def run(self) -> None:
+        """Run the command; exit with code 1 if what it looks for is not so."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from safetensors import safe_open
 from transformers import (
@@ -20,14 +21,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from smollit.commands.export.certificate import FILE
 from smollit.commands.export.export import ExportDtype, export, finish_tokenizer
-from smollit.commands.export.folder import MARKER, check_output
+from smollit.commands.export.folder import check_output
 from smollit.data.batching.collate import collate_chats, collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.main import main
 from smollit.models import CausalLM
 from smollit.models.pretrained import load_config
 from smollit.modules import SFTModule
+from smollit.training.logs.table import read_table
 from tests.conftest import edited
 
 END_OF_TEXT, TURN_END = 0, 2
@@ -198,7 +201,7 @@ def test_the_runs_own_tokenizer_is_not_changed(tiny_model: Path, tmp_path: Path)
     """The export's eos is 2; the run continues with eos 0, and a second export is equal file by file."""
     template = template_of(tiny_model)
     before = (template.stop_ids(), template.tokenizer.eos_token_id, template.tokenizer.pad_token_id)
-    first, second = (write(tiny_model, tmp_path / name, template=template) for name in ("first", "second"))
+    first, second = (write(tiny_model, tmp_path / name / "out", template=template) for name in ("first", "second"))
     assert (template.stop_ids(), template.tokenizer.eos_token_id, template.tokenizer.pad_token_id) == before
     assert {file.name: file.read_bytes() for file in first.iterdir()} == {
         file.name: file.read_bytes() for file in second.iterdir()
@@ -217,7 +220,7 @@ def test_an_earlier_export_is_replaced(exported: tuple[CausalLM, Path], tiny_mod
     write(tiny_model, folder)
     assert sha256(folder) != before
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
-    assert json.loads((folder / MARKER).read_text())["files"] == sorted(path.name for path in folder.iterdir())
+    assert {FILE, *json.loads((folder / FILE).read_text())["files"]} == {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "config.json", "checkpoints/last.ckpt", "README.md", ""])
@@ -372,3 +375,36 @@ def test_generation_settings_of_the_source_are_kept_where_valid_and_said(
     assert (found["repetition_penalty"], found["max_new_tokens"]) == (1.3, 50) and "temperature" not in found
     assert "kept from the source: max_new_tokens 50, repetition_penalty 1.3" in caplog.text
     assert "without effect are left out: temperature" in caplog.text
+
+
+# case: E4
+def test_an_export_has_a_model_card_and_a_certificate(config: list[str], tiny_model: Path, tmp_path: Path) -> None:
+    """Base and licence of the source's own card, counts of data_report.json, the points of metrics.csv, settings.
+
+    Absolute folders of this machine are in neither file, and `fit` and `export` write the same but for the keys.
+    """
+    source = edited(tiny_model, tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: mit\nbase_model: org/base\n---\n# Source\n")
+    words = [word for word in config if "model_name" not in word and "val_split" not in word]
+    words += [f"--model.model_name={source}", "--data.val_split=test_sft[:2]", "--trainer.max_steps=2"]
+    main(["fit", *words, "--trainer.val_every_n_steps=1", "--trainer.callbacks+=callbacks.ExportHuggingFace"])
+    main(["export", *words, f"--output={tmp_path / 'again' / 'export'}"])
+    first, second = (tmp_path / name / "export" for name in ("run", "again"))
+    card = (first / "README.md").read_text()
+    assert card == (second / "README.md").read_text() and str(tmp_path) not in card
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert (metadata["license"], metadata["base_model"], metadata["tags"]) == ("mit", "org/base", ["smollit", "sft"])
+    assert metadata["library_name"] == "transformers" and metadata["pipeline_tag"] == "text-generation"
+    counts = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    train = counts["train"]
+    assert (
+        f"| train | 4 | {train['kept']} | {train['truncated']} | {train['tokens']} | {train['loss_tokens']} |" in card
+    )
+    points = [row for row in read_table(tmp_path / "run" / "metrics.csv") if row["val/loss"]]
+    assert len(points) == 2 and all(f"| {row['step']} | {float(row['val/loss']):.4f} |" in card for row in points)
+    assert "learning_rate: 0.01" in card and f"torch {torch.__version__}" in card
+    certificates = [json.loads((folder / FILE).read_text()) for folder in (first, second)]
+    assert [each["step"] for each in certificates] == [2, 2]
+    keys = certificates[0]["data"].pop("keys")
+    assert keys["train"] and not certificates[1]["data"].pop("keys")
+    assert certificates[0] == certificates[1] and str(tmp_path) not in json.dumps(certificates)

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from smollit.commands.command import Command, ConfiguredRun
-from smollit.commands.export.export import ExportDtype, ExportForm, export
+from smollit.commands.export.export import ExportDtype, export
+from smollit.commands.export.run import ExportForm, TrainedRun, method_of
 from smollit.models import CausalLM
 from smollit.models.adapters import add_adapter
 from smollit.models.checkpoint import load_weights
@@ -45,4 +48,14 @@ class ExportCommand(Command):
             dtype=self.dtype,
             adapter=run.model.adapter,
             form=self.form,
+            run=TrainedRun(run.folder, method_of(run.model), checkpoint_step(checkpoint)),
         )
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """Number of optimizer steps of a checkpoint; None if it holds weights alone."""
+    file = path / "meta.pt" if path.is_dir() else path
+    if not file.is_file():
+        return None
+    step: int | None = torch.load(file, weights_only=True, map_location="cpu", mmap=True).get("global_step")
+    return step

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from smollit.commands.export.certificate import PROBE
 from smollit.data.template.template import ChatTemplate
 
-PROBE = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
 # Where tokenizers that were rebuilt from their vocabulary differ: digits, whitespace, accents, other scripts, emoji.
 TEXTS = ["", " leading", "12345.678", "a  b\n\n\tc ", "naïve café — “quotes”", "日本語 русский", "👩‍💻 don't"]
 

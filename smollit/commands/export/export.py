@@ -16,10 +16,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from smollit.commands.export.card import model_card
+from smollit.commands.export.certificate import write_certificate
 from smollit.commands.export.compare import compare
-from smollit.commands.export.folder import check_output, replace_folder, temporary_folder, write_marker
+from smollit.commands.export.folder import check_output, replace_folder, temporary_folder
 from smollit.commands.export.generation import set_generation, source_generation
 from smollit.commands.export.other_readers import spell_config, spell_tokenizer
+from smollit.commands.export.run import ExportForm, TrainedRun
 from smollit.data.template.template import ChatTemplate
 from smollit.models.adapters import Adapter
 from smollit.models.pretrained import load_config, no_progress_bar
@@ -27,7 +30,6 @@ from smollit.models.sharding import is_sharded, unwrap
 
 log = logging.getLogger(__name__)
 ExportDtype = Literal["auto", "float32", "bfloat16", "float16"]
-ExportForm = Literal["model", "adapter"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREFIX = "model."  # of CausalLM's keys before transformers' own
 
@@ -41,6 +43,7 @@ def export(
     dtype: ExportDtype = "auto",
     adapter: Adapter | None = None,
     form: ExportForm = "model",
+    run: TrainedRun | None = None,
     writes: bool = True,
 ) -> None:
     """Write a policy as a Hugging Face folder. With a sharded policy all ranks must call it; one of them writes.
@@ -53,6 +56,7 @@ def export(
         dtype: dtype of the weights; `auto` takes that of the checkpoint that training started from.
         adapter: The policy's adapter, if it has one.
         form: `model` writes a whole model, with the adapter merged; `adapter` writes the adapter alone.
+        run: The run that trained it, for the model card and the certificate.
         writes: Whether this rank writes.
 
     Raises:
@@ -73,12 +77,15 @@ def export(
         if form == "adapter" and adapter is not None:
             from smollit.commands.export.adapter import write_adapter  # needs peft
 
+            model = None
             write_adapter(folder, source, adapter=adapter, weights=weights, base=model_name)
-            finish_tokenizer(template).save_pretrained(folder)
+            write_tokenizer(folder, template)
         else:
             model = build_model(source, weights, wanted, adapter)
             write_folder(folder, model, template=template, source=source_generation(model_name, source))
-        write_marker(folder, model_name)
+        card = model_card(run, model_name=model_name, config=source, name=output.name, form=form)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_certificate(folder, model, source=model_name, template=template, run=run)
         replace_folder(folder, output)
     log.info("exported %s (%s): read back and verified", output, str(wanted).removeprefix("torch."))
 
@@ -92,12 +99,10 @@ def write_folder(folder: Path, model: PreTrainedModel, *, template: ChatTemplate
         template: Its chat template and tokenizer.
         source: The generation settings of the model that training started from.
     """
-    tokenizer = finish_tokenizer(template)
+    tokenizer = write_tokenizer(folder, template)
     set_generation(model, tokenizer, template=template, source=source)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     spell_config(folder)
-    spell_tokenizer(folder, tokenizer)
     compare(folder, model, template)
     folder.chmod(0o755)  # mkdtemp makes it private
 
@@ -143,6 +148,14 @@ def build_model(
         model.load_state_dict(weights)
     model.tie_weights()
     return model.eval()
+
+
+def write_tokenizer(folder: Path, template: ChatTemplate) -> PreTrainedTokenizerBase:
+    """Write the finished tokenizer, and return it."""
+    tokenizer = finish_tokenizer(template)
+    tokenizer.save_pretrained(folder)
+    spell_tokenizer(folder, tokenizer)
+    return tokenizer
 
 
 def finish_tokenizer(template: ChatTemplate) -> PreTrainedTokenizerBase:

@@ -1,6 +1,5 @@
 """Which folder an export may replace, and how it is replaced without losing a good one."""
 
-import json
 import logging
 import os
 import re
@@ -12,17 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from smollit import __version__
+from smollit.commands.export.certificate import FILE, changed_files, names_in, read_certificate
 
 log = logging.getLogger(__name__)
-MARKER = "smollit_export.json"  # marks a folder as an export, and lists its files
-
-
-def write_marker(folder: Path, source: str) -> None:
-    """Mark the folder as an export, and list its files."""
-    files = sorted([MARKER, *(path.name for path in folder.iterdir())])
-    about = {"smollit": __version__, "source": source, "files": files}
-    (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+SMALL = 1 << 20  # bytes: what people edit by hand
 
 
 def check_output(output: Path) -> None:
@@ -34,15 +26,24 @@ def check_output(output: Path) -> None:
     clean_up(output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    marker = output / MARKER
-    own = set(json.loads(marker.read_text(encoding="utf-8"))["files"]) if marker.is_file() else set()
-    foreign = sorted(path.name for path in output.iterdir() if path.name not in own) if output.is_dir() else ["a file"]
+    foreign = foreign_files(output) if output.is_dir() else ["a file"]
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise ValueError(
             f"the export folder {output} has files that no earlier export wrote ({shown}), and would be replaced:"
             " give a folder that is empty or new"
         )
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Files of a folder that no export wrote, or that were edited since."""
+    certificate = read_certificate(folder)
+    if certificate is None:
+        return names_in(folder)
+    own = {FILE, *certificate["files"]}
+    has_hashes = isinstance(certificate["files"], dict)  # not those of version 0.2
+    edited = changed_files(folder, certificate, largest=SMALL) if has_hashes else []
+    return [name for name in names_in(folder) if name not in own or name in edited]
 
 
 @contextmanager

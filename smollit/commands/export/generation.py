@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 # Without effect while `do_sample` is off: transformers refuses to save them then.
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # Bookkeeping of transformers, and what the template and the tokenizer decide.
-OURS = ("transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "stop_strings")
+OURS = ("transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "stop_strings")
 
 
 def source_generation(model_name: str, config: PretrainedConfig) -> GenerationConfig:
@@ -43,7 +43,10 @@ def set_generation(
 
 def kept_settings(source: GenerationConfig) -> dict[str, object]:
     """The settings of the source that transformers accepts together; says which are kept, and which are not."""
-    settings = {name: value for name, value in source.to_diff_dict().items() if name not in OURS and name[0] != "_"}
+    given = source.to_diff_dict().items()
+    settings = {
+        name: value for name, value in given if value not in (None, False) and name not in OURS and name[0] != "_"
+    }
     unused = [name for name in SAMPLING if name in settings and not settings.get("do_sample")]
     kept = {name: value for name, value in settings.items() if name not in unused}
     try:
