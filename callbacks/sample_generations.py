@@ -100,9 +100,7 @@ class SampleGenerations(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.reference_responses = None
         if trainer.is_global_zero:
-            forget_later_steps(self.path(trainer), trainer.global_step)
-        # A resumed run has samples of the step at which it resumes.
-        self.last_step = trainer.global_step or None
+            self.last_step = forget_later_steps(self.path(trainer), trainer.global_step)
         if not trainer.global_step:
             self.sample(trainer, pl_module)
 
@@ -205,14 +203,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def forget_later_steps(path: Path, step: int) -> None:
-    """Remove the samples of steps that a resumed run repeats; at step 0, all of them."""
+def forget_later_steps(path: Path, step: int) -> int | None:
+    """Remove the samples of steps that a resumed run repeats, at step 0 all of them; return the last step left."""
     if not path.is_file():
-        return
+        return None
     # A killed run may leave an incomplete line after the last newline.
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     kept = [line for line in lines if step and json.loads(line)["step"] <= step]
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return int(json.loads(kept[-1])["step"]) if kept else None
 
 
 def as_markdown(sample: Sample) -> str:

@@ -207,6 +207,7 @@ class FineTuningModule(PolicyModule):
 
     def on_train_start(self) -> None:
         """Set the learning rate of the next step: after a resume, or a learning rate finder, it may be another."""
+        super().on_train_start()
         configs = self.trainer.lr_scheduler_configs
         if configs:  # a learning rate finder takes ours away for its trial
             self.rates.set_steps(self.trainer.estimated_stepping_batches)

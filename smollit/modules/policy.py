@@ -153,6 +153,7 @@ class PolicyModule(StageMetricsModule):
         Raises:
             ValueError: If the checkpoint was made without this adapter.
         """
+        super().on_load_checkpoint(checkpoint)
         if self.adapter is not None and self.policy is not None:
             wanted = trained_weights(self.policy, self.policy.state_dict())
             missing = [name for name in wanted if POLICY + name not in checkpoint["state_dict"]]

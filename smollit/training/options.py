@@ -25,6 +25,7 @@ from smollit.training.memory import OutOfMemory
 from smollit.training.predictions import WritePredictions
 from smollit.training.reference import ReferenceScores
 from smollit.training.stop import GracefulStop, RefuseNothingTrained, SaveAtEnd
+from smollit.training.validation import DueValidation
 
 
 class ShardedStrategy(FSDPStrategy):
@@ -113,7 +114,7 @@ def with_built_in(
         RefuseNothingTrained(),
         run_state,
         SaveAtEnd(stop),
-        Curves(),
+        Curves(run_state),
         StartSummary(),
         WritePredictions(),
         OutOfMemory(),
@@ -126,4 +127,4 @@ def with_built_in(
     checkpoints = [callback for callback in kept if isinstance(callback, Checkpoint)]
     others = [callback for callback in kept if callback not in checkpoints]
     # The stop comes last: it ends the run when all other callbacks have seen the batch.
-    return [*first, *others, EndSummary(), stop, *checkpoints]
+    return [*first, *others, EndSummary(), DueValidation(run_state), stop, *checkpoints]

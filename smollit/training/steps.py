@@ -1,15 +1,12 @@
 """Optimizer steps and micro-batches: the position of a run, intervals, and the one setter of Lightning's counters."""
 
 import math
-import sys
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 
 from smollit.data.batching.position import TrainingBatches
 from smollit.data.encoding.report import Report
-
-NEVER = sys.maxsize  # an interval in micro-batches that is never reached
 
 
 @runtime_checkable
@@ -136,40 +133,3 @@ def set_counters(checkpoint: dict[str, Any], epoch: int, batches: int, total_bat
         begun = epoch + 1 if batches else epoch
         loops["epoch_progress"][part] |= {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
     checkpoint["epoch"] = epoch
-
-
-class ValidateEverySteps(Callback):
-    """Validate every `every_n_steps` optimizer steps and after the last one.
-
-    Lightning's own interval counts micro-batches, and so drifts when the last accumulation window of an epoch is
-    short. There is no public way to request a validation: `val_check_batch` is the number that its loop reads.
-    """
-
-    def __init__(self, every_n_steps: int) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"`trainer.val_every_n_steps` must be at least 1, got {every_n_steps}")
-        self.every_n_steps = every_n_steps
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.val_check_batch = NEVER
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        due = at_step_end(trainer) and (step % self.every_n_steps == 0 or step == trainer.estimated_stepping_batches)
-        trainer.val_check_batch = 1 if due else NEVER
-
-
-def interval_in_batches(every_n_steps: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Trainer's arguments for a validation every `every_n_steps` optimizer steps.
-
-    Lightning's EarlyStopping and ModelCheckpoint read them: their defaults mean once per epoch.
-
-    Raises:
-        ValueError: If the interval is given in micro-batches too.
-    """
-    if options.get("val_check_interval") is not None:
-        raise ValueError("`trainer.val_check_interval` has no effect with `val_every_n_steps`: set only one of them")
-    batches = every_n_steps * (options.get("accumulate_grad_batches") or 1)
-    return {"val_check_interval": batches, "check_val_every_n_epoch": None}

@@ -43,17 +43,19 @@ class GracefulStop(Callback):
         self.signal: int | None = None
         self.inside_step = False
         self.begins_step = True  # the next micro-batch is the first of an optimizer step
-        self.first_step = 0  # the step at this start of the run: nothing new to save before the next one
+        self.has_news = False  # since this start of the run: a step, or a validation
         self.pid = 0
         self._before: dict[int, Any] = {}
 
     # ---- signals
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.has_news = False
+
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.first_step = trainer.global_step
         self.inside_step, self.begins_step = False, True
         self.listen()
 
@@ -105,7 +107,10 @@ class GracefulStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if at_step_end(trainer):
-            self.inside_step, self.begins_step = False, True
+            self.inside_step, self.begins_step, self.has_news = False, True, True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_news |= trainer.state.fn == "fit" and not trainer.sanity_checking
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.state.fn != "fit":
@@ -158,7 +163,7 @@ class GracefulStop(Callback):
     def save(self, trainer: Trainer) -> None:
         """Write last.ckpt, if a step was made since the run began or was resumed."""
         is_rehearsal = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.folder is None or is_rehearsal or trainer.global_step == self.first_step:
+        if self.folder is None or is_rehearsal or not self.has_news:
             return
         path = self.folder / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)

@@ -23,7 +23,8 @@ from smollit.training.logs.loggers import run_loggers
 from smollit.training.logs.quiet import quiet
 from smollit.training.memory import keep_freed_memory
 from smollit.training.options import DEFAULT_ROOT, trainer_options, with_built_in
-from smollit.training.steps import ValidateEverySteps, interval_in_batches, num_steps
+from smollit.training.steps import num_steps
+from smollit.training.validation import ValidateEverySteps, interval_in_batches
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class SmollitTrainer(SavingTrainer):
                 keep_freed_memory()
             with quiet(), self._resumes_only_from(path):
                 super().fit(model, *data, path, True if weights_only is None else weights_only)
-        if path is not None and not self.run_state.has_trained:
+        if path is not None and not self.run_state.has_news:
             assert isinstance(model, FineTuningModule)
             model.lost_steps.refuse_nothing_trained(self.global_step)
             log.info("nothing to do: %s is at step %s, and %s", path, self.global_step, self.run_state.why_ended(self))

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from smollit.training import SmollitTrainer
 from smollit.training.checkpoints.saving import AtomicCheckpointIO
 from smollit.training.checkpoints.state import RunState
-from smollit.training.steps import ValidateEverySteps
 from smollit.training.stop import GracefulStop
+from smollit.training.validation import ValidateEverySteps
 
 SUMMARY = ("parameters", "weights", "mode", "attention", "precision")
 SUMMARY += ("data", "batch", "steps", "learning rate", "run folder")

@@ -48,7 +48,9 @@ class RunState(Callback):
         self.force = force
         self.lineage = Lineage()  # of this start of the run
         self.ended: str | None = None  # why a callback ended the run that is resumed
-        self.has_trained = False  # since this start of the run
+        self.has_news = False  # a step, or a validation that was due, since this start of the run
+        self.validation_is_due = False
+        self.limits: tuple[int, int | None] | None = None  # max_steps and max_epochs, while they are raised
         self.begun = Begun()  # where this start of the run begins
         self.begins_step = True  # the next micro-batch is the first of an optimizer step
         # At the end of the last optimizer step:
@@ -63,7 +65,8 @@ class RunState(Callback):
     # ---- following the run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.ended, self.has_trained, self.begun, self.begins_step = None, False, Begun(), True
+        self.ended, self.has_news, self.begun, self.begins_step = None, False, Begun(), True
+        self.validation_is_due, self.limits = False, None
         self.position, self.batches, self.total_batches = None, 0, 0
         self.random_state, self.pending, self.optimizers, self.optimizers_before = None, {}, [], []
         batches = training_batches(trainer) if stage == "fit" else None
@@ -78,6 +81,9 @@ class RunState(Callback):
         self.lineage = begin(path, Path(trainer.default_root_dir) / FOLDER)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.limits is not None:
+            trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self.limits
+            self.limits = None
         apply_changes(trainer, self.optimizers_before, self.optimizers)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -99,7 +105,7 @@ class RunState(Callback):
             self.position = data.state_dict() if data else None
             self.batches, self.total_batches = batch_idx + 1, trainer.fit_loop.total_batch_idx + 1
             self.random_state = get_random_state()
-            self.has_trained = self.begins_step = True
+            self.has_news = self.begins_step = True
             if isinstance(pl_module, FineTuningModule):
                 self.pending = pl_module.pending_metrics()
 
@@ -112,6 +118,7 @@ class RunState(Callback):
             "random_states": all_ranks(self.random_state or get_random_state()),
             "pending": over_ranks(self.pending),
             "lost_steps": pl_module.lost_steps.state() if isinstance(pl_module, FineTuningModule) else {},
+            "validation_is_due": self.validation_is_due,
             "warmup_starts_at_0": False,
             "optimizers": self.optimizers,
             "config": self.config,
@@ -141,6 +148,8 @@ class RunState(Callback):
         self.ended = still_ended(trainer, state.get("ended"))
         if self.ended and not self.force:
             trainer.should_stop = True
+        if state.get("validation_is_due", False):
+            self.validation_is_due, self.limits = True, raise_limits(trainer)
         self.optimizers_before = state.get("optimizers", [])
         check_groups(self.optimizers_before, self.optimizers)  # with FSDP, the optimizer exists already
         random_states = state.get("random_states", [])
@@ -177,6 +186,16 @@ class RunState(Callback):
         if self.ended:
             return f"{self.ended} Set `trainer.force_resume: true`, or leave that callback out, to train on"
         return "`trainer.max_steps` or `max_epochs` asks for no more"
+
+
+def raise_limits(trainer: Trainer) -> tuple[int, int | None]:
+    """Let Lightning start training after the last step, whose validation is due; return `max_steps`, `max_epochs`."""
+    loop = trainer.fit_loop
+    limits = (loop.epoch_loop.max_steps, loop.max_epochs)
+    loop.epoch_loop.max_steps += limits[0] != -1
+    if loop.max_epochs is not None and loop.max_epochs != -1:
+        loop.max_epochs += 1
+    return limits
 
 
 def stopped_early(trainer: Trainer) -> dict[str, str] | None:

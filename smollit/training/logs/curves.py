@@ -10,14 +10,20 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from smollit.modules.stage_metrics import StageMetricsModule
+from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.loggers import note_versions
 from smollit.training.logs.table import read_table, use_table
 
 
 class Curves(Callback):
-    """Removes what the loggers' files hold of steps that this start makes again, and leaves no empty files."""
+    """Removes what the loggers' files hold of steps that this start makes again, and leaves no empty files.
 
-    def __init__(self) -> None:
+    Args:
+        run_state: Says whether the validation of the current step is made again.
+    """
+
+    def __init__(self, run_state: RunState) -> None:
+        self.run_state = run_state
         self.set_aside: list[Logger] = []  # while `validate` or `test` repeats what they have
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -27,7 +33,7 @@ class Curves(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             if trainer.ckpt_path is not None:
-                forget_after(trainer, trainer.global_step)
+                forget_after(trainer, trainer.global_step, validation_too=self.run_state.validation_is_due)
             note_versions(Path(trainer.default_root_dir), trainer.loggers)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,14 +61,17 @@ def is_logged(trainer: Trainer, module: LightningModule, prefix: str) -> bool:
     return any(name.startswith(prefix) and value for row in rows for name, value in row.items())
 
 
-def forget_after(trainer: Trainer, step: int) -> None:
-    """Remove all points after a step from the files of the loggers."""
+def forget_after(trainer: Trainer, step: int, *, validation_too: bool = False) -> None:
+    """Remove all points after a step from the files of the loggers, and the step's validation if requested.
+
+    A table merges what is logged of a step again.
+    """
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             use_table(logger).forget_after(step)
         elif isinstance(logger, TensorBoardLogger):
             for path in event_files(Path(logger.log_dir)):
-                forget_events(path, step)
+                forget_events(path, step, validation_too=validation_too)
             # A TensorBoard that has read the files already drops its points at this event.
             start = Event(session_log=SessionLog(status=SessionLog.START))
             logger.experiment.file_writer.add_event(start, step + 1)
@@ -73,10 +82,12 @@ def event_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("events.out.tfevents.*"))
 
 
-def forget_events(path: Path, step: int) -> None:
+def forget_events(path: Path, step: int, *, validation_too: bool = False) -> None:
     """Remove the events of later steps from a file; a file that is left without any is removed."""
     events = list(LegacyEventFileLoader(str(path)).Load())
     kept = [event for event in events if event.HasField("file_version") or event.step <= step]
+    if validation_too:
+        kept = [event for event in kept if event.step < step or not has_tag(event, "val/")]
     if len(kept) == len(events):
         return
     if not any(map(is_point, kept)):
@@ -95,6 +106,11 @@ def remove_empty(folder: Path) -> None:
     for path in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
         if not any(map(is_point, LegacyEventFileLoader(str(path)).Load())):
             path.unlink()
+
+
+def has_tag(event: Event, prefix: str) -> bool:
+    """Whether an event holds a value whose name begins so."""
+    return any(value.tag.startswith(prefix) for value in event.summary.value)
 
 
 def is_point(event: Event) -> bool:

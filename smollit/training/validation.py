@@ -1,0 +1,83 @@
+"""When a run validates: every n optimizer steps, and first of all where a stop left a validation out."""
+
+import sys
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from smollit.training.checkpoints.state import RunState
+from smollit.training.steps import at_step_end
+
+NEVER = sys.maxsize  # an interval in micro-batches that is never reached
+
+
+class ValidateEverySteps(Callback):
+    """Validate every `every_n_steps` optimizer steps and after the last one.
+
+    Lightning's own interval counts micro-batches, and so drifts when the last accumulation window of an epoch is
+    short. There is no public way to request a validation: `val_check_batch` is the number that its loop reads.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"`trainer.val_every_n_steps` must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.val_check_batch = NEVER
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = at_step_end(trainer) and (step % self.every_n_steps == 0 or step == trainer.estimated_stepping_batches)
+        trainer.val_check_batch = 1 if due else NEVER
+
+
+class DueValidation(Callback):
+    """A validation that is due when a checkpoint is saved is made first by the run that resumes from it.
+
+    Args:
+        run_state: Saves whether one is due.
+    """
+
+    def __init__(self, run_state: RunState) -> None:
+        self.run_state = run_state
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.run_state.validation_is_due = trainer.val_check_batch == 1 and sum(trainer.num_val_batches) > 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.run_state.validation_is_due = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.run_state.validation_is_due = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate if it is due, in the way of Lightning's training loop."""
+        if not self.run_state.validation_is_due:
+            return
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False
+        trainer.validating = True
+        loop.run()
+        trainer.training = True
+        self.run_state.validation_is_due, self.run_state.has_news = False, True
+
+
+def interval_in_batches(every_n_steps: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Trainer's arguments for a validation every `every_n_steps` optimizer steps.
+
+    Lightning's EarlyStopping and ModelCheckpoint read them: their defaults mean once per epoch.
+
+    Raises:
+        ValueError: If the interval is given in micro-batches too.
+    """
+    if options.get("val_check_interval") is not None:
+        raise ValueError("`trainer.val_check_interval` has no effect with `val_every_n_steps`: set only one of them")
+    batches = every_n_steps * (options.get("accumulate_grad_batches") or 1)
+    return {"val_check_interval": batches, "check_val_every_n_epoch": None}
