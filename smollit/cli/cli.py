@@ -14,7 +14,7 @@ from smollit.cli.errors import building
 from smollit.cli.logger_setting import complete_loggers, words_with_full_names
 from smollit.cli.nulls import check_nulls, check_settings
 from smollit.cli.parser import SmollitParser
-from smollit.cli.run_config import RunConfigCallback
+from smollit.cli.run_config import RunConfigCallback, with_one_learning_rate
 from smollit.cli.trainer_settings import check_strategy, check_trainer_settings
 from smollit.commands import COMMANDS
 from smollit.commands.command import Command
@@ -131,6 +131,14 @@ class SmollitCLI(LightningCLI):
     def folder(self) -> Path:
         """The run folder."""
         return local_folder(self.config.trainer.default_root_dir)
+
+    def fit_settings(self) -> str:
+        """The settings of the run as YAML, for `fit`."""
+        config = with_one_learning_rate(self.config)
+        for name in ("config", *self.command_arguments):
+            config.pop(name, None)
+        settings: str = self.parser.dump(config, skip_validation=True)
+        return settings
 
     def find_checkpoint(self, ckpt_path: str) -> Path:
         """The file that `ckpt_path` means: a path, `last` or `best`."""

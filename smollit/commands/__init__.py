@@ -33,6 +33,11 @@ GROUPS = {
             "smollit.commands.estimate.command",
             "EstimateCommand",
         ),
+        "drill": Entry(
+            "Kill runs of this config at random moments, start them again, and compare them with an unbroken run.",
+            "smollit.commands.drill.command",
+            "DrillCommand",
+        ),
     },
     "use": {
         "validate": Entry("Measure the validation split.", "smollit.commands.lightning", "ValidateCommand"),

@@ -29,6 +29,9 @@ class ConfiguredRun(Protocol):
     def folder(self) -> Path:
         """The run folder."""
 
+    def fit_settings(self) -> str:
+        """The settings of the run as YAML, for `fit`."""
+
     def find_checkpoint(self, ckpt_path: str) -> Path:
         """The file that `ckpt_path` means: a path, `last` or `best`."""
 

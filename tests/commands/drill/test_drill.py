@@ -1,0 +1,56 @@
+"""`drill`: a short form on the demo, and comparisons that find what they should."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from smollit.commands.drill.compare import (
+    content,
+    damaged_checkpoints,
+    different_weights,
+    first_different_step,
+    left_behind,
+)
+from smollit.main import main
+
+
+# promise: resume
+@pytest.mark.slow
+def test_the_short_form_on_the_demo(tmp_path: Path) -> None:
+    """3 kills at random moments: every promise that was tried is kept."""
+    words = ["drill", "--config", "configs/demo/sft.yaml", "--trainer.default_root_dir", str(tmp_path)]
+    main([*words, "--kills", "3", "--steps", "6", "--json", str(tmp_path / "drill.json")])
+    found = json.loads((tmp_path / "drill.json").read_text())
+    assert all(promise["kept"] == promise["tried"] for promise in found)
+    assert found[0]["tried"] >= 1 and found[4]["tried"] == 3
+
+
+def write_run(folder: Path, rows: list[str], weight: float) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "metrics.csv").write_text("\n".join(["step,train/loss,throughput/tokens_per_second", *rows]) + "\n")
+    state = {"policy.weight": torch.tensor([1.0, weight]), "policy.bias": torch.zeros(2)}
+    torch.save({"global_step": 2, "state_dict": state}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def test_a_difference_is_found_wherever_it_is(tmp_path: Path) -> None:
+    """One weight of two tensors off by 0.25; a loss of step 2; a step that stands twice; a broken file."""
+    whole = write_run(tmp_path / "whole", ["1,0.5,100", "2,0.4,100"], 2.0)
+    other = write_run(tmp_path / "other", ["1,0.5,90", "2,0.41,90"], 2.25)
+    assert different_weights(whole, whole) == (0, 0.0)
+    assert different_weights(other, whole) == (1, 0.25)
+    assert first_different_step(whole, whole) is None
+    assert first_different_step(other, whole) == (2, "train/loss")
+    twice = write_run(tmp_path / "twice", ["1,0.5,100", "1,0.5,100", "2,0.4,100"], 2.0)
+    assert first_different_step(twice, whole) == (2, "step")
+    assert damaged_checkpoints(other) == [] == left_behind(other)
+    file = other / "checkpoints" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:-100])
+    (other / ".export-abcd1234").mkdir()
+    assert damaged_checkpoints(other) == ["last.ckpt"] and left_behind(other) == [".export-abcd1234"]
+    before = content(whole)
+    shutil.copy(file, whole / "checkpoints")
+    assert {name for name, _ in before.items() ^ content(whole).items()} == {"checkpoints/last.ckpt"}
