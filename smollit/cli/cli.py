@@ -124,7 +124,7 @@ class SmollitCLI(LightningCLI):
             trainer = self.instantiate_trainer()
             assert isinstance(trainer, SmollitTrainer)
             check_strategy(trainer)
-        trainer.run_state.config = {name: self.config[name].as_dict() for name in SECTIONS}
+        trainer.run_state.config |= {name: self.config[name].as_dict() for name in SECTIONS}
         return trainer
 
     @property

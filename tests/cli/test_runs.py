@@ -151,7 +151,7 @@ def test_command_line_wins_over_the_checkpoint(write: Write, tmp_path: Path, cap
     assert cli.model.learning_rate == 7e-4
     group = cli.trainer.optimizers[0].param_groups[0]
     assert (group["lr"], group["weight_decay"]) == (pytest.approx(7e-4), 0.25)
-    assert "model.init_args.learning_rate: 1e-05 -> 0.0007" in caplog.text
+    assert "`model.learning_rate` (1e-05 -> 0.0007)" in caplog.text
 
 
 # case: cli-02, checkpoint-09
@@ -160,7 +160,7 @@ def test_what_a_run_can_not_resume_from_is_refused(write: Write, fails: Fails, t
     cli = main(["fit", write(data=PARTS)])
     resume = ["--ckpt_path=last", "--trainer.max_steps=3"]
     _, said = fails("fit", write(data=PARTS), *resume, "--data.chat_template=chatml")
-    assert "data.init_args.chat_template: 'auto' -> 'chatml'" in said and "force_resume" in said
+    assert "`data.chat_template` ('auto' -> 'chatml')" in said and "force_resume" in said
     other = json.loads(json.dumps(PARTS))
     other["init_args"]["dataset"][0]["weight"] = 3
     assert "resumed run" in fails("fit", write(data=other), *resume)[1]

@@ -16,49 +16,67 @@ Groups = list[dict[str, Any]]
 PLAIN = (bool, int, float, str, tuple, type(None))
 SCHEDULED = ("params", "lr", "initial_lr")
 # Settings that change the meaning of the saved state: a resumed run may not change them, nor those that the data module
-# names in `token_settings` and `order_settings`.
-FIXED = (
-    "model.class_path",
-    "model.init_args.model_name",
-    "model.init_args.reference_name",
-    "model.init_args.optimizer.class_path",
-    "data.class_path",
-)
+# names in `token_settings` and `order_settings`. Classes may have settings below them that may change.
+FIXED_CLASSES = ("model", "model.optimizer", "data")
+FIXED = ("model.model_name", "model.reference_name")
+# Settings of a start, not of the run.
+OF_A_START = ("trainer.default_root_dir", "trainer.force_resume")
 
 
 def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
-    """Settings that a resumed run may not change."""
+    """Settings that a resumed run may not change, with all that is below them."""
     data = described_data(trainer)
     names = (*data.token_settings, *data.order_settings) if data else ()
-    return (*FIXED, *(f"data.init_args.{name}" for name in names))
+    return (*FIXED, *(f"data.{name}" for name in names))
 
 
 def check_settings(saved: State, settings: State, never: tuple[str, ...], *, force: bool) -> None:
     """Log the settings that differ from those that the run began with, and refuse changes that are not allowed.
 
+    Sections (model, data, trainer) that only one side has are not compared: from Python, there is only the trainer's.
+
     Raises:
         ValueError: If a setting in `never` has changed, unless forced.
     """
-    before, now = flatten(upgraded_schedule(upgraded(saved))), flatten(settings)
-    changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
-    if not before or not now or not changed:
+    before, now = as_typed(upgraded_schedule(upgraded(saved))), as_typed(settings)
+    sections = {name.partition(".")[0] for name in before} & {name.partition(".")[0] for name in now}
+    changed = {
+        name: f"`{name}` ({before.get(name)!r} -> {now.get(name)!r})"
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name) and name.partition(".")[0] in sections and name not in OF_A_START
+    }
+    if not changed:
         return
-    lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in sorted(changed.items())]
-    log.warning("settings that differ from those the run began with:\n%s", "\n".join(lines))
-    fixed = [key for key in changed if f"{key}.".startswith(tuple(f"{name}." for name in never))]
+    log.warning("settings that differ from those the run began with: %s", ", ".join(changed.values()))
+    below = tuple(f"{name}." for name in never)
+    fixed = [text for name, text in changed.items() if name in FIXED_CLASSES or f"{name}.".startswith(below)]
     if fixed and not force:
         raise ValueError(
-            f"a resumed run can't change {', '.join(fixed)}:\n" + "\n".join(lines) + "\nStart a new run in another"
-            " `trainer.default_root_dir`, or set `trainer.force_resume: true` if you know that they are the same"
+            f"a resumed run can't change {', '.join(fixed)}: start a new run in another `trainer.default_root_dir`, or"
+            " set `trainer.force_resume: true` if you know that they mean the same"
         )
 
 
-def flatten(config: State, prefix: str = "") -> State:
-    """Nested settings -> {"model.init_args.beta": 0.1, ...}."""
+def as_typed(config: State, prefix: str = "") -> State:
+    """Nested settings -> {"model": class, "model.loss.beta": 0.1, ...}, under the names that a user types."""
     flat: State = {}
     for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = prefix if key in ("class_path", "init_args") else f"{prefix}.{key}".lstrip(".")
+        flat |= as_typed(value, name) if isinstance(value, dict) else {name: value}
     return flat
+
+
+def plain_settings(options: State) -> State:
+    """The settings of a trainer that a checkpoint can hold: numbers, texts, and lists and dicts of them."""
+    return {name: value for name, value in options.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def configured(trainer: Trainer) -> list[Groups]:

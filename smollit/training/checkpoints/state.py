@@ -13,6 +13,7 @@ from torch import Tensor
 
 from smollit.modules import FineTuningModule
 from smollit.modules.lost_steps import LostSteps
+from smollit.training.checkpoints.content import Content, check_content, content
 from smollit.training.checkpoints.files import FOLDER
 from smollit.training.checkpoints.lineage import RUN_STATE, Lineage, begin
 from smollit.training.checkpoints.settings import (
@@ -22,6 +23,7 @@ from smollit.training.checkpoints.settings import (
     check_settings,
     configured,
     fixed_settings,
+    plain_settings,
 )
 from smollit.training.steps import (
     Begun,
@@ -41,10 +43,15 @@ class RunState(Callback):
     are pending for the next log, and the settings. The position in the data is in the data module's state.
 
     A checkpoint is always at the end of an optimizer step: micro-batches after it are repeated.
+
+    Args:
+        settings: The trainer's settings.
+        force: Whether a resumed run may change settings and contents that change the meaning of the saved state.
     """
 
-    def __init__(self, force: bool = False) -> None:
-        self.config: State = {}
+    def __init__(self, settings: State, *, force: bool = False) -> None:
+        self.config: State = {"trainer": plain_settings(settings)}  # the command line adds those of model and data
+        self.content: Content = {}  # hashes of rows, tokenizer and template
         self.force = force
         self.lineage = Lineage()  # of this start of the run
         self.ended: str | None = None  # why a callback ended the run that is resumed
@@ -69,6 +76,7 @@ class RunState(Callback):
         self.validation_is_due, self.limits = False, None
         self.position, self.batches, self.total_batches = None, 0, 0
         self.random_state, self.pending, self.optimizers, self.optimizers_before = None, {}, [], []
+        self.content = content(trainer) if stage == "fit" else {}
         batches = training_batches(trainer) if stage == "fit" else None
         if batches is not None and batches.epochs_differ:
             # Lightning assumes that all epochs are as long as the first loader.
@@ -122,6 +130,7 @@ class RunState(Callback):
             "warmup_starts_at_0": False,
             "optimizers": self.optimizers,
             "config": self.config,
+            "content": self.content,
             "ended": stopped_early(trainer) if trainer.should_stop else None,
             "lineage": self.lineage.now(),
         }
@@ -138,6 +147,7 @@ class RunState(Callback):
             return
         state = checkpoint.get(RUN_STATE, {})
         check_settings(state.get("config", {}), self.config, fixed_settings(trainer), force=self.force)
+        check_content(state.get("content", {}), self.content, force=self.force)
         for name, now in (
             ("accumulate_grad_batches", trainer.accumulate_grad_batches),
             ("world_size", trainer.world_size),

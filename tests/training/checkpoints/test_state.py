@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,15 +226,13 @@ def test_settings_of_tokens_and_order_need_force_and_others_are_shown(
     fit(tmp_path, Settings("before", num_proc=1), max_steps=2)
     with caplog.at_level("WARNING", logger="smollit"):
         assert fit(tmp_path, Settings("before", num_proc=2), max_steps=3).error is None
-    assert "data.init_args.num_proc: 1 -> 2" in caplog.text
+    assert "`data.num_proc` (1 -> 2)" in caplog.text
     refused = fit(tmp_path, Settings("after"), max_steps=4)
     assert isinstance(refused.error, ValueError)
-    first, *changes = str(refused.error).splitlines()
-    assert set(first.removeprefix("a resumed run can't change ").removesuffix(":").split(", ")) == {
-        f"data.init_args.{name}" for name in names
+    assert set(re.findall("`(data.[a-z_]+)` \\('before' -> 'after'\\)", str(refused.error))) == {
+        f"data.{n}" for n in names
     }
-    assert "  data.init_args.seed: 'before' -> 'after'" in changes
-    assert "trainer.force_resume: true" in changes[-1]
+    assert "trainer.force_resume: true" in str(refused.error)
     assert fit(tmp_path, Settings("after"), max_steps=4, force_resume=True).error is None
 
 
