@@ -61,6 +61,7 @@ def read(path: Path) -> dict[str, Any]:
     file = path / EXTRAS if path.is_dir() else path
     if path.is_dir() and not file.exists():  # torch wrote it, and Lightning did not
         return {}
+    verify_zip(file, values_only=True)
     checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
     if not isinstance(checkpoint, dict):
         raise ValueError(f"it holds a {type(checkpoint).__name__}")

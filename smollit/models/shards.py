@@ -79,17 +79,25 @@ def verify_shards(folder: Path) -> None:
             torch.load(io.BytesIO(content), weights_only=True)
 
 
-def verify_zip(path: Path) -> None:
-    """Compare every record of a file that torch.save wrote with its CRC-32, which torch.load does not do.
+def verify_zip(path: Path, *, values_only: bool = False) -> None:
+    """Compare the records of a file that torch.save wrote with their CRC-32, which torch.load does not do.
+
+    Args:
+        path: The file.
+        values_only: Leave out the tensors: the rest is small.
 
     Raises:
         ValueError: If one differs.
         BadZipFile: If the file is truncated, or its directory is damaged.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
+    if not zipfile.is_zipfile(path):
+        return  # torch.load names what it is instead
+    with zipfile.ZipFile(path) as archive:
+        if values_only:
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    archive.read(name)
+        elif (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged} in it differs from its checksum")
 
 

@@ -2,13 +2,21 @@
 
 import errno
 import json
+import math
 import os
+import resource
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from smollit.modules.lost_steps import NonFiniteError
+from smollit.training.checkpoints.files import find_checkpoint
+from tests.training.conftest import Act
 
 
 def names(folder: Path) -> list[str]:
@@ -147,3 +155,95 @@ def test_intervals_below_one_are_refused(fit: Any, tmp_path: Path, option: str) 
     """0 would be no validation, no checkpoint, or none kept."""
     with pytest.raises(ValueError, match=f"trainer.{option}` must be at least 1, got 0"):
         fit(tmp_path, **{"checkpoint_every_n_steps": 1, option: 0})
+
+
+# case: B1
+def test_the_newest_is_the_one_of_the_last_step(fit: Any, tmp_path: Path) -> None:
+    """Steps 2 and 4, and last of step 4; step 2 is touched, or all are dated a day ahead, as after copies: the run
+    resumes at step 5. Then 2 are kept: step 6 stays, step 2 goes. A file that the user renamed is the user's."""
+    fit(tmp_path, max_steps=4, checkpoint_every_n_steps=2)
+    folder = tmp_path / "checkpoints"
+    os.utime(folder / "step-0000002.ckpt", (4e9, 4e9))
+    assert fit(tmp_path / "other", ckpt_path=str(find_checkpoint("last", folder)), max_steps=5).steps[0][0] == 5
+    shutil.copy(folder / "step-0000002.ckpt", folder / "step-2-good.ckpt")
+    for path in folder.iterdir():
+        os.utime(path, (4e9, 4e9))
+    assert [number for number, _, _ in fit(tmp_path, max_steps=6, checkpoint_every_n_steps=2).steps] == [5, 6]
+    assert names(tmp_path) == ["last.ckpt", "step-0000004.ckpt", "step-0000006.ckpt", "step-2-good.ckpt"]
+
+
+# case: B1
+def test_a_new_run_and_a_branch_come_after_what_they_replace(fit: Any, tmp_path: Path) -> None:
+    """8 steps; from step 4 again to 6; then a new run of 2: `last` is the newest of these, whatever steps are there."""
+    fit(tmp_path, max_steps=8, checkpoint_every_n_steps=4)
+    fit(tmp_path, max_steps=6, ckpt_path=str(tmp_path / "checkpoints/step-0000004.ckpt"), checkpoint_every_n_steps=2)
+    (tmp_path / "checkpoints/last.ckpt").unlink()
+    assert names(tmp_path) == ["step-0000006.ckpt", "step-0000008.ckpt"]
+    assert fit(tmp_path, max_steps=7).steps[0][0] == 7
+    fit(tmp_path, max_steps=2, ckpt_path=None, checkpoint_every_n_steps=2)
+    assert fit(tmp_path, max_steps=3).steps[0][0] == 3
+
+
+# case: checkpoint-05
+@pytest.mark.parametrize("part", ["weights", "pickle", "directory"])
+def test_a_flipped_byte_is_named(part: str, fit: Any, tmp_path: Path) -> None:
+    """One byte of a tensor, of the pickle, or of the archive's directory: torch.load reads the first without a word.
+    Fit, validate and `init_from` name the file, and the first two name the one before."""
+    run = fit(tmp_path, max_steps=1, checkpoint_every_n_steps=1)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = bytearray(path.read_bytes())
+    weight = run.weights["model.model.embed_tokens.weight"].numpy().tobytes()
+    content[{"weights": content.index(weight) + 9, "pickle": content.index(b"run_state"), "directory": -60}[part]] ^= 1
+    path.write_bytes(content)
+    advice = rf"{path}.*step-0000001\.ckpt"
+    with pytest.raises(ValueError, match=advice):
+        raise fit(tmp_path, max_steps=2).error
+    with pytest.raises(ValueError, match=advice):
+        run.trainer.validate(run.module, datamodule=run.trainer.datamodule, ckpt_path=path)
+    started = fit(tmp_path / "new", model={"init_from": str(path)}, max_steps=1).error
+    assert isinstance(started, ValueError) and str(path) in str(started)
+
+
+# case: B5
+def test_weights_that_are_not_finite_are_never_saved(fit: Any, tmp_path: Path) -> None:
+    """A NaN in one weight, or infinity in the optimizer's state, from step 3 on, with a ModelCheckpoint of the user's:
+    the run ends at the next save, and names step 2, the newest finite one; every file that is left is finite."""
+    for name in ("weight", "state"):
+
+        def poison(trainer: Any, name: str = name) -> bool:
+            if trainer.global_step == 3:
+                parameter = next(trainer.lightning_module.parameters())
+                state = trainer.optimizers[0].state[parameter]["exp_avg_sq"]
+                (parameter.data if name == "weight" else state)[0] = math.nan if name == "weight" else math.inf
+            return False
+
+        folder = tmp_path / name
+        own = ModelCheckpoint(folder / "own", "{step}", every_n_train_steps=1, save_top_k=-1)
+        error = fit(folder, Act("on_train_batch_end", poison), own, checkpoint_every_n_steps=2).error
+        assert isinstance(error, NonFiniteError) and "step-0000002.ckpt of step 2" in str(error)
+        files = sorted(folder.rglob("*.ckpt"))
+        assert [file.name for file in files] == ["step-0000002.ckpt", "step=1.ckpt", "step=2.ckpt"]
+        assert fit(folder, max_steps=3).steps[0][0] == 3
+
+
+# case: B11
+def test_a_disk_that_fills_up_in_a_save(fit: Any, tmp_path: Path) -> None:
+    """No file may be larger than half a checkpoint from step 3 on: the run ends with a sentence, step 2 is whole."""
+    fit(tmp_path / "size", max_steps=1)
+    size = (tmp_path / "size/checkpoints/last.ckpt").stat().st_size
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = Act(
+        "on_train_batch_end",
+        lambda trainer: trainer.global_step == 3,
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1])),
+    )
+    try:
+        error = fit(tmp_path / "run", limit, checkpoint_every_n_steps=1).error
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (
+        isinstance(error, ValueError) and "File too large" in str(error) and "`trainer.default_root_dir`" in str(error)
+    )
+    assert names(tmp_path / "run") == ["step-0000001.ckpt", "step-0000002.ckpt"]
+    assert fit(tmp_path / "run", max_steps=4).steps[0][0] == 3
