@@ -6,7 +6,7 @@ import logging
 
 from lightning.pytorch import Trainer
 
-from smollit.data.encoding.cache import EncodedPart
+from smollit.data.encoding.part import EncodedPart
 from smollit.data.tokenized import TokenizedDataModule
 from smollit.training.steps import data_module
 
