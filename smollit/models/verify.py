@@ -74,8 +74,10 @@ def verified_logits(model: PreTrainedModel, model_name: str) -> LogitScaling:
         ValueError: If the head is not linear, or the logits are no function of its output that smollit knows.
     """
     head, training = model.get_output_embeddings(), model.training
-    if not isinstance(head, nn.Linear):
-        raise ValueError(f"the head of `{model_name}` is a {type(head).__name__}: smollit needs a linear one")
+    if not isinstance(head, nn.Linear) or model.base_model is model:
+        raise ValueError(
+            f"`{model_name}` is a {type(model).__name__}: smollit needs a decoder and a linear head, as Llama has"
+        )
     model.eval()
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     known = KNOWN_OUTPUTS.to(model.device).repeat(head.out_features)[: head.out_features]
