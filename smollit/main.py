@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from smollit import commands
 from smollit.cli.cli import SmollitCLI
-from smollit.cli.errors import DEBUG, UsageError, building, for_the_user
+from smollit.cli.errors import DEBUG, building, for_the_user
 from smollit.cli.folders import folder_command
 from smollit.commands.command import FolderCommand
 
@@ -40,10 +40,10 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI | FolderCommand:
         said = for_the_user(error)
         if said is None or os.environ.get(DEBUG):
             raise
-        if isinstance(error, UsageError):
-            print(f"smollit: {said}", file=sys.stderr)
+        if said.is_usage:
+            print(f"smollit: {said.text}", file=sys.stderr)
             sys.exit(2)
-        raise SystemExit(f"smollit: {said}") from error
+        raise SystemExit(f"smollit: {said.text}") from error
     return cli
 
 

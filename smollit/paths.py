@@ -1,6 +1,8 @@
 """Names of models, tokenizers and data sets: a Hub id or a local path?"""
 
+import os
 from pathlib import Path
+from typing import Any
 
 
 def is_path(name: str) -> bool:
@@ -19,3 +21,12 @@ def check_folder(name: str, setting: str) -> None:
             f"`{setting}` is the folder {name}, which does not exist: check the path"
             " (a DPO run starts from the folder that its SFT run exported)"
         )
+
+
+def with_home(value: Any) -> Any:
+    """A value whose texts that start with `~/` start with the home folder: shells see to that in plain words only."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [with_home(item) for item in value]
+    return {key: with_home(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -15,11 +15,12 @@ from smollit.cli.logger_setting import complete_loggers, words_with_full_names
 from smollit.cli.nulls import check_nulls, check_settings
 from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import RunConfigCallback, with_one_learning_rate
-from smollit.cli.trainer_settings import check_strategy, check_trainer_settings
+from smollit.cli.trainer_settings import check_accelerator, check_monitors, check_strategy, check_trainer_settings
 from smollit.commands import COMMANDS
 from smollit.commands.command import Command
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
+from smollit.paths import with_home
 from smollit.training import SmollitTrainer
 from smollit.training.checkpoints.files import FOLDER, find_checkpoint
 from smollit.training.checkpoints.folder import local_folder
@@ -96,11 +97,13 @@ class SmollitCLI(LightningCLI):
     # ---- the objects
 
     def before_instantiate_classes(self) -> None:
-        """Refuse nulls; use the model's tokenizer, and the run folder for logs, unless the user names others."""
-        for name in SECTIONS:
-            check_nulls(self.config[name].as_dict(), name)
+        """Check the settings; use the model's tokenizer, and the run folder for logs, unless the user names others."""
         if not isinstance(self.config.trainer, Namespace):
             raise ValueError(f"`trainer`: expected settings, got {self.config.trainer}")
+        for key, value in list(self.config.items()):
+            self.config[key] = with_home(value)
+        for name in SECTIONS:
+            check_nulls(self.config[name].as_dict(), name)
         resumes = self.config.get("ckpt_path") is not None and (self.folder / "checkpoints").is_dir()
         complete_loggers(self.config.trainer, resumes=resumes)
         trainer = self.config.trainer.as_dict()
@@ -121,9 +124,11 @@ class SmollitCLI(LightningCLI):
     def trainer(self) -> SmollitTrainer:  # type: ignore[override]  # Lightning creates it at once and assigns it
         """The trainer, created on first use; checkpoints hold the settings of model and data."""
         with building():
+            check_accelerator(str(self.config.trainer.accelerator).lower())
             trainer = self.instantiate_trainer()
             assert isinstance(trainer, SmollitTrainer)
             check_strategy(trainer)
+            check_monitors(self.config_init.trainer.callbacks, self.datamodule)
         trainer.run_state.config |= {name: self.config[name].as_dict() for name in SECTIONS}
         return trainer
 

@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -26,8 +27,24 @@ RAISED = (ValueError, TypeError, RuntimeError, OSError, ImportError, Misconfigur
 DEBUG = "SMOLLIT_TRACEBACK"
 
 
+# Errors about settings, whenever they come; others may be of the rows, the files or the network.
+OF_SETTINGS = ("lightning", "torch/optim")
+
+
 class UsageError(ValueError):
     """A command line or config that no run can be built of."""
+
+
+class Sentence(NamedTuple):
+    """What the user reads of an error.
+
+    Args:
+        text: One sentence.
+        is_usage: Whether the command line or config is wrong, whatever the data, files and network.
+    """
+
+    text: str
+    is_usage: bool
 
 
 @contextmanager
@@ -43,10 +60,10 @@ def building() -> Iterator[None]:
         said = for_the_user(error)
         if said is None:
             raise
-        raise UsageError(said) from error
+        raise UsageError(said.text) from error
 
 
-def for_the_user(error: BaseException | None) -> str | None:
+def for_the_user(error: BaseException | None) -> Sentence | None:
     """The sentence for the user, also where another library wrapped the error; None if the error is a bug.
 
     Messages are what smollit raises itself as a ValueError, and what a library raises on purpose, by a `raise`
@@ -57,12 +74,12 @@ def for_the_user(error: BaseException | None) -> str | None:
         if frames:
             last = frames[-1]
             if isinstance(error, ValueError) and Path(last.filename).is_relative_to(PACKAGE):
-                return str(error)
+                return Sentence(str(error), isinstance(error, UsageError))
             library = next((name for name in LIBRARIES if f"/site-packages/{name}/" in last.filename), None)
             if library and isinstance(error, RAISED) and (last.line or "").startswith("raise "):
-                return (
-                    f"{_setting(library, last.filename, str(error))}: {_one_line(str(error))} ({DEBUG}=1 shows where)"
-                )
+                setting = _setting(library, last.filename, str(error))
+                text = f"{setting}: {_one_line(str(error))} ({DEBUG}=1 shows where)"
+                return Sentence(text, library in OF_SETTINGS)
         error = error.__cause__ or error.__context__
     return None
 

@@ -1,20 +1,24 @@
 """Checks of the trainer's settings that Lightning takes as they come, and fails at later, or never."""
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 
 from smollit.cli.words import nearest, shown
+from smollit.data import ChatDataModule
+from smollit.training import SmollitTrainer
 
 DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d|.* days?, .*|\d+:\d\d:\d\d")  # the last two are a timedelta's
 UNITS = {"weeks", "days", "hours", "minutes", "seconds"}
-
-
 LEAST = {"accumulate_grad_batches": 1, "log_every_n_steps": 0, "check_val_every_n_epoch": 1, "num_nodes": 1}
+KEPT = inspect.signature(SmollitTrainer).parameters["keep_checkpoints"].default
+GPUS = {"gpu": (CUDAAccelerator, MPSAccelerator), "cuda": (CUDAAccelerator,), "mps": (MPSAccelerator,)}
 
 
 def check_trainer_settings(settings: Mapping[str, Any]) -> None:
@@ -23,6 +27,7 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Names the setting, what was expected, and the nearest name.
     """
+    _check_effects(settings)
     for name, least in LEAST.items():
         if settings.get(name) is not None and settings[name] < least:
             raise ValueError(f"`trainer.{name}` must be at least {least}, got {settings[name]}")
@@ -44,6 +49,16 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
+def check_accelerator(name: str) -> None:
+    """Refuse a kind of GPU that this machine does not have.
+
+    Raises:
+        ValueError: Names what is left.
+    """
+    if name in GPUS and not any(known.is_available() for known in GPUS[name]):
+        raise ValueError(f"`trainer.accelerator`: there is no {name} on this machine: set it to cpu or auto")
+
+
 def check_strategy(trainer: Trainer) -> None:
     """Refuse FSDP without a GPU, which torch does only when the model is wrapped.
 
@@ -52,6 +67,46 @@ def check_strategy(trainer: Trainer) -> None:
     """
     if isinstance(trainer.strategy, FSDPStrategy) and isinstance(trainer.accelerator, CPUAccelerator):
         raise ValueError("`trainer.strategy`: fsdp needs a GPU, and this run has none: use fsdp2, ddp or auto")
+
+
+def check_monitors(callbacks: Callback | list[Callback] | None, data: ChatDataModule) -> None:
+    """Refuse to watch a validation metric in a run that has no validation.
+
+    Raises:
+        ValueError: Names the callback and the metric.
+    """
+    splits = data.splits
+    given = callbacks if isinstance(callbacks, list) else [callbacks]
+    for callback in given:
+        monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
+        if monitor and monitor.startswith("val/") and splits.val is None and not splits.val_sets:
+            raise ValueError(
+                f"`trainer.callbacks`: {type(callback).__name__} watches {monitor}, and there is no validation: set"
+                " `data.val_split` or `data.val_sets`"
+            )
+
+
+def _check_effects(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that another one leaves without effect."""
+    saves = settings.get("checkpoint_every_n_steps") is not None
+    clips = (settings.get("gradient_clip_val") or 0) > 0
+    without_effect = {
+        "`trainer.checkpoint_every_n_steps` has no effect with `enable_checkpointing: false`": (
+            saves and settings.get("enable_checkpointing") is False
+        ),
+        "`trainer.keep_checkpoints` has no effect without `checkpoint_every_n_steps`": (
+            settings.get("keep_checkpoints", KEPT) != KEPT and not saves
+        ),
+        "`trainer.gradient_clip_algorithm` has no effect without `gradient_clip_val`": (
+            settings.get("gradient_clip_algorithm") is not None and not clips
+        ),
+        "`trainer.check_val_every_n_epoch` has no effect with `val_every_n_steps`": (
+            settings.get("check_val_every_n_epoch") not in (None, 1) and settings.get("val_every_n_steps") is not None
+        ),
+    }
+    for said, holds in without_effect.items():
+        if holds:
+            raise ValueError(f"{said}: set both or none" if "without" in said else f"{said}: set only one of them")
 
 
 def _check(settings: Mapping[str, Any], name: str, names: tuple[str, ...], listed: tuple[str, ...] = ()) -> None:

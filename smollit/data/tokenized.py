@@ -76,7 +76,7 @@ class TokenizedDataModule(RowsDataModule):
     ) -> None:
         super().__init__(dataset, **options)
         check_at_least(1, max_length=max_length, num_proc=num_proc)
-        self.tokenizer_name = tokenizer_name
+        self.tokenizer_name = tokenizer_name and os.path.expanduser(tokenizer_name)
         self.chat_template = chat_template
         self.add_tokens = add_tokens
         self.default_system = default_system
@@ -89,7 +89,7 @@ class TokenizedDataModule(RowsDataModule):
             control_text=control_text,
         )
         self.num_proc = num_proc
-        self.cache_dir = Path(cache_dir or os.environ.get("SMOLLIT_CACHE") or Path.home() / ".cache" / "smollit")
+        self.cache_dir = Path(cache_dir or os.environ.get("SMOLLIT_CACHE") or "~/.cache/smollit").expanduser()
         self.examples: dict[str, Examples] = {}  # by split: train, val or val/<name>, test, predict
         self.reports: dict[str, Report] = {}  # by split; of several parts, one for each
         self._template: ChatTemplate | None = None

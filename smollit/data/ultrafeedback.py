@@ -35,6 +35,8 @@ class PreferenceDataModule(ChatDataModule):
         **options: Any,
     ) -> None:
         super().__init__(dataset, **options)
+        if self.encode_options.train_on != "assistant":
+            raise ValueError("`data.train_on` has no effect on preference pairs: both responses count in the loss")
         if self.streaming and pairs_of == "all":
             raise ValueError(
                 "`data.pairs_of: all` makes batches of unknown size, which `data.streaming` does not allow"

@@ -36,6 +36,10 @@ class PreferenceLoss(ABC):
         require("beta", self.beta, above=0)
         require("nll_weight", self.nll_weight, at_least=0)
         require("score_scale", self.score_scale, above=0)
+        if self.scores == "ignore" and self.score_scale != 1:
+            raise ValueError(
+                "`model.loss.score_scale` has no effect with `model.loss.scores: ignore`: set `scores` too"
+            )
 
     @property
     def needs_reference(self) -> bool:

@@ -1,6 +1,7 @@
 """Direct preference optimization, https://arxiv.org/abs/2305.18290: a policy and its frozen reference."""
 
 import logging
+import os
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ class DPOModule(FineTuningModule):
                 f"`model.loss` is {type(self.loss).__name__}, which has no reference: leave out `model.reference` and"
                 " `model.reference_name`"
             )
-        self.scorer = ReferenceScorer(reference_name or model_name, self._scorer_mode(reference_name, reference))
+        reference_name = reference_name and os.path.expanduser(reference_name)
+        self.scorer = ReferenceScorer(reference_name or self.model_name, self._scorer_mode(reference_name, reference))
 
     def _scorer_mode(self, reference_name: str | None, reference: ReferenceMode) -> ScorerMode:
         """Without its adapter, the policy is the model that it started from, so no second one is needed."""

@@ -1,6 +1,7 @@
 """PolicyModule: the model that is trained. It is loaded, sharded, and generates responses."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ class PolicyModule(StageMetricsModule):
         if self.adapter is not None:
             self.save_hyperparameters({"adapter": as_settings(self.adapter)})
             self.strict_loading = False  # checkpoints hold the trained weights alone
-        self.model_name = model_name
+        self.model_name = os.path.expanduser(model_name)
         self.init_from = init_from
         self.attention: AttentionSetting = attention
         self.chunk_size = chunk_size

@@ -52,8 +52,9 @@ class StageMetricsModule(LightningModule):
 
     @property
     def logs_this_step(self) -> bool:
-        """Whether the optimizer step that has just finished ends a logging interval."""
-        return self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        """Whether the optimizer step that has just finished ends a logging interval; an interval of 0 never ends."""
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return interval > 0 and self.trainer.global_step % interval == 0
 
     @property
     def step_of_weights(self) -> int:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import MixedPrecision
 
+from smollit.training.checkpoints.folder import local_folder
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.curves import Curves
 from smollit.training.logs.end_summary import EndSummary
@@ -73,7 +74,7 @@ def trainer_options(options: dict[str, Any], named: dict[str, Any], root: str | 
     strategy = found.get("strategy", "auto")
     found["strategy"] = BY_NAME[strategy]() if isinstance(strategy, str) and strategy in BY_NAME else strategy
     if root != DEFAULT_ROOT or "default_root_dir" not in found:
-        found["default_root_dir"] = os.path.expanduser(root) if root is not None else None
+        found["default_root_dir"] = str(local_folder(root)) if root is not None else None
     return found
 
 

@@ -105,6 +105,8 @@ def test_a_wrong_value_in_a_loss_is_one_line(write: Write, fails: Fails) -> None
         ("--trainer.strategy=fsdp", "`trainer.strategy`: "),
         ("--trainer.devices=three", "`trainer.devices`: expected a number, a list of device numbers or auto, got 'three'"),
         ("--trainer.devices=0", "`trainer.devices`: "),
+        ("--trainer.devices=[1,2]", "`trainer.devices`: "),
+        ("--trainer.default_root_dir=s3://bucket/run", "`trainer.default_root_dir` is s3://bucket/run, and a run folder must be local"),
         ("--trainer.precision=16-mixd", "Did you mean `16-mixed`?"),
         ("--trainer.profiler=simpel", "`trainer.profiler`: expected one of simple, advanced, pytorch, xla, got 'simpel'"),
         ("--trainer.max_time=1:30", "`trainer.max_time`: expected days, hours, minutes and seconds, DD:HH:MM:SS, or"),
@@ -124,6 +126,50 @@ def test_settings_that_lightning_can_not_use_exit_2_with_a_sentence(
     code, said = fails("fit", write(), word)
     assert code == 2 and said.startswith("smollit: `trainer") and expected in said
     assert len(said.splitlines()) <= 2
+
+
+# case: A8
+@pytest.mark.parametrize(
+    ("over", "words", "expected"),
+    [
+        (callback(EARLY, monitor="val/lss"), [], "`val/lss` which is not available. Pass in or modify your `EarlyStopping`"
+         " callback to use any of the following: `train/loss`"),
+        (callback(EARLY, monitor="val/loss", mode="mni"), [], "`mode` can be min, max, got mni"),
+        (callback(EARLY, monitor="val/loss"), ["--data.val_split=null"], "EarlyStopping watches val/loss, and there is no validation"),
+        ({}, ["--model.optimizer=AdamW", "--model.optimizer.betas=[2,3]"], "`model.optimizer`: Invalid beta parameter at index 0: 2.0"),
+    ],
+)  # fmt: skip
+def test_what_a_library_refuses_later_is_a_sentence_too(
+    write: Write, fails: Fails, over: dict[str, Any], words: list[str], expected: str
+) -> None:
+    """At the first validation, or when the optimizer is made; still exit code 2, since the settings are wrong."""
+    code, said = fails("fit", write(**over), *words)
+    assert code == 2 and said.rstrip().splitlines()[-1].startswith("smollit: `") and expected in said
+
+
+# case: D5
+@pytest.mark.parametrize(
+    ("kind", "words", "setting", "other"),
+    [
+        ("sft", ["--data.pack_length=64"], "data.pack_length", "packing"),
+        ("sft", ["--data.shuffle_buffer=9"], "data.shuffle_buffer", "streaming"),
+        ("sft", ["--data.streaming=true", "--data.group_by_length=true"], "data.group_by_length", "streaming"),
+        ("dpo", ["--data.train_on=last"], "data.train_on", "preference pairs"),
+        ("dpo", ["--model.loss.score_scale=2"], "model.loss.score_scale", "scores: ignore"),
+        ("sft", ["--trainer.keep_checkpoints=3"], "trainer.keep_checkpoints", "checkpoint_every_n_steps"),
+        ("sft", ["--trainer.enable_checkpointing=false", "--trainer.checkpoint_every_n_steps=1"],
+         "trainer.checkpoint_every_n_steps", "enable_checkpointing"),
+        ("sft", ["--trainer.gradient_clip_algorithm=norm"], "trainer.gradient_clip_algorithm", "gradient_clip_val"),
+        ("sft", ["--trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch", "val_every_n_steps"),
+        ("sft", ["--trainer.val_check_interval=2"], "trainer.val_check_interval", "val_every_n_steps"),
+    ],
+)  # fmt: skip
+def test_a_setting_without_effect_is_refused(
+    write: Write, fails: Fails, kind: str, words: list[str], setting: str, other: str
+) -> None:
+    """It names the setting, and the one that leaves it without effect."""
+    code, said = fails("fit", write(kind), *words)
+    assert code == 2 and f"smollit: `{setting}` has no effect " in said and other in said
 
 
 def test_without_settings_the_required_ones_are_named(fails: Fails) -> None:

@@ -74,6 +74,29 @@ def test_yaml_as_the_docs_write_it(write: Write, fails: Fails, tmp_path: Path) -
     assert code == 2 and f"{extra}" in said and "`data` is given twice, in lines 1 and 4" in said
 
 
+# case: B10
+def test_a_tilde_is_the_home_folder(write: Write, tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:
+    """In YAML and after `=`, where no shell replaces it: of model, data, cache, run folder and checkpoint."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(tiny_model)
+    (tmp_path / "rows").symlink_to(SAMPLES / "ultrachat")
+    model = {"model_name": "~/model"}
+    config = write(model=model, data={"dataset": "~/rows"}, trainer={"default_root_dir": "~/r"})
+    main(["fit", config, "--data.cache_dir=~/cache"])
+    main(["validate", write(model=model), "--ckpt_path=~/r/checkpoints/last.ckpt"])
+    assert (tmp_path / "cache").is_dir() and (tmp_path / "r" / "config.yaml").is_file()
+    assert not list(tmp_path.rglob("~"))
+
+
+# case: A8
+def test_an_interval_of_0_never_logs(write: Write, tmp_path: Path) -> None:
+    """As in Lightning; validation is logged all the same."""
+    main(["fit", write(trainer={"log_every_n_steps": 0})])
+    [log] = [EventAccumulator(str(path)).Reload() for path in (tmp_path / "run").glob("events*")]
+    assert "val/loss" in log.Tags()["scalars"] and "train/loss" not in log.Tags()["scalars"]
+
+
 # case: cli-13
 def test_other_class_keeps_the_arguments_that_it_shares(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     """max_length 77 with one data module, another one by a flag: still 77."""

@@ -103,7 +103,10 @@ class Splits:
         Each has its split, and the format and columns that it inherits.
         """
         if name == "train":
-            capped = [replace(part, max_rows=part.max_rows or self.max_rows) for part in self.dataset]
+            capped = [
+                replace(part, max_rows=self.max_rows if part.max_rows is None else part.max_rows)
+                for part in self.dataset
+            ]
             return {name: [self._complete(part, self.train) for part in capped]}
         if name == "val" and self.val_sets:
             return {f"val/{key}": [self._complete(part, self.val)] for key, part in self.val_sets.items()}
