@@ -14,7 +14,7 @@ from smollit.data.batching.packing import describe_packing
 from smollit.data.batching.position import TrainingPosition
 from smollit.data.batching.sampler import BatchSampler, Order
 from smollit.data.batching.streaming import Stream, StreamingExamples
-from smollit.data.checks import SHUFFLE_BUFFER, check_at_least, check_effects
+from smollit.data.checks import SHUFFLE_BUFFER, check_at_least, check_packing, check_stream
 from smollit.data.sources.mixture import Part
 from smollit.data.tokenized import TokenizedDataModule
 
@@ -81,8 +81,8 @@ class ChatDataModule(TokenizedDataModule):
         check_at_least(1, max_batch_tokens=max_batch_tokens, pack_length=pack_length)
         check_at_least(1, pad_to_multiple_of=pad_to_multiple_of)
         check_at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
-        bound = {"max_batch_tokens": max_batch_tokens, "shuffle_buffer": shuffle_buffer}
-        check_effects(self.streaming, packing, pack_length=pack_length, group_by_length=group_by_length, **bound)
+        check_packing(packing, self.streaming, pack_length=pack_length, group_by_length=group_by_length)
+        check_stream(self.streaming, max_batch_tokens=max_batch_tokens, shuffle_buffer=shuffle_buffer)
         self.train_batch_size = train_batch_size
         self.val_batch_size = val_batch_size
         self.max_batch_tokens = max_batch_tokens
