@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from smollit.data.batching.packing import pack
 from smollit.data.batching.position import Position
+from smollit.data.encoding.encoder import collector_paused
 from smollit.data.sources.mixture import epoch_members
 
 WINDOW = 50  # length grouping sorts this many global batches at a time: enough shuffle, little padding
@@ -51,6 +53,11 @@ def epoch_rows(lengths: Sequence[int], order: Order, epoch: int, group: int) -> 
         epoch: Counted from 0.
         group: Rows of a global batch, for length grouping and longest first.
     """
+    with collector_paused():  # it would traverse all of the lists, again and again
+        return _epoch_rows(lengths, order, epoch, group)
+
+
+def _epoch_rows(lengths: Sequence[int], order: Order, epoch: int, group: int) -> list[list[int]]:
     sizes, weights = zip(*(order.parts or ((len(lengths), 1.0),)), strict=True)
     members = epoch_members(list(sizes), list(weights), seed=order.seed, epoch=epoch)
     random = generator(order.seed, epoch)
@@ -71,7 +78,7 @@ def epoch_rows(lengths: Sequence[int], order: Order, epoch: int, group: int) -> 
 
 def row_length(lengths: Sequence[int], row: Sequence[int]) -> int:
     """Positions of a row."""
-    return sum(lengths[example] for example in row)
+    return lengths[row[0]] if len(row) == 1 else sum(lengths[example] for example in row)
 
 
 def grouped(
@@ -91,7 +98,7 @@ def grouped(
 
 def led_by_longest(rows: list[list[int]], row_lengths: Sequence[int], count: int) -> list[list[int]]:
     """Move the `count` longest rows to the front; the others stay in their order."""
-    longest = sorted(range(len(rows)), key=lambda index: -row_lengths[index])[:count]
+    longest = np.argsort(-np.asarray(row_lengths, dtype=np.int64), kind="stable")[:count].tolist()
     moved = set(longest)
     return [rows[index] for index in longest] + [row for index, row in enumerate(rows) if index not in moved]
 

@@ -244,9 +244,9 @@ def test_nothing_is_hashed_loaded_or_held(tmp_path: Path, monkeypatch: pytest.Mo
     def endless(self: Source) -> Any:
         for number in count():
             read.append(number)
-            yield {"n": number}
+            yield number, {"n": number}
 
-    monkeypatch.setattr(Source, "stream", endless)
+    monkeypatch.setattr(Source, "numbered", endless)
     first = next(iter(StreamingExamples([stream(lines(tmp_path / "a.jsonl", 1))], 3, shuffle_buffer=10)))
     assert len(first) == 3
     assert len(read) == 13
