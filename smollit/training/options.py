@@ -19,6 +19,7 @@ from torch.distributed.fsdp import MixedPrecision
 from smollit.training.checkpoints.folder import local_folder
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.curves import Curves
+from smollit.training.logs.dashboard import Dashboard
 from smollit.training.logs.end_summary import EndSummary
 from smollit.training.logs.progress import ProgressBar, ProgressLines, is_interactive
 from smollit.training.logs.start_summary import StartSummary
@@ -116,6 +117,7 @@ def with_built_in(
         run_state,
         SaveAtEnd(stop),
         Curves(run_state),
+        Dashboard(),
         StartSummary(),
         WritePredictions(),
         OutOfMemory(),

@@ -87,7 +87,7 @@ def forget_events(path: Path, step: int, *, validation_too: bool = False) -> Non
     events = list(LegacyEventFileLoader(str(path)).Load())
     kept = [event for event in events if event.HasField("file_version") or event.step <= step]
     if validation_too:
-        kept = [event for event in kept if event.step < step or not has_tag(event, "val/")]
+        kept = [event for event in kept if event.step < step or not is_validation(event)]
     if len(kept) == len(events):
         return
     if not any(map(is_point, kept)):
@@ -108,9 +108,10 @@ def remove_empty(folder: Path) -> None:
             path.unlink()
 
 
-def has_tag(event: Event, prefix: str) -> bool:
-    """Whether an event holds a value whose name begins so."""
-    return any(value.tag.startswith(prefix) for value in event.summary.value)
+def is_validation(event: Event) -> bool:
+    """Whether an event holds a value of a validation, under its own name or in the group of the key metrics."""
+    tags = [value.tag for value in event.summary.value]
+    return any(tag.startswith("val/") or (tag.startswith("key_metrics/") and tag.endswith("_val")) for tag in tags)
 
 
 def is_point(event: Event) -> bool:

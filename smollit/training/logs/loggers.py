@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from smollit.training.logs.dashboard import RunTensorBoard
 from smollit.training.logs.table import use_table
 
 VERSIONS = "loggers.json"
@@ -19,7 +20,7 @@ def run_loggers(loggers: list[Logger], folder: Path, *, by_default: bool) -> lis
         by_default: The user asked for none: TensorBoard events go into the run folder itself.
     """
     if by_default:
-        loggers = [TensorBoardLogger(folder, name="", version="", default_hp_metric=False)]
+        loggers = [RunTensorBoard(folder)]
     versions = known_versions(folder)
     for logger in loggers:
         keep_version(logger, versions)

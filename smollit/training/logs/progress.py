@@ -60,8 +60,6 @@ class ProgressBar(TQDMProgressBar):
     The loss is there from the first step on. Log lines are written above the bar.
     """
 
-    BAR_FORMAT = "{desc}{n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
-
     def __init__(self) -> None:
         super().__init__()
         self.above = ExitStack()
@@ -77,7 +75,7 @@ class ProgressBar(TQDMProgressBar):
 
     def init_train_tqdm(self) -> Tqdm:
         bar = super().init_train_tqdm()
-        bar.set_description_str("", refresh=False)
+        bar.bar_format = "{n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
         return bar
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
