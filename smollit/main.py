@@ -34,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI | FolderCommand:
             on_folders.run()
             return on_folders
         with building():
-            cli = SmollitCLI(words[0], command, words[1:])
+            cli = SmollitCLI(words[0], command, command.words(words[1:]))
         cli.command.run(cli)
     except Exception as error:
         said = for_the_user(error)

@@ -38,6 +38,16 @@ GROUPS = {
             "smollit.commands.drill.command",
             "DrillCommand",
         ),
+        "replay": Entry(
+            "Make one optimizer step of a run again, and show the loss and gradient norm of each of its rows.",
+            "smollit.commands.replay",
+            "ReplayCommand",
+        ),
+        "diff": Entry(
+            "Show the first step at which two runs differ, and how their settings, data, versions and devices differ.",
+            "smollit.commands.diff",
+            "DiffCommand",
+        ),
     },
     "use": {
         "validate": Entry("Measure the validation split.", "smollit.commands.lightning", "ValidateCommand"),

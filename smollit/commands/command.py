@@ -1,6 +1,7 @@
 """The interface of a command: arguments, and an action on a configured run, or on folders."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +40,11 @@ class ConfiguredRun(Protocol):
 @dataclass(kw_only=True)
 class Command(ABC):
     """A command of `python -m smollit`: a dataclass whose documented fields are its arguments and its `--help`."""
+
+    @classmethod
+    def words(cls, words: Sequence[str]) -> list[str]:
+        """The words after the command as settings; a command may have a shorter way to write them."""
+        return list(words)
 
     @abstractmethod
     def run(self, run: ConfiguredRun) -> None:

@@ -153,8 +153,9 @@ class FineTuningModule(PolicyModule):
             return
         if self.non_finite == "stop":
             raise NonFiniteError(
-                f"{what}. The weights are those of the step before. Lower `model.learning_rate`, check these rows, or"
-                " set `model.non_finite: skip`"
+                f"{what}. The weights are those of the step before. Lower `model.learning_rate`, or set"
+                " `model.non_finite: skip`. To see the loss of each row: python -m smollit replay"
+                f" {self.trainer.default_root_dir} {self.trainer.global_step + 1}"
             )
         self.lost_steps.note_skipped(what)
         for parameter in self.policy.parameters():

@@ -21,6 +21,7 @@ from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.curves import Curves
 from smollit.training.logs.dashboard import Dashboard
 from smollit.training.logs.end_summary import EndSummary
+from smollit.training.logs.environment import Environment
 from smollit.training.logs.progress import ProgressBar, ProgressLines, is_interactive
 from smollit.training.logs.start_summary import StartSummary
 from smollit.training.memory import OutOfMemory
@@ -119,6 +120,7 @@ def with_built_in(
         Curves(run_state),
         Dashboard(),
         StartSummary(),
+        Environment(),
         WritePredictions(),
         OutOfMemory(),
     ]

@@ -51,6 +51,12 @@ class Examples(TorchDataset[Example]):
         """A column of numbers."""
         return column(self.rows, name)
 
+    def row_numbers(self) -> list[int]:
+        """The row number of each example, over all parts."""
+        shifts = np.repeat(self.first_rows, self.sizes)
+        numbers: list[int] = (self.column("row") + shifts).tolist()
+        return numbers
+
     def __len__(self) -> int:
         return len(self.rows)
 

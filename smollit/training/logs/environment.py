@@ -1,0 +1,52 @@
+"""Where a run computes: versions and device, written to environment.json at each start that makes a step."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+FILE = "environment.json"
+PACKAGES = ("smollit", "torch", "lightning", "transformers", "tokenizers", "datasets")
+# What the libraries of a CPU choose their instructions by.
+VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
+
+
+class Environment(Callback):
+    """Adds one entry to environment.json: versions, device, threads, and the step that this start began with."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = Path(trainer.default_root_dir) / FILE
+            entries = [*starts(path.parent), {"step": trainer.global_step} | describe(trainer)]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{FILE}.tmp")
+            temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+
+
+def describe(trainer: Trainer) -> dict[str, Any]:
+    """Versions, device, threads, strategy and precision of this process."""
+    device = trainer.strategy.root_device
+    is_gpu = device.type == "cuda"
+    return {
+        **{name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if is_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "devices": trainer.world_size,
+        "strategy": type(trainer.strategy).__name__,
+        "precision": str(trainer.precision),
+        **{name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """The entries of a run folder, the first start first; none in runs of older versions."""
+    path = folder / FILE
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return found

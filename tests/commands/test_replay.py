@@ -1,0 +1,46 @@
+"""`replay`: a step of a run made again to the bit, and each of its rows by itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollit.main import main
+from smollit.training.logs.table import read_table
+
+SAMPLES = "smollit/data/samples"
+
+
+def replayed(capsys: pytest.CaptureFixture[str], run: Path, step: int) -> dict[str, Any]:
+    capsys.readouterr()
+    main(["replay", str(run), str(step), "--json"])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(("kind", "data"), [("SFT", "UltraChat"), ("DPO", "UltraFeedback")])
+def test_a_step_is_made_again_to_the_bit(
+    kind: str, data: str, tiny_model: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps 2 and 5, from the beginning and from the checkpoint of step 4: the metrics of the run in every digit. The
+    losses of the 2 x 2 rows, weighted by loss tokens or pairs, have the logged mean; no file of the run changes."""
+    split = "train_sft" if kind == "SFT" else "train_prefs"
+    words = ["fit", f"--model=smollit.modules.{kind}Module", f"--model.model_name={tiny_model}"]
+    words += [f"--data=smollit.data.{data}DataModule", f"--data.dataset={SAMPLES}/{data.lower()}"]
+    words += [f"--data.train_split={split}[:24]", "--data.val_split=null", "--data.train_batch_size=2"]
+    words += ["--data.max_length=96", "--data.max_dropped_share=1", f"--data.cache_dir={cache_dir}"]
+    words += ["--trainer.accelerator=cpu", "--trainer.max_steps=6", "--trainer.accumulate_grad_batches=2"]
+    words += ["--trainer.checkpoint_every_n_steps=2", "--trainer.log_every_n_steps=1", "--model.learning_rate=1e-3"]
+    main([*words, f"--trainer.default_root_dir={tmp_path}"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for step in (2, 5):
+        found = replayed(capsys, tmp_path, step)
+        (logged,) = [row for row in read_table(tmp_path / "metrics.csv") if row["step"] == str(step)]
+        assert found["differing"] == [] and len(found["rows"]) == 4
+        weights = [row["loss_tokens"] if kind == "SFT" else 1 for row in found["rows"]]
+        mean = sum(w * row["loss"] for w, row in zip(weights, found["rows"], strict=True)) / sum(weights)
+        assert mean == pytest.approx(float(logged["train/loss"]), rel=1e-5)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="ends before step 9: its last one is 6"):
+        main(["replay", str(tmp_path), "9"])
