@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.commands.export.export import ExportDtype, export
 from smollit.commands.export.folder import check_output
+from smollit.commands.export.push import check_name, push
 from smollit.commands.export.run import TrainedRun, method_of
 from smollit.data.tokenized import TokenizedDataModule
 from smollit.modules import FineTuningModule
@@ -22,18 +23,30 @@ class ExportHuggingFace(Callback):
     Args:
         output: Folder to write; null is `export` in the run folder.
         dtype: dtype of the weights; `auto` is that of the model that training started from.
+        push_to_hub: Name on the Hugging Face Hub to upload the export to, such as org/model; null uploads nothing.
+        private: Make a new repository on the Hub private.
     """
 
-    def __init__(self, output: str | None = None, dtype: ExportDtype = "auto") -> None:
+    def __init__(
+        self,
+        output: str | None = None,
+        dtype: ExportDtype = "auto",
+        *,
+        push_to_hub: str | None = None,
+        private: bool = True,
+    ) -> None:
         self.output = output
         self.dtype = dtype
+        self.push_to_hub = push_to_hub
+        self.private = private
 
     def folder(self, trainer: Trainer) -> Path:
         """The folder to write."""
         return Path(self.output or Path(trainer.default_root_dir) / "export")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a folder that must not be replaced before training, not after it."""
+        """Refuse a folder that must not be replaced, and a push that can't work, before training, not after it."""
+        check_name(self.push_to_hub)
         if trainer.is_global_zero:
             check_output(self.folder(trainer))
 
@@ -59,5 +72,8 @@ class ExportHuggingFace(Callback):
             dtype=self.dtype,
             adapter=pl_module.adapter,
             run=run,
+            name=self.push_to_hub,
             writes=trainer.is_global_zero,
         )
+        if self.push_to_hub is not None and trainer.is_global_zero:
+            push(self.folder(trainer), self.push_to_hub, private=self.private)

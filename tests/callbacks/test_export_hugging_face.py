@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM
 
 from callbacks import ExportHuggingFace
+from smollit.commands.export import push as push_module
 
 
 class At(Callback):
@@ -98,3 +100,47 @@ def test_fast_dev_run_leaves_no_export(make_run: Any) -> None:
     """One batch that tries the code out must not replace an earlier export."""
     run = make_run([ExportHuggingFace()], fast_dev_run=True).fit()
     assert not (run.folder / "export").exists()
+
+
+class Hub:
+    """Stands in for the Hub: keeps what is uploaded, or refuses it."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.made: list[tuple[str, bool]] = []
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+        if name == "org/forbidden":
+            raise RuntimeError("403 Forbidden: you are not logged in")
+        self.made.append((name, private))
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
+        self.files |= {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+
+def test_the_export_is_pushed_with_a_card_that_names_the_repository(
+    make_run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All files of the folder, in a private repository. A refusal is a sentence, and the folder stays."""
+    hub = Hub()
+    monkeypatch.setattr(push_module, "HfApi", lambda: hub)
+    monkeypatch.setattr(push_module.constants, "HF_HUB_OFFLINE", False)
+    with caplog.at_level("INFO", "smollit"):
+        run = make_run([ExportHuggingFace(push_to_hub="org/model")], max_steps=1).fit()
+    assert hub.made == [("org/model", True)] and "pushed to https://hub/org/model/commit/1" in caplog.text
+    assert hub.files == {path.name: path.read_bytes() for path in (run.folder / "export").iterdir()}
+    assert b'model="org/model"' in hub.files["README.md"]
+    again = make_run([ExportHuggingFace(push_to_hub="org/forbidden")], max_steps=1, folder="again")
+    with pytest.raises(ValueError, match=r"could not be pushed to org/forbidden: 403 Forbidden.*hf auth login"):
+        again.fit()
+    assert (again.folder / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("name", "said"), [("org/model", "HF_HUB_OFFLINE is set"), ("a b/c/d", "such as org/model")])
+def test_a_push_that_can_not_work_is_refused_before_the_first_step(make_run: Any, name: str, said: str) -> None:
+    """The tests are offline."""
+    run = make_run([ExportHuggingFace(push_to_hub=name)], max_steps=1)
+    with pytest.raises(ValueError, match=said):
+        run.fit()
+    assert run.trainer.global_step == 0

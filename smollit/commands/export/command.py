@@ -7,6 +7,7 @@ import torch
 
 from smollit.commands.command import Command, ConfiguredRun
 from smollit.commands.export.export import ExportDtype, export
+from smollit.commands.export.push import check_name, push
 from smollit.commands.export.run import ExportForm, TrainedRun, method_of
 from smollit.models import CausalLM
 from smollit.models.adapters import add_adapter
@@ -25,31 +26,40 @@ class ExportCommand(Command):
         dtype: dtype of the weights; `auto` takes that of the model that training started from.
         form: `model` writes a whole model, with `model.adapter` merged into it; `adapter` writes the adapter alone, for
             peft.
+        push_to_hub: Name on the Hugging Face Hub to upload the export to, such as org/model; null uploads nothing.
+        private: Make a new repository on the Hub private.
     """
 
     ckpt_path: str | None = None
     output: str | None = None
     dtype: ExportDtype = "auto"
     form: ExportForm = "model"
+    push_to_hub: str | None = None
+    private: bool = True
 
     def run(self, run: ConfiguredRun) -> None:
         """Load the policy on the CPU from the checkpoint, and export it."""
+        check_name(self.push_to_hub)
         checkpoint = run.find_checkpoint(self.ckpt_path or "last")
         policy = CausalLM(run.model.model_name, weights=run.model.weights)
         fit_vocabulary(policy.model, run.datamodule.vocabulary_size, run.datamodule.add_tokens)
         if run.model.adapter is not None:
             add_adapter(policy.model, run.model.adapter)
         load_weights(policy, checkpoint, run.model.model_name)
+        output = Path(self.output or run.folder / "export")
         export(
             policy,
             run.model.model_name,
             template=run.datamodule.template,
-            output=Path(self.output or run.folder / "export"),
+            output=output,
+            name=self.push_to_hub,
             dtype=self.dtype,
             adapter=run.model.adapter,
             form=self.form,
             run=TrainedRun(run.folder, method_of(run.model), checkpoint_step(checkpoint)),
         )
+        if self.push_to_hub is not None:
+            push(output, self.push_to_hub, private=self.private)
 
 
 def checkpoint_step(path: Path) -> int | None:

@@ -44,6 +44,7 @@ def export(
     adapter: Adapter | None = None,
     form: ExportForm = "model",
     run: TrainedRun | None = None,
+    name: str | None = None,
     writes: bool = True,
 ) -> None:
     """Write a policy as a Hugging Face folder. With a sharded policy all ranks must call it; one of them writes.
@@ -57,6 +58,7 @@ def export(
         adapter: The policy's adapter, if it has one.
         form: `model` writes a whole model, with the adapter merged; `adapter` writes the adapter alone.
         run: The run that trained it, for the model card and the certificate.
+        name: Name on the Hub that the model card tells users to load; None is the folder's.
         writes: Whether this rank writes.
 
     Raises:
@@ -83,7 +85,7 @@ def export(
         else:
             model = build_model(source, weights, wanted, adapter)
             write_folder(folder, model, template=template, source=source_generation(model_name, source))
-        card = model_card(run, model_name=model_name, config=source, name=output.name, form=form)
+        card = model_card(run, model_name=model_name, config=source, name=name or output.name, form=form)
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_certificate(folder, model, source=model_name, template=template, run=run)
         replace_folder(folder, output)
