@@ -190,6 +190,8 @@ PROMISES = {
     "exact-metrics": "Each logged point is the mean over all that was seen since the last point",
     "adapters": "A run with LoRA resumes to the bit, and its reference is the policy without the adapter",
     "resume": "A stopped run, started again by the same command, ends in the same weights, to the bit",
+    "chat": "`chat` responds as transformers does, and remembers the conversation",
+    "votes": "Votes between two models are preference rows that `fit` takes",
     "verify": "`verify` names each fault of an exported folder, and fails",
     "curves-once": "Each step stands once in TensorBoard and in metrics.csv, over stops, kills and resumes",
     "end-summary": "A finished run says what was learned, where its files are, and what to type next",

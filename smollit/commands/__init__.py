@@ -52,6 +52,9 @@ GROUPS = {
     "use": {
         "validate": Entry("Measure the validation split.", "smollit.commands.lightning", "ValidateCommand"),
         "test": Entry("Measure the test split.", "smollit.commands.lightning", "TestCommand"),
+        "chat": Entry(
+            "Talk to a model, or to two of them side by side.", "smollit.commands.chat.command", "ChatCommand"
+        ),
         "predict": Entry("Continue the prompts of a split.", "smollit.commands.lightning", "PredictCommand"),
         "export": Entry(
             "Write a checkpoint as a Hugging Face folder, read it back and compare.",
