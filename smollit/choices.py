@@ -65,10 +65,16 @@ class Choice:
             return self.find(value)()
         if not isinstance(value, dict):
             return value
+        if not isinstance(value.get("class_path"), str) or not isinstance(value.get("init_args", {}), dict):
+            raise ValueError(f"`{self.setting}` is {value}: expected {{'class_path': ..., 'init_args': {{...}}}}")
         arguments = dict(value.get("init_args", {}))
         if self.nested in arguments:
             arguments[self.nested] = [self.make(part) for part in arguments[self.nested]]
-        return self.find(value["class_path"])(**arguments)
+        named = self.find(value["class_path"])
+        try:
+            return named(**arguments)
+        except TypeError as error:
+            raise ValueError(f"`{self.setting}`: {named.__name__} can't be made of {arguments}: {error}") from error
 
     def as_settings(self, value: Any) -> Settings:
         """The plain form of an object: {"class_path": ..., "init_args": {...}}."""

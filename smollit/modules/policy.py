@@ -3,7 +3,7 @@
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from smollit.models.compile import compile_layers
 from smollit.models.recompute import GradientCheckpointing
 from smollit.models.sharding import shard, unwrap
 from smollit.models.vocabulary import fit_vocabulary
+from smollit.modules.loading import saved_settings
 from smollit.modules.stage_metrics import StageMetricsModule
 
 
@@ -84,6 +85,28 @@ class PolicyModule(StageMetricsModule):
         self.temperature = temperature
         self.policy = None  # type: ignore[assignment]
         self.one_dimensional: frozenset[str] = frozenset()  # names of the policy's norms and biases
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's reads neither version 0.1 nor relative folders
+        cls, checkpoint_path: str | Path, map_location: torch.device | str | None = None, **settings: Any
+    ) -> Self:
+        """The module that wrote a checkpoint, with its weights, from any folder.
+
+        Args:
+            checkpoint_path: A checkpoint: a file, or a folder of shards.
+            map_location: Device of the weights; null keeps them in CPU memory.
+            **settings: Arguments that replace the saved ones: `model_name`, where the model's folder has moved.
+
+        Raises:
+            ValueError: If the checkpoint can't be read, or does not belong to the model or the reference.
+        """
+        path = Path(checkpoint_path)
+        checkpoint, saved = saved_settings(path, settings)
+        module = cls(**saved)
+        module.configure_model()
+        load_weights(unwrap(module.policy), path, module.model_name)
+        module.on_load_checkpoint(checkpoint)
+        return module.to(map_location) if map_location is not None else module
 
     def configure_model(self) -> None:
         """Load the policy, and shard it if the strategy requires it. Lightning may call this twice."""
