@@ -33,6 +33,7 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI | FolderCommand:
             on_folders = folder_command(words[0], command, words[1:])
             on_folders.run()
             return on_folders
+        command.run_alone(words[1:])
         with building():
             cli = SmollitCLI(words[0], command, command.words(words[1:]))
         cli.command.run(cli)

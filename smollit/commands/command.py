@@ -46,6 +46,14 @@ class Command(ABC):
         """The words after the command as settings; a command may have a shorter way to write them."""
         return list(words)
 
+    @classmethod  # noqa: B027, most commands need a config and keep this
+    def run_alone(cls, words: Sequence[str]) -> None:
+        """Run and exit, if these arguments need no config; by default, every command needs one.
+
+        Raises:
+            SystemExit: After it has run.
+        """
+
     @abstractmethod
     def run(self, run: ConfiguredRun) -> None:
         """Run the command."""

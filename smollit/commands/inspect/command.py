@@ -1,13 +1,14 @@
 """The command `inspect`: rows as training uses them, their changes, and findings."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ from smollit.commands.inspect.findings import Finding, find_all
 from smollit.commands.inspect.pieces import InspectedRow, inspect_row
 from smollit.commands.inspect.print_row import legend, print_row
 from smollit.commands.inspect.split_view import SplitView, views
+from smollit.commands.inspect.template_view import show_template
 from smollit.data.sources.readers import RAW
 
 SOURCE_SHOWN = 600  # characters of a row that can't be rendered
@@ -30,6 +32,8 @@ class InspectCommand(Command):
 
     Args:
         split: The split to show.
+        template: Show how loss spans are found in this chat template, a Jinja file or a model's name or folder, and
+            verify them on chats of many shapes. It needs no config.
         row: Show the row of this number, counted from 0, in full.
         num_rows: Number of rows to show.
         find: Show rows whose rendered text contains this.
@@ -43,6 +47,7 @@ class InspectCommand(Command):
     """
 
     split: Literal["train", "val", "test"] = "train"
+    template: str | None = None
     row: int | None = None
     num_rows: int = 3
     find: str | None = None
@@ -60,11 +65,35 @@ class InspectCommand(Command):
         Raises:
             SystemExit: With code 1, if `strict` and there are errors.
         """
+        if self.template is not None:
+            self.run_on_template(run.datamodule.tokenizer_name)
+            return
         shown = views(run.datamodule, in_full=self.in_full)[self.split]
         findings = {view.name: self.show(view, Console()) for view in shown}
         if self.json is not None:
             write_json(self.json, shown, findings)
         if self.strict and any(finding.severity == "wrong" for found in findings.values() for finding in found):
+            raise SystemExit(1)
+
+    @classmethod
+    def run_alone(cls, words: Sequence[str]) -> None:
+        """Show a template, which needs no config, and exit."""
+        if not any(word.split("=")[0] == "--template" for word in words) or "--config" in words:
+            return
+        parser = ArgumentParser(prog="smollit inspect")
+        names = parser.add_class_arguments(cls, instantiate=False)
+        given = parser.parse_args(["--strict=true" if word == "--strict" else word for word in words])
+        cls(**{name: given[name] for name in names}).run_on_template(None)
+        raise SystemExit(0)
+
+    def run_on_template(self, tokenizer_name: str | None) -> None:
+        """Show how loss spans are found in a template, and what it makes of many chats.
+
+        Raises:
+            SystemExit: With code 1, if `strict` and a span is wrong.
+        """
+        assert self.template is not None
+        if not show_template(self.template, tokenizer_name, Console()) and self.strict:
             raise SystemExit(1)
 
     def show(self, view: SplitView, console: Console) -> list[Finding]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from smollit.data.formats.drop_reason import DropReason, what_to_do
-from smollit.data.template.unprinted import EARLIER
+from smollit.data.template.unprinted import EARLIER, OF_RESULTS
 
 # Fractions above which a user is warned.
 MAX_TRUNCATED = 0.05
@@ -17,7 +17,7 @@ MAX_DUPLICATES = 0.01
 MAX_LENGTH_RATIO = 1.2  # mean length of chosen over that of rejected
 MAX_CHOSEN_LONGER = 0.6
 WITHOUT_LOSS = " without loss"  # ends the names of what is not printed of turns that do not count in the loss
-HARMLESS = ("tool_call_id", "id", WITHOUT_LOSS)  # ends of names of what a template need not print
+HARMLESS = ("id", OF_RESULTS, WITHOUT_LOSS)  # ends of names of what a template need not print
 
 
 @dataclass

@@ -80,6 +80,14 @@ def spans_between(skeleton: Skeleton, bodies: list[str]) -> list[Span]:
     return spans
 
 
+def common_length(one: str, other: str) -> int:
+    """Length of the common start of two texts; a marker of `other` that is there in part does not count."""
+    pairs = enumerate(zip(one, other, strict=False))
+    length = next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+    cut = next((found for found in MARKER.finditer(other) if found.start() < length < found.end()), None)
+    return cut.start() if cut else length
+
+
 def locate(render: Render, messages: list[Message], text: str) -> list[Printed]:
     """Where each message is printed, as far as marks show it.
 

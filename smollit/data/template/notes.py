@@ -4,9 +4,16 @@ import logging
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from smollit.data.template.loss_spans import SpanSource
 from smollit.data.template.template import ChatTemplate
 
 log = logging.getLogger("smollit.data")
+HOW: dict[SpanSource, str] = {
+    "markers": "its generation markers",
+    "prefix": "rendering the turns before them",
+    "turns": "their places in the whole chat, from which its prompts differ in known ways",
+    "last": "rendering the turns before the last one",
+}
 
 
 @rank_zero_only
@@ -30,8 +37,18 @@ def log_template(template: ChatTemplate, *, is_default: bool) -> None:
 
 def notes(template: ChatTemplate) -> list[str]:
     """How loss spans are found in the template, and what it adds to chats."""
-    how = "its generation markers" if template.span_source == "markers" else "rendering the turns before them"
-    lines = [f"{template.name}: assistant turns are found by {how}, and verified on every row"]
+    lines = [f"{template.name}: assistant turns are found by {HOW[template.span_source]}, and verified on every row"]
+    if template.span_source == "last":
+        lines.append(
+            f"{template.name} prints turns in another way once more turns follow: only the last turn of a chat counts"
+            " in the loss, as with `data.train_on: last`"
+        )
+    earlier, last = template.leads()
+    if earlier != last:
+        lines.append(
+            f"{template.name} writes {last!r} before the text of a last turn, which the model must write too, and"
+            f" {earlier!r} before that of earlier turns: `data.train_on: last` leaves earlier turns out of the loss"
+        )
     if template.default_system_text():
         lines.append(
             f"{template.name} adds the system text {template.default_system_text()!r} to chats without one:"

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message, Variables
 from smollit.data.template.jinja import Span, render_text, render_with_blocks
-from smollit.data.template.marks import MARKER, Skeleton, find_skeleton, spans_between
+from smollit.data.template.marks import MARKER, Skeleton, common_length, find_skeleton, spans_between
 
 SENTINEL = "\ue000content\ue001"  # private-use characters: no template prints this text
 MAX_SKELETONS = 10_000
@@ -117,7 +117,7 @@ class Renderer:
         """The header of the next assistant turn; empty if the template can't render it."""
         question: list[Message] = [{"role": "user", "content": SENTINEL}]
         without, text = self.text(question), self.prompt_text(question)
-        return text[len(without) :] if text.startswith(without) else text
+        return text[common_length(without, text) :]
 
     def text_before(self, messages: list[Message], index: int) -> str:
         """The text before an assistant turn at inference."""

@@ -24,8 +24,14 @@ from smollit.data.template.loss_spans import (
     messages_with_loss,
     without_earlier_turns,
 )
-from smollit.data.template.probe import SystemTurn, change_default_system, choose_span_source, find_default_system
-from smollit.data.template.renderer import RenderedChat, Renderer, Shape
+from smollit.data.template.probe import (
+    SystemTurn,
+    change_default_system,
+    choose_span_source,
+    find_default_system,
+    probe_chats,
+)
+from smollit.data.template.renderer import RenderedChat, Renderer, Shape, in_parts
 from smollit.data.template.tokenize import Segment, SegmentedRow, SegmentTokenizer, cut_at
 from smollit.data.template.unprinted import find_unprinted
 
@@ -197,6 +203,22 @@ class ChatTemplate:
     def turn_end(self) -> str:
         """The marker that ends an assistant turn, such as `<|im_end|>`; empty if the template has none."""
         return self._renderer.turn_end()
+
+    @property
+    def generation_prompt(self) -> str:
+        """The header of the next assistant turn."""
+        return self._renderer.generation_prompt
+
+    def leads(self) -> tuple[str, str]:
+        """What a loss span holds before the text of its turn: of an earlier turn, and of the last one."""
+        chat = self.render(probe_chats()[1])
+        spans = self.loss_spans(chat)
+        texts = [chat.text[start:end].partition(chat.messages[index]["content"])[0] for start, end, index in spans]
+        return texts[0], texts[-1]
+
+    def as_rendered(self, messages: list[Message]) -> list[Message]:
+        """The messages as the template takes them: contents as text, or as a list of one part."""
+        return in_parts(messages) if self._renderer.wants_parts else messages
 
     def stop_ids(self) -> list[int]:
         """Tokens that end a response: the template's end-of-turn token first, then the tokenizer's eos."""

@@ -12,24 +12,17 @@ What the template writes between the header and the content, such as an empty re
 because at inference the model must write it.
 """
 
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
 from smollit.data.template.jinja import Span
-from smollit.data.template.marks import MARKER, Printed, locate, tail_of
+from smollit.data.template.marks import MARKER, Printed, common_length, locate, tail_of
 from smollit.data.template.renderer import RenderedChat, Renderer, has_extras
 
 # (text between the contents of two messages, role of the first) -> characters of it that the prompt does not hold
 Headers = dict[tuple[str, str], int]
 TAIL = 20  # characters of a content that must be where its end is
-
-
-class Header(NamedTuple):
-    """Where the text of a turn starts, and the end of the generation prompt that the turn lacks."""
-
-    start: int
-    lacks: str = ""
 
 
 class TurnFinder:
@@ -62,7 +55,7 @@ class TurnFinder:
         """
         key, first = _header_key(chat, index), printed[index].start or 0
         known = verified.get(key) if key is not None else None
-        start = first - known if known is not None else self.header(chat, index, printed).start
+        start = first - known if known is not None else self._start(chat, index, printed)
         if key is not None:
             verified[key] = first - start
         end = self._end(chat, index, printed)
@@ -71,7 +64,7 @@ class TurnFinder:
         self._verify_content(chat, index, printed, start)
         return start, end
 
-    def header(self, chat: RenderedChat, index: int, printed: list[Printed]) -> Header:
+    def _start(self, chat: RenderedChat, index: int, printed: list[Printed]) -> int:
         """Where the turn starts.
 
         Raises:
@@ -79,18 +72,21 @@ class TurnFinder:
         """
         limit = next((place for place in printed[index][:2] if place is not None), len(chat.text))
         before = self.renderer.text_before(chat.messages, index)
-        if chat.text.startswith(before) and len(before) <= limit:
-            found = Header(len(before))
+        is_prompt = index > 0 or not self.renderer.generation_prompt  # a chat that starts with the turn has no prompt
+        if is_prompt and chat.text.startswith(before) and len(before) <= limit:
+            found = len(before)
         else:
             floor = max((place.end for place in printed[:index] if place.end is not None), default=0)
             found = self._known_difference(chat, index, before, (floor, limit))
         self._verify_own(chat, index, printed, found)
         return found
 
-    def _known_difference(self, chat: RenderedChat, index: int, before: str, between: Span) -> Header:
+    def _known_difference(self, chat: RenderedChat, index: int, before: str, between: Span) -> int:
         """Where the turn starts after the header of a prompt that the chat does not start with."""
-        header = before[common_length(self.renderer.text(chat.messages[:index]), before) :]
-        text, is_last = chat.text[slice(*between)], index == _last_assistant(chat.messages)
+        header = self.renderer.generation_prompt
+        if index > 0:
+            header = before[common_length(self.renderer.text(chat.messages[:index]), before) :]
+        text, is_last = chat.text[slice(*between)], _is_last(chat.messages, index)
         for cut in range(len(pieces := split_at_markers(header)), 0, -1):
             shared, lacks = "".join(pieces[:cut]), "".join(pieces[cut:])
             position = text.rfind(shared)
@@ -98,19 +94,21 @@ class TurnFinder:
                 continue
             rest = text[position + len(shared) :]
             start = between[0] + position + len(shared)
-            if not before.removesuffix(lacks).endswith(chat.text[between[0] : start]):
+            if index > 0 and not before.removesuffix(lacks).endswith(chat.text[between[0] : start]):
                 break
             if not lacks or (not lacks.strip() and rest.strip()):
-                return Header(start)
-            if not is_last and not rest.strip() and MARKER.match(lacks):
-                return Header(start, lacks)
+                return start
+            block = MARKER.match(lacks)
+            calls = has_extras(chat.messages[index]) and block and not rest.lstrip().startswith(block.group())
+            if not is_last and block and (calls or not rest.strip()):
+                return start
             return self._refuse(_other_block(index, lacks))
         return self._refuse(f"puts something else before messages[{index}] than its generation prompt gives")
 
-    def _verify_own(self, chat: RenderedChat, index: int, printed: list[Printed], header: Header) -> None:
+    def _verify_own(self, chat: RenderedChat, index: int, printed: list[Printed], begin: int) -> None:
         """Refuse a chat if the template writes more before the content than whitespace or a block of its own."""
         start = printed[index].start
-        own = chat.text[header.start : start].strip() if start is not None else ""
+        own = chat.text[begin:start].strip() if start is not None else ""
         if not own or (has_extras(chat.messages[index]) and self.renderer.generation_prompt):
             return
         if not self.renderer.generation_prompt:
@@ -154,14 +152,6 @@ class TurnFinder:
         self.renderer.refuse(what)
 
 
-def common_length(one: str, other: str) -> int:
-    """Length of the common start of two texts; a marker of `other` that is there in part does not count."""
-    pairs = enumerate(zip(one, other, strict=False))
-    length = next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
-    cut = next((found for found in MARKER.finditer(other) if found.start() < length < found.end()), None)
-    return cut.start() if cut else length
-
-
 def split_at_markers(text: str) -> list[str]:
     """The markers of a text and what is between them, in order."""
     pieces, cursor = [], 0
@@ -184,9 +174,10 @@ def _header_key(chat: RenderedChat, index: int) -> tuple[str, str] | None:
     if index == 0 or chat.contents is None or any(map(has_extras, chat.messages)):
         return None
     before, here = chat.contents[index - 1], chat.contents[index]
-    kind = "last" if index == _last_assistant(chat.messages) else chat.messages[index - 1]["role"]
+    kind = "last" if _is_last(chat.messages, index) else chat.messages[index - 1]["role"]
     return chat.text[before[1] : here[0]], kind
 
 
-def _last_assistant(messages: list[Message]) -> int:
-    return max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+def _is_last(messages: list[Message], index: int) -> bool:
+    """Whether no user turn follows: templates remove reasoning from the turns before the last user turn."""
+    return all(message["role"] != "user" for message in messages[index:])

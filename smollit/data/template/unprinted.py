@@ -10,6 +10,7 @@ from smollit.data.template.renderer import RenderedChat, Renderer, has_extras
 
 USUAL = ("role", "content", "train")
 EARLIER = "of earlier turns"
+OF_RESULTS = "of tool results"
 
 
 def find_unprinted(renderer: Renderer, chat: RenderedChat) -> list[str]:
@@ -46,7 +47,7 @@ def _keys(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:
         without = [{name: value for name, value in message.items() if name != key} for message in chat.messages]
         having = [index for index, message in enumerate(chat.messages) if message.get(key) not in (None, "", [], {})]
         if having and _text(renderer, without) == chat.text:
-            yield key
+            yield f"{key} {OF_RESULTS}" if {chat.messages[index]["role"] for index in having} == {"tool"} else key
         elif len(having) > 1 and any(_is_same(renderer, chat, index, without[index]) for index in having):
             yield f"{key} {EARLIER}" if chat.messages[having[0]]["role"] == "assistant" else f"{key} of some turns"
 

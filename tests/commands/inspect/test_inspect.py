@@ -288,3 +288,19 @@ def test_real_tokenizer_real_markers(shared: Path, make: Make) -> None:
     rows = [["Hi", "Hello"], ["Bye", "See you"]]
     assert wrong(make(rows, template="auto", tokenizer=tokenizer)) == []
     assert "<|user|>" in wrong(make(rows, template="article", tokenizer=tokenizer))[0]
+
+
+def test_a_template_is_shown_without_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How its spans are found, and each shape; it ends with 0 where all that is read is right."""
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    prompt = "{% if add_generation_prompt %}<assistant>{% endif %}"
+    (tmp_path / "mine.jinja").write_text(source + prompt)
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "--template", str(tmp_path / "mine.jinja"), "--strict"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "generation prompt '<assistant>', end of a turn '<end>'" in shown
+    assert "✓ several turns: read\n    'Reply 0.<end>'\n    'Reply 1.<end>'\n    'Reply 2.<end>'\n" in shown
+    assert "- tools: refused" in shown and "prints nothing of messages[1], which has tool_calls" in shown
+    with pytest.raises(SystemExit, match=r"names a Jinja file, or a model: 'none.jinja' does not exist"):
+        main(["inspect", "--template", "none.jinja"])

@@ -29,7 +29,7 @@ def unprinted(tokenizer: PreTrainedTokenizerBase, what: str, messages: list[dict
     ("what", "messages", "expected"),
     [
         ("{{ m.tool_calls }}{{ m.name }}", CALLS, ()),
-        ("{{ m.tool_calls[0].function if m.tool_calls }}", CALLS, ("name",)),
+        ("{{ m.tool_calls[0].function if m.tool_calls }}", CALLS, ("name of tool results",)),
         ("{{ m.tool_calls[0] if m.tool_calls }}", [CALLS[0], assistant("x", tool_calls=[CALL, CALL])],
          ("all tool_calls of a turn but the first",)),
         ("", [user("a", mood="good"), assistant("b", reasoning_content="hm")], ("mood", "reasoning_content")),
