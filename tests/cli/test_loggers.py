@@ -127,7 +127,9 @@ def test_mlflow_gets_metrics_samples_and_its_run_id(write: Write, tmp_path: Path
     main(["fit", *words])
     assert stand_in.inits[-1] == {"run_id": "run-8"}
     assert [row["step"] for row in stand_in.logged if "train/loss" in row] == [1, 2]
-    assert stand_in.texts[:2] == ["samples/0/step-0000000.md", "samples/1/step-0000000.md"]
+    assert stand_in.texts == [f"about/{name}/step-0000000.md" for name in ("config", "data")] + [
+        f"samples/{number}/step-000000{step}.md" for step in (0, 1, 2) for number in (0, 1)
+    ]
 
 
 # case: A6

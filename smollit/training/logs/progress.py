@@ -149,7 +149,7 @@ class ProgressLines(Callback):
         self.tokens += batch.num_tokens
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.print_log(trainer, pl_module)
         self.paused = time.monotonic()
 
@@ -165,7 +165,8 @@ class ProgressLines(Callback):
     def print_log(self, trainer: Trainer, module: LightningModule) -> None:
         """Print the metrics of a step that were logged since the last line."""
         step = trainer.global_step
-        if step == self.step or not isinstance(module, StageMetricsModule) or not module.logs_this_step:
+        is_new = step != self.step and "train/learning_rate" in trainer.logged_metrics
+        if not is_new or not isinstance(module, StageMetricsModule) or not module.logs_this_step:
             return
         self.step = step
         now = time.monotonic()
