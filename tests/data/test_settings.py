@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
+from datasets import Dataset
 from jsonargparse import ArgumentParser
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data import ChatDataModule, Part, PreferenceDataModule, UltraChatDataModule, UltraFeedbackDataModule
+from smollit.data.sources import hub
 
 MODULES = [ChatDataModule, PreferenceDataModule, UltraChatDataModule, UltraFeedbackDataModule]
 # Settings that a resumed run may change: they change neither the tokens of the training rows nor their order. A new
@@ -66,7 +67,11 @@ ROW = {
 # case: data-01
 @pytest.mark.parametrize("name", PreferenceDataModule.token_settings)
 def test_each_token_setting_changes_the_cache_key(
-    name: str, write: Callable[..., str], tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
+    name: str,
+    write: Callable[..., str],
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The part of the training split is found twice, with one setting changed: two folders of the cache."""
     (tmp_path / "own.jinja").write_text(OWN + UltraChatDataModule("x", **usual(tmp_path)).template.source)
@@ -78,13 +83,13 @@ def test_each_token_setting_changes_the_cache_key(
         "add_tokens": {"chat_template": "article"},
         "default_system": {"chat_template": str(tmp_path / "own.jinja")},
         "subset": {"dataset": str(tmp_path), "subset": "one"},
-        "revision": {"dataset": str(tmp_path / "data"), "train_split": "train"},
+        "revision": {"dataset": "name/on-the-hub", "train_split": "train"},
         "pairs_of": {"columns": {"responses": "chosen, rejected", "chosen_if": "highest score_chosen, score_rejected"}},
         "chat_template_kwargs": {"chat_template": str(tmp_path / "own.jinja")},
     }.get(name, {})
     for subset in ("one", "two"):
         write([ROW, {"text": subset}], f"{subset}/all.jsonl")
-    datasets.Dataset.from_list([ROW]).to_json(tmp_path / "data" / "train" / "rows.json")
+    monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: Dataset.from_list([ROW]))
     after: dict[str, Any] = {
         "dataset": write([ROW] * 5, "other.jsonl"), "train_split": "all[:3]", "format": "text",
         "columns": {"messages": "dialog"}, "extra_roles": ["critic"], "tokenizer_name": str(tmp_path / "tokenizer"),

@@ -67,6 +67,11 @@ def detect_format(
         raise ValueError(_why_not(split, format))
     used = split.used_parts(name)
     _check(split, name, used, set(filtered))
+    if pairs_of == "all" and "chosen_if" not in used:
+        raise ValueError(
+            f"`data.pairs_of: all` is for prompts with several responses, and {where} has pairs: leave it out, or map"
+            " `responses` and `chosen_if` in `data.columns`"
+        )
     as_sharegpt = name in ("sharegpt", "thread") or (name != "messages" and split.is_sharegpt(used))
     roles = Roles(split.extra_roles, sharegpt=as_sharegpt, odd_turns=odd_turns)
     return Format(
@@ -117,13 +122,13 @@ def _check(split: Split, name: FormatName, parts: Parts, filtered: set[str]) -> 
     if split.kind == "chat" and name != "text" and label and label not in filtered and "label" not in split.mapping:
         raise ValueError(
             f"{split.where} has the column `{label}` of true and false, which says of each completion whether it is"
-            f" a good one. `data.where: {label}` takes the good ones, `data.columns: {{label: ''}}` takes all"
+            f" a good one. `data.where: {split.is_true(label)}` takes the good ones, `data.columns: {{label: ''}}` all"
         )
     if name == "text" and any(is_sharegpt({"role": role}, ()) or role in ROLES for role in split.values("role")):
         raise ValueError(
             f"{split.where} has the columns {listed(split.columns)}: with a `role`, each row is one message of a"
-            " thread. Name the columns of its own id and of the message that it follows, as in"
-            " `data.columns: {id: message_id, parent: parent_id}`, or make chats of them with `data.convert`"
+            " thread. Name its column, as in `data.columns: {thread: conversation_id}`, or of the message's"
+            " own id and of the one that it follows, as in `data.columns: {id: message_id, parent: parent_id}`"
         )
 
 

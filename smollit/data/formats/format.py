@@ -16,7 +16,7 @@ from smollit.data.sources.mixture import FormatName
 Parts = dict[str, str]  # part -> column
 SCORES = ("score_chosen", "score_rejected")
 VARIABLES = ("tools", "chat_template_kwargs")  # what the chat template gets besides messages
-LABELS = ("label", "kto_tag")  # whether a completion is a good one
+LABELS = ("label", "kto_tag", "desirable", "thumbs_up")  # whether a completion is a good one
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # The columns of a part without a mapping: the first of these that is there, else the one of the part's name.
 USUAL = {
@@ -27,7 +27,8 @@ USUAL = {
     "input": ("input", "context"),
     "chosen": ("chosen", "chosen_response"),
     "rejected": ("rejected", "rejected_response"),
-    "text": ("text", "content", "value"),
+    "text": ("text", "content"),
+    "thread": ("conversation_id", "thread_id", "thread"),
     "id": ("message_id", "id"),
     "parent": ("parent_id", "parent"),
     "label": LABELS,
@@ -46,7 +47,7 @@ LAYOUTS: dict[Kind, dict[FormatName, Layout]] = {
     "chat": {
         "sharegpt": Layout(("messages",), ("system", *VARIABLES)),
         "messages": Layout(("messages",), ("system", *VARIABLES)),
-        "thread": Layout(("role", "text", "id", "parent")),
+        "thread": Layout(("role", "text"), ("id", "parent", "thread")),
         "prompt_completion": Layout(("prompt", "completion"), ("context", "system", *VARIABLES)),
         "alpaca": Layout(("instruction", "output"), ("input", "history", "system", *VARIABLES)),
         "dialogue": Layout(("text",), ("system", *VARIABLES)),
@@ -142,7 +143,8 @@ class Format:
                 before = f", after the turns of {columns['history']}" if "history" in columns else ""
                 return f"Alpaca: {asked} as the user turn, {columns['output']} as the assistant turn{before}"
             case "thread":
-                return f"Messages of threads: {columns['text']} of {columns['role']}, below {columns['parent']}"
+                place = f"below {columns['parent']}" if "parent" in columns else f"in the order of {columns['thread']}"
+                return f"Messages of threads: {columns['text']} of {columns['role']}, {place}"
             case "unpaired":
                 if "messages" in columns:
                     return (

@@ -7,9 +7,9 @@ from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import Fields, Format
-from smollit.data.formats.messages import parse_message
+from smollit.data.formats.messages import merge_odd_turns, parse_message
 from smollit.data.formats.pairs import prompt_turns, rated_pairs
-from smollit.data.formats.types import Message, Records, drop_nulls, make_conversation, shown
+from smollit.data.formats.types import Conversation, Message, Records, drop_nulls, make_conversation, shown
 from smollit.data.sources.files import Row
 
 GROUP = "rows"  # the one column of a group of rows
@@ -35,7 +35,13 @@ class Groups:
         """Rows of one column, which holds the rows of a group, in the order in which the groups begin."""
         rows = [one for row in rows for one in (self.format.convert(row) if self.format.convert else [row])]
         groups: dict[str, list[Row]] = {}
-        keys = self._roots(rows) if self.format.name == "thread" else map(self._prompt, rows)
+        thread = self.format.columns.get("thread")
+        if self.format.name != "thread":
+            keys: Iterable[str] = map(self._prompt, rows)
+        elif thread is not None and "parent" not in self.format.columns:
+            keys = (str(row.get(thread)) for row in rows)
+        else:
+            keys = self._roots(rows)
         for key, row in zip(keys, rows, strict=True):
             groups.setdefault(key, []).append(row)
         return ({GROUP: group} for group in groups.values())
@@ -77,8 +83,24 @@ def from_unpaired(rows: list[Row], format: Format) -> Records:
 
 def from_thread(rows: list[Row], format: Format) -> Records:
     """The chats of a thread, one for each last message, or the pairs of responses to the same message."""
+    if "parent" not in format.columns:
+        return [_in_order(rows, format)]
     thread = Thread(rows, format)
     return thread.chats() if format.kind == "chat" else thread.pairs()
+
+
+def _in_order(rows: list[Row], format: Format) -> Conversation:
+    """The chat of a thread whose messages stand in their order."""
+    names = [f"message {number} of the thread" for number in range(len(rows))]
+    messages = [_message(row, name, format) for row, name in zip(rows, names, strict=True)]
+    if format.roles.odd_turns == "merge":
+        messages = merge_odd_turns(messages)
+    return make_conversation(messages, names[: len(messages)])
+
+
+def _message(row: Row, where: str, format: Format) -> Message:
+    role, text = (row.get(format.columns[part]) for part in ("role", "text"))
+    return parse_message({"role": role, "content": text}, where, format.roles)
 
 
 class Thread:
@@ -96,14 +118,7 @@ class Thread:
         self.below: dict[str, list[str]] = {}
         for name, row in self.rows.items():
             self.below.setdefault(str(row.get(columns["parent"])), []).append(name)
-        self.messages = {
-            name: parse_message(
-                {"role": row.get(columns["role"]), "content": row.get(columns["text"])},
-                f"message {shown(name)}",
-                format.roles,
-            )
-            for name, row in self.rows.items()
-        }
+        self.messages = {name: _message(row, f"message {shown(name)}", format) for name, row in self.rows.items()}
 
     def paths(self) -> Iterator[list[str]]:
         """The way to each message from the first one above it."""

@@ -91,7 +91,9 @@ def from_exchanges(turns: list[Any]) -> list[Message]:
     """The messages of [[user, assistant], ...] or [{"input": ..., "output": ...}, ...]; none of other turns."""
     first = turns[0]
     if isinstance(first, dict):
-        keys = next((keys for keys in EXCHANGES if first.keys() >= set(keys) and "role" not in first), None)
+        if "role" in first or "from" in first:
+            return []
+        keys = next((keys for keys in EXCHANGES if first.keys() >= set(keys)), None)
         if keys is None or not all(isinstance(turn, dict) for turn in turns):
             return []
         turns = [[turn.get(key) for key in keys] for turn in turns]

@@ -7,7 +7,7 @@ from smollit.data.formats.format import Fields, Format
 from smollit.data.formats.messages import parse_turns
 from smollit.data.formats.ranking import ordered_pairs, parse_score
 from smollit.data.formats.types import Message, Preference, Records, check_not_empty, check_order, shown
-from smollit.data.sources.columns import LIST, value_at
+from smollit.data.sources.columns import LIST, decoded_cell, value_at
 
 
 def from_preference(fields: Fields) -> Preference:
@@ -23,7 +23,8 @@ def from_ranked(fields: Fields, format: Format) -> Records:
     named = name.split(LIST)
     values = [value_at(fields.row, column.strip()) for column in named]
     if len(named) == 1:
-        values = values[0] if isinstance(values[0], list) else []
+        value = decoded_cell(values[0])
+        values = value if isinstance(value, list) else []
         named = [f"{name}[{index}]" for index in range(len(values))]
     if len(values) < 2:
         raise BadRow(DropReason.NO_BETTER_RESPONSE, f"`{name}` has fewer than two responses")

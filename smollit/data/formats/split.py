@@ -79,7 +79,12 @@ class Split:
     def _chosen_if_label(self) -> str:
         """What makes a response a good one in data with a label of true and false."""
         label = self.mapping.get("label") or next(filter(self.is_label, LABELS), "")
-        return f"highest {label}" if label and self.mapping.get("label") != "" else ""
+        return f"highest {self.is_true(label)}" if label and self.mapping.get("label") != "" else ""
+
+    def is_true(self, label: str) -> str:
+        """The expression for a label that is true; in CSV files, true and false are texts."""
+        is_text = any(isinstance(value, str) for value in self.values(label))
+        return f"lower({label}) in ['true', '1']" if is_text else label
 
     def list_of_responses(self) -> str:
         """The first column of lists of texts or objects, which may be responses; empty if there is none."""
@@ -93,7 +98,7 @@ class Split:
     def is_label(self, column: str) -> bool:
         """Whether a column holds true and false, or 1 and 0."""
         values = self.values(column)
-        return bool(values) and all(isinstance(value, int) and value in (0, 1) for value in values)
+        return bool(values) and all(str(value).lower() in ("true", "false", "1", "0") for value in values)
 
     def fitting(self, kind: Kind) -> list[FormatName]:
         """The formats whose needs are met and that have all parts of the mapping, best first."""
@@ -103,7 +108,7 @@ class Split:
             name
             for name, layout in LAYOUTS[kind].items()
             if parts.keys() >= set(layout.needs) and asked <= set(parts_of(kind, name))
-            if name != "unpaired" or "messages" in parts or parts.keys() >= {"prompt", "completion"}
+            if parts.keys() >= any_of_needs(name, parts)
         ]
 
     def used_parts(self, name: FormatName) -> Parts:
@@ -156,6 +161,15 @@ class Split:
         """All objects in these parts that may be messages."""
         columns = [name for part, column in parts.items() if part in MESSAGES for name in heads(column)]
         return [message for column in columns for value in self.values(column) for message in find_messages(value)]
+
+
+def any_of_needs(name: FormatName, parts: Parts) -> set[str]:
+    """The parts of which a format needs all, where there is a choice."""
+    if name == "unpaired":
+        return {"messages"} if "messages" in parts else {"prompt", "completion"}
+    if name == "thread":
+        return {"id", "parent"} if {"id", "parent"} <= parts.keys() else {"thread"}
+    return set()
 
 
 def is_response_alone(value: Any) -> bool:

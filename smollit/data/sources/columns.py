@@ -1,5 +1,7 @@
 """Values of a row by the path of their column, as `meta.lang` or `answers.0.text`."""
 
+import ast
+import json
 from typing import Any
 
 from smollit.data.sources.files import Row
@@ -23,8 +25,21 @@ def value_at(row: Row, path: str) -> Any:
     return None
 
 
+def decoded_cell(value: Any) -> Any:
+    """The list or object that a text is, in JSON or as Python prints it, as CSV cells have it; else the value."""
+    if not (isinstance(value, str) and value.lstrip()[:1] in ("[", "{")):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return value
+
+
 def _inside(value: Any, names: list[str]) -> Any:
     for index, name in enumerate(names):
+        value = decoded_cell(value)
         if isinstance(value, dict):
             value = value.get(name)
         elif isinstance(value, list) and name.isdecimal():

@@ -198,7 +198,7 @@ def load_source(
         raise ValueError(f"a split must look like train_sft, train_sft[:5%] or train_sft[100:200], got {split!r}")
     files = find_files(dataset, match["name"], cache_dir, subset=subset)
     check_files(files, match["name"])
-    if files and revision:
+    if revision and (files or Path(dataset).expanduser().exists()):
         raise ValueError(f"`data.revision` is for data sets on the Hub, and {dataset} is not one: remove it")
     return Source(
         dataset=dataset,

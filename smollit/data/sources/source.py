@@ -183,7 +183,7 @@ class Source:
     def _is_wanted(self, row: Row) -> bool:
         """Whether `where` is true; a line that is not JSON is kept, and named when it is read."""
         assert self.where is not None
-        return all(map(self.where, _parsed([row])))
+        return all(map(self.where.holds, _parsed([row])))
 
     @cached_property
     def _where_numbers(self) -> NDArray[np.int64] | None:

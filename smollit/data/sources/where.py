@@ -69,6 +69,20 @@ class Expression:
                 " become numbers with float(...)"
             ) from error
 
+    def holds(self, row: Row) -> bool:
+        """Whether the expression is true for a row.
+
+        Raises:
+            ValueError: If it gives a text, of which only an empty one would be false.
+        """
+        value = self(row)
+        if isinstance(value, str):
+            raise ValueError(
+                f"`{self.setting}: {self.text}` gives the text {value!r:.40}, which is neither true nor false: compare"
+                f' it, as in {self.text} == "true"'
+            )
+        return bool(value)
+
 
 @lru_cache
 def _compiled(text: str, setting: str) -> Evaluate:
