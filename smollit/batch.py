@@ -3,8 +3,11 @@
 Shapes: R sequences, T positions of a sequence, M loss tokens, N examples, P pairs.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 IGNORE = -100  # label of a position without a loss
@@ -32,6 +35,82 @@ class Document(NamedTuple):
         return self.shared + max(self.responses, default=0)
 
 
+class Joined(NamedTuple):
+    """The documents of a batch joined without padding, as sequences of queries that attend to sequences of keys.
+
+    A chat is one sequence, and so is a prompt with its first response. Every other response is one, whose keys are
+    those of the prompt and its own. A sequence's last query attends to its last key.
+
+    Args:
+        positions: [J] positions that are not padding, counted through all sequences of the batch: r * T + t.
+        loss_positions: [M] positions that have a label, counted through `positions`.
+        query_boundaries: [S + 1] int32 first query of each sequence, and the number of all queries, J.
+        key_boundaries: [S + 1] int32 first key of each sequence, and the number of all keys, K.
+        key_positions: [K] each key's index in `positions`; None where the keys are the queries.
+        longest_query: Queries of the longest sequence.
+        longest_key: Keys of the longest sequence.
+    """
+
+    positions: Tensor
+    loss_positions: Tensor
+    query_boundaries: Tensor
+    key_boundaries: Tensor
+    key_positions: Tensor | None
+    longest_query: int
+    longest_key: int
+
+    @classmethod
+    def of(cls, layout: Sequence[Sequence[Document]], *, width: int, loss_positions: Tensor) -> "Joined":
+        """Join the documents of a batch of T = `width`, on the device of `loss_positions`, without waiting for it."""
+        # The empty batch keeps one position of padding, so that every rank runs the same operations.
+        layout = layout or [[Document(1)]]
+        device = loss_positions.device
+        lengths = [sum(document.length for document in documents) for documents in layout]
+        positions = [torch.arange(row * width, row * width + length) for row, length in enumerate(lengths)]
+        # Padding between the start of a row in the batch and its start here, all told: what a position moves by.
+        moved = [row * width - start for row, start in enumerate(accumulate(lengths[:-1], initial=0))]
+        joined = [document for documents in layout for document in documents]
+        sequences = [_sequence_lengths(document) for document in joined]
+        queries, keys = ([length for some in sequences for length in some[index]] for index in (0, 1))
+        shares_keys = any(len(document.responses) > 1 for document in joined)
+        row = loss_positions.div(width, rounding_mode="floor")
+        return cls(
+            _on(torch.cat(positions), device),
+            loss_positions - _on(torch.tensor(moved), device)[row],
+            _on(torch.tensor([0, *accumulate(queries)], dtype=torch.int32), device),
+            _on(torch.tensor([0, *accumulate(keys)], dtype=torch.int32), device),
+            _on(_key_positions(joined), device) if shares_keys else None,
+            max(queries),
+            max(keys),
+        )
+
+
+def _sequence_lengths(document: Document) -> tuple[list[int], list[int]]:
+    """Queries and keys of each sequence of a document, without empty ones."""
+    first = document.shared + sum(document.responses[:1])
+    others = [length for length in document.responses[1:] if length]
+    own = [first] if first else []
+    return [*own, *others], [*own, *(document.shared + length for length in others)]
+
+
+def _key_positions(documents: Sequence[Document]) -> Tensor:
+    """Keys of each sequence, as indices of joined positions."""
+    parts, start = [], 0
+    for document in documents:
+        end = start + document.shared + sum(document.responses[:1])
+        parts.append(torch.arange(start, end))
+        for length in document.responses[1:]:
+            if length:
+                parts += [torch.arange(start, start + document.shared), torch.arange(end, end + length)]
+            end += length
+        start = end
+    return torch.cat(parts)
+
+
+def _on(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
+
+
 class Batch(NamedTuple):
     """Packed or padded sequences of documents, with labels, and two integers per position that define attention.
 
@@ -49,6 +128,7 @@ class Batch(NamedTuple):
         pairs: [P, 2] indices of the chosen and the rejected response, counted through the batch; None for chats.
         score_gap: [P] score of the chosen minus score of the rejected response; None if a pair has none, and for chats.
         reference_logps: [number of responses] log p(response | prompt) under the reference; None if unknown.
+        joined: The documents without padding; None if it is made when a model needs it.
     """
 
     input_ids: Tensor
@@ -62,6 +142,7 @@ class Batch(NamedTuple):
     pairs: Tensor | None = None
     score_gap: Tensor | None = None
     reference_logps: Tensor | None = None
+    joined: Joined | None = None
 
     @property
     def causal(self) -> bool:

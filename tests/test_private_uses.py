@@ -25,9 +25,9 @@ LISTED = {
         "_fingerprint",
     ): "part of the cache key: rows have no public identity",
     ("smollit/data/template/jinja.py", "_compile_jinja_template"): "the environment in which transformers renders",
-    ("smollit/models/attention.py", "_C"): "holds the next one",
+    ("smollit/models/attention/functions.py", "_C"): "holds the next one",
     (
-        "smollit/models/attention.py",
+        "smollit/models/attention/functions.py",
         "_current_graph_task_id",
     ): "whether this is a backward pass, as torch's checkpoint asks",
     ("smollit/metrics/base.py", "_apply"): "Lightning casts whole modules, and a count in bf16 ends at 256",

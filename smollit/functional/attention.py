@@ -10,12 +10,13 @@ from torch import Tensor
 
 from smollit.batch import Document
 
-# `documents`: document by document, without padding and without a mask, on any device.
+# `varlen`: one call of a kernel for all documents, on CUDA in half precision, without padding and without a mask.
+# `documents`: the same document by document, on any device.
 # `sdpa`, `eager`: one mask over the padded sequences. `flex_attention`: a block mask, for GPUs.
 # `rows`: the model's own attention, one padded sequence for each chat or response.
-AttentionBackend = Literal["documents", "sdpa", "eager", "flex_attention", "rows"]
-AttentionSetting = Literal["auto", "documents", "sdpa", "eager", "flex_attention", "rows"]
-WITHOUT_PADDING: tuple[AttentionSetting, ...] = ("auto", "documents")  # all sequences become one
+AttentionBackend = Literal["varlen", "documents", "sdpa", "eager", "flex_attention", "rows"]
+AttentionSetting = Literal["auto", "varlen", "documents", "sdpa", "eager", "flex_attention", "rows"]
+WITHOUT_PADDING: tuple[AttentionSetting, ...] = ("auto", "varlen", "documents")  # all sequences become one
 
 # The CPU kernels also compute the keys that are masked for a whole block of queries, in strides of 512. In blocks of at
 # most this many queries, each with the keys that it attends to, 300 to 700 positions take 10 to 20 % less time, forward

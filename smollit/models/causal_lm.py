@@ -12,12 +12,14 @@ from smollit.functional.head import Head
 from smollit.functional.logps import summed_logps, token_logps
 from smollit.functional.scores import TokenScores
 from smollit.functional.sums import sequence_index, sum_per_sequence
-from smollit.models.attention import NAMES
+from smollit.models.attention.functions import NAMES
+from smollit.models.attention.inputs import attention_windows, loss_hidden_states
+from smollit.models.attention.verify import verified_attention, verified_logits
 from smollit.models.generation import until_stop
-from smollit.models.inputs import attention_windows, loss_hidden_states
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
-from smollit.models.verify import verified_attention, verified_logits
+
+CPU = torch.device("cpu")
 
 
 class CausalLM(nn.Module):
@@ -28,6 +30,8 @@ class CausalLM(nn.Module):
         weights: `pretrained` loads the weights; `random` reads only the configuration and starts from scratch.
         dtype: dtype of the weights. Keep fp32 unless the trainer's precision ends in `-true`.
         attention: Attention backend: see `functional.attention`. `auto` takes the first that is right for the model.
+        device: Where the model is going to compute; `auto` depends on it. The model itself is loaded on the CPU.
+        compute_dtype: dtype of autocast; null computes in the dtype of the weights.
         chunk_size: Tokens per chunk of the LM head: bounds peak logits memory.
         gradient_checkpointing: true recomputes each layer in the backward pass; `selective` keeps the results of
             matrix products and attention, and recomputes the rest.
@@ -41,6 +45,8 @@ class CausalLM(nn.Module):
         weights: Literal["pretrained", "random"] = "pretrained",
         dtype: torch.dtype = torch.float32,
         attention: AttentionSetting = "auto",
+        device: torch.device = CPU,
+        compute_dtype: torch.dtype | None = None,
         chunk_size: int = 512,
         gradient_checkpointing: GradientCheckpointing = False,
         dropout: float | None = None,
@@ -49,7 +55,7 @@ class CausalLM(nn.Module):
         self.chunk_size = chunk_size
         self.model: PreTrainedModel = load_model(model_name, weights=weights, dtype=dtype, dropout=dropout)
         self.logit_scaling = verified_logits(self.model, model_name)
-        self.attention, self.plain_attention = verified_attention(self.model, attention)
+        self.attention, self.plain_attention = verified_attention(self.model, attention, device, compute_dtype or dtype)
         self.windows = attention_windows(self.model)
         self._set_attention(NAMES.get(self.attention, self.plain_attention))
         if gradient_checkpointing:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
-from smollit.models.attention import current_layout, use_layout
+from smollit.models.attention.functions import current_layout, use_layout
 
 GradientCheckpointing = bool | Literal["selective"]
 MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default}

@@ -29,10 +29,11 @@ class PolicyModule(StageMetricsModule):
         adapter: Small weights to train instead of the model's, by class: `LoRA`, `RSLoRA`, `DoRA`, or `Peft` for
             others. Its arguments are below `model.adapter`. null trains all weights.
         init_from: A checkpoint whose weights a new run starts from, at step 0; null uses those of `model_name`.
-        attention: How documents are separated. `auto` takes the first of `documents`, `sdpa`, `eager` and `rows` that
-            is right for the model; it is verified when the model is loaded. `documents` needs no padding and no mask;
-            `sdpa` and `eager` mask padded sequences, and so does `flex_attention`, which is for GPUs; `rows` computes a
-            padded row for each chat or response, without packing, for models with layers that are not attention.
+        attention: How documents are separated. `auto` takes the first of `varlen` (on CUDA in half precision),
+            `documents`, `sdpa`, `eager` and `rows` that is right for the model; it is verified when the model is
+            loaded. `varlen` and `documents` need no padding and no mask, the first in one call per layer; `sdpa` and
+            `eager` mask padded sequences, and so does `flex_attention`, which is for GPUs; `rows` computes a padded row
+            for each chat or response, without packing, for models with layers that are not attention.
         chunk_size: Tokens per chunk of the LM head: bounds peak logits memory.
         gradient_checkpointing: true recomputes layers in the backward pass: less memory, about a third more time;
             `selective` keeps matrix products and recomputes the cheaper operations.
@@ -143,6 +144,8 @@ class PolicyModule(StageMetricsModule):
             weights=weights,
             dtype=self.weights_dtype(),
             attention=self.attention,
+            device=self.trainer.strategy.root_device if self.trainer_or_none else torch.device("cpu"),
+            compute_dtype=self.compute_dtype(),
             chunk_size=self.chunk_size,
             gradient_checkpointing=gradient_checkpointing,
             dropout=dropout,
@@ -187,6 +190,11 @@ class PolicyModule(StageMetricsModule):
     def shard(self, model: CausalLM) -> nn.Module:
         """The model, sharded if the strategy requires it."""
         return shard(model, self.device_mesh["data_parallel"] if self.device_mesh else None)
+
+    def compute_dtype(self) -> torch.dtype:
+        """dtype of matrix products and attention."""
+        precision = str(self.trainer.precision) if self.trainer_or_none else "32-true"
+        return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, self.weights_dtype())
 
     def weights_dtype(self) -> torch.dtype:
         """fp32, unless the trainer's precision ends in `-true`: a bf16 weight loses small updates.

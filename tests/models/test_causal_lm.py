@@ -21,7 +21,7 @@ from smollit.models.causal_lm import CausalLM
 from smollit.models.recompute import GradientCheckpointing
 from tests.conftest import Example, batch_of, chats_of, edited
 
-TRAINED_ON_CPU: tuple[AttentionBackend, ...] = ("documents", "sdpa", "eager")
+TRAINED_ON_CPU: tuple[AttentionBackend, ...] = ("varlen", "documents", "sdpa", "eager")
 # flex_attention has no backward pass on a CPU: tests/gpu trains it
 BACKENDS: tuple[AttentionBackend, ...] = (*TRAINED_ON_CPU, "flex_attention")
 PROMPT, CHOSEN, REJECTED = [1, 50, 60, 70], [80, 90, 2], [81, 91, 101, 111, 2]

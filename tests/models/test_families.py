@@ -16,7 +16,7 @@ from smollit.models.pretrained import load_config
 from tests.conftest import ROOT, Example, batch_of, chats_of
 from tests.models.families import FAMILIES, save_family
 
-BACKENDS: tuple[AttentionBackend, ...] = ("documents", "sdpa", "eager", "flex_attention", "rows")
+BACKENDS: tuple[AttentionBackend, ...] = ("varlen", "documents", "sdpa", "eager", "flex_attention", "rows")
 CHATS = chats_of(list(range(10, 19)), list(range(30, 37)), [5, 6, 7])
 PAIRS: list[Example] = [
     {"prompt_ids": [1, 3, 4, 5], "chosen_ids": list(range(60, 67)), "rejected_ids": list(range(70, 79)), "row": 0},

@@ -97,7 +97,7 @@ def test_auto_takes_the_first_backend_that_is_right(
 ) -> None:
     """gpt-oss has sinks, which only its own eager attention knows; LFM2's convolutions and BLOOM's own attention let
     joined documents see each other. What is not `documents` is said, and `rows` with its cost."""
-    monkeypatch.setattr("smollit.models.verify._verified", {})  # another test may have loaded one of them
+    monkeypatch.setattr("smollit.models.attention.verify._verified", {})  # another test may have loaded one of them
     folder = save_family(family, tmp_path / "model")
     with caplog.at_level(logging.INFO):
         model = CausalLM(str(folder))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smollit.batch import IGNORE, PADDING, SHARED, Batch, Document
+from smollit.batch import IGNORE, PADDING, SHARED, Batch, Document, Joined
 from smollit.data.batching.dataset import Example
 
 
@@ -91,15 +91,18 @@ def collate(
     longest = max((sum(len(part.input_ids) for part in parts) for parts in packed), default=1)
     width = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
     labels = _pad([[label for part in parts for label in part.labels] for parts in packed], width, IGNORE)
+    layout = tuple(tuple(part.document for part in parts) for parts in packed)
+    loss_positions = (labels.view(-1) != IGNORE).nonzero()[:, 0]
     return Batch(
         input_ids=_pad([[token for part in parts for token in part.input_ids] for parts in packed], width, 0),
         labels=labels,
         position_ids=_pad([[index for part in parts for index in part.position_ids] for parts in packed], width, 0),
         document=_pad(_documents(packed), width, PADDING),
         branch=_pad([[branch for part in parts for branch in part.branch] for parts in packed], width, SHARED),
-        loss_positions=(labels.view(-1) != IGNORE).nonzero()[:, 0],
+        loss_positions=loss_positions,
         example_ids=torch.tensor([example["row"] for sequence in sequences for example in sequence], dtype=torch.long),
-        layout=tuple(tuple(part.document for part in parts) for parts in packed),
+        layout=layout,
+        joined=Joined.of(layout, width=width, loss_positions=loss_positions),
     )
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
-from smollit.batch import Batch, Document
+from smollit.batch import Batch, Document, Joined
 from smollit.functional.attention import WITHOUT_PADDING, AttentionBackend, attention_mask, mask_for
-from smollit.models.attention import Layout, Mask, use_layout
+from smollit.models.attention.functions import Layout, Mask, use_layout
 
 
 class DecoderInputs(NamedTuple):
@@ -102,21 +102,13 @@ def _block_mask(batch: Batch, window: int | None) -> BlockMask:
 
 
 def _without_padding(batch: Batch) -> DecoderInputs:
-    """All sequences joined into one, without padding. Lengths come from the layout: no device synchronization."""
-    width = batch.input_ids.shape[1]
-    # The empty batch keeps one position of padding, so that every rank runs the same operations.
-    layout = batch.layout or ((Document(1),),)
-    lengths = [sum(document.length for document in documents) for documents in layout]
-    device = batch.input_ids.device
-    starts = torch.tensor([sum(lengths[:index]) for index in range(len(lengths))]).to(device, non_blocking=True)
-    sequence = batch.loss_positions.div(width, rounding_mode="floor")
-    joined = [document for documents in layout for document in documents]
-    return DecoderInputs(
-        torch.cat([ids[:length] for ids, length in zip(batch.input_ids, lengths, strict=True)])[None],
-        torch.cat([ids[:length] for ids, length in zip(batch.position_ids, lengths, strict=True)])[None],
-        batch.loss_positions - sequence * width + starts[sequence],
-        Layout(joined),
+    """All sequences joined into one, without padding."""
+    joined = batch.joined or Joined.of(
+        batch.layout, width=batch.input_ids.shape[1], loss_positions=batch.loss_positions
     )
+    documents = [document for documents in batch.layout for document in documents] or [Document(1)]
+    ids, position_ids = (field.view(-1)[joined.positions][None] for field in (batch.input_ids, batch.position_ids))
+    return DecoderInputs(ids, position_ids, joined.loss_positions, Layout(documents, joined))
 
 
 def _rows(batch: Batch) -> DecoderInputs:

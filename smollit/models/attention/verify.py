@@ -9,6 +9,7 @@ on the model's first layers, against transformers' own eager attention.
 import copy
 import json
 import logging
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,8 +20,9 @@ from transformers.utils import logging as transformers_logging
 from smollit.batch import PADDING, Batch, Document
 from smollit.functional.attention import AttentionBackend, AttentionSetting
 from smollit.functional.head import LogitScaling
-from smollit.models.attention import NAMES
-from smollit.models.inputs import attention_windows, loss_hidden_states
+from smollit.models.attention.functions import NAMES
+from smollit.models.attention.inputs import attention_windows, loss_hidden_states
+from smollit.models.attention.kernels import kernel_is_right, obstacle, torch_kernel
 
 log = logging.getLogger(__name__)
 AUTOMATIC: tuple[AttentionBackend, ...] = ("documents", "sdpa", "eager", "rows")  # the first that is right is taken
@@ -46,24 +48,53 @@ class VerifiedAttention(NamedTuple):
     plain: PlainAttention
 
 
-_verified: dict[tuple[str, AttentionSetting], VerifiedAttention] = {}  # by configuration
+_verified: dict[tuple[str, tuple[AttentionBackend, ...]], VerifiedAttention] = {}  # by configuration
 
 
-def verified_attention(model: PreTrainedModel, requested: AttentionSetting) -> VerifiedAttention:
-    """The requested backend, or with `auto` the first that is right for this model.
+def verified_attention(
+    model: PreTrainedModel, requested: AttentionSetting, device: torch.device, dtype: torch.dtype
+) -> VerifiedAttention:
+    """The requested backend, or with `auto` the first that is right for this model and runs on the device.
+
+    Args:
+        model: A model on the CPU.
+        requested: The setting.
+        device: Where the run computes.
+        dtype: What the run computes in: that of autocast, or of the weights.
 
     Raises:
         ValueError: If the requested backend would compute other values than the model's own attention does.
     """
-    key = (model.config.to_json_string(), requested)
+    candidates = _candidates(model, requested, device, dtype)
+    key = (model.config.to_json_string(), candidates)
     if key not in _verified:
         before = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # models that can't change their attention warn; the numbers tell
         try:
-            _verified[key] = _Comparison(model).choose(requested)
+            _verified[key] = _Comparison(model).choose(requested, candidates)
         finally:
             transformers_logging.set_verbosity(before)
     return _verified[key]
+
+
+def _candidates(
+    model: PreTrainedModel, requested: AttentionSetting, device: torch.device, dtype: torch.dtype
+) -> tuple[AttentionBackend, ...]:
+    """What may be used, in this order. The kernel of `varlen` is compared with `documents` on the device itself."""
+    reason = obstacle(device, dtype)
+    if requested == "varlen" and reason:
+        log.warning("`model.attention: varlen` is slow here, where its rule runs in plain torch: %s", reason)
+    if requested != "auto":
+        return (requested,)
+    if reason:
+        return AUTOMATIC
+    config = model.config.to_dict()
+    heads = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads[0]
+    if kernel_is_right(torch_kernel, device, dtype, (*heads, size)):
+        return ("varlen", *AUTOMATIC)
+    log.warning("torch's kernel for `varlen` is not right on %s: `documents` is used, which is slower", device)
+    return AUTOMATIC
 
 
 @torch.no_grad()
@@ -106,8 +137,12 @@ class _Comparison:
         self.expected = self._hidden_states("rows", "eager")
         self.plain: PlainAttention = "sdpa" if self._is_right("rows", "sdpa") else "eager"
 
-    def choose(self, requested: AttentionSetting) -> VerifiedAttention:
-        candidates = AUTOMATIC if requested == "auto" else (requested,)
+    def choose(self, requested: AttentionSetting, candidates: Sequence[AttentionBackend]) -> VerifiedAttention:
+        """The first of the candidates that is right.
+
+        Raises:
+            ValueError: If none is.
+        """
         for backend in candidates:
             if self._is_right(backend, NAMES.get(backend, self.plain)):
                 self._say(requested, backend)
@@ -126,7 +161,7 @@ class _Comparison:
                 " of a pair twice and all padding",
                 self.family,
             )
-        elif requested == "auto" and backend != AUTOMATIC[0]:
+        elif requested == "auto" and backend not in ("varlen", "documents"):
             log.info("%s: `model.attention: %s` is used; `%s` is not right for it", self.family, backend, AUTOMATIC[0])
 
     def _is_right(self, backend: AttentionBackend, name: str) -> bool:

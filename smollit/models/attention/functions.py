@@ -5,7 +5,7 @@ further arguments on to the attention function, and their documents would attend
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from smollit.batch import Document
-from smollit.functional.attention import AttentionBackend, document_attention
+from smollit.batch import Document, Joined
+from smollit.functional.attention import AttentionBackend, ScoreOptions, document_attention
+from smollit.functional.varlen import VarlenKernel, joined_attention
+from smollit.models.attention.kernels import fits_kernel, kernel_for
 
 Mask = Tensor | BlockMask | None
 
@@ -28,11 +30,18 @@ class Layout:
 
     Args:
         documents: The documents of the joined sequence, for `documents`.
+        joined: The same with boundaries, for `varlen`.
         masks: The mask for each sliding window of the model (None: no window), for the other backends.
     """
 
-    def __init__(self, documents: Sequence[Document] = (), masks: Mapping[int | None, Mask] | None = None) -> None:
+    def __init__(
+        self,
+        documents: Sequence[Document] = (),
+        joined: Joined | None = None,
+        masks: Mapping[int | None, Mask] | None = None,
+    ) -> None:
         self.documents = documents
+        self.joined = joined
         self.masks = masks or {}
 
 
@@ -76,29 +85,41 @@ def _eager_attention_of(module: nn.Module) -> Any:
     return vars(importlib.import_module(type(module).__module__))["eager_attention_forward"]
 
 
-@torch.compiler.disable
-def _attend_documents(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: object,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,  # arguments that transformers' models pass to any backend
-) -> tuple[Tensor, Tensor | None]:
-    """`document_attention` with the signature of transformers' attention functions, which put heads after positions."""
-    layout = _current.layout
-    if layout is None:
-        options = {"sliding_window": sliding_window, "softcap": softcap} | kwargs
-        return _outside(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
-    output = document_attention(
-        query, key, value, layout.documents, scale=scaling, dropout=dropout, window=sliding_window, softcap=softcap
-    )
-    return output.transpose(1, 2).contiguous(), None
+def _attend_joined(kernels: Callable[[Tensor], VarlenKernel | None]) -> Any:
+    """An attention function over joined documents, by one call of a kernel where there is one for the layer."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: object,
+        *,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,  # arguments that transformers' models pass to any backend
+    ) -> tuple[Tensor, Tensor | None]:
+        layout = _current.layout
+        if layout is None:
+            own = {"sliding_window": sliding_window, "softcap": softcap} | kwargs
+            return _outside(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **own)
+        # Under autocast, rotary embeddings leave queries and keys in fp32: cast once, not in each call of a kernel.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        options = ScoreOptions(scaling, dropout, sliding_window, softcap)
+        kernel = kernels(query)
+        if kernel is not None and layout.joined is not None and fits_kernel(query, value, options):
+            output = joined_attention(query, key, value, layout.joined, kernel, options)
+        else:
+            output = _document_attention(query, key, value, layout.documents, **options._asdict())
+        # transformers' attention functions put heads after positions.
+        return output.transpose(1, 2).contiguous(), None
+
+    return attend
+
+
+_document_attention = torch.compiler.disable(document_attention)
 
 
 def _attend_with_mask(name: str) -> Any:
@@ -125,9 +146,10 @@ def _attend_with_mask(name: str) -> Any:
 
 
 NAMES: dict[AttentionBackend, str] = {
-    name: f"smollit_{name}" for name in ("documents", "sdpa", "eager", "flex_attention")
+    name: f"smollit_{name}" for name in ("varlen", "documents", "sdpa", "eager", "flex_attention")
 }
-ALL_ATTENTION_FUNCTIONS.register(NAMES["documents"], _attend_documents)
+ALL_ATTENTION_FUNCTIONS.register(NAMES["documents"], _attend_joined(lambda query: None))
+ALL_ATTENTION_FUNCTIONS.register(NAMES["varlen"], _attend_joined(kernel_for))
 for _backend in ("sdpa", "eager", "flex_attention"):
     ALL_ATTENTION_FUNCTIONS.register(NAMES[_backend], _attend_with_mask(_backend))
 for _name in NAMES.values():

@@ -1,0 +1,127 @@
+"""torch's kernel for sequences of different lengths: where it runs, for which layers, and whether it is right there."""
+
+import logging
+from functools import cache
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from smollit.batch import Document, Joined
+from smollit.functional.attention import ScoreOptions, document_attention
+from smollit.functional.varlen import VarlenKernel, joined_attention, varlen_reference
+
+log = logging.getLogger(__name__)
+HALF = (torch.float16, torch.bfloat16)
+AMPERE = (8, 0)
+LARGEST_HEAD = 256
+ARGUMENTS = signature(varlen_attn).parameters
+SELF_TEST = [[Document(70), Document(9, (40, 33)), Document(0, (5, 1)), Document(1)]]
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernel does not run on a device in a dtype; None if it does."""
+    if device.type != "cuda":
+        return "it runs on CUDA devices"
+    if dtype not in HALF:
+        return f"it runs in half precision, and this run in {str(dtype).removeprefix('torch.')}"
+    if torch.cuda.get_device_capability(device) < AMPERE:
+        return "it runs on GPUs of the Ampere generation and newer"
+    return None
+
+
+def fits_kernel(query: Tensor, value: Tensor, options: ScoreOptions) -> bool:
+    """Whether the kernel can compute a layer; if not, the reason is logged once."""
+    size = query.shape[3]
+    if options.dropout:
+        reason = "dropout is above 0"
+    elif options.softcap is not None:
+        reason = "scores have a softcap"
+    elif options.window is not None and "window_size" not in ARGUMENTS:
+        reason = "this version of torch has no windows in its kernel"
+    elif size != value.shape[3] or size % 8 or size > LARGEST_HEAD:
+        reason = f"heads have {size} and {value.shape[3]} numbers"
+    else:
+        return True
+    _say_once(reason)
+    return False
+
+
+@cache
+def _say_once(reason: str) -> None:
+    log.info("`model.attention: varlen` computes layers as `documents` does, because %s", reason)
+
+
+def kernel_for(query: Tensor) -> VarlenKernel | None:
+    """torch's kernel on CUDA in half precision, the reference on a CPU, and none for other queries."""
+    if query.device.type == "cpu":
+        return varlen_reference
+    return torch_kernel if query.is_cuda and query.dtype in HALF else None
+
+
+def torch_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """`varlen_attn`, of which older versions lack some arguments."""
+    own: dict[str, Any] = {"window_size": window_size} if "window_size" in ARGUMENTS else {"is_causal": True}
+    if "enable_gqa" in ARGUMENTS:
+        own["enable_gqa"] = enable_gqa
+    elif enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    output = varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, **own)
+    assert isinstance(output, Tensor)
+    return output
+
+
+def kernel_is_right(
+    kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]
+) -> bool:
+    """Whether a kernel computes what `documents` does, forward and backward, on a small layout of chats and pairs.
+
+    Both are compared with `documents` in fp32: the kernel may be off by twice what `documents` is off in this dtype.
+
+    Args:
+        kernel: The kernel.
+        device: Where it runs.
+        dtype: dtype of the run.
+        heads: Query heads, key heads, and the size of a head.
+    """
+    documents = [document for row in SELF_TEST for document in row]
+    joined = Joined.of(SELF_TEST, width=1, loss_positions=torch.zeros(0, dtype=torch.long, device=device))
+    random, (queries, keys, size) = torch.Generator().manual_seed(0), heads
+    exact = [
+        torch.randn(1, count, len(joined.positions), size, generator=random).to(device)
+        for count in (queries, keys, keys, queries)
+    ]
+    inputs = [tensor.to(dtype) for tensor in exact]
+    expected = _outputs([tensor.float() for tensor in inputs], lambda q, k, v: document_attention(q, k, v, documents))
+    rounded = _outputs(inputs, lambda q, k, v: document_attention(q, k, v, documents))
+    try:
+        found = _outputs(inputs, lambda q, k, v: joined_attention(q, k, v, joined, kernel, ScoreOptions()))
+    except RuntimeError as error:
+        log.warning("`varlen` fails here: %s", error)
+        return False
+    return all(
+        bool((one - right).abs().max() <= 2 * (other - right).abs().max() + 1e-5 * right.abs().max())
+        for one, other, right in zip(found, rounded, expected, strict=True)
+    )
+
+
+def _outputs(inputs: list[Tensor], attend: Any) -> list[Tensor]:
+    """The output for queries, keys and values, and their gradients for a given gradient, in fp32."""
+    *inputs, gradient = [tensor.detach().requires_grad_() for tensor in inputs]
+    output = attend(*inputs)
+    return [tensor.float() for tensor in (output, *torch.autograd.grad(output, inputs, gradient))]
