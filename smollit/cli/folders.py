@@ -24,7 +24,7 @@ class FolderParser(ArgumentParser):
         if problem.unknown:
             said = f"`{problem.unknown}`: there is no such setting"
         if problem.missing:  # there is nothing else that must be given
-            said = "give at least one FOLDER"
+            said = f"{problem.missing} is missing: {self.usage}"
         self.exit(2, f"smollit: {where}{said}\n({self.prog} --help lists the settings)\n")
 
 
@@ -34,9 +34,11 @@ def folder_command(name: str, command: type[FolderCommand], words: Sequence[str]
     Raises:
         SystemExit: With code 2 if the words are wrong; with 0 after `--help`.
     """
-    usage = f"smollit {name} FOLDER [FOLDER ...] [--SETTING VALUE ...]"
+    nargs, metavar, explained = command.operands
+    first = f"{metavar} [{metavar} ...]" if nargs == "+" else f"[{metavar} ...]"
+    usage = f"smollit {name} {first} [--SETTING VALUE ...]"
     parser = FolderParser(prog=f"smollit {name}", usage=usage, description=COMMANDS[name].summary)
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="A run folder, an export, or a name on the Hub.")
+    parser.add_argument("folders", nargs=nargs, metavar=metavar, help=explained)
     names = parser.add_class_arguments(command, skip={"folders"}, instantiate=False)
     flags = {f"--{field.name}" for field in fields(command) if field.default is False}
     try:

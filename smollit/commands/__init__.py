@@ -67,6 +67,18 @@ GROUPS = {
             "VerifyCommand",
         ),
     },
+    "set up": {
+        "init": Entry(
+            "Write a commented config into the current folder: sft, dpo, or demo.",
+            "smollit.commands.setup.init",
+            "InitCommand",
+        ),
+        "doctor": Entry(
+            "Check this machine: versions, device, precision, disk, folders, network.",
+            "smollit.commands.setup.doctor",
+            "DoctorCommand",
+        ),
+    },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 HEAD = """usage: smollit <command> --config <file.yaml> [--config <file.yaml> ...] [--setting value ...]

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
@@ -67,6 +67,8 @@ class FolderCommand(ABC):
         folders: Folders, or names on the Hub.
     """
 
+    # How many words come first, what the usage calls one, and its help.
+    operands: ClassVar[tuple[str, str, str]] = ("+", "FOLDER", "A run folder, an export, or a name on the Hub.")
     folders: list[str]
 
     @abstractmethod

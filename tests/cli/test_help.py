@@ -16,6 +16,7 @@ import callbacks
 from smollit import __version__
 from smollit.cli.parser import SmollitParser
 from smollit.commands import COMMANDS, find
+from smollit.commands.command import FolderCommand
 from smollit.data import ChatDataModule, Part, PreferenceDataModule, UltraChatDataModule, UltraFeedbackDataModule
 from smollit.losses import DPO, IPO, NLL, Hinge
 from smollit.main import main
@@ -97,8 +98,9 @@ def of_commands(help_of: Help) -> Iterator[tuple[str, dict[str, Setting]]]:
     for command in COMMANDS:
         own = signature(find([command])).parameters
         found = {setting.name: setting for setting in settings(help_of(command, "--help"))}
-        yield f"{command} --", {name: found[name] for name in own}
+        yield f"{command} --", {name: found[name] for name in own if name != "folders"}
     own = signature(SmollitTrainer).parameters
+    found = {setting.name: setting for setting in settings(help_of("fit", "--help"))}
     found = {name: found[f"trainer.{name}"] for name in own if f"trainer.{name}" in found}
     yield "SmollitTrainer.", found
 
@@ -123,7 +125,10 @@ def test_help_of_a_command_explains_all_and_says_where_the_rest_is(help_of: Help
     text = help_of(command, "--help")
     assert [setting.name for setting in settings(text) if len(setting.text) < 10] == []
     summary = COMMANDS[command].summary
-    order = [text.index(part) for part in (summary, "--ckpt_path", "--model.help", "--data.help", "--trainer.")]
+    known = find([command])
+    of_a_config = ["--ckpt_path", "--model.help", "--data.help", "--trainer."]
+    parts = [known.operands[2]] if issubclass(known, FolderCommand) else of_a_config
+    order = [text.index(part) for part in (summary, *parts)]
     assert order == sorted(order)
 
 

@@ -1,0 +1,48 @@
+"""`init` and `doctor`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smollit.commands.setup import doctor
+from smollit.main import main
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "demo"])
+def test_init_writes_a_config_that_works_from_any_folder(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its comments; the next command is printed; a file that exists stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    main(["init", kind])
+    name = "demo-sft.yaml" if kind == "demo" else f"{kind}.yaml"
+    text = Path(name).read_text()
+    assert f"fit --config {name}" in capsys.readouterr().out and f"fit --config {name}" in text and "  # " in text
+    if kind == "demo":
+        init = yaml.safe_load(text)
+        assert Path(init["model"]["init_args"]["model_name"]).is_dir()
+        main(["inspect", f"--config={name}", f"--data.cache_dir={tmp_path}", "--num_rows=1"])
+    with pytest.raises(SystemExit, match=f"{name} exists already"):
+        main(["init", kind])
+    assert Path(name).read_text() == text
+
+
+def test_doctor_finds_what_would_fail_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A malicious version and a folder that is a file are wrong, with exit code 1; all else here is fine."""
+    good = tmp_path / "runs"
+    main(["doctor", str(good), "--json"])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert {check["state"] for check in checks.values()} <= {"ok", "note"}
+    assert {"torch", "lightning", "precision", "Hub", str(good)} <= set(checks) and not good.exists()
+    (tmp_path / "file").touch()
+    versions = {"lightning": "2.6.3"}
+    monkeypatch.setattr(doctor, "version", lambda name: versions.get(name, "99.0"))
+    with pytest.raises(SystemExit, match="1"):
+        main(["doctor", str(tmp_path / "file")])
+    said = capsys.readouterr().out
+    assert "WRONG  lightning: 2.6.3: malicious" in said and "WRONG  transformers: 99.0: smollit needs" in said
+    assert f"WRONG  {tmp_path}/file: " in said
