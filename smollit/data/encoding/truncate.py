@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal
 
 from smollit.data.encoding.steps import DroppedRow, TokenizedRow, TruncatedRow
@@ -46,7 +47,7 @@ def cut_turns(
 ) -> list[TokenizedRow | DroppedRow]:
     """The rows, with as few whole turns as possible removed from the start of those that are too long.
 
-    Binary search, all rows at once: each round renders and tokenizes one candidate of each.
+    Where the last exchange leaves no room for its response, the longest window of earlier turns that fits is kept.
 
     Args:
         rows: Tokenized rows.
@@ -54,18 +55,34 @@ def cut_turns(
         train_on: Which turns count in the loss; at least one of them stays.
         tokenize: Renders and tokenizes records.
     """
-    searches = {
-        index: _Search(row, found)
-        for index, row in enumerate(rows)
-        if isinstance(row, TokenizedRow)
-        and row.full_length > max_length
-        and (found := candidates(row.rendered.record, train_on))
+    too_long = {
+        index: row for index, row in enumerate(rows) if isinstance(row, TokenizedRow) and row.full_length > max_length
     }
-    while open_searches := [search for search in searches.values() if not search.is_done]:
+    searches = {
+        index: _Search(row, shorter)
+        for index, row in too_long.items()
+        if (shorter := candidates(row.rendered.record, train_on))
+    }
+    _run(list(searches.values()), max_length, tokenize)
+    found = [searches[index].result() if index in searches else row for index, row in enumerate(rows)]
+    earlier = {
+        index: [_Search(row, window) for window in earlier_windows(row.rendered.record, train_on)]
+        for index, row in too_long.items()
+        if not _has_loss(found[index], max_length)
+    }
+    _run([search for windows in earlier.values() for search in windows], max_length, tokenize)
+    for index, windows in earlier.items():
+        kept = [row for search in windows if _has_loss(row := search.result(), max_length)]
+        found[index] = max(kept, key=_num_messages, default=found[index])
+    return found
+
+
+def _run(searches: list["_Search"], max_length: int, tokenize: Tokenize) -> None:
+    """Binary search, all rows at once: each round renders and tokenizes one candidate of each."""
+    while open_searches := [search for search in searches if not search.is_done]:
         tried = tokenize([search.candidates[search.middle] for search in open_searches])
         for search, row in zip(open_searches, tried, strict=True):
             search.narrow(row, max_length)
-    return [searches[index].result() if index in searches else row for index, row in enumerate(rows)]
 
 
 def candidates(record: Record, train_on: TrainOn) -> list[Record]:
@@ -84,6 +101,15 @@ def candidates(record: Record, train_on: TrainOn) -> list[Record]:
             prompts.append(record.prompt[(starts or [1])[-1] :])
         return [replace(record, prompt=prompt) for prompt in prompts]
     return []
+
+
+def earlier_windows(record: Record, train_on: TrainOn) -> list[list[Record]]:
+    """For each earlier turn with loss, the last first: the chat up to it, and its candidates."""
+    if not isinstance(record, Conversation):
+        return []
+    ends = messages_with_loss(record.messages, train_on)[-2::-1]
+    chats = [replace(record, messages=record.messages[: end + 1]) for end in ends]
+    return [[chat, *candidates(chat, train_on)] for chat in chats]
 
 
 @dataclass
@@ -140,6 +166,23 @@ def _messages(record: Record) -> list[Message]:
     if isinstance(record, Preference):
         return record.prompt
     return record.messages if isinstance(record, Conversation) else []
+
+
+def _num_messages(row: TokenizedRow | DroppedRow) -> int:
+    return len(_messages(row.rendered.record)) if isinstance(row, TokenizedRow) else 0
+
+
+def _has_loss(row: TokenizedRow | DroppedRow, max_length: int) -> bool:
+    """Whether a loss token is left after truncation on the right; token 0 is never one."""
+    if not isinstance(row, TokenizedRow):
+        return False
+    starts = accumulate(map(len, row.ids), initial=0)
+    loss = [
+        (start, start + len(ids))
+        for start, ids, s in zip(starts, row.ids, row.rendered.row.segments, strict=False)
+        if s.in_loss
+    ]
+    return any(max(start, 1) < min(end, max_length) for start, end in loss)
 
 
 def _fits(row: TokenizedRow, max_length: int) -> bool:

@@ -73,7 +73,8 @@ ADVICE = {
     DropReason.IDENTICAL_AFTER_CUT: LENGTH,
     DropReason.PROMPT_TOO_LONG: LENGTH,
     DropReason.NO_LOSS_TOKENS: (
-        f"{LENGTH} where responses were truncated away, or change `data.train_on` where no turn has its roles"
+        f"{LENGTH} where responses were truncated away, or set `data.truncate` to left-turns and `data.train_on` to"
+        " assistant, which keep earlier turns; change `data.train_on` where no turn has its roles"
     ),
     DropReason.TOO_LONG: LENGTH,
     DropReason.ROLE_ORDER: "set `data.odd_turns` to merge",

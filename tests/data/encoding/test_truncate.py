@@ -56,9 +56,31 @@ def test_whole_turns_are_cut_from_the_start_and_the_system_text_stays(
     assert (found["truncated"], found["full_length"]) == (max_length < 23, 23)
 
 
-def test_a_chat_whose_last_exchange_leaves_no_answer_is_dropped(example: Encode, words: Words) -> None:
-    chat = {"messages": [turn("user", "a"), turn("assistant", "b"), turn("user", words(6)), turn("assistant", "c")]}
-    assert example(chat, "chat", 6, "left-turns")["problem"] == "no loss tokens"
+# case: F8
+@pytest.mark.parametrize(
+    ("sizes", "kept"),
+    [
+        ((1, 1, 6, 1), [1, 1]),  # the last question alone is too long: the exchange before it is kept
+        ((2, 2, 1, 1, 6, 1), [2, 2, 1, 1]),  # both exchanges before it fit
+        ((3, 2, 1, 1, 6, 1), [1, 1]),  # of 3 + 2 + 1 + 1 only the last exchange fits into 6
+        ((2, 2, 6, 1, 1, 5), [1, 5]),  # the last exchange fits
+        ((1, 1, 1, 1, 6, 1, 6, 1), [1, 1, 1, 1]),  # the longest window, not the latest
+        ((6, 1, 7, 1), None),  # no response fits after its question
+    ],
+)
+def test_the_longest_window_of_turns_that_trains_something_is_kept(
+    example: Encode, words: Words, sizes: tuple[int, ...], kept: list[int] | None
+) -> None:
+    """Turns of user and assistant, each so many tokens, into 6."""
+    roles = ("user", "assistant") * (len(sizes) // 2)
+    chat = {"messages": [turn(role, words(size)) for role, size in zip(roles, sizes, strict=True)]}
+    found = example(chat, "chat", 6, "left-turns")
+    if kept is None:
+        assert found["problem"] == "no loss tokens"
+        return
+    ends = [sum(kept[: n + 1]) for n in range(len(kept))]
+    assert found["spans"] == ends
+    assert found["full_length"] == sum(sizes)
 
 
 # case: mask-06
@@ -147,10 +169,18 @@ def test_a_tools_turn_never_comes_first(example: Encode, words: Words) -> None:
 def test_as_few_turns_as_possible_are_cut(
     example: Encode, words: Words, sizes: list[tuple[int, int]], room: int
 ) -> None:
-    """Tried one after the other: the longest tail of exchanges that fits, else the last one, truncated."""
+    """Tried one after the other: the longest tail of exchanges that fits, else the last one, truncated. Where its
+    question fills the room, the same of the chats that end earlier; of these the one with the most exchanges."""
     chat = [t for asked, said in sizes for t in (turn("user", words(asked)), turn("assistant", words(said)))]
-    totals = [sum(map(sum, sizes[first:])) for first in range(len(sizes))]
-    kept = next((total for total in totals if total <= room), min(totals[-1], room))
+
+    def window(end: int) -> tuple[int, int]:
+        """Number of exchanges and of tokens of the window that ends there; 0 tokens where no response is left."""
+        totals = [sum(map(sum, sizes[first:end])) for first in range(end)]
+        first = next((first for first, total in enumerate(totals) if total <= room), end - 1)
+        is_left = first < end - 1 or sizes[end - 1][0] < room
+        return end - first, min(totals[first], room) if is_left else 0
+
+    windows = [window(end) for end in range(len(sizes), 0, -1)]
+    others = max((found for found in windows if found[1]), key=lambda found: found[0], default=(0, 0))
     found = example({"messages": chat}, "chat", room, "left-turns")
-    expected = kept if kept > sizes[-1][0] else 0  # nothing is left where the last question alone fills the room
-    assert found["length"] == expected
+    assert found["length"] == (windows[0] if windows[0][1] else others)[1]
