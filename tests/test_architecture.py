@@ -37,8 +37,21 @@ ARROWS = {
         "models",
         "modules",
         "training",
+        "verdict",
     },
-    "training": {"batch", "errors", "functional", "losses", "schedules", "metrics", "data", "models", "modules"},
+    "verdict": set(),
+    "training": {
+        "batch",
+        "errors",
+        "verdict",
+        "functional",
+        "losses",
+        "schedules",
+        "metrics",
+        "data",
+        "models",
+        "modules",
+    },
 }
 # The same between the rooms of data/, which are the stages of a row's way; "" are the files above them.
 DATA_ARROWS = {
@@ -56,6 +69,7 @@ FORBIDDEN = {
     "errors": {"torch", "transformers", "lightning", "datasets"},
     "paths": {"torch", "transformers", "lightning", "datasets"},
     "choices": {"torch", "transformers", "lightning", "datasets"},
+    "verdict": {"torch", "transformers", "lightning", "datasets"},
     "schedules": {"transformers", "lightning", "datasets", "torchmetrics"},
     "functional": {"transformers", "lightning", "datasets", "torchmetrics"},
     "losses": {"transformers", "lightning", "datasets", "torchmetrics"},

@@ -33,6 +33,11 @@ GROUPS = {
             "smollit.commands.estimate.command",
             "EstimateCommand",
         ),
+        "report": Entry(
+            "Say what runs have learned, and write their curves and tables as one page, also while they go on.",
+            "smollit.commands.report.command",
+            "ReportCommand",
+        ),
         "drill": Entry(
             "Kill runs of this config at random moments, start them again, and compare them with an unbroken run.",
             "smollit.commands.drill.command",

@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from smollit.training.logs.progress import duration
 from smollit.training.logs.start_summary import show
 from smollit.training.logs.table import Row, read_table, use_table
+from smollit.training.steps import described_data
+from smollit.verdict import Curves, verdict
 
 MEASURES = {  # name and what is better
     "val/loss": ("validation loss", min),
@@ -41,7 +43,12 @@ def learned(trainer: Trainer) -> dict[str, str]:
     tables = [use_table(logger) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     rows = read_table(tables[-1].path) if tables else []
     curves = [(label, better, curve(rows, name)) for name, (label, better) in MEASURES.items()]
-    return {label: change(points, better) for label, better, points in curves if points}
+    data = described_data(trainer)
+    reports = data.reports if data else {}
+    num_val = sum(report.kept for name, report in reports.items() if name.split(":")[0] == "val")
+    problems = [found for found in verdict(Curves(rows, num_val=num_val or None)) if found.good is False]
+    said = {"verdict": f"{problems[0].text} -> {problems[0].advice}"} if problems else {}
+    return {label: change(points, better) for label, better, points in curves if points} | said
 
 
 def curve(rows: list[Row], name: str) -> dict[int, float]:

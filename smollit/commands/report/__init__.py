@@ -1,0 +1,1 @@
+"""The command `report`: the curves of runs as one page, with a verdict."""

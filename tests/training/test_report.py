@@ -1,0 +1,91 @@
+"""`report`: each rule of the verdict on made curves, and the page of a run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smollit.main import main
+from smollit.verdict import Curves, interval, verdict
+
+
+def curves(num_val: int | None = 1000, model_name: str = "", dataset: str = "", **metrics: list[float]) -> Curves:
+    """A point every 10 steps; `val_loss` is `val/loss`, `train_rewards__margins` is `train/rewards/margins`."""
+    names = {name.replace("__", "/").replace("_", "/", 1): values for name, values in metrics.items()}
+    length = max(map(len, names.values()))
+    rows = [
+        {"step": str(10 * index)} | {name: str(values[index]) for name, values in names.items() if index < len(values)}
+        for index in range(length)
+    ]
+    return Curves(rows, num_val=num_val, model_name=model_name, dataset=dataset)
+
+
+DPO = {"train_rewards__margins": [0.0, 0.1, 0.2]}
+CASES: list[tuple[str, bool | None, str, dict[str, Any]]] = [
+    ("learned", True, "7.0000 at step 0, 5.0000 at step 20", {"val_loss": [7.0, 6.0, 5.0]}),
+    ("learned", False, "the loss rose", {"train_loss": [5.0, 5.5, 6.0]}),
+    ("learned", False, "has not moved", {"train_loss": [5.0, 5.0, 4.999]}),
+    ("at-ln-2", False, "responses of a pair are equal",
+     DPO | {"train_loss": [0.6931] * 3, "train_gradient_norm": [0.0] * 3}),
+    ("at-ln-2", False, "the learning rate is at most 1.0e-09",
+     DPO | {"train_loss": [0.6931] * 3, "train_gradient_norm": [1.0] * 3, "train_learning_rate": [1e-9] * 3}),
+    ("warm-up", False, "still rising", {"train_loss": [5.0, 4.0, 3.0], "train_learning_rate": [1e-5, 2e-5, 3e-5]}),
+    ("unstable", False, "reached 50 at step 30, 50 times",
+     {"train_loss": [5.0, 4.0], "train_gradient_norm": [1.0, 1.0, 1.0, 50.0, 1.0]}),
+    ("overfitting", False, "best at step 10, 2.0000, and is 2.2000 at step 20",
+     {"train_loss": [3.0, 2.0, 1.0], "val_loss": [3.0, 2.0, 2.2]}),
+    ("over-optimized", False, "margin grew from 0.500 to 1.500, and the accuracy fell from 0.700 to 0.600",
+     {"val_rewards__accuracies": [0.5, 0.7, 0.6], "val_rewards__margins": [0.0, 0.5, 1.5]}),
+    ("chosen-falls", None, "fell from -100.0 to -130.0", DPO | {"val_logps__chosen": [-100.0, -110.0, -130.0]}),
+    ("certain", False, "can't be told from chance", {"num_val": 100, "val_rewards__accuracies": [0.5, 0.55]}),
+    ("certain", True, "accuracy 0.620 on 1,000 pairs", {"val_rewards__accuracies": [0.5, 0.62]}),
+    ("published", None, "at the published accuracy of SmolLM2 135m on this data, 0.615",
+     {"val_rewards__accuracies": [0.62], "model_name": "x/SmolLM2-135M", "dataset": "x/ultrafeedback_binarized"}),
+]  # fmt: skip
+
+
+# promise: verdict
+@pytest.mark.parametrize(
+    ("rule", "good", "words", "made"), CASES, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_each_rule_speaks_where_its_curve_says_so(
+    rule: str, good: bool | None, words: str, made: dict[str, Any]
+) -> None:
+    """The rule's sentence holds the numbers of the curve."""
+    (found,) = [each for each in verdict(curves(**made)) if each.rule == rule]
+    assert found.good is good and words in found.text and (found.advice or good is not False)
+
+
+def test_a_good_run_gets_no_problem() -> None:
+    """Losses fall, the norm is steady, the accuracy is above chance: nothing but good findings."""
+    good = curves(
+        train_loss=[0.69, 0.6, 0.55], val_loss=[0.69, 0.62, 0.6], val_rewards__accuracies=[0.5, 0.6, 0.65],
+        val_rewards__margins=[0.0, 0.1, 0.2], train_gradient_norm=[1.0] * 5, train_learning_rate=[2.0, 3.0, 1.0],
+    )  # fmt: skip
+    assert {found.good for found in verdict(good)} == {True}
+
+
+def test_the_interval_of_a_fraction() -> None:
+    """Wilson's interval of 0.5 in 100 trials: 0.404 to 0.596, by R's prop.test(50, 100, correct=FALSE)."""
+    assert interval(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-4)
+
+
+def test_the_page_of_a_run(fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two DPO runs: both in one page without links to elsewhere, the table by step, JSON for programs."""
+    for name in ("one", "two"):
+        fit(tmp_path / name, kind="dpo", logger=True, max_epochs=None, max_steps=4, log_every_n_steps=1)
+    capsys.readouterr()
+    main(["report", str(tmp_path / "one"), str(tmp_path / "two"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [run["table"][-1]["step"] for run in found] == ["4", "4"]
+    assert {"training loss", "validation loss", "accuracies", "margins", "rewards/chosen"} <= found[0]["table"][
+        0
+    ].keys()
+    text = (tmp_path / "one/report.html").read_text()
+    assert text.count("<svg") >= 4 and "two: val/loss" in text
+    assert not re.search(r"(src|href)=.http", text)
+    assert "| step |" in (tmp_path / "one/report.md").read_text()
+    with pytest.raises(SystemExit, match="is no run folder"):
+        main(["report", str(tmp_path)])
