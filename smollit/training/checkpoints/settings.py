@@ -33,17 +33,22 @@ def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
 def check_settings(saved: State, settings: State, never: tuple[str, ...], *, force: bool) -> None:
     """Log the settings that differ from those that the run began with, and refuse changes that are not allowed.
 
-    Sections (model, data, trainer) that only one side has are not compared: from Python, there is only the trainer's.
+    What only one side has is not compared: sections (a run from Python has the trainer's alone), and settings that are
+    newer than the run.
 
     Raises:
         ValueError: If a setting in `never` has changed, unless forced.
     """
     before, now = as_typed(upgraded_schedule(upgraded(saved))), as_typed(settings)
-    sections = {name.partition(".")[0] for name in before} & {name.partition(".")[0] for name in now}
+    had = {setting_of(name) for name in before}  # later versions have more settings, whose defaults change nothing
+    sections = {name.partition(".")[0] for name in now}
     changed = {
         name: f"`{name}` ({before.get(name)!r} -> {now.get(name)!r})"
         for name in sorted(before | now)
-        if before.get(name) != now.get(name) and name.partition(".")[0] in sections and name not in OF_A_START
+        if before.get(name) != now.get(name)
+        and setting_of(name) in had
+        and name.partition(".")[0] in sections
+        and name not in OF_A_START
     }
     if not changed:
         return
@@ -55,6 +60,11 @@ def check_settings(saved: State, settings: State, never: tuple[str, ...], *, for
             f"a resumed run can't change {', '.join(fixed)}: start a new run in another `trainer.default_root_dir`, or"
             " set `trainer.force_resume: true` if you know that they mean the same"
         )
+
+
+def setting_of(name: str) -> str:
+    """model.loss.beta -> model.loss: an argument of a class, of the module, the data module or the trainer."""
+    return ".".join(name.split(".")[:2])
 
 
 def as_typed(config: State, prefix: str = "") -> State:

@@ -71,7 +71,7 @@ def test_the_best_survives_stops_copies_and_branches(
         plain = fit(tmp_path / "copy", max_steps=12, model={"learning_rate": 1e-4})
         plain.trainer.validate(plain.module, datamodule=plain.trainer.datamodule, ckpt_path="best", verbose=False)
     assert "best.ckpt of step 4 (val/loss 6)" in caplog.text
-    again = measured(dict.fromkeys((4, 6, 8, 10, 12), 9.0))
+    again = measured({2: 9.5} | dict.fromkeys((4, 6, 8, 10, 12), 9.0))
     path = tmp_path / "copy/checkpoints/step-0000002.ckpt"
     fit(tmp_path / "copy", module_class=again, ckpt_path=path, **keep)
     assert best(tmp_path / "copy") == (4, 9.0)

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
-from smollit.data import PreferenceDataModule, UltraChatDataModule
+from smollit.data import UltraChatDataModule
 from smollit.modules import SFTModule
 from smollit.training.steps import at_step_end
 from tests.training.conftest import Act, Diary, assert_same_weights, ctrl_c, sigterm, stop_and_resume, stop_at
@@ -214,7 +214,7 @@ def test_settings_of_tokens_and_order_need_force_and_others_are_shown(
 ) -> None:
     """A new number of processes is logged; new settings of tokens and order, all at once, are an error that names each
     of them and what to do; with force, the run resumes."""
-    names = [*PreferenceDataModule.token_settings, *PreferenceDataModule.order_settings]
+    names = [*UltraChatDataModule.token_settings, *UltraChatDataModule.order_settings]
 
     class Settings(Callback):
         def __init__(self, value: str, **config: Any) -> None:
