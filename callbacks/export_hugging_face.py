@@ -2,15 +2,20 @@
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
+from smollit.commands.export.command import checkpoint_step, policy_of
 from smollit.commands.export.export import ExportDtype, export
 from smollit.commands.export.folder import check_output
 from smollit.commands.export.push import check_name, push
 from smollit.commands.export.run import TrainedRun, method_of
 from smollit.data.tokenized import TokenizedDataModule
 from smollit.modules import FineTuningModule
+from smollit.training.checkpoints.best import keeps_best
+from smollit.training.checkpoints.files import FOLDER, find_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +28,7 @@ class ExportHuggingFace(Callback):
     Args:
         output: Folder to write; null is `export` in the run folder.
         dtype: dtype of the weights; `auto` is that of the model that training started from.
+        ckpt_path: `last` exports the weights at the end of training, `best` those that `trainer.keep_best` keeps.
         push_to_hub: Name on the Hugging Face Hub to upload the export to, such as org/model; null uploads nothing.
         private: Make a new repository on the Hub private.
     """
@@ -32,11 +38,13 @@ class ExportHuggingFace(Callback):
         output: str | None = None,
         dtype: ExportDtype = "auto",
         *,
+        ckpt_path: Literal["last", "best"] = "last",
         push_to_hub: str | None = None,
         private: bool = True,
     ) -> None:
         self.output = output
         self.dtype = dtype
+        self.ckpt_path = ckpt_path
         self.push_to_hub = push_to_hub
         self.private = private
 
@@ -45,8 +53,10 @@ class ExportHuggingFace(Callback):
         return Path(self.output or Path(trainer.default_root_dir) / "export")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a folder that must not be replaced, and a push that can't work, before training, not after it."""
+        """Refuse a folder that must not be replaced, a push or a best that can't work, before training, not after it."""
         check_name(self.push_to_hub)
+        if self.ckpt_path == "best" and not any(map(keeps_best, trainer.callbacks)):  # type: ignore[attr-defined]
+            raise ValueError("ExportHuggingFace with `ckpt_path: best` needs `trainer.keep_best`, such as val/loss")
         if trainer.is_global_zero:
             check_output(self.folder(trainer))
 
@@ -62,10 +72,17 @@ class ExportHuggingFace(Callback):
                 "ExportHuggingFace exports a smollit module with the chat template of a smollit data module,"
                 f" got {type(pl_module).__name__} and {type(data).__name__}"
             )
+        policy: nn.Module = pl_module.policy
+        step = trainer.global_step
+        if self.ckpt_path == "best":
+            if not trainer.is_global_zero:
+                return
+            path = find_checkpoint("best", Path(trainer.default_root_dir) / FOLDER, trainer.callbacks)  # type: ignore[attr-defined]
+            policy, step = policy_of(pl_module, data, path), checkpoint_step(path) or step
         keys = {split: examples.keys for split, examples in data.examples.items()}
-        run = TrainedRun(Path(trainer.default_root_dir), method_of(pl_module), trainer.global_step, keys)
+        run = TrainedRun(Path(trainer.default_root_dir), method_of(pl_module), step, keys)
         export(
-            pl_module.policy,
+            policy,
             pl_module.model_name,
             template=data.template,
             output=self.folder(trainer),

@@ -52,6 +52,19 @@ def test_folder_and_dtype_can_be_chosen(make_run: Any, tmp_path: Path) -> None:
     assert not (run.folder / "export").exists()
 
 
+# case: A3
+def test_the_best_checkpoint_can_be_exported(make_run: Any) -> None:
+    """By the largest loss of 2 steps, the best is step 1: its embedding is exported, not that of the end. Without `keep_best`, the run is refused before its first step."""
+    best = {"callbacks": [ExportHuggingFace(ckpt_path="best")], "max_steps": 2, "val_every_n_steps": 1}
+    run = make_run(**best, keep_best="max:val/loss").fit()
+    found, kept = embedding(run.folder / "export"), torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
+    assert kept["global_step"] == 1 and kept["best"]["metric"] == "val/loss"
+    assert torch.equal(found, kept["state_dict"]["policy.model.model.embed_tokens.weight"])
+    assert not torch.equal(found, run.module.policy.model.get_input_embeddings().weight)
+    with pytest.raises(ValueError, match=r"needs `trainer\.keep_best`"):
+        make_run(**best, folder="other").fit()
+
+
 def test_resuming_a_finished_run_exports(make_run: Any) -> None:
     """max_steps is reached already, so nothing is trained: same weights, exported by the second start."""
     first = make_run([], max_steps=2).fit()

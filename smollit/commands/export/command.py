@@ -9,10 +9,12 @@ from smollit.commands.command import Command, ConfiguredRun
 from smollit.commands.export.export import ExportDtype, export
 from smollit.commands.export.push import check_name, push
 from smollit.commands.export.run import ExportForm, TrainedRun, method_of
+from smollit.data.tokenized import TokenizedDataModule
 from smollit.models import CausalLM
 from smollit.models.adapters import add_adapter
 from smollit.models.checkpoint import load_weights
 from smollit.models.vocabulary import fit_vocabulary
+from smollit.modules import FineTuningModule
 
 
 @dataclass(kw_only=True)
@@ -20,8 +22,8 @@ class ExportCommand(Command):
     """Write a checkpoint as a Hugging Face folder, read it back and compare.
 
     Args:
-        ckpt_path: The checkpoint; `last` or null takes the newest in the run folder, `best` the one that a
-            ModelCheckpoint keeps.
+        ckpt_path: The checkpoint; `last` or null takes the newest in the run folder, `best` the one that
+            `trainer.keep_best` keeps.
         output: Folder to write; null takes `export` in the run folder.
         dtype: dtype of the weights; `auto` takes that of the model that training started from.
         form: `model` writes a whole model, with `model.adapter` merged into it; `adapter` writes the adapter alone, for
@@ -41,14 +43,9 @@ class ExportCommand(Command):
         """Load the policy on the CPU from the checkpoint, and export it."""
         check_name(self.push_to_hub)
         checkpoint = run.find_checkpoint(self.ckpt_path or "last")
-        policy = CausalLM(run.model.model_name, weights=run.model.weights)
-        fit_vocabulary(policy.model, run.datamodule.vocabulary_size, run.datamodule.add_tokens)
-        if run.model.adapter is not None:
-            add_adapter(policy.model, run.model.adapter)
-        load_weights(policy, checkpoint, run.model.model_name)
         output = Path(self.output or run.folder / "export")
         export(
-            policy,
+            policy_of(run.model, run.datamodule, checkpoint),
             run.model.model_name,
             template=run.datamodule.template,
             output=output,
@@ -60,6 +57,16 @@ class ExportCommand(Command):
         )
         if self.push_to_hub is not None:
             push(output, self.push_to_hub, private=self.private)
+
+
+def policy_of(model: FineTuningModule, data: TokenizedDataModule, checkpoint: Path) -> CausalLM:
+    """The policy of a checkpoint, on the CPU."""
+    policy = CausalLM(model.model_name, weights=model.weights)
+    fit_vocabulary(policy.model, data.vocabulary_size, data.add_tokens)
+    if model.adapter is not None:
+        add_adapter(policy.model, model.adapter)
+    load_weights(policy, checkpoint, model.model_name)
+    return policy
 
 
 def checkpoint_step(path: Path) -> int | None:

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from smollit.modules import FineTuningModule
 from smollit.training.checkpoints.files import BEST, best_record
@@ -97,3 +97,8 @@ def direction(module: LightningModule, name: str) -> Mode:
             f" or max:{name}, or take one of {choices}"
         )
     return "max" if known[name] else "min"
+
+
+def keeps_best(callback: Callback) -> bool:
+    """Whether a callback keeps a best checkpoint by a metric."""
+    return isinstance(callback, KeepBest) or (isinstance(callback, ModelCheckpoint) and callback.monitor is not None)
