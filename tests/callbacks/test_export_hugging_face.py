@@ -54,7 +54,8 @@ def test_folder_and_dtype_can_be_chosen(make_run: Any, tmp_path: Path) -> None:
 
 # case: A3
 def test_the_best_checkpoint_can_be_exported(make_run: Any) -> None:
-    """By the largest loss of 2 steps, the best is step 1: its embedding is exported, not that of the end. Without `keep_best`, the run is refused before its first step."""
+    """By the largest loss of 2 steps, the best is step 1: its embedding is exported, not that of the end. Without
+    `keep_best`, the run is refused before its first step."""
     best = {"callbacks": [ExportHuggingFace(ckpt_path="best")], "max_steps": 2, "val_every_n_steps": 1}
     run = make_run(**best, keep_best="max:val/loss").fit()
     found, kept = embedding(run.folder / "export"), torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
