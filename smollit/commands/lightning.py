@@ -26,8 +26,8 @@ class MeasureCommand(Command):
     """Measure a split.
 
     Args:
-        ckpt_path: Checkpoint to measure; `last` takes the newest in the run folder, `best` that of `trainer.keep_best`; null
-            the model of the config.
+        ckpt_path: Checkpoint to measure; `last` takes the newest in the run folder, `best` that of `trainer.keep_best`;
+            null the model of the config.
         verbose: Print the metrics.
     """
 
@@ -58,8 +58,8 @@ class PredictCommand(Command):
     """Continue the prompts of a split.
 
     Args:
-        ckpt_path: Checkpoint that responds; `last` takes the newest in the run folder, `best` that of `trainer.keep_best`;
-            null the model of the config.
+        ckpt_path: Checkpoint that responds; `last` takes the newest in the run folder, `best` that of
+            `trainer.keep_best`; null the model of the config.
     """
 
     ckpt_path: str | None = None

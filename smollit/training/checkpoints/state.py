@@ -1,12 +1,9 @@
 """RunState: a run that is stopped and resumed equals one that never stopped, to the bit."""
 
 import logging
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
@@ -16,6 +13,7 @@ from smollit.modules.lost_steps import LostSteps
 from smollit.training.checkpoints.content import Content, check_content, content
 from smollit.training.checkpoints.files import FOLDER
 from smollit.training.checkpoints.lineage import RUN_STATE, Lineage, begin
+from smollit.training.checkpoints.ranks import all_ranks, get_random_state, over_ranks, set_random_state
 from smollit.training.checkpoints.settings import (
     Groups,
     apply_changes,
@@ -220,48 +218,3 @@ def still_ended(trainer: Trainer, ended: dict[str, str] | None) -> str | None:
     """Why the run stays ended: the callback that ended it is there again."""
     keys = [callback.state_key for callback in trainer.callbacks]  # type: ignore[attr-defined]
     return f"EarlyStopping ended the run: {ended['why']}" if ended and ended["by"] in keys else None
-
-
-def over_ranks(sums: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Sums over all ranks, as plain numbers."""
-    ranks = all_ranks({name: pair.tolist() for name, pair in sums.items()})
-    return {name: [sum(rank[name][index] for rank in ranks) for index in (0, 1)] for name in sums}
-
-
-def get_random_state() -> State:
-    """Random state of torch (CPU and this process's GPU), numpy and Python, as plain numbers and tensors."""
-    version, keys, gauss = random.getstate()
-    name, numpy_keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-        "python": [version, list(keys), gauss],
-        "numpy": [
-            name,
-            torch.from_numpy(np.asarray(numpy_keys, dtype=np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
-    }
-
-
-def set_random_state(state: State) -> None:
-    """Restore what `get_random_state` returned."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"][0])
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    name, numpy_keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, numpy_keys.numpy().astype(np.uint32), position, has_gauss, cached))
-
-
-def all_ranks(value: State) -> list[State]:
-    """The values of all ranks, in their order."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
