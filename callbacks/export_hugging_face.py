@@ -53,7 +53,7 @@ class ExportHuggingFace(Callback):
         return Path(self.output or Path(trainer.default_root_dir) / "export")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a folder that must not be replaced, a push or a best that can't work, before training, not after it."""
+        """Refuse what can't be exported before training, not after it: folder, push, or a best that nothing keeps."""
         check_name(self.push_to_hub)
         if self.ckpt_path == "best" and not any(map(keeps_best, trainer.callbacks)):  # type: ignore[attr-defined]
             raise ValueError("ExportHuggingFace with `ckpt_path: best` needs `trainer.keep_best`, such as val/loss")
