@@ -12,6 +12,7 @@ from smollit.data.formats.pairs import (
     check_ends_with_assistant,
     from_preference,
     from_ranked,
+    history_turns,
     indexed,
     make_pair,
     prompt_turns,
@@ -131,7 +132,7 @@ def from_prompt_completion(fields: Fields) -> Conversation:
     if not prompt:
         raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('prompt')}` is missing or empty")
     if context := fields.text("context"):
-        prompt = [_after(context, prompt[0]), *prompt[1:]]
+        prompt = [*prompt[:-1], _after(context, prompt[-1])]
     # The assistant turns of the prompt are context, unless the row itself sets `train`.
     prompt = [{"train": False, **turn} if turn["role"] == "assistant" else turn for turn in prompt]
     name = fields.name("completion")
@@ -150,8 +151,7 @@ def from_alpaca(fields: Fields) -> Conversation:
     if not asked:
         raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('instruction')}` is missing or empty")
     output = parse_text(fields.need("output"), fields.name("output"))
-    history = fields.get("history")
-    before = parse_messages(history, fields.name("history"), fields.roles) if history else []
+    before = history_turns(fields)
     messages = [*before, {"role": "user", "content": asked}, {"role": "assistant", "content": output}]
     where = [*indexed(fields.name("history"), before), fields.name("instruction"), fields.name("output")]
     return _conversation(messages, where, fields)

@@ -67,7 +67,14 @@ def detect_format(
         raise ValueError(_why_not(split, format))
     used = split.used_parts(name)
     _check(split, name, used, set(filtered))
-    if pairs_of == "all" and "chosen_if" not in used:
+    ranking = Ranking(used["chosen_if"]) if "chosen_if" in used else None
+    missing = sorted(ranking.expression.names - set(columns)) if ranking else []
+    if missing:
+        raise ValueError(
+            f"`data.columns.chosen_if` reads the column {missing[0]!r}, which {where} does not have. Its columns are"
+            f" {listed(columns)}"
+        )
+    if pairs_of == "all" and ranking is None:
         raise ValueError(
             f"`data.pairs_of: all` is for prompts with several responses, and {where} has pairs: leave it out, or map"
             " `responses` and `chosen_if` in `data.columns`"
@@ -82,7 +89,7 @@ def detect_format(
         seen=split.renamed_roles(used, roles),
         unused=split.unused(used, set(filtered)),
         media=tuple(name for name in MEDIA if name in columns and split.mapping.get(name) != ""),
-        ranking=Ranking(used["chosen_if"]) if "chosen_if" in used else None,
+        ranking=ranking,
         pairs_of=pairs_of,
     )
 
@@ -159,13 +166,27 @@ def _why_not(split: Split, format: FormatName) -> str:
         parts = " and ".join(f"`{part}`" for part in LAYOUTS[kind][format].needs)
         needed = f"`data.format: {format}` needs {parts}"
     mapped = f" with `data.columns` {mapping}" if mapping else ""
-    hint = _hint(split) or ". Map parts to columns with `data.columns`"
+    hint = _hint(split) or f". Map parts to columns with `data.columns`{_example(split)}"
+    if kind == "preference" and split.parts(kind).keys() >= {"prompt", "completion"}:
+        hint += (
+            ". If rows with the same prompt hold rated responses, name the rating, as in"
+            " `data.columns: {chosen_if: highest score}`"
+        )
     if kind == "preference" and (responses := split.list_of_responses()):
         hint += (
             f". If `{responses}` holds several responses, `responses` maps them and `chosen_if` says which is better:"
             f" `data.columns: {{responses: {responses}.text, chosen_if: highest {responses}.score}}`"
         )
     return f"{split.where} has the columns {listed(split.columns)}, but {needed}{mapped}{hint}"
+
+
+def _example(split: Split) -> str:
+    """A mapping of the columns that hold texts, in their order."""
+    texts = [name for name in split.columns if any(isinstance(value, str) for value in split.values(name))]
+    parts = ("prompt", "completion") if split.kind == "chat" else ("prompt", "chosen", "rejected")
+    if len(texts) < len(parts):
+        return ""
+    return f", as in {{{', '.join(f'{part}: {name}' for part, name in zip(parts, texts, strict=False))}}}"
 
 
 def _hint(split: Split) -> str:

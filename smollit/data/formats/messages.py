@@ -78,6 +78,7 @@ def parse_messages(value: Any, where: str, roles: Roles) -> list[Message]:
     """
     if isinstance(value, str):
         value = decode(value, where)
+    value = from_columns(value)
     if not isinstance(value, list):
         raise BadRow(DropReason.MALFORMED_MESSAGES, f"{where} must be a list of messages, got {shown(value)}")
     if not value:
@@ -87,8 +88,17 @@ def parse_messages(value: Any, where: str, roles: Roles) -> list[Message]:
     return merge_odd_turns(messages) if roles.odd_turns == "merge" else messages
 
 
+def from_columns(value: Any) -> Any:
+    """The messages of {"role": [...], "content": [...]}, as `datasets` gives some lists of objects; else the value."""
+    if not isinstance(value, dict) or not value or not all(isinstance(items, list) for items in value.values()):
+        return value
+    if len({len(items) for items in value.values()}) > 1 or not value.keys() & {"role", "from"}:
+        return value
+    return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+
+
 def from_exchanges(turns: list[Any]) -> list[Message]:
-    """The messages of [[user, assistant], ...] or [{"input": ..., "output": ...}, ...]; none of other turns."""
+    """The messages of [[user, assistant], ...], [user, assistant, ...] or [{"input", "output"}, ...]; else none."""
     first = turns[0]
     if isinstance(first, dict):
         if "role" in first or "from" in first:
@@ -97,6 +107,8 @@ def from_exchanges(turns: list[Any]) -> list[Message]:
         if keys is None or not all(isinstance(turn, dict) for turn in turns):
             return []
         turns = [[turn.get(key) for key in keys] for turn in turns]
+    if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
+        return [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
     if not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
         return []
     said = [pair for turn in turns for pair in zip(("user", "assistant"), turn, strict=True)]
@@ -133,8 +145,15 @@ def parse_turns(value: Any, role: str, where: str, roles: Roles) -> list[Message
     """Turns from a text (one turn of `role`), one message, or a list of messages."""
     if isinstance(value, str) and not WRITTEN_MESSAGES.match(value):
         return [{"role": role, "content": value}]
+    value = from_columns(value)
     if isinstance(value, dict):
         return [parse_message(value, where, roles)]
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        raise BadRow(
+            DropReason.MALFORMED_MESSAGES,
+            f"{where} is a list of {len(value)} texts: `data.columns` can take one ({where}.0), or make pairs of them"
+            " as `responses` with `chosen_if`",
+        )
     return parse_messages(value, where, roles)
 
 
@@ -173,6 +192,8 @@ def parse_message(message: Any, where: str, roles: Roles) -> Message:
     if isinstance(kept.get("function_call"), dict):  # OpenAI's name for a single tool call, until 2023
         kept |= {"tool_calls": [{"type": "function", "function": kept.pop("function_call")}]}
     role = roles.read(kept[role_key], f"{where}.{role_key}")
+    if content_key not in kept and isinstance(kept.get("text"), str):
+        content_key = "text"
     content = parse_content(kept.get(content_key), f"{where}.{content_key}", kept)
     other = {key: value for key, value in kept.items() if key not in ("train", "weight", role_key, content_key)}
     return {"role": role, "content": content, **other, **parse_train(kept, where)}

@@ -4,7 +4,7 @@ from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import Fields, Format
-from smollit.data.formats.messages import parse_turns
+from smollit.data.formats.messages import parse_messages, parse_turns
 from smollit.data.formats.ranking import ordered_pairs, parse_score
 from smollit.data.formats.types import Message, Preference, Records, check_not_empty, check_order, shown
 from smollit.data.sources.columns import LIST, decoded_cell, value_at
@@ -78,11 +78,11 @@ def make_pair(
     differ = ""
     if repeated != other:
         differ = f"the turns before the response are not the same in {names[0]} and {names[1]}"
-    elif asked and repeated and asked != repeated and not _is_end_of(asked, repeated):
+    elif asked and repeated and asked != repeated and not _is_part_of(asked, repeated):
         differ = f"`{fields.name('prompt')}` is not what {names[0]} and {names[1]} begin with"
     if differ:
         raise BadRow(DropReason.PROMPTS_DIFFER, differ)
-    turns = repeated or asked
+    turns = max(repeated, asked, key=len)
     system = _the_system([prompt, *responses], fields)
     if not turns and not system:
         raise BadRow(
@@ -98,11 +98,17 @@ def make_pair(
 
 
 def prompt_turns(fields: Fields) -> list[Message]:
-    """The turns of `prompt`: a text is one user turn; an empty value is an empty list."""
+    """The turns of `history` and `prompt`: a text is one user turn; an empty value is an empty list."""
     value = fields.get("prompt")
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return []
-    return fields.turns("prompt", "user")
+    return [*history_turns(fields), *fields.turns("prompt", "user")]
+
+
+def history_turns(fields: Fields) -> list[Message]:
+    """The turns of `history`, which has the exchanges before a prompt."""
+    history = fields.get("history") if fields.name("history") != fields.name("prompt") else None
+    return parse_messages(history, fields.name("history"), fields.roles) if history else []
 
 
 def indexed(name: str, messages: list[Message], *, first: int = 0) -> list[str]:
@@ -122,8 +128,10 @@ def _without_system(turns: list[Message]) -> list[Message]:
     return turns[1:] if turns and turns[0]["role"] == "system" else turns
 
 
-def _is_end_of(asked: list[Message], repeated: list[Message]) -> bool:
-    """Whether the prompt is only the first or the last user turn of a conversation of several turns."""
+def _is_part_of(asked: list[Message], repeated: list[Message]) -> bool:
+    """Whether the prompt is only the first or the last user turn, or the responses repeat only the prompt's end."""
+    if asked[-len(repeated) :] == repeated:
+        return True
     users = [turn for turn in repeated if turn["role"] == "user"]
     return len(asked) == 1 and asked[0] in (users[:1] + users[-1:])
 

@@ -12,6 +12,7 @@ from smollit.data.formats.messages import (
     ROLES,
     WRITTEN_MESSAGES,
     Roles,
+    from_columns,
     printed_by_python,
 )
 from smollit.data.formats.ranking import Ranking
@@ -61,6 +62,8 @@ class Split:
         for part in dict.fromkeys(part for name in LAYOUTS[kind] for part in parts_of(kind, name)):
             usual = next((name for name in USUAL.get(part, (part,)) if name in self.columns), "")
             parts[part] = self.mapping.get(part, usual)
+        if "input" in self.columns and "instruction" not in self.columns and not parts.get("prompt"):
+            parts["prompt"], parts["completion"] = "input", parts.get("completion") or parts.get("output", "")
         if kind == "preference":
             parts["completion"] = parts["completion"] or next(filter(self.columns.__contains__, USUAL["output"]), "")
             parts["prompt"] = parts["prompt"] or self._prompt_of_pairs(parts)
@@ -69,7 +72,9 @@ class Split:
 
     def _prompt_of_pairs(self, parts: Parts) -> str:
         """The columns of the prompt of responses that come alone, where no column has the usual name."""
-        responses = self.values(parts["chosen"]) if parts["chosen"] else []
+        column = parts["chosen"] or next(iter(heads(parts["responses"])), "")
+        found = [value if isinstance(value, list) and parts["responses"] else [value] for value in self.values(column)]
+        responses = [value for values in found for value in values]
         if "prompt" in self.mapping or not all(map(is_response_alone, responses)):
             return ""
         known = (name for name in PROMPT_LIKE if all(column in self.columns for column in heads(name)))
@@ -186,6 +191,7 @@ def find_messages(value: Any) -> list[Message]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             value = printed_by_python(value)
+    value = from_columns(value)
     found = value if isinstance(value, list) else [value]
     return [
         {key: item for key, item in message.items() if item is not None}

@@ -275,7 +275,7 @@ CHATS: dict[str, tuple[Row, str, str]] = {
     "empty": ({"messages": []}, "empty conversation", "messages is an empty list"),
     "null turn": ({"messages": [user("q"), None]}, "malformed messages", r"messages\[1\] must have `role`"),
     "nested": ({"messages": [[user("q")]]}, "malformed messages", r"messages\[0\] must have `role`"),
-    "lists": ({"messages": {"role": ["user"], "content": ["a"]}}, "malformed messages", "must be a list"),
+    "lists": ({"messages": {"role": ["user"], "content": []}}, "malformed messages", "must be a list"),
     "null content": ({"messages": [user("q"), assistant(None)]}, "null content", r"messages\[1\].content"),
     "no content": ({"messages": [user("q"), {"role": "assistant"}]}, "null content", r"messages\[1\].content"),
     "number": ({"messages": [user("q"), assistant(5)]}, "content is not text", r"messages\[1\].content .* got 5"),
