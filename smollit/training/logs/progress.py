@@ -71,6 +71,7 @@ class ProgressBar(TQDMProgressBar):
         bar.reset(None if total == float("inf") else int(total))
         bar.initial = bar.n = self.shown_step = trainer.global_step
         bar.refresh()
+        self.above.callback(bar.close)
         self.above.enter_context(logging_redirect_tqdm())
 
     def init_train_tqdm(self) -> Tqdm:
@@ -122,8 +123,6 @@ class ProgressBar(TQDMProgressBar):
     def leave(self) -> None:
         """End the line of the bar: what is printed from here on begins a new one."""
         self.above.close()
-        if self._train_progress_bar is not None:
-            self.train_progress_bar.close()
 
 
 class ProgressLines(Callback):
