@@ -3,6 +3,7 @@
 # make test-all   run all tests, the slow ones included
 # make test-readers  read exports with transformers 4, in an environment of its own beside .venv
 # make lint       ruff and mypy
+# make lock       write requirements.lock: the tested versions with the hashes of your own package index
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ PYTEST ?= -n 2 --dist loadfile
 BIN = $(VENV)/bin
 READERS = $(VENV)-readers
 
-.PHONY: demo test test-all test-readers lint
+.PHONY: demo test test-all test-readers lint lock
 
 demo: $(VENV)/ready
 	$(BIN)/python -m smollit fit --config configs/demo/sft.yaml
@@ -34,6 +35,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lock: $(VENV)/ready
+	$(BIN)/python -m pip install --dry-run --ignore-installed --quiet --constraint constraints.txt --report - . \
+		| $(BIN)/python -m smollit.commands.setup.lock > requirements.lock
 
 # Rebuilt when the versions or the dependencies change. The stamp is touched last, so a failed install is repeated.
 $(VENV)/ready: constraints.txt pyproject.toml

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from smollit.commands.setup import doctor
+from smollit.commands.setup.lock import locked
 from smollit.main import main
 
 
@@ -46,3 +47,17 @@ def test_doctor_finds_what_would_fail_later(
     said = capsys.readouterr().out
     assert "WRONG  lightning: 2.6.3: malicious" in said and "WRONG  transformers: 99.0: smollit needs" in said
     assert f"WRONG  {tmp_path}/file: " in said
+
+
+def test_a_lock_has_the_hash_of_each_package() -> None:
+    """Of pip's report: by name; the project itself, a folder without a hash, is left out."""
+    report = {
+        "install": [
+            {"metadata": {"name": "torch", "version": "2.13.0"},
+             "download_info": {"archive_info": {"hashes": {"sha256": "ab"}}}},
+            {"metadata": {"name": "smollit", "version": "0.2.0"}, "download_info": {"dir_info": {}}},
+            {"metadata": {"name": "rich", "version": "15.0.0"},
+             "download_info": {"archive_info": {"hashes": {"sha256": "cd"}}}},
+        ]
+    }  # fmt: skip
+    assert list(locked(report)) == ["rich==15.0.0 --hash=sha256:cd", "torch==2.13.0 --hash=sha256:ab"]
