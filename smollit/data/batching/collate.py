@@ -52,7 +52,10 @@ def collate_prompts(sequences: Sequence[Sequence[Example]], pad_to_multiple_of: 
 
 def prompt_positions(example: Example) -> Positions:
     """The tokens before the responses of a pair, or before the last assistant turn of a chat."""
-    ids = example["prompt_ids"] if "prompt_ids" in example else example["input_ids"][: example["spans"][-2]]
+    if "prompt_ids" in example:
+        ids = example["prompt_ids"]
+    else:  # where only parts of turns count in the loss, the response starts before it
+        ids = example["input_ids"][: example.get("response_start", example["spans"][-2])]
     return Positions(list(ids), [IGNORE] * len(ids), list(range(len(ids))), [SHARED] * len(ids), Document(len(ids)))
 
 

@@ -26,6 +26,7 @@ from smollit.data.encoding.encoder import FORMAT_VERSION, Encoder
 from smollit.data.encoding.steps import TOKEN_COLUMNS
 from smollit.data.sources.readers import quiet_datasets
 from smollit.data.sources.source import Source
+from smollit.data.template.parts import named_parts
 
 log = logging.getLogger("smollit.data")
 SIZES = "files.json"
@@ -165,7 +166,8 @@ def features_of(encoder: Encoder) -> Features:
     scores = {"score_gap": Value("float32")} if kind == "preference" else {}
     texts = {name: Value("string") for name in ("problem", "detail")}
     other = {"truncated": Value("bool"), "trailing": Value("bool"), "unprinted": Lists(Value("string"))}
-    return Features(ids | numbers | scores | texts | other)
+    starts = {"response_start": Value("int64")} if named_parts(encoder.options.train_on) else {}
+    return Features(ids | numbers | scores | texts | other | starts)
 
 
 def _is_good(problem: str) -> bool:

@@ -30,6 +30,7 @@ from smollit.data.formats.format import Format
 from smollit.data.formats.types import Conversation, Kind, Preference, Record, Text
 from smollit.data.sources.files import Row
 from smollit.data.template.loss_spans import TrainOn
+from smollit.data.template.parts import named_parts
 from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
 from smollit.data.template.unprinted import EARLIER
@@ -48,7 +49,7 @@ class EncodeOptions:
         kind: `chat` for SFT, `preference` for pairs.
         max_length: Longest sequence in tokens; for pairs, of the prompt and either response together.
         truncate: How longer rows are shortened: `right`, `left-turns`, `drop` or `error`.
-        train_on: Turns with loss tokens: `assistant`, `last`, or roles.
+        train_on: Turns with loss tokens: `assistant`, `last`, or roles, or parts of assistant turns.
         control_text: How text in messages that spells a control token is handled: `escape`, `drop` or `error`.
         min_score_gap: Smallest score_chosen - score_rejected of a pair; None keeps all.
         score_ties: Whether pairs with equal scores are kept.
@@ -177,6 +178,8 @@ class Encoder:
         columns |= {"digest": 0, "other_digest": 0, "unprinted": []}
         if self.options.kind == "preference":
             columns["score_gap"] = math.nan
+        if named_parts(self.options.train_on):
+            columns["response_start"] = 0
         if isinstance(row, DroppedRow):
             return columns | {"full_length": row.full_length, "problem": row.bad.reason, "detail": row.bad.detail}
         tokenized, rendered = row.truncated.tokenized, row.truncated.tokenized.rendered

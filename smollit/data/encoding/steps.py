@@ -157,10 +157,11 @@ def encode_chat(row: TruncatedRow, max_length: int) -> EncodedRow:
     ids: list[int] = []
     spans: list[list[int]] = []
     message = -1  # of the last span: control text in a turn divides it into segments, which are one span
-    for segment, tokens, (start, end) in zip(
-        row.tokenized.rendered.row.segments, row.tokenized.ids, row.kept, strict=True
-    ):
+    positions: list[int] = []
+    segments = row.tokenized.rendered.row.segments
+    for segment, tokens, (start, end) in zip(segments, row.tokenized.ids, row.kept, strict=True):
         position = len(ids)
+        positions.append(position)
         ids += tokens[start:end]
         first = max(position, 1)  # token 0 has no prefix: nothing can predict it
         if segment.in_loss and first < len(ids):
@@ -177,6 +178,8 @@ def encode_chat(row: TruncatedRow, max_length: int) -> EncodedRow:
         "length": len(ids),
         "loss_tokens": sum(end - start for start, end in spans),
     }
+    if starts := [position for position, segment in zip(positions, segments, strict=True) if segment.starts_turn]:
+        columns["response_start"] = starts[-1]
     return EncodedRow(row, columns)
 
 

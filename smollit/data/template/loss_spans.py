@@ -17,6 +17,7 @@ from smollit.data.template.turns import Headers, TurnFinder
 SpanSource = Literal["markers", "prefix", "turns", "last"]
 FULL: tuple[SpanSource, ...] = ("turns", "last")  # sources that read the full rendering
 TrainOn = str | tuple[str, ...]
+PARTS = ("reasoning", "content", "tool_calls")  # of assistant turns: parts.py
 
 
 class LossSpan(NamedTuple):
@@ -46,12 +47,13 @@ def messages_with_loss(messages: list[Message], train_on: TrainOn) -> list[int]:
 
     Args:
         messages: The messages, with assistant turns that follow each other joined.
-        train_on: `assistant` (all its turns), `last` (its last turn), or roles.
+        train_on: `assistant` (all its turns), `last` (its last turn), or roles, or parts of assistant turns.
 
     Raises:
         BadRow: If there are none.
     """
     roles = {"assistant"} if train_on == "last" else {train_on} if isinstance(train_on, str) else set(train_on)
+    roles |= {"assistant"} if roles & set(PARTS) else set()
     found = [index for index, message in enumerate(messages) if message["role"] in roles]
     found = found[-1:] if train_on == "last" else found
     wanted = [index for index, message in enumerate(messages) if message.get("train", index in found)]

@@ -27,13 +27,14 @@ class Printed(NamedTuple):
         start: Where the first of its texts starts; None if no start was located.
         end: Where the last of its texts ends; None if no end was located.
         content: Where its content starts and ends, without the whitespace around it; None for what was not located.
-        keys: The keys with a text that is printed, at least in part.
+        places: For each key with a text that is printed, at least in part, where the first such text starts and the
+            last one ends.
     """
 
     start: int | None = None
     end: int | None = None
     content: tuple[int | None, int | None] = (None, None)
-    keys: frozenset[str] = frozenset()
+    places: dict[str, Span] = {}
 
 
 class Leaf(NamedTuple):
@@ -180,6 +181,9 @@ def _collect(leaves: list[Leaf], positions: dict[str, list[int]], count: int) ->
         content = (once[0].get("content"), once[1].get("content"))
         first = min((found[0] for _, found in starts), default=None)
         last = max((found[0] for _, found in ends), default=None)
-        keys = frozenset(key for key, _ in (*starts, *ends))
-        printed[index] = Printed(first, last, content, keys)
+        found = [(key, at) for key, positions_of in (*starts, *ends) for at in positions_of[:1]]
+        places = {
+            key: (min(at for k, at in found if k == key), max(at for k, at in found if k == key)) for key, _ in found
+        }
+        printed[index] = Printed(first, last, content, places)
     return printed

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Message, Preference, Variables
 from smollit.data.template.control import ControlText
 from smollit.data.template.jinja import read_source, with_defaults
@@ -24,6 +25,7 @@ from smollit.data.template.loss_spans import (
     messages_with_loss,
     without_earlier_turns,
 )
+from smollit.data.template.parts import TurnPart, named_parts, split_turn
 from smollit.data.template.probe import (
     SystemTurn,
     change_default_system,
@@ -33,6 +35,7 @@ from smollit.data.template.probe import (
 )
 from smollit.data.template.renderer import RenderedChat, Renderer, Shape, in_parts
 from smollit.data.template.tokenize import Segment, SegmentedRow, SegmentTokenizer, cut_at
+from smollit.data.template.turns import TurnFinder
 from smollit.data.template.unprinted import find_unprinted
 
 
@@ -91,10 +94,27 @@ class ChatTemplate:
         Raises:
             BadRow: If no message counts in the loss, or a span can't be found or verified.
         """
-        wanted = messages_with_loss(chat.messages, train_on)
+        return [LossSpan(*part[:3]) for part in self._parts(chat, train_on) if part.in_loss]
+
+    def _parts(self, chat: RenderedChat, train_on: TrainOn) -> list[TurnPart]:
+        """The messages with loss, in parts if `train_on` names parts."""
+        messages = messages_with_loss(chat.messages, train_on)
         if self.span_source == "last":
-            wanted = without_earlier_turns(chat.messages, wanted)
-        return self._finder_of(chat).find(chat, wanted)
+            messages = without_earlier_turns(chat.messages, messages)
+        spans, named = self._finder_of(chat).find(chat, messages), named_parts(train_on)
+        if not named:
+            return [TurnPart(*span) for span in spans]
+        printed = TurnFinder(self._renderer.bind(chat.variables)).printed(chat)
+        parts: list[TurnPart] = []
+        for span in spans:
+            message = chat.messages[span.message]
+            is_turn = message["role"] == "assistant"
+            whole = [TurnPart(*span)]
+            parts += split_turn(chat.text, span, message, printed[span.message], named) if is_turn else whole
+        last = max((number for number, part in enumerate(parts, 1) if part.in_loss), default=0)
+        if not last:
+            raise BadRow(DropReason.NO_LOSS_TOKENS, f"no turn has a part of `data.train_on`: {train_on!r}")
+        return parts[:last]
 
     def segment_chat(
         self, conversation: Conversation, train_on: TrainOn = "assistant", *, has_control: bool = True
@@ -110,7 +130,7 @@ class ChatTemplate:
             BadRow: If the template can't render it, no message counts in the loss, or a span can't be verified.
         """
         chat = self.render(conversation.messages, variables=conversation.variables)
-        return self._cut(chat, self.loss_spans(chat, train_on), has_control=has_control)
+        return self._cut(chat, self._parts(chat, train_on), has_control=has_control)
 
     def segment_pair(self, pair: Preference, *, has_control: bool = True) -> SegmentedRow:
         """The chats with the chosen and with the rejected response, of which only the responses count in the loss.
@@ -127,7 +147,11 @@ class ChatTemplate:
         last = [len(chosen.messages) - 1]
         verified: Headers = {}
         rows = [
-            self._cut(chat, self._finder_of(chat).find(chat, last, verified), has_control=has_control)
+            self._cut(
+                chat,
+                [TurnPart(*span) for span in self._finder_of(chat).find(chat, last, verified)],
+                has_control=has_control,
+            )
             for chat in (chosen, rejected)
         ]
         prompt, other = ([segment for segment in row.segments if not segment.in_loss] for row in rows)
@@ -160,15 +184,16 @@ class ChatTemplate:
         """The finder of loss spans that renders with the variables of the chat."""
         return LossSpanFinder(self._renderer.bind(chat.variables), self.span_source) if chat.variables else self._finder
 
-    def _cut(self, chat: RenderedChat, spans: list[LossSpan], *, has_control: bool) -> SegmentedRow:
-        """The text up to the end of the last span, split where spans and control text start and end."""
+    def _cut(self, chat: RenderedChat, parts: list[TurnPart], *, has_control: bool) -> SegmentedRow:
+        """The text up to the end of the last part, split where parts and control text start and end."""
         control = self.control.locate(chat) if has_control or chat.given else []  # joined turns may make control text
         segments: list[Segment] = []
         cursor = 0
-        for start, end, message in spans:
+        for start, end, message, in_loss, starts_turn in parts:
             assert cursor <= start <= end, (self.name, cursor, start, end)
             segments += cut_at(chat.text, (cursor, start), control, in_loss=False, message=message)
-            segments += cut_at(chat.text, (start, end), control, in_loss=True, message=message)
+            pieces = cut_at(chat.text, (start, end), control, in_loss=in_loss, message=message)
+            segments += [pieces[0]._replace(starts_turn=True), *pieces[1:]] if starts_turn and pieces else pieces
             cursor = end
         return SegmentedRow((chat,), tuple(segments), (self._segment_tokenizer.count_written(chat, cursor),))
 

@@ -31,6 +31,7 @@ class Segment(NamedTuple):
         message: Index of the message that it belongs to or precedes.
         escaped: Whether it spells a control token without being one.
         branch: Whether it belongs to both sequences of a pair or to one of them; in a chat, always `shared`.
+        starts_turn: Whether inference starts here, and the loss perhaps later.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Segment(NamedTuple):
     message: int = 0
     escaped: bool = False
     branch: Branch = "shared"
+    starts_turn: bool = False
 
 
 class SegmentedRow(NamedTuple):

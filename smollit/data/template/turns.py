@@ -39,7 +39,7 @@ class TurnFinder:
         """Where each message of the chat is printed."""
         if chat.contents is None or any(map(has_extras, chat.messages)):
             return locate(self.renderer.text, chat.messages, chat.text)
-        return [Printed(*span, span) for span in chat.contents]
+        return [Printed(*span, span, {"content": span}) for span in chat.contents]
 
     def span(self, chat: RenderedChat, index: int, printed: list[Printed], verified: Headers) -> Span:
         """The span of an assistant turn.

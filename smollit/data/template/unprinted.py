@@ -35,7 +35,7 @@ def _contents(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:
     """Contents: those that marks show are printed, others are tried."""
     printed = locate(renderer.text, chat.messages, chat.text)
     for index, message in enumerate(chat.messages):
-        is_located = "content" in printed[index].keys or not message["content"].strip()
+        is_located = "content" in printed[index].places or not message["content"].strip()
         if not is_located and _is_same(renderer, chat, index, {**message, "content": ""}):
             yield f"content of role {message['role']}"
 

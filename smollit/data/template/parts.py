@@ -1,0 +1,76 @@
+"""The parts of assistant turns, where `data.train_on` names some of them: reasoning, content, tool_calls."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+from smollit.data.formats.types import Message
+from smollit.data.template.jinja import Span
+from smollit.data.template.loss_spans import PARTS, LossSpan, TrainOn
+from smollit.data.template.marks import MARKER, Printed
+
+REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of messages: transformers reads them as one
+CLOSES = "</think>"  # ends reasoning that is written into the content
+
+
+class TurnPart(NamedTuple):
+    """The characters [start, end) of a message, and whether they count in the loss.
+
+    Args:
+        start: The first character.
+        end: The character after the last one.
+        message: Index of the message.
+        in_loss: Whether they count.
+        starts_turn: Whether inference starts here.
+    """
+
+    start: int
+    end: int
+    message: int
+    in_loss: bool = True
+    starts_turn: bool = False
+
+
+def named_parts(train_on: TrainOn) -> frozenset[str]:
+    """The parts of assistant turns that `train_on` names; empty if whole turns count."""
+    return frozenset(PARTS) & frozenset([train_on] if isinstance(train_on, str) else train_on)
+
+
+def split_turn(text: str, span: LossSpan, message: Message, printed: Printed, wanted: frozenset[str]) -> list[TurnPart]:
+    """An assistant turn, divided into its parts; the end marker belongs to the last of them.
+
+    Args:
+        text: The rendered chat.
+        span: The turn.
+        message: The message.
+        printed: Where it is printed.
+        wanted: The parts that count.
+    """
+    places = _places(text, span, message, printed)
+    starts = [span.start, *(_boundary(text, *pair) for pair in pairwise(places))]
+    ends = [*starts[1:], span.end]
+    return [
+        TurnPart(start, end, span.message, name in wanted, starts_turn=number == 0)
+        for number, (start, end, (name, _)) in enumerate(zip(starts, ends, places, strict=True))
+    ]
+
+
+def _places(text: str, span: LossSpan, message: Message, printed: Printed) -> list[tuple[str, Span]]:
+    """Each part that the turn has, in order, and where its texts are; a turn without texts is content."""
+    places = {"reasoning" if key in REASONING else key: place for key, place in printed.places.items()}
+    places = {key: place for key, place in places.items() if key in PARTS}
+    closed = text.find(CLOSES, span.start, span.end) if CLOSES in message["content"] else -1
+    if closed >= 0:
+        start = closed + len(CLOSES)
+        start += len(text[start : span.end]) - len(text[start : span.end].lstrip())
+        places |= {"reasoning": (span.start, closed), "content": (start, printed.end or span.end)}
+    return sorted(places.items(), key=lambda item: item[1]) or [("content", (span.start, span.end))]
+
+
+def _boundary(text: str, before: tuple[str, Span], after: tuple[str, Span]) -> int:
+    """Where a part ends and the next starts: reasoning with the marker that closes it, calls before the content."""
+    (name, (_, end)), (_, (start, _)) = before, after
+    if name == "content":
+        return end
+    closes = MARKER.search(text, end, start) if name == "reasoning" else None
+    position = closes.end() if closes else start
+    return min(start, position + len(text[position:]) - len(text[position:].lstrip()))
