@@ -20,7 +20,7 @@ SCHEDULED = ("params", "lr", "initial_lr")
 FIXED_CLASSES = ("model", "model.optimizer", "data")
 FIXED = ("model.model_name", "model.reference_name", "model.adapter")
 # Settings of a start, not of the run.
-OF_A_START = ("trainer.default_root_dir", "trainer.force_resume")
+OF_A_START = {"trainer.default_root_dir", "trainer.force_resume"}
 
 
 def fixed_settings(trainer: Trainer) -> tuple[str, ...]:
@@ -40,15 +40,13 @@ def check_settings(saved: State, settings: State, never: tuple[str, ...], *, for
         ValueError: If a setting in `never` has changed, unless forced.
     """
     before, now = as_typed(upgraded_schedule(upgraded(saved))), as_typed(settings)
-    had = {setting_of(name) for name in before}  # later versions have more settings, whose defaults change nothing
-    sections = {name.partition(".")[0] for name in now}
+    sections = {name.partition(".")[0] for name in before} & {name.partition(".")[0] for name in now}
+    # Later versions have more settings, whose defaults change nothing. From Python, a trainer's defaults are not known.
+    had = {setting_of(name) for name in before} | {name for name in now if name.startswith("trainer.")}
     changed = {
         name: f"`{name}` ({before.get(name)!r} -> {now.get(name)!r})"
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name)
-        and setting_of(name) in had
-        and name.partition(".")[0] in sections
-        and name not in OF_A_START
+        for name in sorted((before | now).keys() - OF_A_START)
+        if before.get(name) != now.get(name) and name.partition(".")[0] in sections and setting_of(name) in had
     }
     if not changed:
         return

@@ -82,6 +82,6 @@ def test_home_is_expanded_and_a_url_is_refused(fit: Any, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert fit("~/run", max_steps=1).error is None  # type: ignore[arg-type]
     assert (tmp_path / "run/checkpoints/last.ckpt").is_file() and not (tmp_path / "~").exists()
-    error = fit("memory://bucket/run", max_steps=1).error  # type: ignore[arg-type]
-    assert isinstance(error, ValueError) and "must be local" in str(error)
+    with pytest.raises(ValueError, match="must be local"):
+        raise fit("memory://bucket/run", max_steps=1).error  # type: ignore[arg-type]
     assert SmollitTrainer("~/run", accelerator="cpu", logger=False).default_root_dir == str(tmp_path / "run")
