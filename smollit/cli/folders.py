@@ -7,8 +7,8 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser
 
 from smollit.cli.command_words import command_words
-from smollit.cli.problem import take_apart
-from smollit.cli.words import expected, shown
+from smollit.cli.wording.problem import take_apart
+from smollit.cli.wording.words import expected, shown
 from smollit.commands import COMMANDS
 from smollit.commands.command import FolderCommand
 

@@ -7,7 +7,7 @@ from pydoc import locate
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from smollit.cli.words import expected
+from smollit.cli.wording.words import expected
 
 
 def check_nulls(value: Any, where: str) -> None:

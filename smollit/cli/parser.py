@@ -13,9 +13,9 @@ from lightning.pytorch import Callback
 from torch.optim import Optimizer
 
 from smollit.cli.loss_setting import LossParser, find_sentence
-from smollit.cli.other_names import OTHER_NAMES
-from smollit.cli.problem import Problem, take_apart
-from smollit.cli.words import choices, expected, nearest, shown
+from smollit.cli.wording.other_names import OTHER_NAMES
+from smollit.cli.wording.problem import Problem, take_apart
+from smollit.cli.wording.words import choices, expected, nearest, shown
 from smollit.data import ChatDataModule, UltraFeedbackDataModule
 from smollit.losses import DPO
 from smollit.modules import DPOModule, FineTuningModule

@@ -10,7 +10,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, 
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 
-from smollit.cli.words import nearest, shown
+from smollit.cli.wording.words import nearest, shown
 from smollit.data import ChatDataModule
 from smollit.training import SmollitTrainer
 

@@ -1,0 +1,1 @@
+"""What an error of the parser says: the problem taken apart, types in words, and settings by their other names."""
