@@ -60,7 +60,7 @@ GROUPS = {
         "chat": Entry(
             "Talk to a model, or to two of them side by side.", "smollit.commands.chat.command", "ChatCommand"
         ),
-        "predict": Entry("Continue the prompts of a split.", "smollit.commands.lightning", "PredictCommand"),
+        "predict": Entry("Respond to the prompts of a split or file.", "smollit.commands.lightning", "PredictCommand"),
         "export": Entry(
             "Write a checkpoint as a Hugging Face folder, read it back and compare.",
             "smollit.commands.export.command",

@@ -1,8 +1,10 @@
 """The commands that Lightning's Trainer provides: fit, validate, test and predict."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from smollit.commands.command import Command, ConfiguredRun
+from smollit.data.prompts import prompt_examples
 
 
 @dataclass(kw_only=True)
@@ -55,15 +57,19 @@ class TestCommand(MeasureCommand):
 
 @dataclass(kw_only=True)
 class PredictCommand(Command):
-    """Continue the prompts of a split.
+    """Respond to the prompts of a split or file.
 
     Args:
         ckpt_path: Checkpoint that responds; `last` takes the newest in the run folder, `best` that of
             `trainer.keep_best`; null the model of the config.
+        prompts: File whose rows have `prompt`, a text or messages, or `messages`; null takes `data.predict_split`.
     """
 
     ckpt_path: str | None = None
+    prompts: Path | None = None
 
     def run(self, run: ConfiguredRun) -> None:
         """Write the responses to predictions.jsonl in the run folder."""
+        if self.prompts is not None:
+            run.datamodule.examples["predict"] = prompt_examples(self.prompts, run.datamodule.template)
         run.trainer.predict(run.model, datamodule=run.datamodule, return_predictions=False, ckpt_path=self.ckpt_path)

@@ -186,8 +186,8 @@ class TokenizedDataModule(RowsDataModule):
         return loaded
 
     def _cached_parts(self, split: str) -> dict[str, list[EncodedPart]]:
-        """The parts that the cache holds; of a streamed split, none."""
-        return {} if split == "train" and self.streaming else self.parts(split)
+        """The parts that the cache holds; of a streamed split, and of one that has its examples already, none."""
+        return {} if split in self.examples or (split == "train" and self.streaming) else self.parts(split)
 
     def _find(self, name: str, part: Part, streaming: bool) -> EncodedPart:
         """Find a part once: val, test and predict may share it."""

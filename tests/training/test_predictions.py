@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollit.data.template.template import load_template
+from smollit.main import main
 from smollit.models import CausalLM
 from smollit.training.predictions import merge, response_text
 from tests.conftest import edited
@@ -70,6 +71,40 @@ def test_a_killed_prediction_continues_after_its_last_row(
     found = predict(again)
     assert generated == ([0, 1, 2, 3] if changed else [2, 3])
     assert changed or found == expected
+
+
+def test_prompts_of_a_file(tiny_model: Path, tmp_path: Path) -> None:
+    """A text, and messages whose last response is left out; the data set of the config is not even there.
+
+    Rows without a prompt are counted, and the first is named.
+    """
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    file = tmp_path / "prompts.jsonl"
+    rows = ({"prompt": "Hello?"}, {"messages": chat}, {"prompt": chat[:1]})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "predict",
+        f"--prompts={file}",
+        "--model=smollit.modules.SFTModule",
+        f"--model.model_name={tiny_model}",
+        "--model.max_new_tokens=4",
+        "--data=smollit.data.UltraChatDataModule",
+        "--data.dataset=no/such/folder/at/all",
+        "--data.max_length=64",
+        "--trainer.accelerator=cpu",
+        f"--trainer.default_root_dir={tmp_path / 'run'}",
+    ]
+    main(words)
+    found = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    render = AutoTokenizer.from_pretrained(tiny_model).apply_chat_template
+    asked = [[{"role": "user", "content": text}] for text in ("Hello?", "Hi", "Hi")]
+    assert [entry["prompt"] for entry in found] == [
+        render(messages, add_generation_prompt=True, tokenize=False) for messages in asked
+    ]
+    assert found[1]["answer"] == found[2]["answer"]
+    file.write_text('{"prompt": "Hello?"}\n{"text": "no"}\n{"prompt"\n')
+    with pytest.raises(SystemExit, match=r"2 rows can't be used \(row 1: no prompt"):
+        main(words)
 
 
 # case: E5
