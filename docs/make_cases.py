@@ -192,6 +192,7 @@ PROMISES = {
     "resume": "A stopped run, started again by the same command, ends in the same weights, to the bit",
     "chat": "`chat` responds as transformers does, and remembers the conversation",
     "votes": "Votes between two models are preference rows that `fit` takes",
+    "score": "`score` measures what `validate` measures, with intervals",
     "verify": "`verify` names each fault of an exported folder, and fails",
     "curves-once": "Each step stands once in TensorBoard and in metrics.csv, over stops, kills and resumes",
     "end-summary": "A finished run says what was learned, where its files are, and what to type next",

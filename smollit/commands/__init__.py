@@ -61,6 +61,11 @@ GROUPS = {
             "Talk to a model, or to two of them side by side.", "smollit.commands.chat.command", "ChatCommand"
         ),
         "predict": Entry("Respond to the prompts of a split or file.", "smollit.commands.lightning", "PredictCommand"),
+        "score": Entry(
+            "Score a model, or compare two: loss, preferences, instructions, sums.",
+            "smollit.commands.score.command",
+            "ScoreCommand",
+        ),
         "export": Entry(
             "Write a checkpoint as a Hugging Face folder, read it back and compare.",
             "smollit.commands.export.command",

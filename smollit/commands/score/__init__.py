@@ -1,0 +1,1 @@
+"""The command `score`: what one model can do, or what training changed, with intervals."""

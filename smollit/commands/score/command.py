@@ -1,0 +1,128 @@
+"""The command `score`: its arguments, and the table that it prints."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from smollit.commands.chat.speaker import find_model
+from smollit.commands.command import FolderCommand
+from smollit.commands.console import say
+from smollit.commands.score.interval import Interval, Rows
+from smollit.commands.score.likelihood import batches, losses, preferences
+from smollit.commands.score.responses import gsm8k, ifeval, read_rows, respond
+from smollit.data.template.template import load_template
+from smollit.data.template.tokenize import load_tokenizer
+from smollit.models import CausalLM
+
+Scores = dict[str, Rows]
+Table = dict[str, dict[str, Interval]]
+
+
+@dataclass(kw_only=True)
+class ScoreCommand(FolderCommand):
+    """Score a model, or compare two: loss, preferences, instructions, sums.
+
+    Intervals are 95 %, by bootstrap over rows. Of two models, the change is over the same rows.
+
+    Args:
+        chats: A data set of chats, or several, to measure loss and perplexity on; `data:split` names a split other
+            than `train`.
+        pairs: Preference pairs, or several such data sets: how often the implicit reward of the chosen response is the
+            higher one.
+        reference: The model that rewards are relative to; null takes the first of two models.
+        ifeval: JSON Lines file of IFEval (google/IFEval): instructions that are followed. Needs `smollit[score]`.
+        gsm8k: JSON Lines file of GSM8K: final answers that are right, without examples in the prompt.
+        max_rows: Number of rows of each data set.
+        max_length: Longest sequence in tokens, of `chats` and `pairs`.
+        max_new_tokens: Maximum number of tokens of a response.
+        batch_size: Number of responses that are generated together.
+        json: Print one JSON object instead of a table.
+    """
+
+    chats: str | list[str] | None = None
+    pairs: str | list[str] | None = None
+    reference: str | None = None
+    ifeval: Path | None = None
+    gsm8k: Path | None = None
+    max_rows: int = 200
+    max_length: int = 1024
+    max_new_tokens: int = 512
+    batch_size: int = 16
+    json: bool = False
+
+    def run(self) -> None:
+        """Score each model, and print the table."""
+        if len(self.folders) > 2:
+            raise ValueError(f"`score` takes one model or two, got {len(self.folders)}")
+        if not (self.chats or self.pairs or self.ifeval or self.gsm8k):
+            raise ValueError("`score` needs something to measure: give `--chats`, `--pairs`, `--ifeval` or `--gsm8k`")
+        if self.pairs and self.reference is None and len(self.folders) == 1:
+            raise ValueError("`--pairs` needs a reference: give two models, before and after, or `--reference`")
+        found = {name: dict(self.scores(name)) for name in self.folders}
+        table = compare(found)
+        if self.json:
+            print(json.dumps(table))
+        else:
+            show(Console(), table)
+
+    def scores(self, name: str) -> Iterator[tuple[str, Rows]]:
+        """The scores of a model, by their name."""
+        source = find_model(name)
+        model = CausalLM(source).eval()
+        if torch.cuda.is_available():
+            model.to("cuda")
+        sizes = {"max_rows": self.max_rows, "max_length": self.max_length}
+        for data in as_list(self.chats):
+            yield f"loss/{Path(data).name}", losses(model, batches(data, source, pairs=False, **sizes))
+        base = self.reference or self.folders[0]
+        for data in as_list(self.pairs):
+            reference = model if base == name else CausalLM(find_model(base)).eval().to(model.model.device)
+            yield (
+                f"preferences/{Path(data).name}",
+                preferences(model, reference, batches(data, source, pairs=True, **sizes)),
+            )
+        yield from self.generated(model, source)
+
+    def generated(self, model: CausalLM, source: str) -> Iterator[tuple[str, Rows]]:
+        """The scores of what a model responds."""
+        template = load_template(load_tokenizer(source), "auto")
+        for path, key, verify in ((self.ifeval, "prompt", ifeval), (self.gsm8k, "question", gsm8k)):
+            if path is None:
+                continue
+            rows = read_rows(path, key, self.max_rows)
+            prompts = [row[key] for row in rows]
+            limits = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
+            yield from verify(rows, respond(model, template, prompts, **limits)).items()
+
+
+def as_list(names: str | list[str] | None) -> list[str]:
+    """One name, several or none."""
+    return [names] if isinstance(names, str) else names or []
+
+
+def compare(found: dict[str, Scores]) -> Table:
+    """For each score, the interval of each model, and of the `change` from the first to the second."""
+    names = list(found)
+    table: Table = {}
+    for score, rows in found[names[0]].items():
+        table[score] = {name: found[name][score].interval() for name in names}
+        if len(names) == 2:
+            table[score]["change"] = found[names[1]][score].change(rows)
+        if score.startswith("loss/"):  # exp is monotone, so it maps the interval
+            perplexities = {name: Interval(*map(math.exp, table[score][name])) for name in names}
+            table[score.replace("loss/", "perplexity/", 1)] = perplexities
+    return table
+
+
+def show(console: Console, table: Table) -> None:
+    """Print each score, with a line per model."""
+    width = max(len(name) for columns in table.values() for name in columns)
+    for score, columns in table.items():
+        say(console, score)
+        for name, each in columns.items():
+            say(console, f"{name:<{width}}  {each.value:10.4f}  [{each.low:.4f}, {each.high:.4f}]", indent=2)

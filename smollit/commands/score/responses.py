@@ -1,0 +1,113 @@
+"""Scores of generated responses: instructions of IFEval that are followed, and answers of GSM8K."""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from smollit.commands.score.interval import Rows, rows_of
+from smollit.data.batching.collate import collate_prompts, unpacked
+from smollit.data.template.template import ChatTemplate
+from smollit.models import CausalLM
+from smollit.training.predictions import response_text
+
+log = logging.getLogger(__name__)
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+Row = dict[str, Any]
+
+
+def read_rows(path: Path, needed: str, max_rows: int) -> list[Row]:
+    """The first rows of a JSON Lines file.
+
+    Raises:
+        ValueError: If there is no such file, or its rows are others.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: `score` needs JSON Lines with `{needed}`")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:max_rows]]
+    if not rows or any(needed not in row for row in rows):
+        raise ValueError(f"the rows of {path} have no `{needed}`")
+    return rows
+
+
+def respond(
+    model: CausalLM, template: ChatTemplate, prompts: list[str], *, max_new_tokens: int, batch_size: int
+) -> list[str]:
+    """The greedy response to each prompt; prompts of similar length are generated together."""
+    ids = template.encode([template.prompt_text([{"role": "user", "content": prompt}]) for prompt in prompts])
+    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    found = [""] * len(ids)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate_prompts(unpacked([{"prompt_ids": ids[row], "row": row} for row in rows]))
+        for row, new in zip(rows, model.generate(batch, max_new_tokens, template.stop_ids()), strict=True):
+            found[row] = response_text(template, new)
+    return found
+
+
+def gsm8k(rows: list[Row], responses: list[str]) -> dict[str, Rows]:
+    """Whether the last number of a response is the one after `####` in the answer of the data set."""
+    hits = [last_number(said) == last_number(row["answer"]) for row, said in zip(rows, responses, strict=True)]
+    return {"gsm8k": rows_of([(float(hit), 1.0) for hit in hits])}
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text, without commas; None if there is none."""
+    found = NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def ifeval(rows: list[Row], responses: list[str]) -> dict[str, Rows]:
+    """Followed instructions, and prompts all of whose instructions are followed, by lm_eval's verifiers (strict)."""
+    verifiers, left_out = load_verifiers(), Counter[str]()
+    instructions, prompts = [], []
+    for row, response in zip(rows, responses, strict=True):
+        checked = [
+            is_followed(verifiers, name, options, row["prompt"], response, left_out)
+            for name, options in zip(row["instruction_id_list"], row["kwargs"], strict=True)
+        ]
+        known = [followed for followed in checked if followed is not None]
+        instructions.append((float(sum(known)), float(len(known))))
+        prompts.append((float(all(known)), float(bool(known))))
+    if left_out:
+        log.warning("left out, since nltk's punkt data is not installed: %s", dict(left_out))
+    return {"ifeval/instructions": rows_of(instructions), "ifeval/prompts": rows_of(prompts)}
+
+
+def load_verifiers() -> dict[str, Callable[[str], Any]]:
+    """lm_eval's class for each instruction.
+
+    Raises:
+        ValueError: If lm_eval is not installed.
+    """
+    if find_spec("lm_eval") is None:
+        raise ValueError("`score --ifeval` needs lm_eval's verifiers: pip install 'smollit[score]'")
+    from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
+
+    verifiers: dict[str, Callable[[str], Any]] = INSTRUCTION_DICT
+    return verifiers
+
+
+def is_followed(
+    verifiers: dict[str, Callable[[str], Any]],
+    name: str,
+    options: Row,
+    prompt: str,
+    response: str,
+    left_out: Counter[str],
+) -> bool | None:
+    """Whether a response follows an instruction; None if the verifier lacks its data."""
+    verifier = verifiers[name](name)
+    verifier.build_description(**{key: value for key, value in options.items() if value})
+    arguments = verifier.get_instruction_args()
+    if arguments and "prompt" in arguments:
+        verifier.build_description(prompt=prompt)
+    try:
+        return bool(response.strip()) and bool(verifier.check_following(response))
+    except LookupError:
+        left_out[name] += 1
+        return None

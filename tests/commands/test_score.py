@@ -1,0 +1,111 @@
+"""`score`: each number by another route, and what its intervals say."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from smollit.commands.score.interval import rows_of
+from smollit.commands.score.responses import gsm8k, ifeval, last_number
+from smollit.main import main
+from tests.conftest import SAMPLES, edited
+
+
+@pytest.fixture(scope="module")
+def other(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after some training, as far as its weights tell."""
+    folder = edited(tiny_model, tmp_path_factory.mktemp("score") / "other")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    return folder
+
+
+# promise: score
+def test_loss_and_preferences_equal_those_of_validate(
+    make_run: Any,
+    tiny_model: Path,
+    other: Path,
+    cache_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`validate` over the same 6 chats, and of DPO with the first model as reference: loss and rewards/accuracies."""
+    monkeypatch.setenv("SMOLLIT_CACHE", str(cache_dir))
+    sets = [f"--chats={SAMPLES / 'ultrachat'}:test_sft", f"--pairs={SAMPLES / 'ultrafeedback'}:test_prefs"]
+    main(["score", str(tiny_model), str(other), *sets, "--max_rows=6", "--max_length=128", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    sft = make_run([], model={"model_name": str(other)}, data={"val_split": "test_sft[:6]", "max_length": 128})
+    names = {"model_name": str(other), "reference_name": str(tiny_model)}
+    dpo = make_run([], "dpo", names, data={"val_split": "test_prefs[:6]", "max_length": 128}, folder="dpo")
+    expected = [run.trainer.validate(run.module, datamodule=run.data, verbose=False)[0] for run in (sft, dpo)]
+    loss, accuracy = (
+        found[name][str(other)] for name in ("loss/ultrachat:test_sft", "preferences/ultrafeedback:test_prefs")
+    )
+    assert loss[0] == pytest.approx(expected[0]["val/loss"], abs=1e-5)
+    assert found[f"perplexity/{chats}"][str(other)][0] == pytest.approx(math.exp(loss[0]))
+    assert accuracy[0] == pytest.approx(expected[1]["val/rewards/accuracies"])
+    first = found[f"preferences/{pairs}"][str(tiny_model)]
+    assert first == [0.5, 0.5, 0.5]  # a model is its own reference: ties
+    for columns in found.values():
+        assert all(low <= value <= high for value, low, high in columns.values())
+
+
+def test_intervals_are_those_of_the_normal_approximation() -> None:
+    """p = 0.3 of 400 rows: 0.3 +- 1.96 sqrt(0.3 * 0.7 / 400) = 0.3 +- 0.045; a model against itself changes by 0."""
+    rows = rows_of([(float(row % 10 < 3), 1.0) for row in range(400)])
+    found = rows.interval()
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 400)
+    assert found.value == pytest.approx(0.3)
+    np.testing.assert_allclose([found.low, found.high], [0.3 - half, 0.3 + half], atol=0.008)
+    assert rows.change(rows) == (0, 0, 0)
+    # One row in ten gets better: the difference is 0.1, and rows that stay the same add nothing to its spread.
+    better = rows_of([(float(row % 10 < 4), 1.0) for row in range(400)])
+    change = better.change(rows)
+    half = 1.96 * math.sqrt(0.1 * 0.9 / 400)
+    np.testing.assert_allclose(change, [0.1, 0.1 - half, 0.1 + half], atol=0.008)
+
+
+def test_gsm8k_compares_the_last_numbers() -> None:
+    """Commas, decimals and signs; a response without a number is wrong."""
+    rows = [{"answer": "16 - 3 = 13\n#### 1,300"}, {"answer": "#### -2"}, {"answer": "#### 5"}, {"answer": "#### 5"}]
+    said = ["It is 1300.00 dollars", "so -2.", "I don't know", "5 or 6"]
+    assert gsm8k(rows, said)["gsm8k"].sums.tolist() == [1, 1, 0, 0]
+    assert (last_number("-1,234.5 x"), last_number("none")) == (-1234.5, None)
+
+
+def test_ifeval_uses_the_verifiers_of_lm_eval() -> None:
+    """Of three instructions of two prompts, two are followed, and all of one prompt."""
+    pytest.importorskip("lm_eval", reason="pip install 'smollit[score]'")
+    rows = [
+        {"prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        {
+            "prompt": "q",
+            "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"],
+            "kwargs": [{}, {"num_words": None}],
+        },
+    ]
+    found = ifeval(rows, ["no commas here", "none but not lower Case"])
+    assert found["ifeval/instructions"].interval().value == pytest.approx(2 / 3)
+    assert found["ifeval/prompts"].interval().value == pytest.approx(1 / 2)
+
+
+def test_what_can_not_be_scored_is_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    """Nothing to measure, no reference, a file that is missing, and one of another kind."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    for words, sentence in (
+        ([], "needs something to measure"),
+        (["--pairs", "x"], "needs a reference"),
+        (["--gsm8k", "no/file.jsonl"], "is not a file"),
+        (["--gsm8k", str(tmp_path / "rows.jsonl")], "have no `question`"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            main(["score", str(tiny_model), *words])
