@@ -47,9 +47,8 @@ def test_loss_and_preferences_equal_those_of_validate(
     names = {"model_name": str(other), "reference_name": str(tiny_model)}
     dpo = make_run([], "dpo", names, data={"val_split": "test_prefs[:6]", "max_length": 128}, folder="dpo")
     expected = [run.trainer.validate(run.module, datamodule=run.data, verbose=False)[0] for run in (sft, dpo)]
-    loss, accuracy = (
-        found[name][str(other)] for name in ("loss/ultrachat:test_sft", "preferences/ultrafeedback:test_prefs")
-    )
+    chats, pairs = "ultrachat:test_sft", "ultrafeedback:test_prefs"
+    loss, accuracy = found[f"loss/{chats}"][str(other)], found[f"preferences/{pairs}"][str(other)]
     assert loss[0] == pytest.approx(expected[0]["val/loss"], abs=1e-5)
     assert found[f"perplexity/{chats}"][str(other)][0] == pytest.approx(math.exp(loss[0]))
     assert accuracy[0] == pytest.approx(expected[1]["val/rewards/accuracies"])
