@@ -66,13 +66,14 @@ def ifeval(rows: list[Row], responses: list[str]) -> dict[str, Rows]:
     verifiers, left_out = load_verifiers(), Counter[str]()
     instructions, prompts = [], []
     for row, response in zip(rows, responses, strict=True):
-        checked = [
-            is_followed(verifiers, name, options, row["prompt"], response, left_out)
-            for name, options in zip(row["instruction_id_list"], row["kwargs"], strict=True)
-        ]
-        known = [followed for followed in checked if followed is not None]
+        known = []
+        for name, options in zip(row["instruction_id_list"], row["kwargs"], strict=True):
+            try:
+                known.append(is_followed(verifiers[name](name), options, prompt=row["prompt"], response=response))
+            except LookupError:  # nltk finds no data
+                left_out[name] += 1
         instructions.append((float(sum(known)), float(len(known))))
-        prompts.append((float(all(known)), float(bool(known))))
+        prompts.append((float(all(known) and bool(known)), float(bool(known))))
     if left_out:
         log.warning("left out, since nltk's punkt data is not installed: %s", dict(left_out))
     return {"ifeval/instructions": rows_of(instructions), "ifeval/prompts": rows_of(prompts)}
@@ -92,22 +93,10 @@ def load_verifiers() -> dict[str, Callable[[str], Any]]:
     return verifiers
 
 
-def is_followed(
-    verifiers: dict[str, Callable[[str], Any]],
-    name: str,
-    options: Row,
-    prompt: str,
-    response: str,
-    left_out: Counter[str],
-) -> bool | None:
-    """Whether a response follows an instruction; None if the verifier lacks its data."""
-    verifier = verifiers[name](name)
+def is_followed(verifier: Any, options: Row, *, prompt: str, response: str) -> bool:
+    """Whether a response follows an instruction, given the instruction's own options."""
     verifier.build_description(**{key: value for key, value in options.items() if value})
     arguments = verifier.get_instruction_args()
     if arguments and "prompt" in arguments:
         verifier.build_description(prompt=prompt)
-    try:
-        return bool(response.strip()) and bool(verifier.check_following(response))
-    except LookupError:
-        left_out[name] += 1
-        return None
+    return bool(response.strip()) and bool(verifier.check_following(response))
