@@ -7,13 +7,14 @@ from typing import Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from smollit.commands.export.command import checkpoint_step, policy_of
+from smollit.commands.export.command import policy_of, run_of
 from smollit.commands.export.export import ExportDtype, export
 from smollit.commands.export.folder import check_output
 from smollit.commands.export.push import check_name, push
 from smollit.commands.export.run import TrainedRun, method_of
 from smollit.data.tokenized import TokenizedDataModule
 from smollit.modules import FineTuningModule
+from smollit.training import SmollitTrainer
 from smollit.training.checkpoints.best import keeps_best
 from smollit.training.checkpoints.files import FOLDER, find_checkpoint
 
@@ -73,14 +74,14 @@ class ExportHuggingFace(Callback):
                 f" got {type(pl_module).__name__} and {type(data).__name__}"
             )
         policy: nn.Module = pl_module.policy
-        step = trainer.global_step
+        content = trainer.run_state.content if isinstance(trainer, SmollitTrainer) else {}
+        folder = Path(trainer.default_root_dir)
+        run = TrainedRun(folder, method_of(pl_module), trainer.global_step, content)
         if self.ckpt_path == "best":
             if not trainer.is_global_zero:
                 return
-            path = find_checkpoint("best", Path(trainer.default_root_dir) / FOLDER, trainer.callbacks)  # type: ignore[attr-defined]
-            policy, step = policy_of(pl_module, data, path), checkpoint_step(path) or step
-        keys = {split: examples.keys for split, examples in data.examples.items()}
-        run = TrainedRun(Path(trainer.default_root_dir), method_of(pl_module), step, keys)
+            path = find_checkpoint("best", folder / FOLDER, trainer.callbacks)  # type: ignore[attr-defined]
+            policy, run = policy_of(pl_module, data, path), run_of(folder, pl_module, path)
         export(
             policy,
             pl_module.model_name,

@@ -48,7 +48,7 @@ def write_certificate(
     if run is not None:
         loss_mask = "loss spans verified on every row that is counted as used"
         certificate |= {"method": run.method, "step": run.step, "settings": run.settings()}
-        certificate |= {"data": {"splits": run.data(), "keys": dict(run.data_keys), "loss_mask": loss_mask}}
+        certificate |= {"data": {"splits": run.data(), "content": dict(run.content), "loss_mask": loss_mask}}
     certificate["files"] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     (folder / FILE).write_text(json.dumps(certificate, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

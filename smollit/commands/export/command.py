@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from smollit.commands.command import Command, ConfiguredRun
 from smollit.commands.export.export import ExportDtype, export
 from smollit.commands.export.push import check_name, push
@@ -15,6 +13,8 @@ from smollit.models.adapters import add_adapter
 from smollit.models.checkpoint import load_weights
 from smollit.models.vocabulary import fit_vocabulary
 from smollit.modules import FineTuningModule
+from smollit.training.checkpoints.files import check_readable
+from smollit.training.checkpoints.lineage import RUN_STATE
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class ExportCommand(Command):
             dtype=self.dtype,
             adapter=run.model.adapter,
             form=self.form,
-            run=TrainedRun(run.folder, method_of(run.model), checkpoint_step(checkpoint)),
+            run=run_of(run.folder, run.model, checkpoint),
         )
         if self.push_to_hub is not None:
             push(output, self.push_to_hub, private=self.private)
@@ -69,10 +69,8 @@ def policy_of(model: FineTuningModule, data: TokenizedDataModule, checkpoint: Pa
     return policy
 
 
-def checkpoint_step(path: Path) -> int | None:
-    """Number of optimizer steps of a checkpoint; None if it holds weights alone."""
-    file = path / "meta.pt" if path.is_dir() else path
-    if not file.is_file():
-        return None
-    step: int | None = torch.load(file, weights_only=True, map_location="cpu", mmap=True).get("global_step")
-    return step
+def run_of(folder: Path, model: FineTuningModule, checkpoint: Path) -> TrainedRun:
+    """What a run folder and a checkpoint say of the run that made it."""
+    state = check_readable(checkpoint)
+    content = state.get(RUN_STATE, {}).get("content", {})  # a checkpoint may hold weights alone
+    return TrainedRun(folder, method_of(model), state.get("global_step"), content)

@@ -35,13 +35,13 @@ class TrainedRun(NamedTuple):
         folder: The run folder.
         method: `SFT`, `DPO`, or the name of the user's own module.
         step: Number of optimizer steps that made the weights; None if unknown.
-        data_keys: Keys of the tokenized rows, by split.
+        content: Hashes of rows, tokenizer and template, as checkpoints hold them.
     """
 
     folder: Path
     method: str = ""
     step: int | None = None
-    data_keys: Mapping[str, list[str]] = {}
+    content: Mapping[str, str] = {}
 
     def settings(self) -> Settings:
         """Settings of model, data and trainer at the run's latest start, without folders of this machine."""
