@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollit.commands.chat.speaker import until_text
+from smollit.commands.chat.view import View
 from smollit.commands.export.export import export
 from smollit.data.template.template import load_template
 from smollit.main import main
@@ -156,6 +158,16 @@ def test_votes_are_preference_rows_that_fit_takes(
         ]
     )
     assert fitted.datamodule.reports["train"].kept == 2 and fitted.trainer.global_step == 1
+
+
+def test_on_a_wide_terminal_two_responses_are_columns() -> None:
+    """Both texts end in one line of the table, under their titles; what looks like markup is text."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    texts = View(console).two([("first", iter(["a", "b [bold]"])), ("second", iter(["c"]))])
+    assert texts == ["ab [bold]", "c"]
+    lines = console.file.getvalue().splitlines()
+    assert any("first" in line and "second" in line for line in lines)
+    assert any("ab [bold]" in line and "c" in line for line in lines)
 
 
 def test_what_can_not_be_talked_to_is_refused(models: tuple[str, str], tmp_path: Path, talk: Talk) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -359,6 +359,22 @@ def test_what_killed_exports_left_is_cleaned_at_the_next_start_and_not_that_of_a
     check_output(output)
     assert sorted(path.name for path in output.parent.iterdir()) == [".out-dpo-ab12cd_9", "out"]
     assert torch.equal(stored(output)["model.norm.weight"], exported[0].state_dict()["model.model.norm.weight"])
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_is_a_sentence_and_the_old_export_stays(
+    exported: tuple[CausalLM, Path], tiny_model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The disk fills up while the weights are written: nothing is replaced, and nothing is left beside it."""
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    before = sha256(exported[1])
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
+    with pytest.raises(ValueError, match=r"export to .* failed: .*No space left"):
+        write(tiny_model, exported[1])
+    assert sha256(exported[1]) == before and [path.name for path in exported[1].parent.iterdir()] == ["out"]
 
 
 # case: E3

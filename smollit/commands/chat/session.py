@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
@@ -129,10 +130,8 @@ class Session:
 
     def pieces(self, speaker: Speaker, prompt: list[Message]) -> Iterator[str]:
         """The pieces of a response; Ctrl-C ends it early."""
-        try:
+        with suppress(KeyboardInterrupt):
             yield from speaker.respond(prompt, self.sampling)
-        except KeyboardInterrupt:
-            yield " [stopped]"
 
 
 def lines(prompt: str) -> Iterator[str]:

@@ -116,7 +116,7 @@ class Speaker:
         Raises:
             ValueError: If the conversation does not fit the model.
         """
-        ids = self.prompt_ids(messages)
+        ids, self.finish = self.prompt_ids(messages), "stop"
         room = min(sampling.max_new_tokens, self.positions - ids.shape[1])
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
         generation = Generation(self, ids, streamer, room, sampling)

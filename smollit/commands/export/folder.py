@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from smollit.commands.export.certificate import FILE, changed_files, names_in, read_certificate
 
@@ -51,17 +52,24 @@ def temporary_folder(output: Path) -> Iterator[Path]:
     """A folder beside `output`, removed afterwards if it still exists. One export to `output` at a time.
 
     Raises:
-        ValueError: If another process exports to `output`.
+        ValueError: If another process exports to `output`, or it can't be written.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(output)
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except Timeout as error:
         raise ValueError(f"another process is exporting to {output}: wait for it, or give another folder") from error
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        lock.release()
+        raise ValueError(f"the export folder {output} can't be written: {error}") from error
     try:
         yield folder
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"the export to {output} failed: {error}. The checkpoints are whole: `python -m smollit export` repeats it"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _release(lock)
