@@ -29,7 +29,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Printe
 import smollit
 from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
 from smollit.data.datamodule import ChatDataModule
-from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.options import EncodeOptions
 from smollit.data.formats.converters import decode_row
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind

@@ -1,7 +1,11 @@
-"""The loaded parts of a split: as examples, as named reports, and compared with those of validation."""
+"""The loaded parts of a split: as examples, as reports that are named and written, and compared with validation."""
 
+import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -33,6 +37,22 @@ def named_reports(key: str, parts: Sequence[EncodedPart], loaded: Sequence[Loade
         if used.key != part.folder.name:
             _log_line(used.report.summary(part.label))
     return reports
+
+
+def write_reports(reports: dict[str, Report], folder: Path) -> Path:
+    """Write data_report.json, a report per split, into a run folder; it appears complete or not at all."""
+    path, text = folder / "data_report.json", to_json(reports)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".data_report.json.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    return path
+
+
+def to_json(reports: dict[str, Report]) -> str:
+    """The reports by the name of their split, as indented JSON."""
+    return json.dumps({split: asdict(report) for split, report in reports.items()}, indent=2, ensure_ascii=False) + "\n"
 
 
 @rank_zero_only

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from smollit.data.batching.dataset import Examples
 from smollit.data.checks import check_at_least
-from smollit.data.encoding.encoder import ControlTextChoice, EncodeOptions
+from smollit.data.encoding.options import ControlTextChoice, EncodeOptions
 from smollit.data.encoding.part import EncodedPart, find_part
-from smollit.data.encoding.report import Report, write_reports
+from smollit.data.encoding.report import Report
 from smollit.data.encoding.select import LoadedPart, drop_held_out, drop_repeats
 from smollit.data.encoding.truncate import Truncate
 from smollit.data.formats.types import Kind
-from smollit.data.loaded import examples_of, named_reports, warn_of_shared_rows
+from smollit.data.loaded import examples_of, named_reports, warn_of_shared_rows, write_reports
 from smollit.data.rows import SOURCE_SETTINGS, RowsDataModule
 from smollit.data.sources.mixture import Part, label
 from smollit.data.template.notes import log_template

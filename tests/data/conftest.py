@@ -13,7 +13,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data import ChatDataModule
-from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.options import EncodeOptions
 from smollit.data.formats.detect import Format, detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.readers import RAW

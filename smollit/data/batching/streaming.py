@@ -26,7 +26,7 @@ from smollit.data.batching.position import Position
 from smollit.data.formats.drop_reason import DropReason
 from smollit.data.sources.files import Row
 from smollit.data.sources.json_text import malformed
-from smollit.data.sources.readers import rows_of
+from smollit.data.sources.readers import columns_of, rows_of
 from smollit.data.sources.source import Source
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class StreamingExamples(IterableDataset[list[Example]]):
         for part, stream in enumerate(self.streams):
             ours = [row for row in rows if row.part == part]
             if ours:
-                columns = stream.encoder(_columns([row.row for row in ours]), [row.number for row in ours])
+                columns = stream.encoder(columns_of(row.row for row in ours), [row.number for row in ours])
                 for example in rows_of(columns):
                     found.setdefault((part, example["row"]), []).append(example)
         examples = ((example, row) for row in rows for example in found.pop((row.part, row.number), []))
@@ -247,9 +247,3 @@ def _text_size(file: Path) -> int:
 def _random(seed: int, epoch: int, name: str) -> random.Random:
     """A generator from (seed, epoch) alone, so that all ranks and workers draw the same."""
     return random.Random(f"{seed} {epoch} {name}")
-
-
-def _columns(rows: list[Row]) -> Columns:
-    """Rows -> columns; a missing value is null."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}

@@ -8,8 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Any
 
+from smollit.data.encoding.options import EncodeOptions, verify_scores
 from smollit.data.encoding.report import WITHOUT_LOSS
 from smollit.data.encoding.steps import (
     TOKEN_COLUMNS,
@@ -23,45 +24,20 @@ from smollit.data.encoding.steps import (
     encode_pair,
     has_turns_after_loss,
 )
-from smollit.data.encoding.truncate import Truncate, cut_turns, truncate_tokens
+from smollit.data.encoding.truncate import cut_turns, truncate_tokens
 from smollit.data.formats.converters import decode_row, to_records
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import Format
-from smollit.data.formats.types import Conversation, Kind, Preference, Record, Text
+from smollit.data.formats.types import Conversation, Preference, Record, Text
 from smollit.data.sources.files import Row
-from smollit.data.template.loss_spans import TrainOn
 from smollit.data.template.parts import named_parts
 from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
 from smollit.data.template.unprinted import EARLIER
 
-ControlTextChoice = Literal["escape", "drop", "error"]
 FORMAT_VERSION = 5  # part of the cache key: raise it when examples change
 ROWS_AT_ONCE = 100  # rows that are tokenized together
 BATCHES_AHEAD = 2  # batches of rows that are rendered before the encoder waits for the tokens of the first
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """What changes the tokens of a row besides the row, the tokenizer and the template: part of the cache key.
-
-    Args:
-        kind: `chat` for SFT, `preference` for pairs.
-        max_length: Longest sequence in tokens; for pairs, of the prompt and either response together.
-        truncate: How longer rows are shortened: `right`, `left-turns`, `drop` or `error`.
-        train_on: Turns with loss tokens: `assistant`, `last`, or roles, or parts of assistant turns.
-        control_text: How text in messages that spells a control token is handled: `escape`, `drop` or `error`.
-        min_score_gap: Smallest score_chosen - score_rejected of a pair; None keeps all.
-        score_ties: Whether pairs with equal scores are kept.
-    """
-
-    kind: Kind
-    max_length: int
-    truncate: Truncate = "right"
-    train_on: TrainOn = "assistant"
-    control_text: ControlTextChoice = "escape"
-    min_score_gap: float | None = None
-    score_ties: Literal["keep", "drop"] = "keep"
 
 
 @dataclass(frozen=True)
@@ -232,23 +208,6 @@ def collector_paused() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def verify_scores(gap: float | None, options: EncodeOptions) -> None:
-    """Refuse pairs whose scores don't differ enough.
-
-    Raises:
-        BadRow: If the scores are equal, too close to each other, or missing where they are needed.
-    """
-    if gap is None:
-        if options.min_score_gap is not None:
-            raise BadRow(DropReason.NO_SCORES, "`data.min_score_gap` needs score_chosen and score_rejected")
-        return
-    if gap == 0 and options.score_ties == "drop":
-        raise BadRow(DropReason.TIED, "score_chosen and score_rejected are equal")
-    if options.min_score_gap is not None and gap < options.min_score_gap:
-        detail = f"score_chosen - score_rejected is {gap:g}, and min_score_gap is {options.min_score_gap:g}"
-        raise BadRow(DropReason.SMALL_GAP, detail)
 
 
 def _with_ids(

@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smollit.data.encoding.cache import build, cache_key, damage, features_of
 from smollit.data.encoding.counts import count_examples
-from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.options import EncodeOptions
 from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.select import LoadedPart
 from smollit.data.formats.detect import detect_format
@@ -26,6 +27,7 @@ from smollit.data.formats.ranking import PairsOf
 from smollit.data.sources.converter import Converter
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import Part, load_part
+from smollit.data.sources.readers import columns_of
 from smollit.data.sources.source import Source
 from smollit.data.template.template import ChatTemplate
 
@@ -89,9 +91,8 @@ class EncodedPart:
     def sample(self, num_rows: int) -> tuple[LoadedPart, dict[int, Row]]:
         """The examples of the first rows, without the cache, and these rows by their numbers."""
         rows = dict(islice(self.source.numbered(), num_rows))
-        names = dict.fromkeys(name for row in rows.values() for name in row)
-        columns = {name: [row.get(name) for row in rows.values()] for name in names}
-        examples = Dataset.from_dict(self.encoder(columns, list(rows)), features=features_of(self.encoder))
+        columns = self.encoder(columns_of(rows.values()), list(rows))
+        examples = Dataset.from_dict(columns, features=features_of(self.encoder))
         report = replace(count_examples(examples), source_rows=len(rows))
         good = np.flatnonzero([problem == "" for problem in examples["problem"]])
         return LoadedPart("sample", examples.select(good), report), rows

@@ -1,9 +1,6 @@
 """Report: the kept, changed and dropped rows of a split, as numbers and sentences, and when a split is refused."""
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from smollit.data.formats.drop_reason import DropReason, what_to_do
 from smollit.data.template.unprinted import EARLIER, OF_RESULTS
@@ -221,22 +218,6 @@ def verify_report(report: Report, split: str, max_dropped_share: float) -> None:
         f"{_all_of(count, report.rows)} rows of split {split} can't be used{limit}:\n"
         + "\n".join([*report.drops(), what_to_do(reasons, report.kept, report.dropped_fraction())])
     )
-
-
-def write_reports(reports: dict[str, Report], folder: Path) -> Path:
-    """Write data_report.json, a report per split, into a run folder; it appears complete or not at all."""
-    path, text = folder / "data_report.json", to_json(reports)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".data_report.json.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    return path
-
-
-def to_json(reports: dict[str, Report]) -> str:
-    """The reports by the name of their split, as indented JSON."""
-    return json.dumps({split: asdict(report) for split, report in reports.items()}, indent=2, ensure_ascii=False) + "\n"
 
 
 def fraction(count: int, total: int, noun: str) -> str:

@@ -67,18 +67,7 @@ def detect_format(
         raise ValueError(_why_not(split, format))
     used = split.used_parts(name)
     _check(split, name, used, set(filtered))
-    ranking = Ranking(used["chosen_if"]) if "chosen_if" in used else None
-    missing = sorted(ranking.expression.names - set(columns)) if ranking else []
-    if missing:
-        raise ValueError(
-            f"`data.columns.chosen_if` reads the column {missing[0]!r}, which {where} does not have. Its columns are"
-            f" {listed(columns)}"
-        )
-    if pairs_of == "all" and ranking is None:
-        raise ValueError(
-            f"`data.pairs_of: all` is for prompts with several responses, and {where} has pairs: leave it out, or map"
-            " `responses` and `chosen_if` in `data.columns`"
-        )
+    ranking = _ranking(split, used.get("chosen_if"), pairs_of)
     as_sharegpt = name in ("sharegpt", "thread") or (name != "messages" and split.is_sharegpt(used))
     roles = Roles(split.extra_roles, sharegpt=as_sharegpt, odd_turns=odd_turns)
     return Format(
@@ -116,6 +105,29 @@ def _read_mapping(mapping: dict[str, str], columns: list[str], where: str) -> Pa
                 f" Nearest: {listed(near)}"
             )
     return wanted
+
+
+def _ranking(split: Split, chosen_if: str | None, pairs_of: PairsOf) -> Ranking | None:
+    """Which of several responses is preferred.
+
+    Raises:
+        ValueError: If it reads a column that does not exist, or all pairs are asked for of single responses.
+    """
+    if chosen_if is None:
+        if pairs_of == "all":
+            raise ValueError(
+                f"`data.pairs_of: all` is for prompts with several responses, and {split.where} has pairs: leave it"
+                " out, or map `responses` and `chosen_if` in `data.columns`"
+            )
+        return None
+    ranking = Ranking(chosen_if)
+    missing = sorted(ranking.expression.names - set(split.columns))
+    if missing:
+        raise ValueError(
+            f"`data.columns.chosen_if` reads the column {missing[0]!r}, which {split.where} does not have. Its columns"
+            f" are {listed(split.columns)}"
+        )
+    return ranking
 
 
 # ---- errors

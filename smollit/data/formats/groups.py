@@ -78,7 +78,8 @@ def from_unpaired(rows: list[Row], format: Format) -> Records:
     part = "messages" if "messages" in format.columns else "completion"
     names = [f"{format.columns[part]} {number} of the prompt" for number in range(1, len(rows) + 1)]
     prompt = [] if part == "messages" else prompt_turns(fields[0])
-    return rated_pairs(prompt, [one.need(part) for one in fields], scores, names, fields[0], format)
+    values = [one.need(part) for one in fields]
+    return rated_pairs(prompt, values, scores=scores, names=names, fields=fields[0], format=format)
 
 
 def from_thread(rows: list[Row], format: Format) -> Records:
@@ -162,9 +163,8 @@ class Thread:
         fields = Fields(self.rows[responses[0]], {}, self.format.roles)
         try:
             scores = [score for name in responses for score in ranking.scores(self.rows[name], 1)]
-            return rated_pairs(
-                prompt, values, scores, [f"message {shown(name)}" for name in responses], fields, self.format
-            )
+            names = [f"message {shown(name)}" for name in responses]
+            return rated_pairs(prompt, values, scores=scores, names=names, fields=fields, format=self.format)
         except BadRow as bad:
             return [bad]
 

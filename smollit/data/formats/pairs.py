@@ -29,12 +29,13 @@ def from_ranked(fields: Fields, format: Format) -> Records:
     if len(values) < 2:
         raise BadRow(DropReason.NO_BETTER_RESPONSE, f"`{name}` has fewer than two responses")
     scores = format.ranking.scores(fields.row, len(values))
-    return rated_pairs(prompt_turns(fields), values, scores, named, fields, format)
+    return rated_pairs(prompt_turns(fields), values, scores=scores, names=named, fields=fields, format=format)
 
 
 def rated_pairs(
     prompt: list[Message],
     values: list[Any],
+    *,
     scores: list[float | None],
     names: list[str],
     fields: Fields,

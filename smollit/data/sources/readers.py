@@ -8,7 +8,7 @@ its readers name no line, and accept rows with too many cells and columns with t
 import csv
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import islice
@@ -157,6 +157,13 @@ def _table_rows(file: Path) -> Iterator[Row]:
 def rows_of(columns: dict[str, list[Any]]) -> Iterator[Row]:
     """Columns of equal length -> rows."""
     return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+
+
+def columns_of(rows: Iterable[Row]) -> dict[str, list[Any]]:
+    """Rows -> columns; a missing value is null."""
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _map_arrow(file: Path) -> Dataset:

@@ -7,7 +7,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from smollit.commands.inspect.pieces import inspect_row
-from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.options import EncodeOptions
 from smollit.data.encoding.steps import TOKEN_COLUMNS
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind

@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data.encoding.cache import cache_key, publish
-from smollit.data.encoding.encoder import EncodeOptions
+from smollit.data.encoding.options import EncodeOptions
 from smollit.data.encoding.part import EncodedPart, find_part
 from smollit.data.sources.mixture import Part, load_source
 from smollit.data.sources.source import Source

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smollit.data.encoding.counts import count_examples
-from smollit.data.encoding.report import Report, to_json, verify_report, write_reports
+from smollit.data.encoding.report import Report, verify_report
 from smollit.data.formats.drop_reason import DropReason
+from smollit.data.loaded import to_json, write_reports
 
 
 def chat(length: int, trained: int = 1, full_length: int | None = None, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from smollit.data.batching.collate import collate_pairs, unpacked
-from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.options import EncodeOptions
 from smollit.data.formats.detect import detect_format
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template

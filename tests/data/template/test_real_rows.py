@@ -8,7 +8,8 @@ import pytest
 from datasets import concatenate_datasets, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.options import EncodeOptions
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.template.template import ChatTemplate, load_template

@@ -8,7 +8,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.encoding.encoder import EncodeOptions, Encoder
+from smollit.data.encoding.encoder import Encoder
+from smollit.data.encoding.options import EncodeOptions
 from smollit.data.formats.detect import detect_format
 from smollit.data.formats.types import Kind, Preference
 from smollit.data.template.template import ChatTemplate, load_template
