@@ -83,6 +83,11 @@ GROUPS = {
             "smollit.commands.setup.init",
             "InitCommand",
         ),
+        "import": Entry(
+            "Write the config of TRL, axolotl or LLaMA-Factory, or a TrainingArguments JSON, as a config of smollit.",
+            "smollit.commands.imports.command",
+            "ImportCommand",
+        ),
         "doctor": Entry(
             "Check this machine: versions, device, precision, disk, folders, network.",
             "smollit.commands.setup.doctor",

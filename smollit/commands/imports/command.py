@@ -1,0 +1,64 @@
+"""The command `import`: its arguments."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+from rich.console import Console
+
+from smollit.commands.command import FolderCommand
+from smollit.commands.imports.convert import Imported, imported, read_config
+
+
+@dataclass(kw_only=True)
+class ImportCommand(FolderCommand):
+    """Write the config of TRL, axolotl or LLaMA-Factory, or a TrainingArguments JSON, as a config of smollit.
+
+    Prints what each setting became, which ones have no counterpart and why, and which defaults of theirs are written
+    out because smollit's are others.
+
+    Args:
+        output: File to write; null takes the name of the given one, with `.smollit.yaml`.
+        json: Print one JSON object instead of lines.
+    """
+
+    operands: ClassVar[tuple[str, str, str]] = ("+", "FILE", "A YAML or JSON file of the other tool.")
+
+    output: str | None = None
+    json: bool = False
+
+    def run(self) -> None:
+        """Convert the file, and print what became of each setting."""
+        if len(self.folders) != 1:
+            raise ValueError(f"`import` takes one file, got {len(self.folders)}")
+        source = Path(self.folders[0]).expanduser()
+        found = imported(read_config(source))
+        output = Path(self.output).expanduser() if self.output else source.with_suffix(".smollit.yaml")
+        if output.exists():
+            raise ValueError(f"{output} exists, and is not overwritten: give another `output`")
+        text = f"# Written by `smollit import` from {source.name}, a config of {found.tool}.\n"
+        output.write_text(text + yaml.safe_dump(found.config, sort_keys=False), encoding="utf-8")
+        if self.json:
+            print(
+                json.dumps(
+                    {"output": str(output), "tool": found.tool, "lines": [each._asdict() for each in found.lines]}
+                )
+            )
+        else:
+            show(found, output)
+
+
+def show(found: Imported, output: Path) -> None:
+    """Each setting, by what became of it."""
+    console = Console()
+    for kind in ("mapped", "default of theirs", "no counterpart"):
+        some = [line for line in found.lines if line.kind == kind]
+        if some:
+            console.print(kind, style="bold")
+        for line in some:
+            console.print(f"  {line.name}  ->  {line.result}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"written: {output}. Next: python -m smollit inspect --config {output}", markup=False, highlight=False
+    )

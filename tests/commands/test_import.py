@@ -1,0 +1,122 @@
+"""`import`: configs of other tools give the settings that they mean, and configs that smollit's parser takes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from smollit.main import main
+
+TRL = """
+model_name_or_path: Qwen/Qwen2-0.5B-Instruct
+dataset_name: trl-lib/ultrafeedback_binarized
+learning_rate: 5.0e-7
+loss_type: [sigmoid, bco_pair]
+loss_weights: [0.8, 0.2]
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+lr_scheduler_type: cosine
+adam_beta2: 0.95
+eval_steps: 50
+precompute_ref_log_probs: true
+use_peft: true
+lora_r: 32
+report_to: wandb
+"""
+AXOLOTL = """
+base_model: HuggingFaceTB/SmolLM2-135M
+datasets:
+  - path: mhenrichsen/alpaca_2k_test
+    type: alpaca
+sequence_len: 2048
+sample_packing: true
+micro_batch_size: 2
+val_set_size: 0.05
+adapter: lora
+lora_r: 8
+lora_target_linear: true
+learning_rate: 2e-4
+warmup_ratio: 0.1
+bf16: auto
+flash_attention: true
+"""
+LLAMA_FACTORY = """
+stage: dpo
+model_name_or_path: meta-llama/Llama-3.2-1B-Instruct
+finetuning_type: full
+dataset: dpo_en_demo
+cutoff_len: 1024
+pref_beta: 0.2
+pref_loss: orpo
+template: llama3
+num_train_epochs: 3.0
+"""
+ARGUMENTS = json.dumps(
+    {"output_dir": "out", "per_device_train_batch_size": 4, "max_steps": -1, "weight_decay": 0.01, "eval_steps": 0.1}
+)
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("trl.yaml", TRL, {
+        "model": "smollit.modules.DPOModule", "model.model_name": "Qwen/Qwen2-0.5B-Instruct",
+        "model.learning_rate": 5e-7,
+        "model.loss": "Sum", "model.loss.weights": [0.8, 0.2], "model.optimizer.betas": [0.9, 0.95],
+        "model.adapter.r": 32,
+        "model.reference": "precomputed", "data.train_batch_size": 2, "trainer.accumulate_grad_batches": 8,
+        "trainer.val_every_n_steps": 50, "model.schedule": "Cosine",
+        "trainer.gradient_clip_val": 1.0, "data.max_length": 1024, "trainer.max_epochs": 3,  # TRL's defaults
+    }),
+    ("axolotl.yaml", AXOLOTL, {
+        "model": "smollit.modules.SFTModule", "data.dataset": "mhenrichsen/alpaca_2k_test", "data.packing": "on",
+        "data.train_split": "train[5%:]", "data.val_split": "train[:5%]", "model.adapter": "LoRA", "model.adapter.r": 8,
+        "model.learning_rate": 2e-4, "trainer.precision": "bf16-mixed", "trainer.max_epochs": 1,
+    }),
+    ("factory.yaml", LLAMA_FACTORY, {
+        "model": "smollit.modules.DPOModule", "model.loss": "orpo", "model.loss.beta": 0.2, "data.max_length": 1024,
+        "trainer.gradient_clip_val": 1.0,
+    }),
+    ("arguments.json", ARGUMENTS, {
+        "model": "smollit.modules.SFTModule", "trainer.default_root_dir": "out", "model.optimizer.weight_decay": 0.01,
+    }),
+]  # fmt: skip
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": class, "model.loss": class, "model.loss.beta": 0.1}."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        path = prefix if name in ("class_path", "init_args") else f"{prefix}.{name}".lstrip(".")
+        found |= flat(value, path) if isinstance(value, dict) else {path: value}
+    return found
+
+
+# promise: import
+@pytest.mark.parametrize(("name", "text", "expected"), CASES, ids=[name for name, _, _ in CASES])
+def test_a_config_of_another_tool(
+    name: str, text: str, expected: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each setting has its counterpart, or a reason; the file is one that `fit` accepts, and is not overwritten."""
+    source, output = tmp_path / name, tmp_path / "smollit.yaml"
+    source.write_text(text)
+    main(["import", str(source), "--output", str(output), "--json"])
+    lines = json.loads(capsys.readouterr().out)["lines"]
+    found = flat(yaml.safe_load(output.read_text()))
+    assert {key: found.get(key) for key in expected} == expected
+    assert all(line["result"] for line in lines)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(output), "--model.model_name", "x", "--data.dataset", "y", "--print_config"])
+    assert ended.value.code in (0, None), capsys.readouterr().err
+    with pytest.raises(SystemExit, match="exists, and is not overwritten"):
+        main(["import", str(source), "--output", str(output)])
+
+
+def test_what_has_no_counterpart_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fraction as an interval, a report elsewhere; and a file of no tool."""
+    source = tmp_path / "a.yaml"
+    source.write_text(ARGUMENTS)
+    main(["import", str(source)])
+    said = capsys.readouterr().out
+    assert "eval_steps: 0.1  ->  an interval as a fraction of the run has no counterpart" in said
+    (tmp_path / "b.yaml").write_text("colour: red")
+    with pytest.raises(SystemExit, match="expected the settings of axolotl, LLaMA-Factory, TRL or a TrainingArguments"):
+        main(["import", str(tmp_path / "b.yaml")])
