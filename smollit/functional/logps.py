@@ -83,9 +83,9 @@ def summed_logps(
     """Sums of `token_logps` over sequences; for one or two sequences, the logits are computed only once.
 
     In a sum, the gradient of each token has the factor 1. So the gradients of a chunk are known while its logits exist,
-    except for one factor per sequence. This takes one gradient buffer of the head's size per sequence, unless the head
-    is frozen, so it is done for at most MAX_WEIGHT_GRADIENTS of them. For more sequences, and in fp16, whose range
-    needs the factors first, the logits are computed again in the backward pass, as in `token_logps`.
+    except for one factor per sequence. This takes one gradient buffer of the head's size per sequence, so it is done
+    for at most MAX_WEIGHT_GRADIENTS of them. For more sequences, and in fp16, whose range needs the factors first, the
+    logits are computed again in the backward pass, as in `token_logps`.
 
     Args:
         hidden_MH, weight_VH, labels_M, chunk_size, correct, softcap: As for `token_logps`, with the same errors.
@@ -94,8 +94,8 @@ def summed_logps(
     options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct, softcap=softcap)
     if sum(lengths) != len(labels_M):
         raise ValueError(f"`lengths` must sum to the number of labels, {len(labels_M)}, got {sum(lengths)}")
-    fits = not weight_VH.requires_grad or len(lengths) <= MAX_WEIGHT_GRADIENTS
-    if lengths and fits and options.dtype != torch.float16:
+    # The same way whether or not the head is frozen: a policy that equals its reference has its values to the bit.
+    if 1 <= len(lengths) <= MAX_WEIGHT_GRADIENTS and options.dtype != torch.float16:
         return SummedOutput(
             *_SummedHead.apply(hidden_MH, weight_VH, labels_M, options._replace(lengths=tuple(lengths)))
         )

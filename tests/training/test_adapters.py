@@ -98,3 +98,13 @@ def test_an_adapter_is_exported_merged_or_alone_and_is_trained_on(fit: Any, tmp_
             torch.testing.assert_close(module.reference_logps(batch), module.policy(batch).sums)
     with pytest.raises(ValueError, match="there is no adapter to export"):
         export(run.module.policy, str(tiny_model), template=template, output=tmp_path / "none", form="adapter")
+
+
+# case: dpo-loss-01
+def test_the_reference_starts_equal_to_the_bit(tiny_model: Path) -> None:
+    """4 pairs: a frozen copy, and the policy without its adapter, give the policy's own log-probabilities."""
+    batch = batch_of(example_pairs(4))
+    for adapter in (None, LoRA(r=4)):
+        module = DPOModule(str(tiny_model), adapter=adapter)
+        module.configure_model()
+        assert torch.equal(module.policy(batch).sums, module.reference_logps(batch))
