@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
@@ -166,10 +165,8 @@ class SampleGenerations(Callback):
         causal_lm = unwrap(model)
         device = next(causal_lm.parameters()).device
         batch = move_data_to_device(prompts_batch(self.prompts, template), device)
-        random_devices = [device] if device.type == "cuda" else []
-        with evaluating(causal_lm), torch.random.fork_rng(random_devices), trainer.precision_plugin.forward_context():
-            torch.manual_seed(self.seed)
-            ids = causal_lm.generate(batch, self.max_new_tokens, template.stop_ids(), self.temperature)
+        with evaluating(causal_lm), trainer.precision_plugin.forward_context():
+            ids = causal_lm.generate(batch, self.max_new_tokens, template.stop_ids(), self.temperature, seed=self.seed)
         lengths = (batch.document != PADDING).sum(dim=1).tolist()
         limits = {"max_new_tokens": self.max_new_tokens, "positions": num_positions(model)}
         finishes = [finish_of(prompt, len(new), **limits) for prompt, new in zip(lengths, ids, strict=True)]

@@ -37,6 +37,8 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI | FolderCommand:
         with building():
             cli = SmollitCLI(words[0], command, command.words(words[1:]))
         cli.command.run(cli)
+    except KeyboardInterrupt:  # before a trainer listens
+        raise SystemExit(130) from None
     except Exception as error:
         said = for_the_user(error)
         if said is None or os.environ.get(DEBUG):

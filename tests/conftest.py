@@ -190,6 +190,12 @@ def _few_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _no_seed_of_earlier_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`data.seed` follows Lightning's `seed_everything`, which leaves an environment variable behind."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Processes exchange reports as UTF-8, and tests of malformed rows log lone surrogates."""

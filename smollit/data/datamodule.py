@@ -119,7 +119,7 @@ class ChatDataModule(TokenizedDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The position of training in the data; Lightning saves it in every checkpoint."""
         batches = self.training_batches()
-        return self.position.state(batches, self.trainer) if batches is not None else {}
+        return self.position.state(batches, self.trainer) | {"seed": self.seed} if batches is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume at the position of a checkpoint.
@@ -130,6 +130,7 @@ class ChatDataModule(TokenizedDataModule):
         batches = self.training_batches()
         if batches is None or (self.trainer is not None and self.trainer.state.fn != "fit"):
             return
+        batches = self._with_seed_of(state_dict, batches)
         now, before = batches.num_rows() or 0, state_dict["num_rows"]
         if now != before:
             raise ValueError(
@@ -137,6 +138,21 @@ class ChatDataModule(TokenizedDataModule):
                 " rows twice and others never. Give the same data, or start a new run"
             )
         self.position.load(state_dict, batches)
+
+    def _with_seed_of(
+        self, state_dict: dict[str, Any], batches: BatchSampler | StreamingExamples
+    ) -> BatchSampler | StreamingExamples:
+        """The batches in the order that the run began with, if `data.seed` leaves it open."""
+        seed = state_dict.get("seed", 0)  # before version 0.3, the default was 0
+        if not self.follows_seed_everything or seed == self.seed:
+            return batches
+        if any(part.max_rows is not None for part in self.splits.dataset):
+            raise ValueError(f"the run drew its `max_rows` with the seed {seed}: set `data.seed: {seed}`")
+        log.info("the order of the rows is that of the seed %s, with which the run began", seed)
+        self.seed, self._batches = seed, None
+        found = self.training_batches()
+        assert found is not None
+        return found
 
     def train_dataloader(self) -> BatchLoader:
         """Batches of the epoch and position that the run has reached."""

@@ -1,5 +1,7 @@
 """RowsDataModule: which rows of which data sets are in each split. tokenized.py makes examples of them."""
 
+import os
+
 from lightning.pytorch import LightningDataModule
 
 from smollit.data.checks import check_at_least
@@ -8,6 +10,7 @@ from smollit.data.formats.messages import OddTurns
 from smollit.data.formats.ranking import PairsOf
 from smollit.data.sources.mixture import FormatName, Part, Splits
 
+SEED_EVERYTHING = "PL_GLOBAL_SEED"  # where Lightning keeps the seed
 SOURCE_SETTINGS = (
     *("dataset", "subset", "revision", "train_split", "where", "max_rows"),
     *("format", "columns", "extra_roles", "odd_turns", "convert"),
@@ -42,7 +45,8 @@ class RowsDataModule(LightningDataModule):
         convert: Your function that turns each row into rows of a known format, such as `my_module.from_threads`.
         streaming: Read training rows during the run, for data that do not fit on the disk; needs `trainer.max_steps`.
             No packing, no grouping.
-        seed: Seed of the order of the training rows, and of the draw of `max_rows`.
+        seed: Seed of the order of the training rows, and of the draw of `max_rows`; null follows `seed_everything`, and
+            in a resumed run the seed that it began with.
         max_dropped_share: Fraction of rows, 0 to 1, that may be dropped before the run is refused.
     """
 
@@ -67,7 +71,7 @@ class RowsDataModule(LightningDataModule):
         odd_turns: OddTurns = "drop",
         convert: str | None = None,
         streaming: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         max_dropped_share: float = 0.1,
     ) -> None:
         super().__init__()
@@ -97,5 +101,6 @@ class RowsDataModule(LightningDataModule):
         self.pairs_of: PairsOf = "best-worst"
         self.convert = convert
         self.streaming = streaming
-        self.seed = seed
+        self.follows_seed_everything = seed is None
+        self.seed = int(os.environ.get(SEED_EVERYTHING, "0")) if seed is None else seed
         self.max_dropped_share = max_dropped_share

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import LogitsProcessorList, PretrainedConfig, PreTrainedModel
 
 from smollit.batch import PADDING, Batch
 from smollit.functional.attention import AttentionSetting
@@ -15,7 +15,7 @@ from smollit.functional.sums import sequence_index, sum_per_sequence
 from smollit.models.attention.functions import NAMES
 from smollit.models.attention.inputs import attention_windows, loss_hidden_states
 from smollit.models.attention.verify import verified_attention, verified_logits
-from smollit.models.generation import until_stop
+from smollit.models.generation import Sampling, until_stop
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
 
@@ -121,7 +121,7 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, batch: Batch, max_new_tokens: int, stop_ids: list[int], temperature: float = 0.0
+        self, batch: Batch, max_new_tokens: int, stop_ids: list[int], temperature: float = 0.0, *, seed: int = 0
     ) -> list[list[int]]:
         """Continue each prompt; returns the new token ids of each, without the stop token.
 
@@ -132,27 +132,28 @@ class CausalLM(nn.Module):
             max_new_tokens: Maximum number of tokens of a response.
             stop_ids: Tokens that end a response.
             temperature: Sampling temperature; 0 decodes greedily.
+            seed: Seed of the sampling; each row of the data set has random numbers of its own.
         """
+        seeds = [(seed * 1_000_003 + row) % 2**63 for row in batch.example_ids.tolist()]
         prompts = [ids[document != PADDING] for ids, document in zip(batch.input_ids, batch.document, strict=True)]
         left = [self.config.max_position_embeddings - len(ids) for ids in prompts]
         if min(left) >= max_new_tokens:
-            return self._continue(prompts, max_new_tokens, stop_ids, temperature)
+            return self._continue(prompts, max_new_tokens, stop_ids, temperature, seeds)
         # Together, the shorter prompts would go on beyond the last position of the longer ones.
         return [
-            self._continue([ids], min(max_new_tokens, room), stop_ids, temperature)[0] if room > 0 else []
-            for ids, room in zip(prompts, left, strict=True)
+            self._continue([ids], min(max_new_tokens, room), stop_ids, temperature, [own])[0] if room > 0 else []
+            for ids, room, own in zip(prompts, left, seeds, strict=True)
         ]
 
     def _continue(
-        self, prompts: list[Tensor], max_new_tokens: int, stop_ids: list[int], temperature: float
+        self, prompts: list[Tensor], max_new_tokens: int, stop_ids: list[int], temperature: float, seeds: list[int]
     ) -> list[list[int]]:
         longest = max(map(len, prompts))
         # Left padding, with a mask: the next token of every prompt is then at the last position.
         pad = stop_ids[0] if stop_ids else 0
         input_ids = torch.stack([nn.functional.pad(ids, (longest - len(ids), 0), value=pad) for ids in prompts])
         mask = torch.stack([nn.functional.pad(torch.ones_like(ids), (longest - len(ids), 0)) for ids in prompts])
-        # top_k 0: transformers would sample from the 50 most probable tokens only.
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        sampling = [Sampling(temperature, seeds, input_ids.device)] if temperature else []
         self._set_attention(self.plain_attention)
         try:
             output: Tensor = self.model.generate(  # type: ignore[operator]
@@ -162,7 +163,8 @@ class CausalLM(nn.Module):
                 eos_token_id=stop_ids or None,
                 pad_token_id=pad,
                 use_cache=True,
-                **sampling,
+                do_sample=False,
+                logits_processor=LogitsProcessorList(sampling),
             )
         finally:
             self._set_attention(NAMES.get(self.attention, self.plain_attention))

@@ -1,6 +1,11 @@
 """Where a response ends: at a stop token, at the number of tokens asked for, or at the model's last position."""
 
+from collections.abc import Sequence
 from typing import Literal
+
+import torch
+from torch import FloatTensor, LongTensor
+from transformers import LogitsProcessor
 
 Finish = Literal["stop", "max_new_tokens", "last_position", "prompt_too_long"]
 
@@ -28,3 +33,29 @@ def until_stop(token_ids: list[int], stop_ids: list[int]) -> list[int]:
         if token_id in stop_ids:
             return token_ids[:index]
     return token_ids
+
+
+class Sampling(LogitsProcessor):
+    """Samples at a temperature, each prompt with random numbers of its own: a response does not depend on its batch.
+
+    The largest of log p(v) + g(v), where g is Gumbel noise, is a sample of p: https://arxiv.org/abs/1411.0030. So it is
+    to be used with greedy decoding.
+
+    Args:
+        temperature: Sampling temperature.
+        seeds: Seed of each prompt.
+        device: Device of the logits.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int], device: torch.device) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: LongTensor, scores: FloatTensor) -> FloatTensor:
+        """Logits [N, V] with the noise of the next token."""
+        logits = scores.float() / self.temperature
+        noise = [
+            -torch.empty_like(row).exponential_(generator=g).log()
+            for row, g in zip(logits, self.generators, strict=True)
+        ]
+        return logits + torch.stack(noise)  # type: ignore[return-value]

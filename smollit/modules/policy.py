@@ -218,5 +218,7 @@ class PolicyModule(StageMetricsModule):
         if self.token_source is None:
             raise ValueError("`predict` needs a data module with `stop_ids()`: see TokenSource in smollit.batch")
         stop_ids = self.token_source.stop_ids()
-        responses = unwrap(self.policy).generate(batch, self.max_new_tokens, stop_ids, self.temperature)
+        responses = unwrap(self.policy).generate(
+            batch, self.max_new_tokens, stop_ids, self.temperature, seed=torch.initial_seed()
+        )
         return list(zip(rows, responses, strict=True))

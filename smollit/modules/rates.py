@@ -1,5 +1,6 @@
 """The learning rate of each optimizer step: warm-up, schedule, and what a run is set to when it starts or resumes."""
 
+import logging
 import math
 from dataclasses import asdict
 from typing import Protocol, runtime_checkable
@@ -11,6 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from smollit.choices import defaults
 from smollit.schedules import SCHEDULE, Constant, Schedule
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -43,6 +46,7 @@ class LearningRates:
                 " schedule of smollit.schedules, or a scheduler that warms up by itself"
             )
         self.configured = (num_warmup_steps, warmup_ratio)
+        self.sets_its_own_rates = False  # a scheduler of torch that does not multiply the peak
         self.num_steps: float = 0
         self.num_warmup_steps = 0
 
@@ -88,11 +92,17 @@ class LearningRates:
         """A scheduler of torch, to be stepped after each optimizer step."""
         if isinstance(self.schedule, Schedule):
             return LambdaLR(optimizer, lambda step: self.fraction(step))
+        peaks = [group["lr"] for group in optimizer.param_groups]
         scheduler = self.schedule(optimizer)
         if not isinstance(scheduler, LRScheduler):
             raise ValueError(
                 f"`model.schedule` is {type(scheduler).__name__}, which needs a metric: take one that counts steps"
             )
+        self.sets_its_own_rates = any(
+            group["initial_lr"] != peak for group, peak in zip(optimizer.param_groups, peaks, strict=True)
+        )
+        if self.sets_its_own_rates:  # OneCycleLR, CyclicLR
+            log.warning("%s sets its own rates: `model.learning_rate` has no effect", type(scheduler).__name__)
         return scheduler
 
     def start(self, scheduler: LRScheduler, peaks: list[float]) -> None:
@@ -101,6 +111,8 @@ class LearningRates:
         A restored scheduler has the peak and the number of steps of the run that was saved, and a learning rate finder
         sets the rate of one step only.
         """
+        if self.sets_its_own_rates:
+            return
         groups = scheduler.optimizer.param_groups
         for group, last, peak in zip(groups, scheduler.get_last_lr(), peaks, strict=True):
             if isinstance(self.schedule, Schedule):

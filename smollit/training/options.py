@@ -73,6 +73,9 @@ def trainer_options(options: dict[str, Any], named: dict[str, Any], root: str | 
         root: The run folder.
     """
     found = from_environment() | options | {name: value for name, value in named.items() if value is not None}
+    accumulation = found.get("accumulate_grad_batches")
+    if isinstance(accumulation, int) and accumulation < 1:
+        raise ValueError(f"`trainer.accumulate_grad_batches` must be at least 1, got {accumulation}")
     strategy = found.get("strategy", "auto")
     found["strategy"] = BY_NAME[strategy]() if isinstance(strategy, str) and strategy in BY_NAME else strategy
     if root != DEFAULT_ROOT or "default_root_dir" not in found:

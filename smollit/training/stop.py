@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +23,30 @@ class RunStopped(SystemExit):
     """The run was stopped by a signal and has been saved; the exit code is 128 + the signal's number, as in shells."""
 
 
+# Signals that stop a run; Windows has no SIGHUP, which a closing terminal sends.
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGHUP") if name in signal.Signals.__members__)
+
+
+@contextmanager
+def ctrl_c_exits() -> Iterator[None]:
+    """Exit with 130 at a Ctrl-C, as shells do: Lightning turns a KeyboardInterrupt into exit code 1."""
+    pid = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == pid:  # in a forked process, Ctrl-C is for its parent
+            raise RunStopped(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not in the main thread, where Python does not allow handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class RefuseNothingTrained(Callback):
     """Ends a run in which no optimizer step changed a weight with an error: before anything is saved or exported."""
 
@@ -30,7 +56,7 @@ class RefuseNothingTrained(Callback):
 
 
 class GracefulStop(Callback):
-    """On SIGTERM or Ctrl-C: finish the optimizer step, save last.ckpt, exit with 143 or 130.
+    """On SIGTERM, Ctrl-C or SIGHUP: finish the optimizer step, save last.ckpt, exit with 143, 130 or 129.
 
     A second Ctrl-C stops at once. When training fails between two optimizer steps, last.ckpt is saved too.
 
@@ -63,11 +89,13 @@ class GracefulStop(Callback):
         self.leave()
 
     def listen(self) -> None:
-        """Install both handlers: not in `on_fit_start`, after which Lightning handles SIGTERM and stops in mid-step."""
+        """Install the handlers: not in `on_fit_start`, after which Lightning handles SIGTERM and stops in mid-step."""
         if self._before:
             return
         self.signal, self.pid = None, os.getpid()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
+            if number not in (signal.SIGTERM, signal.SIGINT) and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # by nohup
             try:
                 self._before[number] = signal.signal(number, self._receive)
             except ValueError:  # not in the main thread, where Python does not allow handlers
@@ -81,8 +109,8 @@ class GracefulStop(Callback):
         self._before.clear()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.pid:  # a forked loader process: Ctrl-C is for its parent, SIGTERM for itself
-            if number == signal.SIGTERM:
+        if os.getpid() != self.pid:  # a forked loader process: Ctrl-C is for its parent, the others for itself
+            if number != signal.SIGINT:
                 os._exit(128 + number)
             return
         if self.signal is not None and number == signal.SIGINT:

@@ -24,6 +24,7 @@ from smollit.training.logs.quiet import quiet
 from smollit.training.memory import keep_freed_memory
 from smollit.training.options import DEFAULT_ROOT, trainer_options, with_built_in
 from smollit.training.steps import num_steps
+from smollit.training.stop import ctrl_c_exits
 from smollit.training.validation import ValidateEverySteps, interval_in_batches
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class SmollitTrainer(SavingTrainer):
     - TensorBoard events, metrics.csv and checkpoints are in the run folder itself, not in `lightning_logs/version_n`;
     - a checkpoint is at the end of an optimizer step, and a run that resumes from it equals one that never stopped, to
       the bit: it also holds random states, pending metrics, and the settings, which a resume compares;
-    - SIGTERM and Ctrl-C finish the optimizer step and save last.ckpt, as does the end of training;
+    - SIGTERM, SIGHUP and Ctrl-C finish the optimizer step and save last.ckpt, as does the end of training;
     - only `ckpt_path` resumes, and `last` is the newest checkpoint in the run folder;
     - a start and an end summary, progress in steps of the run, predictions in a file, and advice when a run runs out
       of memory.
@@ -107,6 +108,11 @@ class SmollitTrainer(SavingTrainer):
             self._asked_for.append(ValidateEverySteps(val_every_n_steps))
             options |= interval_in_batches(val_every_n_steps, options)
         self._saves = options.get("enable_checkpointing") is not False
+        if keep_checkpoints != 2 and (checkpoint_every_n_steps is None or not self._saves):
+            raise ValueError(
+                "`trainer.keep_checkpoints` has no effect without `checkpoint_every_n_steps`, or with"
+                " `enable_checkpointing: false`: remove it"
+            )
         if self._saves:
             self._asked_for += savers(
                 self.checkpoint_folder, every_n_steps=checkpoint_every_n_steps, keep=keep_checkpoints, best=keep_best
@@ -147,6 +153,15 @@ class SmollitTrainer(SavingTrainer):
         finally:
             self._checkpoint_connector._user_managed = False
 
+    @contextmanager
+    def _ours(self, model: LightningModule | None) -> Iterator[None]:
+        """What surrounds a command of a FineTuningModule."""
+        if not self.prepare(model):
+            yield
+            return
+        with quiet(), ctrl_c_exits():
+            yield
+
     # ---- Trainer's methods
 
     def fit(
@@ -176,7 +191,7 @@ class SmollitTrainer(SavingTrainer):
             path = resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
             if isinstance(self.accelerator, CPUAccelerator):
                 keep_freed_memory()
-            with quiet(), self._resumes_only_from(path):
+            with quiet(), ctrl_c_exits(), self._resumes_only_from(path):
                 super().fit(model, *data, path, True if weights_only is None else weights_only)
         if path is not None and not self.run_state.has_news:
             assert isinstance(model, FineTuningModule)
@@ -204,7 +219,7 @@ class SmollitTrainer(SavingTrainer):
             weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
         """
         model, path, safe = self._evaluated(model, ckpt_path, weights_only)
-        with quiet():
+        with self._ours(model):
             return super().validate(model, dataloaders, path, verbose, datamodule, safe)
 
     def test(
@@ -227,7 +242,7 @@ class SmollitTrainer(SavingTrainer):
             weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
         """
         model, path, safe = self._evaluated(model, ckpt_path, weights_only)
-        with quiet():
+        with self._ours(model):
             return super().test(model, dataloaders, path, verbose, datamodule, safe)
 
     def predict(
@@ -250,7 +265,7 @@ class SmollitTrainer(SavingTrainer):
             weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
         """
         model, path, safe = self._evaluated(model, ckpt_path, weights_only)
-        with quiet():
+        with self._ours(model):
             return super().predict(model, dataloaders, datamodule, return_predictions, path, safe)
 
     def _evaluated(

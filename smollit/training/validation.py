@@ -1,5 +1,6 @@
 """When a run validates: every n optimizer steps, and first of all where a stop left a validation out."""
 
+import inspect
 import sys
 from typing import Any
 
@@ -8,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from smollit.training.checkpoints.state import RunState
 from smollit.training.steps import at_step_end
 
+DEFAULTS = inspect.signature(Trainer).parameters
 NEVER = sys.maxsize  # an interval in micro-batches that is never reached
 
 
@@ -77,7 +79,8 @@ def interval_in_batches(every_n_steps: int, options: dict[str, Any]) -> dict[str
     Raises:
         ValueError: If the interval is given in micro-batches too.
     """
-    if options.get("val_check_interval") is not None:
-        raise ValueError("`trainer.val_check_interval` has no effect with `val_every_n_steps`: set only one of them")
+    for name in ("val_check_interval", "check_val_every_n_epoch"):
+        if options.get(name) is not None and options[name] != DEFAULTS[name].default:
+            raise ValueError(f"`trainer.{name}` has no effect with `val_every_n_steps`: set only one of them")
     batches = every_n_steps * (options.get("accumulate_grad_batches") or 1)
     return {"val_check_interval": batches, "check_val_every_n_epoch": None}

@@ -18,6 +18,7 @@ from smollit.data.batching.collate import collate, collate_chats, collate_pairs,
 from smollit.functional.attention import AttentionBackend
 from smollit.functional.scores import TokenScores
 from smollit.models.causal_lm import CausalLM
+from smollit.models.generation import Sampling
 from smollit.models.recompute import GradientCheckpointing
 from tests.conftest import Example, batch_of, chats_of, edited
 
@@ -392,6 +393,30 @@ def test_generation_stops_and_does_not_depend_on_the_rest_of_the_batch(
     stop = together[0][2]
     assert model.generate(batch_of(chats[:1]), 5, [stop]) == [together[0][: together[0].index(stop)]]
     assert torch.equal(score(model, batch_of(PAIRS, packed=True)).logps, before)
+
+
+# case: B15
+def test_a_sampled_response_depends_on_its_row_and_the_seed_alone(tiny_model: Path) -> None:
+    """Rows 3 and 4 together and alone: the same responses; another row, or seed, of the same prompt gives others. The
+    global random state is not touched."""
+    model, state = CausalLM(str(tiny_model)).eval(), torch.get_rng_state()
+
+    def responses(*rows: int, seed: int = 1) -> list[list[int]]:
+        chats = [{"input_ids": [*PROMPT, 5], "spans": [len(PROMPT), len(PROMPT) + 1], "row": row} for row in rows]
+        return model.generate(batch_of(chats), 8, [2], temperature=1.0, seed=seed)
+
+    assert responses(3, 4) == [*responses(3), *responses(4)]
+    assert len({tuple(response) for response in (*responses(3, 4), *responses(3, seed=2))}) == 3
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_samples_have_the_probabilities_of_the_temperature() -> None:
+    """Probabilities .5, .3 and .2 at temperature 2: their roots, normalized; 4,000 draws, each frequency within .03."""
+    probabilities = torch.tensor([0.5, 0.3, 0.2])
+    sampling = Sampling(2.0, range(4000), torch.device("cpu"))
+    drawn = sampling(torch.empty(0), probabilities.log().expand(4000, 3)).argmax(dim=1)  # type: ignore[arg-type]
+    frequencies = torch.bincount(drawn, minlength=3) / 4000
+    torch.testing.assert_close(frequencies, probabilities.sqrt() / probabilities.sqrt().sum(), atol=0.03, rtol=0)
 
 
 def test_examples_may_be_as_long_as_the_positions_and_packed_sequences_longer(tiny_model: Path) -> None:

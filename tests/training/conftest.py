@@ -154,9 +154,10 @@ def fit(tiny_model: Path, tiny_data: dict[str, Path], cache_dir: Path) -> Fit:
         data: dict[str, Any] | None = None,
         ckpt_path: str | None = "last",
         module_class: type[FineTuningModule] | None = None,
+        seed: int = 7,
         **trainer: Any,
     ) -> Run:
-        seed_everything(7, verbose=False)
+        seed_everything(seed, verbose=False)
         module_class = module_class or (SFTModule if kind == "sft" else DPOModule)
         data_class = UltraChatDataModule if kind == "sft" else UltraFeedbackDataModule
         module = module_class(**{"model_name": str(tiny_model), "learning_rate": 1e-3, "dropout": 0.1, **(model or {})})

@@ -189,3 +189,15 @@ def test_the_data_report_is_in_the_runs_folder(fit: Any, tiny_data: dict[str, Pa
     other.trainer.datamodule.setup("validate")
     assert json.loads((tmp_path / "data_report.json").read_text()) == written
     assert run.error is None
+
+
+# case: B15
+def test_the_order_follows_seed_everything_and_a_resumed_run_its_first_seed(fit: Any, tmp_path: Path) -> None:
+    """Seeds 1, 1 and 2: the same rows, and others; with `data.seed` the same again. A run that is stopped under
+    seed 1 and resumed under 2 sees the rows of seed 1, in a resumed run of a resumed run too."""
+    rows = {name: fit(tmp_path / name, seed=seed).rows for name, seed in (("1", 1), ("again", 1), ("2", 2))}
+    assert rows["1"] == rows["again"] != rows["2"]
+    assert fit(tmp_path / "set 1", seed=1, data={"seed": 5}).rows == fit(tmp_path / "set 2", data={"seed": 5}).rows
+    parts = [fit(tmp_path / "broken", stop_at(3), seed=1), fit(tmp_path / "broken", stop_at(6), seed=2)]
+    parts.append(fit(tmp_path / "broken", seed=3))
+    assert [step for part in parts for step in part.rows] == rows["1"]

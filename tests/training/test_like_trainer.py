@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 from lightning.pytorch.tuner import Tuner
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from smollit.training import SmollitTrainer
 
@@ -209,6 +210,55 @@ def test_the_commands_work_one_after_another(tmp_path: Path) -> None:
         keys = sorted(torch.load(folder / "own.ckpt", weights_only=True))
         steps = (again.global_step, again.current_epoch, other.global_step)
         return str(results), str(predictions), steps, keys, files(folder)
+
+    same(tmp_path, run)
+
+
+# case: A10
+def test_trainers_notes_and_warnings_are_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of each command, in their order; also what a command prints."""
+
+    def run(kind: type[Trainer], folder: Path) -> Any:
+        seed_everything(3, verbose=False)
+        model = Boring()
+        trainer = kind(default_root_dir=str(folder), accelerator="cpu", enable_progress_bar=False, **SMALL)
+        caplog.clear()  # the advertisements of other products
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            trainer.fit(model)
+            trainer.validate(model)
+            trainer.test(model)
+            trainer.predict(model)
+        said = [str(warning.message) for warning in warned] + caplog.messages + capsys.readouterr().out.splitlines()
+        return [line.replace(str(folder), "") for line in said if " FLOPs" not in line]
+
+    with caplog.at_level("INFO"):
+        same(tmp_path, run)
+
+
+# case: A10
+def test_a_shuffled_distributed_sampler_is_kept_in_order_with_overfit_batches(tmp_path: Path) -> None:
+    """Lightning replaces what shuffles; a module's own `predict_step` gets the batches of its own loader."""
+
+    class Own(Boring):
+        def train_dataloader(self) -> DataLoader:
+            rows = RandomDataset(32, 16)
+            return DataLoader(rows, sampler=DistributedSampler(rows, num_replicas=1, rank=0, shuffle=True))
+
+        def predict_step(self, batch: Any, batch_idx: int) -> Any:
+            return batch_idx, batch.sum().item()
+
+    def run(kind: type[Trainer], folder: Path) -> Any:
+        seed_everything(3, verbose=False)
+        calls, model = Calls(), Own()
+        options: dict[str, Any] = {"default_root_dir": str(folder), "overfit_batches": 2, "max_epochs": 2}
+        trainer = kind(accelerator="cpu", callbacks=[calls], **options)
+        trainer.fit(model)
+        sampler = trainer.train_dataloader.sampler
+        predictions = trainer.predict(model, DataLoader(RandomDataset(32, 4)))
+        return found(trainer, model, calls), type(sampler).__name__, list(sampler), str(predictions)
 
     same(tmp_path, run)
 

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from torch.optim import SGD
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from tests.training.conftest import stop_at
 
@@ -102,6 +102,8 @@ def test_a_scheduler_of_torch_resumes_with_a_new_peak(fit: Any, tmp_path: Path) 
     assert rates(fit(tmp_path, max_steps=3, model=halved, **options)) == pytest.approx([1e-3, 1e-3, 5e-4])
     resumed = fit(tmp_path, max_steps=5, model=halved | {"learning_rate": 2e-3}, **options)
     assert rates(resumed) == pytest.approx([1e-3, 5e-4])
+    own = {"schedule": lambda optimizer: OneCycleLR(optimizer, max_lr=1.0, total_steps=10, div_factor=4)}
+    assert rates(fit(tmp_path / "own", max_steps=1, model=own, **options)) == [0.25]  # whatever the peak
 
 
 # case: B2

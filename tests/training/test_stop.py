@@ -128,6 +128,34 @@ def test_numbers_that_are_not_finite_are_refused_by_name(fit: Any, tmp_path: Pat
     assert isinstance(error, ValueError) and name in str(error)
 
 
+# case: B14
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start"])
+def test_ctrl_c_in_start_up_exits_with_130(fit: Any, tmp_path: Path, hook: str) -> None:
+    """While rows or models are loaded, nothing is saved; the handler is Python's own again."""
+    stopped = fit(tmp_path, Act(hook, act=ctrl_c))
+    assert isinstance(stopped.error, SystemExit) and stopped.error.code == 130
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert not list(tmp_path.rglob("last.ckpt"))
+
+
+def hang_up() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+# case: B14
+def test_a_closing_terminal_saves_unless_nohup_ignores_it(fit: Any, tmp_path: Path) -> None:
+    """SIGHUP in step 3 of 4: exit code 129 and last.ckpt of step 3; ignored, the run goes on to its end."""
+    stopped = fit(tmp_path / "stopped", Act("on_after_backward", lambda t: t.global_step == 2, hang_up), max_epochs=1)
+    assert isinstance(stopped.error, SystemExit) and stopped.error.code == 129
+    assert saved_step(tmp_path / "stopped") == 3
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = fit(tmp_path / "nohup", Act("on_after_backward", act=hang_up), max_epochs=1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert run.error is None and saved_step(tmp_path / "nohup") == 4
+
+
 # case: checkpoint-03
 @pytest.mark.parametrize(("send", "code"), [(sigterm, 143), (ctrl_c, 130)])
 def test_signal_before_the_first_step_saves_nothing_over_an_earlier_run(

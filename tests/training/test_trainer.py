@@ -109,3 +109,27 @@ def test_training_outside_the_main_thread_works(fit: Any, tmp_path: Path) -> Non
     thread.start()
     thread.join()
     assert runs[0].error is None and runs[0].trainer.global_step == 1
+
+
+# case: D5
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"keep_checkpoints": 3}, "`trainer.keep_checkpoints` has no effect without `checkpoint_every_n_steps`"),
+        ({"check_val_every_n_epoch": 2}, "`trainer.check_val_every_n_epoch` has no effect with `val_every_n_steps`"),
+        ({"val_check_interval": 0.5}, "`trainer.val_check_interval` has no effect with `val_every_n_steps`"),
+        ({"accumulate_grad_batches": 0}, "`trainer.accumulate_grad_batches` must be at least 1, got 0"),
+    ],
+)
+def test_settings_without_effect_are_refused(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SmollitTrainer(str(tmp_path), val_every_n_steps=2, **options)
+
+
+# case: A8
+def test_time_alone_ends_a_run_and_zero_never_logs(fit: Any, tmp_path: Path) -> None:
+    """A run of one second: the number of steps is unknown, so the rate stays at its peak; validated at its end."""
+    run = fit(tmp_path, max_epochs=None, max_time="00:00:00:01", log_every_n_steps=0, val_every_n_steps=10**6)
+    assert run.error is None and run.trainer.global_step > 0
+    assert {rate for _, _, rate in run.steps} == {1e-3}
+    assert run.diary.logged == [] and run.diary.validated == [run.trainer.global_step]

@@ -14,6 +14,7 @@ State = dict[str, Any]
 
 Groups = list[dict[str, Any]]
 PLAIN = (bool, int, float, str, tuple, type(None))
+SEED = "data.seed"  # null takes the seed that the run began with
 SCHEDULED = ("params", "lr", "initial_lr")
 # Settings that change the meaning of the saved state: a resumed run may not change them, nor those that the data module
 # names in `token_settings` and `order_settings`. Classes may have settings below them that may change.
@@ -40,6 +41,8 @@ def check_settings(saved: State, settings: State, never: tuple[str, ...], *, for
         ValueError: If a setting in `never` has changed, unless forced.
     """
     before, now = as_typed(upgraded_schedule(upgraded(saved))), as_typed(settings)
+    if now.get(SEED) is None:
+        before.pop(SEED, None)
     sections = {name.partition(".")[0] for name in before} & {name.partition(".")[0] for name in now}
     # Later versions have more settings, whose defaults change nothing. From Python, a trainer's defaults are not known.
     had = {setting_of(name) for name in before} | {name for name in now if name.startswith("trainer.")}
