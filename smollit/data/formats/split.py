@@ -62,8 +62,9 @@ class Split:
         for part in dict.fromkeys(part for name in LAYOUTS[kind] for part in parts_of(kind, name)):
             usual = next((name for name in USUAL.get(part, (part,)) if name in self.columns), "")
             parts[part] = self.mapping.get(part, usual)
-        if "input" in self.columns and "instruction" not in self.columns and not parts.get("prompt"):
-            parts["prompt"], parts["completion"] = "input", parts.get("completion") or parts.get("output", "")
+        is_input = "input" in self.columns and not {"instruction", "prompt"} & {*self.columns, *self.mapping}
+        if kind == "chat" and is_input and not parts["prompt"]:
+            parts["prompt"], parts["completion"] = "input", parts["completion"] or parts["output"]
         if kind == "preference":
             parts["completion"] = parts["completion"] or next(filter(self.columns.__contains__, USUAL["output"]), "")
             parts["prompt"] = parts["prompt"] or self._prompt_of_pairs(parts)
