@@ -7,5 +7,6 @@
 4. `tokenize` (tokenize.py): segments -> token ids. control.py finds text that spells special tokens, to escape it.
 
 A row that fails a step raises `BadRow` with its `DropReason`. `load_template` loads a template by name, after
-probe.py has determined how to find loss spans in it; notes.py is what a run logs about it.
+probe.py has determined how to find loss spans in it; notes.py is what a run logs about it. parts.py divides turns where
+`data.train_on` names parts; unprinted.py names what a row says and the template does not print.
 """

@@ -12,7 +12,8 @@ from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
 from smollit.data.template.jinja import Span
 from smollit.data.template.marks import MARKER
-from smollit.data.template.renderer import SENTINEL, RenderedChat, Renderer
+from smollit.data.template.renderer import RenderedChat, Renderer
+from smollit.data.template.shapes import SENTINEL
 
 
 class ControlText:

@@ -62,16 +62,6 @@ def messages_with_loss(messages: list[Message], train_on: TrainOn) -> list[int]:
     return wanted
 
 
-def without_earlier_turns(messages: list[Message], wanted: list[int]) -> list[int]:
-    """The messages with loss, without assistant turns before the last one, unless the row itself sets their `train`."""
-    last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-    return [
-        index
-        for index in wanted
-        if messages[index]["role"] != "assistant" or index == last or messages[index].get("train")
-    ]
-
-
 class LossSpanFinder:
     """Finds loss spans in rendered chats.
 
@@ -86,6 +76,14 @@ class LossSpanFinder:
         self.source = source
         self.falls_back = falls_back
         self._turns = TurnFinder(renderer)
+
+    def wanted(self, messages: list[Message], train_on: TrainOn) -> list[int]:
+        """Indices of the messages that count in the loss, as far as `source` shows assistant turns."""
+        found = messages_with_loss(messages, train_on)
+        if self.source != "last":
+            return found
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        return [index for index in found if index not in turns[:-1] or messages[index].get("train")]
 
     def find(self, chat: RenderedChat, wanted: list[int], verified: Headers | None = None) -> list[LossSpan]:
         """The loss spans of the messages `wanted`: of an assistant turn what follows its prompt, of others the content,

@@ -4,7 +4,9 @@ import logging
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from smollit.data.formats.drop_reason import BadRow
 from smollit.data.template.loss_spans import SpanSource
+from smollit.data.template.probe import probe_chats
 from smollit.data.template.template import ChatTemplate
 
 log = logging.getLogger("smollit.data")
@@ -43,7 +45,7 @@ def notes(template: ChatTemplate) -> list[str]:
             f"{template.name} prints turns in another way once more turns follow: only the last turn of a chat counts"
             " in the loss, as with `data.train_on: last`"
         )
-    earlier, last = template.leads()
+    earlier, last = leads(template)
     if earlier != last:
         lines.append(
             f"{template.name} writes {last!r} before the text of a last turn, which the model must write too, and"
@@ -57,3 +59,14 @@ def notes(template: ChatTemplate) -> list[str]:
     if template.cache_text != template.source:
         lines.append(f"{template.name} prints today's date: the data is tokenized again each day")
     return lines
+
+
+def leads(template: ChatTemplate) -> tuple[str, str]:
+    """What a loss span holds before the text of its turn: of an earlier turn, and of the last one."""
+    try:
+        chat = template.render(probe_chats()[1])
+        spans = template.loss_spans(chat)
+    except BadRow:  # the template knows chats of one turn only
+        return "", ""
+    texts = [chat.text[start:end].partition(chat.messages[index]["content"])[0] for start, end, index in spans]
+    return texts[0], texts[-1]

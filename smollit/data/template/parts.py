@@ -3,10 +3,13 @@
 from itertools import pairwise
 from typing import NamedTuple
 
+from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
 from smollit.data.template.jinja import Span
 from smollit.data.template.loss_spans import PARTS, LossSpan, TrainOn
 from smollit.data.template.marks import MARKER, Printed
+from smollit.data.template.renderer import RenderedChat, Renderer
+from smollit.data.template.turns import TurnFinder
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of messages: transformers reads them as one
 CLOSES = "</think>"  # ends reasoning that is written into the content
@@ -33,6 +36,29 @@ class TurnPart(NamedTuple):
 def named_parts(train_on: TrainOn) -> frozenset[str]:
     """The parts of assistant turns that `train_on` names; empty if whole turns count."""
     return frozenset(PARTS) & frozenset([train_on] if isinstance(train_on, str) else train_on)
+
+
+def split_turns(renderer: Renderer, chat: RenderedChat, spans: list[LossSpan], train_on: TrainOn) -> list[TurnPart]:
+    """Whole messages, or their parts up to the last one that counts if `train_on` names parts.
+
+    Raises:
+        BadRow: If no message has such a part.
+    """
+    named = named_parts(train_on)
+    if not named:
+        return [TurnPart(*span) for span in spans]
+    printed = TurnFinder(renderer).printed(chat)
+    parts: list[TurnPart] = []
+    for span in spans:
+        message = chat.messages[span.message]
+        if message["role"] == "assistant":
+            parts += split_turn(chat.text, span, message, printed[span.message], named)
+        else:
+            parts.append(TurnPart(*span))
+    last = max((number for number, part in enumerate(parts, 1) if part.in_loss), default=0)
+    if not last:
+        raise BadRow(DropReason.NO_LOSS_TOKENS, f"no turn has a part of `data.train_on`: {train_on!r}")
+    return parts[:last]
 
 
 def split_turn(text: str, span: LossSpan, message: Message, printed: Printed, wanted: frozenset[str]) -> list[TurnPart]:

@@ -3,7 +3,6 @@
 Contents are never searched for in the text: marks.py shows where they are.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple, NoReturn
@@ -13,23 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message, Variables
 from smollit.data.template.jinja import Span, render_text, render_with_blocks
-from smollit.data.template.marks import MARKER, Skeleton, common_length, find_skeleton, spans_between
+from smollit.data.template.marks import Skeleton, common_length, find_skeleton, spans_between
+from smollit.data.template.shapes import SENTINEL, Shape, first_marker, probes, try_shape
 
-SENTINEL = "\ue000content\ue001"  # private-use characters: no template prints this text
 MAX_SKELETONS = 10_000
-
-
-class Shape(NamedTuple):
-    """How a template prints the messages of one role.
-
-    Args:
-        fit: What it does to the content: nothing, or a strip at one or both ends.
-        end: What follows the content and belongs to the turn, such as `<|im_end|>`, without trailing whitespace; None
-            if it can't be separated from the next turn.
-    """
-
-    fit: Callable[[str], str]
-    end: str | None
 
 
 class RenderedChat(NamedTuple):
@@ -135,13 +121,13 @@ class Renderer:
         last = self.shape("assistant")
         tail = last.end if last and last.end else ""
         try:
-            later = self.text([*_probes("assistant", SENTINEL)[0], {"role": "user", "content": "a"}])
+            later = self.text([*probes("assistant", SENTINEL)[0], {"role": "user", "content": "a"}])
         except BadRow:
             return tail.strip(), tail.strip()
         gap = later.partition(SENTINEL)[2]
         if gap.startswith(tail):
             return tail.strip(), tail.strip()
-        return _first_marker(tail), _first_marker(gap)
+        return first_marker(tail), first_marker(gap)
 
     def turn_end(self) -> str:
         """The marker that ends an assistant turn, such as `<|im_end|>`; empty if the template has none.
@@ -151,14 +137,14 @@ class Renderer:
         """
         shape = self.shape("assistant")
         if shape is None or shape.end is None:
-            self.text(_probes("assistant", "b")[0])  # if this fails, its error gives the reason
+            self.text(probes("assistant", "b")[0])  # if this fails, its error gives the reason
             self.refuse("does not print the text of an assistant turn unchanged or stripped of whitespace")
         return self.ends[0]
 
     def shape(self, role: str) -> Shape | None:
         """How messages of a role are printed; None if probes can't show it."""
         if role not in self._shapes:
-            found = map(self._try_shape, _probes(role, SENTINEL))
+            found = (try_shape(self.text, chat) for chat in probes(role, SENTINEL))
             self._shapes[role] = next(filter(None, found), None)
         return self._shapes[role]
 
@@ -203,28 +189,6 @@ class Renderer:
     def _all_variables(self) -> Variables:
         return {**self.tokenizer.special_tokens_map, **self.variables}
 
-    def _try_shape(self, chat: list[Message]) -> Shape | None:
-        """How the message whose content is SENTINEL is printed; None if the template fails on it or rewrites it."""
-        index = next(index for index, message in enumerate(chat) if message["content"] == SENTINEL)
-
-        def printed(content: str) -> str:
-            return self.text([*chat[:index], {**chat[index], "content": content}, *chat[index + 1 :]])
-
-        try:
-            text, spaced = printed(SENTINEL), printed(f" {SENTINEL} ")
-        except BadRow:
-            return None
-        before, found, after = text.partition(SENTINEL)
-        fits: dict[str, Callable[[str], str]] = {
-            f"{before} {SENTINEL} {after}": str,
-            f"{before}{SENTINEL}{after}": str.strip,
-            f"{before}{SENTINEL} {after}": str.lstrip,
-            f"{before} {SENTINEL}{after}": str.rstrip,
-        }
-        if not found or spaced not in fits:
-            return None
-        return Shape(fits[spaced], after.rstrip() if index == len(chat) - 1 else None)
-
     def _locate(self, messages: list[Message], text: str) -> list[Span] | None:
         """The span of each content in `text`; None if it can't be verified.
 
@@ -263,18 +227,3 @@ def in_parts(messages: list[Message]) -> list[Message]:
 def has_extras(message: Message) -> bool:
     """Whether a message has more than a role and a text, such as tool calls, which the template may print."""
     return len(message) > 2 + ("train" in message)
-
-
-def _first_marker(text: str) -> str:
-    """The first marker of a text, if the text starts with it; else the whole text."""
-    found = MARKER.match(text.lstrip())
-    return found.group() if found else text.strip()
-
-
-def _probes(role: str, content: str) -> list[list[Message]]:
-    """Chats with a message of the role, last where templates allow it."""
-    turn, user = {"role": role, "content": content}, {"role": "user", "content": "a"}
-    said = {"role": "assistant", "content": "b"}
-    if role == "assistant":
-        return [[user, turn], [turn]]
-    return [[turn], [user, turn], [user, said, turn], [turn, user]]

@@ -11,7 +11,6 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Message, Preference, Variables
 from smollit.data.template.control import ControlText
 from smollit.data.template.jinja import read_source, with_defaults
@@ -22,20 +21,17 @@ from smollit.data.template.loss_spans import (
     SpanSource,
     TrainOn,
     join_continued,
-    messages_with_loss,
-    without_earlier_turns,
 )
-from smollit.data.template.parts import TurnPart, named_parts, split_turn
+from smollit.data.template.parts import TurnPart, split_turns
 from smollit.data.template.probe import (
     SystemTurn,
     change_default_system,
     choose_span_source,
     find_default_system,
-    probe_chats,
 )
-from smollit.data.template.renderer import RenderedChat, Renderer, Shape, in_parts
-from smollit.data.template.tokenize import Segment, SegmentedRow, SegmentTokenizer, cut_at
-from smollit.data.template.turns import TurnFinder
+from smollit.data.template.renderer import RenderedChat, Renderer, in_parts
+from smollit.data.template.shapes import Shape
+from smollit.data.template.tokenize import Segment, SegmentedRow, SegmentTokenizer, join_pair
 from smollit.data.template.unprinted import find_unprinted
 
 
@@ -98,23 +94,9 @@ class ChatTemplate:
 
     def _parts(self, chat: RenderedChat, train_on: TrainOn) -> list[TurnPart]:
         """The messages with loss, in parts if `train_on` names parts."""
-        messages = messages_with_loss(chat.messages, train_on)
-        if self.span_source == "last":
-            messages = without_earlier_turns(chat.messages, messages)
-        spans, named = self._finder_of(chat).find(chat, messages), named_parts(train_on)
-        if not named:
-            return [TurnPart(*span) for span in spans]
-        printed = TurnFinder(self._renderer.bind(chat.variables)).printed(chat)
-        parts: list[TurnPart] = []
-        for span in spans:
-            message = chat.messages[span.message]
-            is_turn = message["role"] == "assistant"
-            whole = [TurnPart(*span)]
-            parts += split_turn(chat.text, span, message, printed[span.message], named) if is_turn else whole
-        last = max((number for number, part in enumerate(parts, 1) if part.in_loss), default=0)
-        if not last:
-            raise BadRow(DropReason.NO_LOSS_TOKENS, f"no turn has a part of `data.train_on`: {train_on!r}")
-        return parts[:last]
+        finder = self._finder_of(chat)
+        spans = finder.find(chat, finder.wanted(chat.messages, train_on))
+        return split_turns(finder.renderer, chat, spans, train_on)
 
     def segment_chat(
         self, conversation: Conversation, train_on: TrainOn = "assistant", *, has_control: bool = True
@@ -130,7 +112,7 @@ class ChatTemplate:
             BadRow: If the template can't render it, no message counts in the loss, or a span can't be verified.
         """
         chat = self.render(conversation.messages, variables=conversation.variables)
-        return self._cut(chat, self._parts(chat, train_on), has_control=has_control)
+        return self._segment_tokenizer.cut(chat, self._parts(chat, train_on), has_control=has_control)
 
     def segment_pair(self, pair: Preference, *, has_control: bool = True) -> SegmentedRow:
         """The chats with the chosen and with the rejected response, of which only the responses count in the loss.
@@ -144,36 +126,17 @@ class ChatTemplate:
         """
         chosen = self.render([*pair.prompt, pair.chosen], variables=pair.variables)
         rejected = self.render([*pair.prompt, pair.rejected], variables=pair.variables, like=chosen)
-        last = [len(chosen.messages) - 1]
-        verified: Headers = {}
-        rows = [
-            self._cut(
-                chat,
-                [TurnPart(*span) for span in self._finder_of(chat).find(chat, last, verified)],
-                has_control=has_control,
-            )
-            for chat in (chosen, rejected)
-        ]
-        prompt, other = ([segment for segment in row.segments if not segment.in_loss] for row in rows)
-        if prompt != other:
-            self._renderer.refuse("renders another prompt before `rejected` than before `chosen`")
-        first, second = ([segment for segment in row.segments if segment.in_loss] for row in rows)
-        segments = (
-            *prompt,
-            *(segment._replace(branch="chosen") for segment in first),
-            *(segment._replace(branch="rejected") for segment in second),
-        )
-        return SegmentedRow((chosen, rejected), segments, tuple(number for row in rows for number in row.num_special))
+        last, verified = [len(chosen.messages) - 1], Headers()
+        rows = []
+        for chat in (chosen, rejected):
+            spans = self._finder_of(chat).find(chat, last, verified)
+            rows.append(self._segment_tokenizer.cut(chat, [TurnPart(*span) for span in spans], has_control=has_control))
+        pair_row = join_pair(*rows)
+        return pair_row or self._renderer.refuse("renders another prompt before `rejected` than before `chosen`")
 
     def segment_text(self, text: str) -> SegmentedRow:
-        """A plain text after BOS, if the tokenizer adds one before texts, and before EOS, if it has one.
-
-        Its control text is kept: people write chats out as text, with their control tokens.
-        """
-        bos, eos = str(self.tokenizer.bos_token or ""), str(self.tokenizer.eos_token or "")
-        before = [Segment(bos, False)] if self._segment_tokenizer.adds_bos and not text.startswith(bos) else []
-        after = [Segment(eos, True)] if eos and not text.endswith(eos) else []
-        return SegmentedRow(segments=(*before, Segment(text, True), *after))
+        """A plain text between BOS and EOS, where the tokenizer has them."""
+        return self._segment_tokenizer.segment_text(text)
 
     def unprinted(self, row: SegmentedRow) -> tuple[str, ...]:
         """Names of what the messages and variables of a row say and the template does not print."""
@@ -183,19 +146,6 @@ class ChatTemplate:
     def _finder_of(self, chat: RenderedChat) -> LossSpanFinder:
         """The finder of loss spans that renders with the variables of the chat."""
         return LossSpanFinder(self._renderer.bind(chat.variables), self.span_source) if chat.variables else self._finder
-
-    def _cut(self, chat: RenderedChat, parts: list[TurnPart], *, has_control: bool) -> SegmentedRow:
-        """The text up to the end of the last part, split where parts and control text start and end."""
-        control = self.control.locate(chat) if has_control or chat.given else []  # joined turns may make control text
-        segments: list[Segment] = []
-        cursor = 0
-        for start, end, message, in_loss, starts_turn in parts:
-            assert cursor <= start <= end, (self.name, cursor, start, end)
-            segments += cut_at(chat.text, (cursor, start), control, in_loss=False, message=message)
-            pieces = cut_at(chat.text, (start, end), control, in_loss=in_loss, message=message)
-            segments += [pieces[0]._replace(starts_turn=True), *pieces[1:]] if starts_turn and pieces else pieces
-            cursor = end
-        return SegmentedRow((chat,), tuple(segments), (self._segment_tokenizer.count_written(chat, cursor),))
 
     def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
         """Token ids of each segment separately; special tokens that an escaped segment spells are plain text."""
@@ -233,13 +183,6 @@ class ChatTemplate:
     def generation_prompt(self) -> str:
         """The header of the next assistant turn."""
         return self._renderer.generation_prompt
-
-    def leads(self) -> tuple[str, str]:
-        """What a loss span holds before the text of its turn: of an earlier turn, and of the last one."""
-        chat = self.render(probe_chats()[1])
-        spans = self.loss_spans(chat)
-        texts = [chat.text[start:end].partition(chat.messages[index]["content"])[0] for start, end, index in spans]
-        return texts[0], texts[-1]
 
     def as_rendered(self, messages: list[Message]) -> list[Message]:
         """The messages as the template takes them: contents as text, or as a list of one part."""

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.template.control import ControlText
 from smollit.data.template.jinja import Span
+from smollit.data.template.parts import TurnPart
 from smollit.data.template.renderer import RenderedChat
 from smollit.errors import first_line
 from smollit.paths import check_folder
@@ -83,6 +84,29 @@ class SegmentTokenizer:
         escaped = iter(_encode(self.control.escaping_tokenizer, spelled, escape=True))
         return [next(escaped if segment.escaped else ids) for segment in segments]
 
+    def segment_text(self, text: str) -> SegmentedRow:
+        """A plain text after BOS, if the tokenizer adds one before texts, and before EOS, if it has one.
+
+        Its control text is kept: people write chats out as text, with their control tokens.
+        """
+        bos, eos = str(self.tokenizer.bos_token or ""), str(self.tokenizer.eos_token or "")
+        before = [Segment(bos, False)] if self.adds_bos and not text.startswith(bos) else []
+        after = [Segment(eos, True)] if eos and not text.endswith(eos) else []
+        return SegmentedRow(segments=(*before, Segment(text, True), *after))
+
+    def cut(self, chat: RenderedChat, parts: list[TurnPart], *, has_control: bool) -> SegmentedRow:
+        """The text up to the end of the last part, split where parts and control text start and end."""
+        control = self.control.locate(chat) if has_control or chat.given else []  # joined turns may make control text
+        segments: list[Segment] = []
+        cursor = 0
+        for start, end, message, in_loss, starts_turn in parts:
+            assert cursor <= start <= end, (cursor, start, end)
+            segments += cut_at(chat.text, (cursor, start), control, in_loss=False, message=message)
+            pieces = cut_at(chat.text, (start, end), control, in_loss=in_loss, message=message)
+            segments += [pieces[0]._replace(starts_turn=True), *pieces[1:]] if starts_turn and pieces else pieces
+            cursor = end
+        return SegmentedRow((chat,), tuple(segments), (self.count_written(chat, cursor),))
+
     def token_ends(self, segment: Segment) -> list[int]:
         """Where each token of a segment ends, in characters."""
         backend = self.control.escaping_tokenizer if segment.escaped else self.tokenizer.backend_tokenizer
@@ -146,6 +170,20 @@ class SegmentTokenizer:
         if text not in self._special_counts:
             self._special_counts[text] = self.count_special(self.encode([text])[0])
         return self._special_counts[text]
+
+
+def join_pair(chosen: SegmentedRow, rejected: SegmentedRow) -> SegmentedRow | None:
+    """Two chats with one prompt as a pair: the prompt once, and both responses; None if the prompts differ."""
+    prompt, other = ([segment for segment in row.segments if not segment.in_loss] for row in (chosen, rejected))
+    if prompt != other:
+        return None
+    first, second = ([segment for segment in row.segments if segment.in_loss] for row in (chosen, rejected))
+    segments = (
+        *prompt,
+        *(segment._replace(branch="chosen") for segment in first),
+        *(segment._replace(branch="rejected") for segment in second),
+    )
+    return SegmentedRow(chosen.chats + rejected.chats, segments, chosen.num_special + rejected.num_special)
 
 
 def cut_at(text: str, span: Span, control: list[Span], *, in_loss: bool, message: int) -> list[Segment]:
