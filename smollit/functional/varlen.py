@@ -55,7 +55,8 @@ def joined_attention(
     """
     assert options.dropout == 0.0
     assert options.softcap is None
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # squeeze and unsqueeze are views in both directions; indexing copies in the backward pass.
+    q, k, v = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
     if joined.key_positions is not None:
         k, v = (tensor.index_select(0, joined.key_positions) for tensor in (k, v))
     output = kernel(
@@ -70,7 +71,7 @@ def joined_attention(
         window_size=(-1 if options.window is None else options.window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return output.transpose(0, 1)[None]
+    return output.unsqueeze(0).transpose(1, 2)
 
 
 def varlen_reference(

@@ -58,6 +58,7 @@ class CausalLM(nn.Module):
         self.attention, self.plain_attention = verified_attention(self.model, attention, device, compute_dtype or dtype)
         self.windows = attention_windows(self.model)
         self._set_attention(NAMES.get(self.attention, self.plain_attention))
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             recompute_layers(self.model, selective=gradient_checkpointing == "selective")
 
@@ -156,16 +157,18 @@ class CausalLM(nn.Module):
         sampling = [Sampling(temperature, seeds, input_ids.device)] if temperature else []
         self._set_attention(self.plain_attention)
         try:
-            output: Tensor = self.model.generate(  # type: ignore[operator]
-                input_ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=stop_ids or None,
-                pad_token_id=pad,
-                use_cache=True,
-                do_sample=False,
-                logits_processor=LogitsProcessorList(sampling),
-            )
+            # Compiled layers would be compiled anew for a cache, and the compiler gives up after a few recompilations.
+            with torch.compiler.set_stance("force_eager"):
+                output: Tensor = self.model.generate(  # type: ignore[operator]
+                    input_ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=stop_ids or None,
+                    pad_token_id=pad,
+                    use_cache=True,
+                    do_sample=False,
+                    logits_processor=LogitsProcessorList(sampling),
+                )
         finally:
             self._set_attention(NAMES.get(self.attention, self.plain_attention))
         return [until_stop(ids[longest:].tolist(), stop_ids) for ids in output]

@@ -13,13 +13,20 @@ from smollit.models.attention.functions import current_layout, use_layout
 
 GradientCheckpointing = bool | Literal["selective"]
 MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default}
-ATTENTION = "scaled_dot_product"  # part of the name of every fused attention kernel of torch
+ATTENTION = ("scaled_dot_product", "varlen_attn")  # parts of the names of attention kernels
 
 
-def recompute_layers(model: PreTrainedModel, *, selective: bool) -> None:
-    """Recompute each decoder layer in the backward pass: all of it, or all but matrix products and attention."""
+def recompute_layers(model: PreTrainedModel, *, selective: bool, compiled: bool = False) -> None:
+    """Recompute each decoder layer in the backward pass: all of it, or all but matrix products and attention.
+
+    A compiled layer is recomputed inside its graph, which has the layout of its forward pass.
+    """
     # The re-entrant variant needs inputs that require gradients, and breaks DDP.
-    options: dict[str, Any] = {"use_reentrant": False, "context_fn": partial(_contexts, selective)}
+    options: dict[str, Any] = {"use_reentrant": False}
+    if not compiled:
+        options["context_fn"] = partial(_contexts, selective)
+    elif selective:
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     # transformers 5.24 has renamed the method, and warns about the old name.
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable(options)
@@ -43,5 +50,5 @@ def _both(first: AbstractContextManager[Any], second: AbstractContextManager[Any
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep the results of the expensive operations; all others are cheap to compute again."""
-    expensive = operation in MATRIX_PRODUCTS or ATTENTION in str(operation)
+    expensive = operation in MATRIX_PRODUCTS or any(name in str(operation) for name in ATTENTION)
     return CheckpointPolicy.MUST_SAVE if expensive else CheckpointPolicy.PREFER_RECOMPUTE

@@ -69,8 +69,6 @@ def gradient_norm(model: nn.Module) -> Tensor:
 
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor | float) -> None:
     """Multiply all gradients in place; works on the local shards."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            gradient = parameter.grad
-            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            local.mul_(factor)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        torch._foreach_mul_([each.to_local() if isinstance(each, DTensor) else each for each in gradients], factor)

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from smollit.batch import Batch
 from smollit.functional.scores import TokenScores
 from smollit.models.adapters import without_adapter
+from smollit.models.compile import compile_layers
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules.policy import PolicyModule
 
@@ -57,6 +58,8 @@ class ReferenceScorer:
         if self.mode in ("frozen", "offloaded") and self._model is None:
             model = module.load(self.name).requires_grad_(False).eval()
             self._is_sharded = module.device_mesh is not None
+            if module.compile_policy and self.mode == "frozen":
+                compile_layers(model)
             self._model = module.shard(model) if self.mode == "frozen" else model
 
     def place(self, device: torch.device) -> None:

@@ -60,6 +60,24 @@ def test_sums_have_the_gradients_of_all_logits_at_once(chunk_size: int, lengths:
     assert_same_gradients((found.sums * factors).sum(), (sums * factors).sum(), *head[:2])
 
 
+# case: dpo-loss-04
+@pytest.mark.parametrize("lengths", [[40], [25, 15], [9, 4, 13, 3, 11]])
+@pytest.mark.parametrize("trained", [(True, True), (True, False)], ids=["all weights", "an adapter"])
+def test_a_frozen_head_rounds_as_a_trained_one(lengths: list[int], trained: tuple[bool, bool]) -> None:
+    """40 tokens in chunks of 16: sums of a reference, which needs no gradient, equal those of the policy to the bit. So
+    the first loss of DPO is ln 2."""
+    hidden, weight, labels = random_head(40, 96, 500)
+    policy = summed_logps(
+        *(tensor.detach().requires_grad_(needs) for tensor, needs in zip((hidden, weight), trained, strict=True)),
+        labels,
+        lengths=lengths,
+        chunk_size=16,
+    )
+    reference = summed_logps(hidden.detach(), weight.detach(), labels, lengths=lengths, chunk_size=16)
+    assert torch.equal(policy.sums, reference.sums)
+    assert torch.equal(policy.logps, reference.logps)
+
+
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs a newer torch")
 @pytest.mark.parametrize("lengths", [[40], [25, 15], [10, 10, 20]])
 def test_heads_agree_with_torchs_linear_cross_entropy(lengths: list[int]) -> None:

@@ -1,17 +1,20 @@
-"""torch.compile of the layers: it compiles, or logs that it does not."""
+"""torch.compile of the layers: one graph for each kind of layer, whatever the lengths."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from smollit.functional.attention import AttentionBackend
 from smollit.models import CausalLM
 from smollit.models.compile import compile_layers
+from smollit.models.recompute import GradientCheckpointing
 from tests.conftest import batch_of, example_chats
+from tests.models.families import save_family
 
 
 @pytest.fixture(autouse=True)
@@ -22,28 +25,57 @@ def _new_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+def traceable_kernel(*inputs: Any, scale: float | None, window_size: tuple[int, int], enable_gqa: bool) -> Tensor:
+    """A stand-in for CUDA's kernel that the compiler can trace: one mask over all queries and keys."""
+    q, k, v, cu_seq_q, cu_seq_k, *_ = inputs
+    groups = q.shape[1] // k.shape[1]
+    query, key = torch.arange(q.shape[0]), torch.arange(k.shape[0])
+    of_query, of_key = torch.bucketize(query, cu_seq_q[1:], right=True), torch.bucketize(key, cu_seq_k[1:], right=True)
+    distance = (cu_seq_q[1:][of_query] - query)[:, None] - (cu_seq_k[1:][of_key] - key)[None, :]
+    allowed = (of_query[:, None] == of_key[None, :]) & (distance <= 0)
+    if window_size[0] >= 0:
+        allowed &= distance >= -window_size[0]
+    k, v = (tensor.repeat_interleave(groups, dim=1).transpose(0, 1) for tensor in (k, v))
+    scores = q.transpose(0, 1) @ k.transpose(1, 2) * (scale or q.shape[2] ** -0.5)
+    return (scores.masked_fill(~allowed, -torch.inf).softmax(dim=2) @ v).transpose(0, 1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("attention", "checkpointing", "compiles"),
-    [("documents", False, True), ("sdpa", False, True), ("sdpa", True, True), ("documents", True, False)],
-)
-def test_layers_compile_or_a_warning_says_that_they_do_not(
-    tiny_model: Path,
-    caplog: pytest.LogCaptureFixture,
-    attention: AttentionBackend,
-    checkpointing: bool,
-    compiles: bool,
+def test_documents_with_checkpointing_do_not_compile_and_say_so(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """torch's own count of graphs; with a loss and gradients equal to those of the plain model."""
-    found = []
+    """The loss is computed all the same."""
+    model = CausalLM(str(tiny_model), attention="documents", gradient_checkpointing=True)
+    compile_layers(model)
+    model(batch_of(example_chats())).sums.sum().backward()
+    assert "`model.compile` has no effect" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["varlen", "sdpa"])
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
+@pytest.mark.parametrize(("family", "kinds"), [("Llama, SmolLM, SmolLM2", 1), ("Gemma 3", 2)])
+def test_one_graph_for_each_kind_of_layer(
+    tmp_path: Path,
+    attention: AttentionBackend,
+    checkpointing: GradientCheckpointing,
+    family: str,
+    kinds: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By torch's own count, after generation and with three batches of other lengths; Gemma 3 has layers with a window
+    and without. Loss and gradients equal those of the plain model."""
+    monkeypatch.setattr("smollit.models.attention.kernels.varlen_reference", traceable_kernel)
+    folder, found = save_family(family, tmp_path / "model"), []
+    batches = [batch_of(example_chats(count), packed=True) for count in (8, 5, 7)]
     for compiled in (False, True):
-        model = CausalLM(str(tiny_model), attention=attention, gradient_checkpointing=checkpointing)
-        with caplog.at_level(logging.WARNING):
-            if compiled:
-                compile_layers(model)
-        loss = model(batch_of(example_chats())).sums.sum()
+        model = CausalLM(str(folder), attention=attention, gradient_checkpointing=checkpointing)
+        if compiled:
+            compile_layers(model)
+        model.generate(batch_of(example_chats(2)), 3, [2])
+        assert counters["stats"]["unique_graphs"] == 0
+        loss = torch.stack([model(batch).sums.sum() for batch in batches]).sum()
         loss.backward()
         found.append((loss, {name: parameter.grad for name, parameter in model.named_parameters()}))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    assert (counters["stats"]["unique_graphs"] > 0) == compiles
-    assert ("`model.compile` has no effect" in caplog.text) != compiles
+    assert counters["stats"]["unique_graphs"] == kinds

@@ -75,7 +75,8 @@ def _outside(module: nn.Module, *inputs: Any, **arguments: Any) -> tuple[Tensor,
         # Plain attention would let packed documents attend to each other.
         raise RuntimeError(
             "a layer is recomputed in the backward pass without the layout of its batch: use"
-            " `model.gradient_checkpointing`, not activation checkpointing of the strategy"
+            " `model.gradient_checkpointing`, not activation checkpointing of the strategy; and no `model.compile` if"
+            " the model has dropout or a softcap"
         )
     return _eager_attention_of(module)(module, *inputs, **arguments)
 
