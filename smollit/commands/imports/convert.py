@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from smollit.commands.imports.mapping import TOOLS, TRL, Settings, Tool
+from smollit.commands.imports.mapping import Settings, Tool
+from smollit.commands.imports.tools import TOOLS, TRL
 
 Kind = Literal["mapped", "no counterpart", "default of theirs"]
 PREFERENCES = (
