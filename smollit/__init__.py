@@ -1,3 +1,3 @@
 """smollit: fine-tune small language models on chats (SFT) and on preferences (DPO), exactly and by config alone."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

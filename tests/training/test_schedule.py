@@ -51,22 +51,6 @@ def test_max_steps_are_optimizer_steps(fit: Any, tmp_path: Path) -> None:
     assert len(run.diary.losses) == 8
 
 
-@pytest.mark.parametrize(
-    ("limits", "expected"), [({"max_epochs": 2}, [7, 7]), ({"max_steps": 3}, [6]), ({"max_steps": 6}, [7, 4])]
-)
-def test_the_bars_total_is_what_the_epoch_will_do(fit: Any, tmp_path: Path, limits: Any, expected: list[int]) -> None:
-    """An epoch has 7 micro-batches and 4 steps; 3 steps, and the last 2 of 6, have 2 micro-batches each."""
-    totals: list[float] = []
-
-    class Totals(Callback):
-        def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
-            assert trainer.progress_bar_callback is not None
-            totals.append(trainer.progress_bar_callback.total_train_batches)
-
-    assert fit(tmp_path, Totals(), enable_progress_bar=True, **{"max_epochs": -1, **limits}).error is None
-    assert totals == expected
-
-
 # case: C2
 @pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
 def test_a_constant_schedule_warms_up(fit: Any, tmp_path: Path, schedule: str) -> None:
