@@ -97,7 +97,7 @@ def test_lines_for_people_and_a_sentence_for_what_is_no_folder(
     assert f"{parameters:,}, all finite" in said
     with pytest.raises(SystemExit, match="no/such is not a folder"):
         main(["verify", "no/such"])
-    wrong = {"": "give at least one FOLDER", "x --jsno 1": "`jsno`: there is no such setting"}
+    wrong = {"": "FOLDER [FOLDER ...]", "x --jsno 1": "`jsno`: there is no such setting"}
     for words, sentence in wrong.items():
         with pytest.raises(SystemExit, match="2"):
             main(["verify", *words.split()])
