@@ -209,7 +209,7 @@ def _val_batch(data: ChatDataModule) -> Iterator[Advice]:
 
 
 def _reference(module: FineTuningModule) -> Iterator[Advice]:
-    if isinstance(module, DPOModule) and module.scorer.has_model:
+    if isinstance(module, DPOModule) and module.scorer.mode in ("frozen", "offloaded"):
         why = "no second model in memory: one pass over all pairs before training"
         yield Advice("model.reference", module.scorer.mode, "precomputed", why)
 

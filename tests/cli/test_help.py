@@ -132,6 +132,7 @@ def test_help_of_a_command_explains_all_and_says_where_the_rest_is(help_of: Help
     assert order == sorted(order)
 
 
+# case: D4
 # promise: every-setting
 @pytest.mark.parametrize("known", SHIPPED, ids=lambda known: known.__name__)
 def test_every_setting_of_a_class_is_explained(help_of: Help, known: type) -> None:

@@ -312,6 +312,7 @@ def test_a_plain_trainer_resumes_at_the_right_batch(
         assert_same_weights(resumed.state_dict(), whole.state_dict())
 
 
+# case: A4
 def test_overfitting_sees_the_same_rows_in_each_epoch(fit: Any, tmp_path: Path) -> None:
     """`overfit_batches: 2` of 2 rows, 3 epochs: the same 4 rows each time."""
     run = fit(tmp_path, overfit_batches=2)
