@@ -23,12 +23,7 @@ from smollit.data.template.loss_spans import (
     join_continued,
 )
 from smollit.data.template.parts import TurnPart, split_turns
-from smollit.data.template.probe import (
-    SystemTurn,
-    change_default_system,
-    choose_span_source,
-    find_default_system,
-)
+from smollit.data.template.probe import SystemTurn, change_default_system, choose_span_source, find_default_system
 from smollit.data.template.renderer import RenderedChat, Renderer, in_parts
 from smollit.data.template.shapes import Shape
 from smollit.data.template.tokenize import Segment, SegmentedRow, SegmentTokenizer, join_pair
