@@ -6,6 +6,7 @@ A model of SmolLM2-135M's 30 layers, but narrow: the width does not change the n
 `varlen` is a stand-in that counts as one operation forward and one backward, as the kernel on CUDA does.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -101,10 +102,17 @@ def count(kind: Kind, attention: Literal["varlen", "documents"], model: Path) ->
     return counted.operations
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = narrow_model(Path(folder))
         print("| micro-batch | `documents` | `varlen` | limit |\n|---|---|---|---|")
         for name, title in (("sft", "32 chats"), ("dpo", "8 pairs, with a frozen reference")):
             found = [f"{count(name, backend, path):,}" for backend in ("documents", "varlen")]  # type: ignore[arg-type]
             print(f"| {title} | {' | '.join(found)} | {LIMITS[name]:,} |")  # type: ignore[index]
+
+
+if __name__ == "__main__":
+    main()

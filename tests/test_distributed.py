@@ -52,6 +52,10 @@ class Watched:
         self.losses_seen = [*getattr(self, "losses_seen", []), loss.item() * self.nominal_count]  # type: ignore[attr-defined]
         return loss
 
+    def add_adapter(self, model: Any) -> None:
+        torch.manual_seed(0)  # it starts at random
+        super().add_adapter(model)  # type: ignore[misc]
+
     def report(self, named: dict[str, Any]) -> None:
         self.logged = getattr(self, "logged", {}) | {name: float(value) for name, value in named.items()}
         super().report(named)  # type: ignore[misc]
@@ -101,7 +105,6 @@ def run(
         **options,
     )
     path = str(folder / "checkpoints" / "last.ckpt") if resume else None
-    torch.manual_seed(0)  # an adapter starts at random
     trainer.fit(module, loader(kind, train), loader(kind, val), ckpt_path=path)
 
 

@@ -63,9 +63,9 @@ def test_a_killed_prediction_continues_after_its_last_row(
     again = make_run([], model={"max_new_tokens": 3 if changed else 2})
     generate = CausalLM.generate
 
-    def counted(self: CausalLM, batch: Any, *args: Any) -> Any:
+    def counted(self: CausalLM, batch: Any, *args: Any, **options: Any) -> Any:
         generated.extend(batch.example_ids.tolist())
-        return generate(self, batch, *args)
+        return generate(self, batch, *args, **options)
 
     monkeypatch.setattr(CausalLM, "generate", counted)
     found = predict(again)

@@ -59,14 +59,14 @@ def cut_turns(
         index: row for index, row in enumerate(rows) if isinstance(row, TokenizedRow) and row.full_length > max_length
     }
     searches = {
-        index: _Search(row, shorter)
+        index: Search(row, shorter)
         for index, row in too_long.items()
         if (shorter := candidates(row.rendered.record, train_on))
     }
     _run(list(searches.values()), max_length, tokenize)
     found = [searches[index].result() if index in searches else row for index, row in enumerate(rows)]
     earlier = {
-        index: [_Search(row, window) for window in earlier_windows(row.rendered.record, train_on)]
+        index: [Search(row, window) for window in earlier_windows(row.rendered.record, train_on)]
         for index, row in too_long.items()
         if not _has_loss(found[index], max_length)
     }
@@ -77,7 +77,7 @@ def cut_turns(
     return found
 
 
-def _run(searches: list["_Search"], max_length: int, tokenize: Tokenize) -> None:
+def _run(searches: list["Search"], max_length: int, tokenize: Tokenize) -> None:
     """Binary search, all rows at once: each round renders and tokenizes one candidate of each."""
     while open_searches := [search for search in searches if not search.is_done]:
         tried = tokenize([search.candidates[search.middle] for search in open_searches])
@@ -113,7 +113,7 @@ def earlier_windows(record: Record, train_on: TrainOn) -> list[list[Record]]:
 
 
 @dataclass
-class _Search:
+class Search:
     """The search for the longest candidate that fits; the last one is taken if none does."""
 
     whole: TokenizedRow
