@@ -26,7 +26,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest $(PYTEST)
 
 test-all: test test-readers
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest $(PYTEST) -m "slow and not gpu"
 
 test-readers: $(READERS)/ready
 	SMOLLIT_READERS=$(abspath $(READERS))/bin/python $(BIN)/python -m pytest -m readers
