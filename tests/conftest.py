@@ -191,6 +191,14 @@ def _few_threads() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _no_process_group_of_earlier_tests() -> Iterator[None]:
+    """Lightning leaves its process group open: a forked process inherits it without its threads, and waits forever."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
 def _no_seed_of_earlier_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """`data.seed` follows Lightning's `seed_everything`, which leaves an environment variable behind."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)

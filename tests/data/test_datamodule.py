@@ -177,7 +177,6 @@ class Watcher(LightningModule):
 
 # case: data-12
 # case: data-08
-@pytest.mark.slow  # beside the other tests: its forked ranks wait for each other after some tests of the same process
 def test_two_ranks_tokenize_once_and_share_the_rows(tmp_path: Path) -> None:
     """3 validation rows on 2 ranks, 1 at a time: one folder in the cache, and each row on one rank."""
     path = write(tmp_path / "mine.jsonl", chats(3))
