@@ -24,7 +24,7 @@ ARROWS = {
     "losses": {"functional", "choices"},
     "metrics": {"functional"},
     "data": {"batch", "errors", "paths"},
-    "models": {"functional", "batch", "errors", "paths"},
+    "models": {"choices", "functional", "batch", "errors", "paths"},
     "modules": {"models", "functional", "losses", "choices", "schedules", "metrics", "batch"},
     "commands": {
         "batch",

@@ -1,16 +1,19 @@
 """Adapters: small trainable weights inside a frozen model, made by peft. `model.adapter` selects one."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from smollit.choices import Choice
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -178,17 +181,4 @@ def trained_weights(model: nn.Module, state: Mapping[str, Tensor], prefix: str =
     return {name: value for name, value in state.items() if name not in frozen | buffers | tied}
 
 
-def as_settings(adapter: Adapter | None) -> dict[str, Any] | None:
-    """The plain form of an adapter for checkpoints: {"class_path": ..., "init_args": {...}}."""
-    if adapter is None:
-        return None
-    return {"class_path": f"{type(adapter).__module__}.{type(adapter).__qualname__}", "init_args": asdict(adapter)}
-
-
-def from_settings(value: Adapter | dict[str, Any] | None) -> Adapter | None:
-    """An adapter from its plain form."""
-    if not isinstance(value, dict):
-        return value
-    module, _, name = value["class_path"].rpartition(".")
-    found: Adapter = getattr(import_module(module), name)(**value.get("init_args", {}))
-    return found
+ADAPTERS = Choice(setting="model.adapter", families=(Adapter,), shipped=sys.modules[__name__])

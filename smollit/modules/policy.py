@@ -10,7 +10,7 @@ from torch import nn
 
 from smollit.batch import Batch
 from smollit.functional.attention import AttentionSetting
-from smollit.models.adapters import Adapter, add_adapter, as_settings, from_settings, trained_weights
+from smollit.models.adapters import ADAPTERS, Adapter, add_adapter, trained_weights
 from smollit.models.causal_lm import CausalLM
 from smollit.models.checkpoint import POLICY, load_weights
 from smollit.models.compile import compile_layers
@@ -71,9 +71,9 @@ class PolicyModule(StageMetricsModule):
                 raise ValueError(f"`model.{name}` must be at least 1, got {number}")
         # What is not plain is ignored: see torch.load(weights_only=True).
         self.save_hyperparameters(ignore=["optimizer", "loss", "schedule", "adapter"])
-        self.adapter = from_settings(adapter)
+        self.adapter: Adapter | None = ADAPTERS.make(adapter)
         if self.adapter is not None:
-            self.save_hyperparameters({"adapter": as_settings(self.adapter)})
+            self.save_hyperparameters({"adapter": ADAPTERS.as_settings(self.adapter)})
             self.strict_loading = False  # checkpoints hold the trained weights alone
         self.model_name = os.path.expanduser(model_name)
         self.init_from = init_from
