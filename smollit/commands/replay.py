@@ -95,8 +95,11 @@ class ReplayCommand(Command):
             + (f"{checkpoint}, of step {begun}" if checkpoint else "the beginning"),
             markup=False,
         )
-        if run.folder.resolve() == folder.resolve():
-            raise ValueError("`replay` writes nothing into the run folder: give another `trainer.default_root_dir`")
+        if run.folder.is_dir() and any(run.folder.iterdir()):
+            raise ValueError(
+                f"`replay` works in `trainer.default_root_dir` and removes it afterwards, and {run.folder} holds files:"
+                " give a folder that is empty or new"
+            )
         replay, trainer = Replay(self.step, with_text=self.text), run.trainer
         # A ModelCheckpoint of the config may write into the run folder.
         kept = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]

@@ -41,6 +41,9 @@ def test_a_step_is_made_again_to_the_bit(
         weights = [row["loss_tokens"] if kind == "SFT" else 1 for row in found["rows"]]
         mean = sum(w * row["loss"] for w, row in zip(weights, found["rows"], strict=True)) / sum(weights)
         assert mean == pytest.approx(float(logged["train/loss"]), rel=1e-5)
+    for folder in (tmp_path, tmp_path / "checkpoints"):  # it would be removed afterwards
+        with pytest.raises(SystemExit, match="holds files: give a folder that is empty or new"):
+            main(["replay", str(tmp_path), "2", "--trainer.default_root_dir", str(folder)])
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit, match="ends before step 9: its last one is 6"):
         main(["replay", str(tmp_path), "9"])

@@ -38,6 +38,7 @@ from smollit.commands.drill.promises import (
 )
 
 log = logging.getLogger(__name__)
+MARKER = ".drill"  # in the folder of a drill, which the next one empties
 KILLS_PER_RUN = 5
 SIGNALS_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -71,9 +72,7 @@ class DrillCommand(Command):
     def run(self, run: ConfiguredRun) -> None:
         """Drill, print the table, and exit with 1 if a promise was not kept."""
         random.seed(self.seed)
-        folder = run.folder / "drill"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder = empty_folder(run.folder / "drill")
         drill = Drill(folder, write_config(folder, run.fit_settings(), self.steps))
         found = drill.all(self.kills)
         show(found, drill.ended, folder)
@@ -82,6 +81,20 @@ class DrillCommand(Command):
             self.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         if any(promise.broken for promise in found):
             raise SystemExit(1)
+
+
+def empty_folder(folder: Path) -> Path:
+    """The folder of a drill, without what an earlier drill left there.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise ValueError(f"{folder} holds files that no drill wrote: set `trainer.default_root_dir` to another folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+    return folder
 
 
 def write_config(folder: Path, settings: str, steps: int) -> Drilled:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from smollit.commands.drill.command import MARKER, empty_folder
 from smollit.commands.drill.compare import (
     content,
     damaged_checkpoints,
@@ -26,6 +27,18 @@ def test_the_short_form_on_the_demo(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "drill.json").read_text())
     assert all(promise["kept"] == promise["tried"] for promise in found)
     assert found[0]["tried"] >= 1 and found[4]["tried"] == 3
+
+
+def test_only_the_folder_of_an_earlier_drill_is_emptied(tmp_path: Path) -> None:
+    """A run that is called `drill` stays as it is."""
+    first = empty_folder(tmp_path / "drill")
+    (first / "unbroken.log").write_text("1")
+    assert [path.name for path in empty_folder(first).iterdir()] == [MARKER]
+    (tmp_path / "runs/drill").mkdir(parents=True)
+    (tmp_path / "runs/drill/config.yaml").write_text("seed_everything: 1")
+    with pytest.raises(ValueError, match="holds files that no drill wrote"):
+        empty_folder(tmp_path / "runs/drill")
+    assert (tmp_path / "runs/drill/config.yaml").is_file()
 
 
 def write_run(folder: Path, rows: list[str], weight: float) -> Path:
