@@ -192,10 +192,14 @@ def _few_threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_process_group_of_earlier_tests() -> Iterator[None]:
-    """Lightning leaves its process group open: a forked process inherits it without its threads, and waits forever."""
+    """Lightning leaves its process group open, and the address of it in the environment: a forked process inherits the
+    group without its threads, and waits forever."""
+    before = dict(os.environ)
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

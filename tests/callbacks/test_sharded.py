@@ -1,8 +1,6 @@
 """The callbacks on a sharded policy: FSDP2 with one process on the CPU runs the same code as with many GPUs."""
 
 import logging
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,18 +11,6 @@ from transformers import AutoModelForCausalLM
 from callbacks import ExportHuggingFace, SampleGenerations, Throughput
 
 
-@pytest.fixture
-def _process_group() -> Iterator[None]:
-    """Leave neither a process group nor its settings to the tests that follow."""
-    before = dict(os.environ)
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.mark.usefixtures("_process_group")
 def test_a_sharded_run_exports_counts_and_says_that_it_has_no_samples(
     make_run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -49,7 +35,6 @@ def test_a_sharded_run_exports_counts_and_says_that_it_has_no_samples(
     assert not (run.folder / "samples.jsonl").exists()
 
 
-@pytest.mark.usefixtures("_process_group")
 def test_predict_on_a_sharded_model_is_refused_in_one_sentence(make_run: Any) -> None:
     """transformers' generate calls the model below the module that gathers the shards."""
     run = make_run([], strategy="fsdp2")

@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,6 @@ import torch
 from smollit.models.checkpoint import policy_weights
 from smollit.training.options import Sharded2Strategy
 from tests.training.conftest import assert_same_weights
-
-pytestmark = pytest.mark.usefixtures("_process_group")
-
-
-@pytest.fixture
-def _process_group() -> Iterator[None]:
-    """Leave neither a process group nor its settings to the tests that follow."""
-    before = dict(os.environ)
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture
