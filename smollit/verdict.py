@@ -5,7 +5,7 @@ A rule reads the rows of metrics.csv, and speaks only where the numbers are clea
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 Points = dict[int, float]  # value by step
@@ -34,6 +34,11 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
+def curve(rows: Iterable[Mapping[str, str]], name: str) -> Points:
+    """The values of a metric by step, from the rows of metrics.csv."""
+    return {int(row["step"]): float(row[name]) for row in rows if row.get(name)}
+
+
 class Curves:
     """The metrics of a run by name and step.
 
@@ -54,8 +59,7 @@ class Curves:
 
     def points(self, name: str) -> Points:
         """The values of a metric that are numbers."""
-        found = {int(row["step"]): float(row[name]) for row in self.rows if row.get(name)}
-        return {step: value for step, value in found.items() if math.isfinite(value)}
+        return {step: value for step, value in curve(self.rows, name).items() if math.isfinite(value)}
 
     @property
     def is_dpo(self) -> bool:

@@ -9,9 +9,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from smollit.training.logs.progress import duration
 from smollit.training.logs.start_summary import show
-from smollit.training.logs.table import Row, read_table, use_table
+from smollit.training.logs.table import read_table, use_table
 from smollit.training.steps import described_data
-from smollit.verdict import Curves, verdict
+from smollit.verdict import Curves, curve, verdict
 
 MEASURES = {  # name and what is better
     "val/loss": ("validation loss", min),
@@ -49,11 +49,6 @@ def learned(trainer: Trainer) -> dict[str, str]:
     problems = [found for found in verdict(Curves(rows, num_val=num_val or None)) if found.good is False]
     said = {"verdict": f"{problems[0].text} -> {problems[0].advice}"} if problems else {}
     return {label: change(points, better) for label, better, points in curves if points} | said
-
-
-def curve(rows: list[Row], name: str) -> dict[int, float]:
-    """The values of a metric by step."""
-    return {int(row["step"]): float(row[name]) for row in rows if row.get(name)}
 
 
 def change(points: dict[int, float], better: Callable[..., float]) -> str:
