@@ -20,6 +20,7 @@ from smollit.data.tokenized import TokenizedDataModule
 from smollit.models.generation import Finish, finish_of
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import DPOModule, FineTuningModule
+from smollit.paths import write_whole
 from smollit.training.logs.progress import says
 from smollit.training.logs.texts import log_texts
 from smollit.training.predictions import num_positions, response_text
@@ -207,7 +208,7 @@ def forget_later_steps(path: Path, step: int) -> int | None:
     # A killed run may leave an incomplete line after the last newline.
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     kept = [line for line in lines if step and json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_whole(path, "".join(f"{line}\n" for line in kept))
     return int(json.loads(kept[-1])["step"]) if kept else None
 
 

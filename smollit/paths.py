@@ -1,4 +1,4 @@
-"""Names of models, tokenizers and data sets: a Hub id or a local path?"""
+"""Paths: whether a name is one, the home folder in one, and files that are written whole or not at all."""
 
 import os
 from pathlib import Path
@@ -30,3 +30,16 @@ def with_home(value: Any) -> Any:
     if isinstance(value, list):
         return [with_home(item) for item in value]
     return {key: with_home(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that has all of its content or is as it was before: a kill leaves no half of it.
+
+    Args:
+        path: The file, which one process writes; its folder is made.
+        content: Text, which is written as UTF-8, or bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name.lstrip('.')}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)

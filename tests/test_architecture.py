@@ -43,6 +43,7 @@ ARROWS = {
     "training": {
         "batch",
         "errors",
+        "paths",
         "verdict",
         "functional",
         "losses",

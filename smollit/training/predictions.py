@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
@@ -17,6 +16,7 @@ from smollit.data.tokenized import TokenizedDataModule
 from smollit.models.generation import finish_of
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import FineTuningModule
+from smollit.paths import write_whole
 
 log = logging.getLogger(__name__)
 FILE = "predictions.jsonl"
@@ -159,10 +159,7 @@ def part_path(trainer: Trainer, rank: int | str) -> Path:
 
 def write_part(path: Path, head: Entry, entries: Iterable[Entry]) -> None:
     """Begin a part: what it is made from, and the rows that are there already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(map(to_line, [head, *entries])), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(map(to_line, [head, *entries])))
 
 
 def read_part(path: Path) -> list[Entry]:
@@ -179,9 +176,7 @@ def read_parts(pattern: Path, head: Entry) -> dict[int, Entry]:
 def merge(parts: list[Path], target: Path) -> list[Entry]:
     """Merge the parts, sorted by row, remove them, and return the rows."""
     entries = sorted((entry for part in parts for entry in read_part(part)[1:]), key=itemgetter("row"))
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text("".join(map(to_line, entries)), encoding="utf-8")
-    os.replace(temporary, target)
+    write_whole(target, "".join(map(to_line, entries)))
     for part in parts:
         part.unlink()
     return entries

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from smollit.paths import write_whole
+
 FILE = "environment.json"
 PACKAGES = ("smollit", "torch", "lightning", "transformers", "tokenizers", "datasets")
 # What the libraries of a CPU choose their instructions by.
@@ -21,12 +23,9 @@ class Environment(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(trainer.default_root_dir) / FILE
-            entries = [*starts(path.parent), {"step": trainer.global_step} | describe(trainer)]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{FILE}.tmp")
-            temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            folder = Path(trainer.default_root_dir)
+            entries = [*starts(folder), {"step": trainer.global_step} | describe(trainer)]
+            write_whole(folder / FILE, json.dumps(entries, indent=2) + "\n")
 
 
 def describe(trainer: Trainer) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from smollit.paths import write_whole
+
 FILE = "metrics.csv"
 Row = dict[str, str]
 
@@ -60,12 +62,9 @@ class MetricsTable:
     def _rewrite(self, rows: list[Row]) -> None:
         self.columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
         self.last = rows[-1] if rows else {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         text = to_csv(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *rows])
         self.last_starts = len(text) - len(to_csv(self.columns, rows[-1:])) if rows else 0
-        temporary = self.path.with_name(f".{FILE}.tmp")
-        temporary.write_bytes(text)
-        os.replace(temporary, self.path)
+        write_whole(self.path, text)
 
     # ---- what CSVLogger calls besides
 
