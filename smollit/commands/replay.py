@@ -1,6 +1,7 @@
 """The command `replay`: one optimizer step of a run made again, with the loss and gradient norm of each of its rows."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
@@ -80,7 +81,7 @@ class ReplayCommand(Command):
         if not config.is_file():
             raise ValueError(f"{words[0]} is no run folder: it holds no config.yaml, which `fit` writes")
         settings = ["--config", str(config), "--step", words[1], "--run_folder", words[0], "--trainer.logger", "false"]
-        folder = ["--trainer.default_root_dir", tempfile.mkdtemp(prefix="smollit-replay-")]
+        folder = ["--trainer.default_root_dir", str(Path(tempfile.gettempdir(), f"smollit-replay-{os.getpid()}"))]
         return [*settings, *folder, "--trainer.enable_progress_bar", "false", *words[2:]]
 
     def run(self, run: ConfiguredRun) -> None:
@@ -101,9 +102,10 @@ class ReplayCommand(Command):
                 " give a folder that is empty or new"
             )
         replay, trainer = Replay(self.step, with_text=self.text), run.trainer
-        # A ModelCheckpoint of the config may write into the run folder.
-        kept = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]
-        trainer.callbacks = [*kept, replay]
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint):  # one of the config may write into the run folder
+                callback.dirpath = str(run.folder / FOLDER)
+        trainer.callbacks.append(replay)
         try:
             trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=checkpoint)
         except (ReplayedError, NonFiniteError) as ended:

@@ -32,6 +32,9 @@ def test_a_step_is_made_again_to_the_bit(
     words += ["--data.max_length=96", "--data.max_dropped_share=1", f"--data.cache_dir={cache_dir}"]
     words += ["--trainer.accelerator=cpu", "--trainer.max_steps=6", "--trainer.accumulate_grad_batches=2"]
     words += ["--trainer.checkpoint_every_n_steps=2", "--trainer.log_every_n_steps=1", "--model.learning_rate=1e-3"]
+    words += ["--trainer.keep_best=min:train/loss", "--trainer.callbacks=callbacks.ExportHuggingFace"]
+    words += ["--trainer.callbacks.ckpt_path=best", "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"]
+    words += [f"--trainer.callbacks.dirpath={tmp_path / 'own'}", "--trainer.callbacks.every_n_train_steps=1"]
     main([*words, f"--trainer.default_root_dir={tmp_path}"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for step in (2, 5):
