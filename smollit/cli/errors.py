@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from smollit.cli.parser import argument_names
 
 PACKAGE = Path(__file__).parents[1]
+OURS = (PACKAGE, PACKAGE.parent / "callbacks")  # both packages of the wheel
 # By the folder of a library: the setting that its errors are about.
 LIBRARIES = {
     "lightning": "trainer",
@@ -73,7 +74,7 @@ def for_the_user(error: BaseException | None) -> Sentence | None:
         frames = traceback.extract_tb(error.__traceback__)
         if frames:
             last = frames[-1]
-            if isinstance(error, ValueError) and Path(last.filename).is_relative_to(PACKAGE):
+            if isinstance(error, ValueError) and any(map(Path(last.filename).is_relative_to, OURS)):
                 return Sentence(str(error), isinstance(error, UsageError))
             library = next((name for name in LIBRARIES if f"/site-packages/{name}/" in last.filename), None)
             if library and isinstance(error, RAISED) and (last.line or "").startswith("raise "):

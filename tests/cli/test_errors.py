@@ -148,6 +148,21 @@ def test_what_a_library_refuses_later_is_a_sentence_too(
     assert code == 2 and said.rstrip().splitlines()[-1].startswith("smollit: `") and expected in said
 
 
+@pytest.mark.parametrize(
+    ("callback", "expected"),
+    [
+        ("SyncReference", "SyncReference needs a DPOModule"),
+        ("ExportHuggingFace --trainer.callbacks.ckpt_path=best", "with `ckpt_path: best` needs `trainer.keep_best`"),
+    ],
+)
+def test_what_a_shipped_callback_refuses_is_a_sentence(
+    write: Write, fails: Fails, callback: str, expected: str
+) -> None:
+    """Raised in the package `callbacks`, beside smollit's own."""
+    code, said = fails("fit", write(), *f"--trainer.callbacks=callbacks.{callback}".split())
+    assert code == 1 and said.rstrip().splitlines()[-1].startswith("smollit: ") and expected in said
+
+
 # case: D5
 @pytest.mark.parametrize(
     ("kind", "words", "setting", "other"),
