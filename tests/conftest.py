@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -31,6 +32,10 @@ ROOT = Path(__file__).parent.parent
 TINY = ROOT / "smollit" / "models" / "tiny"
 SAMPLES = ROOT / "smollit" / "data" / "samples"
 
+
+# The same examples in every run; `--hypothesis-profile default` draws new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 
 Example = dict[str, Any]
 QUIET = {

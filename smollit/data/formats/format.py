@@ -15,6 +15,7 @@ from smollit.data.sources.mixture import FormatName
 
 Parts = dict[str, str]  # part -> column
 SCORES = ("score_chosen", "score_rejected")
+TOGETHER = (SCORES, ("id", "parent"))  # parts that say something only beside each other
 VARIABLES = ("tools", "chat_template_kwargs")  # what the chat template gets besides messages
 LABELS = ("label", "kto_tag", "desirable", "thumbs_up")  # whether a completion is a good one
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from smollit.data.formats.format import LABELS, LAYOUTS, MEDIA, SCORES, USUAL, Parts, parts_of
+from smollit.data.formats.format import LABELS, LAYOUTS, MEDIA, TOGETHER, USUAL, Parts, parts_of
 from smollit.data.formats.messages import (
     ALIASES,
     DIALOGUE,
@@ -118,12 +118,16 @@ class Split:
         ]
 
     def used_parts(self, name: FormatName) -> Parts:
-        """The parts of a format that have a column, without a score that has no other score beside it."""
+        """The parts of a format that have a column, without those that say something only beside another one.
+
+        Raises:
+            ValueError: If the user's mapping has such a part alone.
+        """
         found = self.parts(self.kind)
         parts = {part: found[part] for part in parts_of(self.kind, name) if part in found}
-        lone = [part for part in SCORES if part in parts] if not parts.keys() >= set(SCORES) else []
-        if lone and lone[0] in self.mapping:
-            raise ValueError(f"`data.columns` maps {lone[0]} alone: map both {' and '.join(SCORES)}, or neither")
+        lone = {part: pair for pair in TOGETHER for part in pair if part in parts and not parts.keys() >= set(pair)}
+        for part in lone.keys() & self.mapping.keys():
+            raise ValueError(f"`data.columns` maps {part} alone: map both {' and '.join(lone[part])}, or neither")
         return {part: column for part, column in parts.items() if part not in lone}
 
     def unused(self, parts: Parts, filtered: set[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smollit.data.encoding.counts import count_examples
@@ -60,7 +60,6 @@ def test_the_summary_has_lengths_and_truncated_rows() -> None:
     assert (seen.tokens, seen.truncated) == (18, 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60))
 def test_keep95_is_the_smallest_length_that_keeps_95_percent_whole(lengths: list[int]) -> None:
     """By trying: keep95 tokens leave at least 95 % of the rows untruncated, and one token less does not."""

@@ -32,6 +32,7 @@ ALL_PARTS = sorted({part for kind in LAYOUTS.values() for layout in kind.values(
 @settings(max_examples=300, deadline=None)
 @given(row=st.dictionaries(st.sampled_from(ALL_PARTS), ANY))
 @example(row={"messages": "\ud800", "text": "x" * 10**6, "chosen": "\n\n" * 10**5, "rejected": "Human:" * 10**5})
+@example(row={"text": None, "role": [], "parent": [], "thread": "[]"})
 @example(row={"chosen": ["Human:"] * 10**5, "rejected": {}, "prompt": [[[]]], "completion": b"", "score_chosen": {}})
 def test_nothing_but_a_bad_row_can_come_of_any_row(row: Row) -> None:
     """Every format, and the format that is detected."""
