@@ -25,7 +25,8 @@ ARROWS = {
     "metrics": {"functional"},
     "data": {"batch", "errors", "paths"},
     "models": {"choices", "functional", "batch", "errors", "paths"},
-    "modules": {"models", "functional", "losses", "choices", "schedules", "metrics", "batch"},
+    "optim": {"choices", "schedules"},
+    "modules": {"models", "functional", "losses", "choices", "optim", "schedules", "metrics", "batch"},
     "commands": {
         "batch",
         "errors",
@@ -73,6 +74,7 @@ FORBIDDEN = {
     "verdict": {"torch", "transformers", "lightning", "datasets"},
     "schedules": {"transformers", "lightning", "datasets", "torchmetrics"},
     "functional": {"transformers", "lightning", "datasets", "torchmetrics"},
+    "optim": {"transformers", "datasets", "torchmetrics"},
     "losses": {"transformers", "lightning", "datasets", "torchmetrics"},
     "metrics": {"transformers", "lightning", "datasets"},
     "data": {"torchmetrics"},

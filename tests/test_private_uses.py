@@ -24,7 +24,10 @@ LISTED = {
         "smollit/data/sources/source.py",
         "_fingerprint",
     ): "part of the cache key: rows have no public identity",
-    ("smollit/data/template/jinja.py", "_compile_jinja_template"): "the environment in which transformers renders",
+    (
+        "smollit/data/template/rendering/jinja.py",
+        "_compile_jinja_template",
+    ): "transformers renders in it",
     ("smollit/models/sharding.py", "_foreach_mul_"): "one launch for all gradients, as torch's optimizers do",
     ("smollit/models/attention/functions.py", "_C"): "holds the next one",
     (

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from transformers import get_scheduler
 
 from smollit.modules import SFTModule
-from smollit.modules.rates import LearningRates
+from smollit.optim.rates import LearningRates
 from smollit.schedules import WSD, Constant, Cosine, InverseSqrt, Linear, Schedule
 
 

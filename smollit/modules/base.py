@@ -14,10 +14,10 @@ from smollit.batch import Batch
 from smollit.metrics import values
 from smollit.models.sharding import gradient_norm, scale_gradients
 from smollit.modules.lost_steps import LostSteps, NonFiniteError
-from smollit.modules.optimizer import ParameterGroups, gradient_scaler, refuse_fused_with_scaler
 from smollit.modules.policy import PolicyModule
-from smollit.modules.rates import LearningRates
 from smollit.modules.window import Window
+from smollit.optim.optimizer import ParameterGroups, gradient_scaler, refuse_fused_with_scaler
+from smollit.optim.rates import LearningRates
 from smollit.schedules import SCHEDULE, Linear, Schedule
 
 SumAndCount = tuple[Tensor, Tensor | int]

@@ -20,7 +20,7 @@ from smollit.data.batching.collate import collate_chats, unpacked
 from smollit.functional.scores import TokenScores
 from smollit.losses import NLL, CompletionLoss
 from smollit.modules import SFTModule
-from smollit.modules.optimizer import set_learning_rate
+from smollit.optim.optimizer import set_learning_rate
 from smollit.training import SmollitTrainer
 from tests.conftest import QUIET, batch_of
 

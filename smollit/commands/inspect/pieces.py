@@ -8,8 +8,8 @@ from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.steps import DroppedRow, EncodedRow, TokenizedRow, TruncatedRow
 from smollit.data.formats.types import Text
 from smollit.data.sources.files import Row
-from smollit.data.template.jinja import Span
-from smollit.data.template.renderer import RenderedChat
+from smollit.data.template.rendering.jinja import Span
+from smollit.data.template.rendering.renderer import RenderedChat
 from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import Branch, Segment
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Kind, Message, Preference, Record
-from smollit.data.template.jinja import Span
+from smollit.data.template.rendering.jinja import Span
 from smollit.data.template.tokenize import Branch, SegmentedRow
 
 TOKEN_COLUMNS: dict[Kind, tuple[str, ...]] = {

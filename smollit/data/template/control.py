@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
-from smollit.data.template.jinja import Span
-from smollit.data.template.marks import MARKER
-from smollit.data.template.renderer import RenderedChat, Renderer
-from smollit.data.template.shapes import SENTINEL
+from smollit.data.template.rendering.jinja import Span
+from smollit.data.template.rendering.marks import MARKER
+from smollit.data.template.rendering.renderer import RenderedChat, Renderer
+from smollit.data.template.rendering.shapes import SENTINEL
 
 
 class ControlText:

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, NoReturn
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
-from smollit.data.template.jinja import Span
-from smollit.data.template.renderer import RenderedChat, Renderer, has_extras
+from smollit.data.template.rendering.jinja import Span
+from smollit.data.template.rendering.renderer import RenderedChat, Renderer, has_extras
 from smollit.data.template.turns import Headers, TurnFinder
 
 SpanSource = Literal["markers", "prefix", "turns", "last"]

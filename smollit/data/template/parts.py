@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
-from smollit.data.template.jinja import Span
 from smollit.data.template.loss_spans import PARTS, LossSpan, TrainOn
-from smollit.data.template.marks import MARKER, Printed
-from smollit.data.template.renderer import RenderedChat, Renderer
+from smollit.data.template.rendering.jinja import Span
+from smollit.data.template.rendering.marks import MARKER, Printed
+from smollit.data.template.rendering.renderer import RenderedChat, Renderer
 from smollit.data.template.turns import TurnFinder
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of messages: transformers reads them as one

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.types import Message
 from smollit.data.template.loss_spans import FULL, LossSpanFinder, SpanSource
-from smollit.data.template.renderer import Renderer
-from smollit.data.template.shapes import SENTINEL
+from smollit.data.template.rendering.renderer import Renderer
+from smollit.data.template.rendering.shapes import SENTINEL
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 DROP = ("drop", "")  # an empty text is no system turn

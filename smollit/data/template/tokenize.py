@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.template.control import ControlText
-from smollit.data.template.jinja import Span
 from smollit.data.template.parts import TurnPart
-from smollit.data.template.renderer import RenderedChat
+from smollit.data.template.rendering.jinja import Span
+from smollit.data.template.rendering.renderer import RenderedChat
 from smollit.errors import first_line
 from smollit.paths import check_folder
 

@@ -16,9 +16,9 @@ from typing import NoReturn
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
-from smollit.data.template.jinja import Span
-from smollit.data.template.marks import MARKER, Printed, common_length, locate, tail_of
-from smollit.data.template.renderer import RenderedChat, Renderer, has_extras
+from smollit.data.template.rendering.jinja import Span
+from smollit.data.template.rendering.marks import MARKER, Printed, common_length, locate, tail_of
+from smollit.data.template.rendering.renderer import RenderedChat, Renderer, has_extras
 
 # (text between the contents of two messages, role of the first) -> characters of it that the prompt does not hold
 Headers = dict[tuple[str, str], int]

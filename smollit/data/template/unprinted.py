@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.types import Message
-from smollit.data.template.jinja import read_variables
-from smollit.data.template.marks import locate
-from smollit.data.template.renderer import RenderedChat, Renderer, has_extras
+from smollit.data.template.rendering.jinja import read_variables
+from smollit.data.template.rendering.marks import locate
+from smollit.data.template.rendering.renderer import RenderedChat, Renderer, has_extras
 
 USUAL = ("role", "content", "train")
 EARLIER = "of earlier turns"

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message, Variables
-from smollit.data.template.jinja import Span, render_text, render_with_blocks
-from smollit.data.template.marks import Skeleton, common_length, find_skeleton, spans_between
-from smollit.data.template.shapes import SENTINEL, Shape, first_marker, probes, try_shape
+from smollit.data.template.rendering.jinja import Span, render_text, render_with_blocks
+from smollit.data.template.rendering.marks import Skeleton, common_length, find_skeleton, spans_between
+from smollit.data.template.rendering.shapes import SENTINEL, Shape, first_marker, probes, try_shape
 
 MAX_SKELETONS = 10_000
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
-from smollit.data.template.jinja import Span
+from smollit.data.template.rendering.jinja import Span
 
 PRIVATE = range(0xE000, 0xF900)
 MARKER = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]")

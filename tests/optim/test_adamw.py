@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from smollit.modules.adamw import AdamWFp32
+from smollit.optim.adamw import AdamWFp32
 
 
 def steps(optimizer: torch.optim.Optimizer, weight: nn.Parameter, count: int) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.types import Message
-from smollit.data.template.marks import MARKER, Render
+from smollit.data.template.rendering.marks import MARKER, Render
 
 SENTINEL = "\ue000content\ue001"  # private-use characters: no template prints this text
 
