@@ -123,7 +123,7 @@ class Batch(NamedTuple):
         document: [R, T] index of the example that the token belongs to, 0..N-1; -1 is padding.
         branch: [R, T] 0 for shared tokens, 1..K for those of the document's K responses. Chats have only 0.
         loss_positions: [M] positions that have a label, counted through all sequences: r * T + t.
-        example_ids: [N] row numbers in the data set.
+        example_ids: [N] row numbers in the data set; where several rows share a prompt, of the first.
         layout: The documents of each sequence, from its start on: `document` and `branch` as numbers on the host.
         pairs: [P, 2] indices of the chosen and the rejected response, counted through the batch; None for chats.
         score_gap: [P] score of the chosen minus score of the rejected response; None if a pair has none, and for chats.
@@ -151,7 +151,7 @@ class Batch(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """N, the number of chats or preference rows; 0 in the empty batch that keeps ranks in step."""
+        """N, the number of chats or prompts with responses; 0 in the empty batch that keeps ranks in step."""
         return self.example_ids.numel()
 
     @property

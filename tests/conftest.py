@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing downloads
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -68,6 +69,28 @@ def example_pairs(count: int = 8) -> list[Example]:
         {"prompt_ids": [1, 20 + i], "chosen_ids": [30 + i] * (1 + i % 3) + [2], "rejected_ids": [50 + i, 2], "row": i}
         for i in range(count)
     ]
+
+
+def rated_rows(count: int, num_responses: int = 4) -> list[dict[str, Any]]:
+    """Rows as raw UltraFeedback has them: a prompt and rated responses, of different lengths and scores."""
+    draw = random.Random(0)
+
+    def words(count: int) -> str:
+        return " ".join(draw.choices(["red", "blue", "one", "two", "six"], k=count))
+
+    return [
+        {
+            "instruction": f"{row} {words(8)}",
+            "completions": [
+                {"response": f"{n} {words(4 + 2 * n)}", "score": (3 * n + row) % num_responses}
+                for n in range(num_responses)
+            ],
+        }
+        for row in range(count)
+    ]
+
+
+RATED = {"prompt": "instruction", "responses": "completions.response", "chosen_if": "highest completions.score"}
 
 
 def batch_of(examples: list[Example], *, packed: bool = False) -> Batch:

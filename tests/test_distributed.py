@@ -4,6 +4,7 @@ This file is also the program that the two processes run, once, for all tests be
 a file, and the tests compare.
 """
 
+import json
 import math
 import os
 import socket
@@ -31,7 +32,7 @@ from smollit.models.adapters import LoRA
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
 from smollit.training import reference as precomputed
-from tests.conftest import example_chats, example_pairs
+from tests.conftest import RATED, example_chats, example_pairs, rated_rows
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("sft", "dpo")
@@ -149,7 +150,8 @@ def work(rank: int, model: str, folder: Path) -> None:
 
 
 def precomputed_run(model: str, folder: Path, devices: int) -> Found:
-    """DPO on sample rows, whose reference was scored beforehand in files of 2 pairs; which of them this rank wrote."""
+    """DPO on all six pairs of prompts with four responses, whose reference was scored beforehand in files of 2 pairs;
+    which of them this rank wrote."""
     written: list[str] = []
 
     class Noting(precomputed.Store):
@@ -157,10 +159,15 @@ def precomputed_run(model: str, folder: Path, devices: int) -> Found:
             written.append(f"{self.num_pairs} {part.start}")
             super().write(part, values)
 
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / f"rows{os.getpid()}.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in rated_rows(7)))
     data = UltraFeedbackDataModule(
-        str(ROOT / "smollit" / "data" / "samples" / "ultrafeedback"),
-        train_split="train_prefs[:9]",
-        val_split="test_prefs[:4]",
+        str(rows),
+        columns=RATED,
+        pairs_of="all",
+        train_split="train[:5]",
+        val_split="train[5:]",
         tokenizer_name=model,
         max_length=64,
         max_dropped_share=1.0,

@@ -195,9 +195,10 @@ def row_batches(data: Any, numbers: Sequence[int]) -> list[tuple[int, Batch]]:
     """
     if not isinstance(data, ChatDataModule) or "train" not in data.examples:
         raise ValueError("`replay` fetches rows by their numbers, which `data.streaming` does not have")
-    examples = data.examples["train"]
-    wanted = {number: index for index, number in enumerate(examples.row_numbers()) if number in set(numbers)}
-    return [(number, data.collate(examples.__getitems__([[wanted[number]]]))) for number in numbers]
+    documents, wanted = data.documents("train"), dict[int, list[list[int]]]()
+    for index, number in enumerate(documents.row_numbers()):
+        wanted.setdefault(number, []).append([index])
+    return [(number, data.collate(documents.__getitems__(wanted[number]))) for number in dict.fromkeys(numbers)]
 
 
 def newest_before(folder: Path, step: int) -> Path | None:

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smollit.data.batching.collate import collate_chats, collate_pairs, collate_prompts
 from smollit.data.batching.dataset import Examples
+from smollit.data.batching.documents import Documents
 from smollit.data.batching.loaders import BatchLoader, Collate, batch_loader, stream_loader
 from smollit.data.batching.packing import describe_packing
 from smollit.data.batching.position import TrainingPosition
@@ -28,13 +29,14 @@ class ChatDataModule(TokenizedDataModule):
     Args:
         dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
             .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
-        train_batch_size: Rows per training batch and device: chats, pairs, or packed sequences.
-        val_batch_size: Chats or pairs per batch and device in validation, test and prediction.
+        train_batch_size: Rows per training batch and device: chats, prompts with their pairs, or packed sequences.
+        val_batch_size: Chats, or prompts with their pairs, per batch and device in validation, test and prediction.
         max_batch_tokens: Maximum number of positions per batch and device, padding included: batches of long rows get
             fewer rows. null sets no limit.
         packing: `on` packs several chats or pairs into sequences of `pack_length`, in which they do not attend to each
             other; `off` gives each a sequence; `auto` packs on a GPU.
-        pack_length: Positions of a packed sequence; null takes `max_length`, for pairs twice that.
+        pack_length: Positions of a packed sequence; null takes `max_length`, for pairs twice that. The pairs
+            of a prompt that need more than this, packed or not, are divided into several rows.
         group_by_length: Batch rows of similar length: less padding, a little less shuffling.
         longest_first: Begin the first epoch with the longest rows, so that a run that runs out of memory does so at
             once.
@@ -95,6 +97,7 @@ class ChatDataModule(TokenizedDataModule):
         self.num_workers = num_workers
         self.pad_to_multiple_of = pad_to_multiple_of
         self.position = TrainingPosition()
+        self._documents: dict[str, Documents] = {}  # by split
         self._batches: BatchSampler | StreamingExamples | None = None
 
     @property
@@ -167,24 +170,24 @@ class ChatDataModule(TokenizedDataModule):
                 batches, self.collate, num_workers=self.num_workers, seed=self.seed, position=self.position
             )
         self._log_packing(batches)
-        examples = self._examples("train")
+        documents = self.documents("train")
         return batch_loader(
-            examples, batches, self.collate, num_workers=self.num_workers, seed=self.seed, position=self.position
+            documents, batches, self.collate, num_workers=self.num_workers, seed=self.seed, position=self.position
         )
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Every validation example once; a loader for each named set."""
         keys = [key for key in self.examples if key.split("/")[0] == "val"]
-        loaders = [self._evaluation_loader(key, self.collate) for key in keys]
+        loaders = [self._evaluation_loader(self.documents(key), self.collate) for key in keys]
         return loaders[0] if len(loaders) == 1 else loaders
 
     def test_dataloader(self) -> BatchLoader:
         """Every test example once."""
-        return self._evaluation_loader("test", self.collate)
+        return self._evaluation_loader(self.documents("test"), self.collate)
 
     def predict_dataloader(self) -> BatchLoader:
         """Prompts alone, without labels."""
-        return self._evaluation_loader("predict", collate_prompts)
+        return self._evaluation_loader(self._examples("predict"), collate_prompts)
 
     # ---- the batches
 
@@ -204,19 +207,19 @@ class ChatDataModule(TokenizedDataModule):
         return batches
 
     def _sampler(self) -> BatchSampler:
-        examples = self._examples("train")
+        documents = self.documents("train")
         order = Order(
             shuffle=self.shuffle,
             seed=self.seed,
             group_by_length=self.group_by_length,
             longest_first=self.longest_first and self.shuffle,
             pack_length=self.pack_length if self.packs else 0,
-            parts=tuple(zip(examples.sizes, self.splits.weights(), strict=True)),
+            parts=tuple(zip(documents.sizes, self.splits.weights(), strict=True)),
             repeats=self.trainer is not None and self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
         rank, world_size = self._rank()
         return BatchSampler(
-            examples.lengths,
+            documents.lengths,
             self.train_batch_size,
             order=order,
             max_batch_tokens=self.max_batch_tokens or 0,
@@ -230,8 +233,18 @@ class ChatDataModule(TokenizedDataModule):
             raise ValueError(f"there is no split to {key}: set `data.{key}_split`")
         return self.examples[key]
 
-    def _evaluation_loader(self, key: str, collate: Collate) -> BatchLoader:
-        examples = self._examples(key)
+    def documents(self, key: str) -> Documents:
+        """What the batches of a split are made of: its chats, or its prompts with their pairs.
+
+        Raises:
+            ValueError: If there is no such split.
+        """
+        examples, known = self._examples(key), self._documents.get(key)
+        if known is None or known.examples is not examples:
+            self._documents[key] = known = Documents(examples, self.pack_length)
+        return known
+
+    def _evaluation_loader(self, examples: Examples | Documents, collate: Collate) -> BatchLoader:
         rank, world_size = self._rank()
         sampler = BatchSampler(
             examples.lengths,

@@ -18,7 +18,8 @@ class PreferenceDataModule(ChatDataModule):
         min_score_gap: Drop and count pairs whose score_chosen - score_rejected is smaller; null keeps all.
         score_ties: `keep` or `drop` pairs with equal scores.
         pairs_of: Pairs of a prompt with several rated responses: `best-worst` makes one, `all` makes one of any two
-            whose scores differ.
+            whose scores differ. Pairs of a prompt share one row, which has each response once; the loss is the mean
+            over pairs.
         **options: All other options of ChatDataModule.
     """
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.batch import Batch
 from smollit.data import ChatDataModule
-from smollit.data.batching.dataset import Examples
+from smollit.data.batching.collate import unpacked
+from smollit.data.batching.documents import Documents
 from smollit.models.causal_lm import CausalLM
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
@@ -67,12 +67,13 @@ def attach_reference_scores(trainer: Trainer, module: DPOModule) -> None:
         )
     module.scorer.fingerprint = weights_fingerprint(module.scorer.name)
     scorer = _Scorer(trainer, module)
-    for split, examples in splits.items():
+    for split in splits:
         if split != "predict":
-            _attach(scorer, examples)
+            _attach(scorer, scorer.data.documents(split))
 
 
-def _attach(scorer: "_Scorer", examples: Examples) -> None:
+def _attach(scorer: "_Scorer", documents: Documents) -> None:
+    examples = documents.examples
     stores = [
         Store(scorer.data.cache_dir / f"reference-{scorer.key(tokens)}", size)
         for tokens, size in examples.parts_sizes()
@@ -82,7 +83,7 @@ def _attach(scorer: "_Scorer", examples: Examples) -> None:
         if missing:
             log.info("reference: scoring %s parts of %s pairs", f"{len(missing):,}", PART)
         for done, part in enumerate(missing, 1):
-            store.write(part, scorer.score(examples, [first + index for index in part]))
+            store.write(part, scorer.score(documents, range(first + part.start, first + part.stop)))
             if done == len(missing) or done % max(len(missing) // 10, 1) == 0:
                 log.info("reference: %s of %s parts of %s pairs scored", f"{done:,}", f"{len(missing):,}", PART)
     scorer.trainer.strategy.barrier("all reference values are on disk")
@@ -180,17 +181,19 @@ class _Scorer:
         return hashlib.sha256(json.dumps([*parts, tokens]).encode()).hexdigest()[:32]
 
     @torch.no_grad()
-    def score(self, examples: Examples, indices: Sequence[int]) -> np.ndarray:
-        """log p of chosen and rejected response of the pairs `indices`, [N, 2], in batches of similar length.
+    def score(self, documents: Documents, pairs: range) -> np.ndarray:
+        """log p of chosen and rejected response of `pairs`, [N, 2], in batches of documents of similar length.
 
         Raises:
             ValueError: If a value is not finite.
         """
-        order = sorted(range(len(indices)), key=lambda position: -examples.lengths[indices[position]])
-        values = np.zeros((len(indices), 2), np.float32)
+        lengths = documents.examples.lengths
+        longest_first = sorted(documents.within(pairs), key=lambda some: -sum(lengths[pair] for pair in some))
+        values = np.zeros((len(pairs), 2), np.float32)
         size = self.data.val_batch_size
-        for positions in (order[start : start + size] for start in range(0, len(order), size)):
-            fetched = examples.__getitems__([[indices[position]] for position in positions])
+        for some in (longest_first[start : start + size] for start in range(0, len(longest_first), size)):
+            fetched = unpacked(documents.fetch(some))
+            positions = [pair - pairs.start for document in some for pair in document]
             batch: Batch = move_data_to_device(self.data.collate(fetched), self.trainer.strategy.root_device)
             with self.trainer.precision_plugin.forward_context():
                 values[positions] = self.model(batch).sums[batch.pairs].cpu().numpy()

@@ -20,7 +20,7 @@ class Epoch:
     """Counts of one epoch, over all devices.
 
     Args:
-        examples: Chats or pairs.
+        examples: Chats, or prompts with their pairs.
         rows: Sequences, each of one example or of several packed ones.
         tokens: Positions without padding.
         loss_tokens: Tokens that the loss is computed on.
@@ -62,7 +62,8 @@ def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], sizes: Sequenc
         sizes: Computed positions of each micro-batch.
         trainer: Gives the number of devices, micro-batches per step, steps and epochs.
     """
-    lengths, loss_tokens = data.sampler().lengths, data.examples["train"].column("loss_tokens")
+    documents = data.documents("train")
+    lengths, loss_tokens = documents.lengths, documents.loss_tokens
     rows = [row for batch in batches for row in batch]
     members = [example for row in rows for example in row]
     limit = trainer.limit_train_batches  # a whole number is a count, a fraction a part: Lightning's rule

@@ -78,7 +78,7 @@ def estimate(trainer: Trainer, module: FineTuningModule, data: ChatDataModule, *
     module.trainer, module.compile_policy = trainer, False  # compiled or not, memory is about the same
     trainer.datamodule = data  # type: ignore[attr-defined]  # as `fit` does: the model gets an embedding for each token
     module.configure_model()
-    sizes = [positions(data.sampler().lengths, batch, module.attention) for batch in batches]
+    sizes = [positions(data.documents("train").lengths, batch, module.attention) for batch in batches]
     epoch = describe_epoch(data, batches, sizes, trainer)
     first, later = heaviest(sizes, trainer.accumulate_grad_batches, epoch.run_steps)
     last = (first + later)[-1]
@@ -160,7 +160,7 @@ def all_batches(data: ChatDataModule) -> list[Rows]:
 
 def fetch(data: ChatDataModule, rows: Rows) -> Batch:
     """The batch of these rows, as in training, with zeros for reference scores that are not computed yet."""
-    batch = data.collate(data.examples["train"].__getitems__(rows))
+    batch = data.collate(data.documents("train").__getitems__(rows))
     return batch._replace(reference_logps=torch.zeros(len(batch.response_lengths)))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from smollit.batch import IGNORE, PADDING, SHARED, Batch, Document, Joined
 from smollit.data.batching.dataset import Example
+from smollit.data.batching.documents import Compared, pairs_of
 
 
 class Positions(NamedTuple):
@@ -32,16 +34,21 @@ def collate_chats(sequences: Sequence[Sequence[Example]], pad_to_multiple_of: in
 
 
 def collate_pairs(sequences: Sequence[Sequence[Example]], pad_to_multiple_of: int = 1) -> Batch:
-    """Collate sequences of one or several preference pairs, each with its prompt once."""
-
-    def positions(pair: Example) -> Positions:
-        return response_positions(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]])
-
-    pairs = [pair for sequence in sequences for pair in sequence]
-    return collate(sequences, positions, pad_to_multiple_of)._replace(
-        pairs=torch.arange(2 * len(pairs)).view(-1, 2),
-        score_gap=_score_gap(pairs),
-        reference_logps=_reference_logps(pairs),
+    """Collate sequences of one or several documents: each prompt once, and each response that its pairs compare."""
+    documents = [document for sequence in sequences for document in sequence]
+    compared = [Compared.of(document) for document in documents]
+    responses = (one.responses for one in compared)
+    batch = collate(sequences, lambda one: response_positions(one["prompt_ids"], next(responses)), pad_to_multiple_of)
+    firsts = accumulate((len(one.responses) for one in compared), initial=0)  # the first response of each document
+    indices = [
+        [first + response for response in pair]
+        for first, one in zip(firsts, compared, strict=False)
+        for pair in one.pairs
+    ]
+    return batch._replace(
+        pairs=torch.tensor(indices, dtype=torch.long).view(-1, 2),
+        score_gap=_score_gap([pair for document in documents for pair in pairs_of(document)]),
+        reference_logps=_reference_logps(documents, compared),
     )
 
 
@@ -126,9 +133,14 @@ def _score_gap(pairs: Sequence[Example]) -> Tensor | None:
     return None if any(map(math.isnan, gaps)) else torch.tensor(gaps, dtype=torch.float32)
 
 
-def _reference_logps(pairs: Sequence[Example]) -> Tensor | None:
-    """[2 P] in the order of the responses, if every pair has precomputed reference scores."""
-    if not all("reference_chosen" in pair for pair in pairs):
-        return None
-    values = [pair[name] for pair in pairs for name in ("reference_chosen", "reference_rejected")]
+def _reference_logps(documents: Sequence[Example], compared: Sequence[Compared]) -> Tensor | None:
+    """[number of responses] in their order, if every pair has precomputed reference scores."""
+    values: list[float] = []
+    for document, one in zip(documents, compared, strict=True):
+        known = dict[int, float]()
+        for pair, numbers in zip(pairs_of(document), one.pairs, strict=True):
+            if "reference_chosen" not in pair:
+                return None
+            known |= zip(numbers, (pair["reference_chosen"], pair["reference_rejected"]), strict=True)
+        values += [known[number] for number in range(len(one.responses))]
     return torch.tensor(values, dtype=torch.float32)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from smollit.batch import Batch
 from smollit.data.batching.collate import unpacked
 from smollit.data.batching.dataset import Example, Examples
+from smollit.data.batching.documents import Documents
 from smollit.data.batching.position import TrainingPosition
 from smollit.data.batching.sampler import BatchSampler
 from smollit.data.batching.streaming import StreamingExamples
@@ -60,7 +61,7 @@ class BatchLoader(Iterable[Batch]):
 
 
 def batch_loader(
-    examples: Examples,
+    examples: Examples | Documents,
     sampler: BatchSampler,
     collate: Collate,
     *,

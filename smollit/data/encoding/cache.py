@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import FORMAT_VERSION, Encoder
-from smollit.data.encoding.steps import TOKEN_COLUMNS
+from smollit.data.encoding.steps import PAIR_NUMBERS, TOKEN_COLUMNS
 from smollit.data.sources.readers import quiet_datasets
 from smollit.data.sources.source import Source
 from smollit.data.template.parts import named_parts
@@ -163,7 +163,8 @@ def features_of(encoder: Encoder) -> Features:
         name: Value("int64")
         for name in ("length", "full_length", "loss_tokens", "control", "row", "digest", "other_digest")
     }
-    scores = {"score_gap": Value("float32")} if kind == "preference" else {}
+    is_pair = kind == "preference"
+    scores = {"score_gap": Value("float32")} | dict.fromkeys(PAIR_NUMBERS, Value("int64")) if is_pair else {}
     texts = {name: Value("string") for name in ("problem", "detail")}
     other = {"truncated": Value("bool"), "trailing": Value("bool"), "unprinted": Lists(Value("string"))}
     starts = {"response_start": Value("int64")} if named_parts(encoder.options.train_on) else {}

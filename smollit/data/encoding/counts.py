@@ -21,6 +21,7 @@ COUNTED = (
     "length",
     "full_length",
     "loss_tokens",
+    "row",
     "digest",
     "chosen_ids",
     "rejected_ids",
@@ -45,7 +46,7 @@ def count_examples(examples: Dataset) -> Report:
         lengths={f"p{percent}": quantile(lengths, percent) for percent in (50, 90, 99)}
         | {"max": quantile(lengths, 100)},
         keep95=quantile(lengths, 95),
-        duplicates=len(good["digest"]) - len(np.unique(good["digest"])),
+        duplicates=num_repeats(good["row"], good["digest"]),
         dropped=dict(tally.dropped),
         examples=tally.examples,
         unprinted=dict(tally.unprinted),
@@ -57,6 +58,13 @@ def count_examples(examples: Dataset) -> Report:
 def quantile(ordered: NDArray[Any], percent: int) -> int:
     """The smallest value that at least this percentage of the values does not exceed (nearest rank)."""
     return int(ordered[(percent * len(ordered) + 99) // 100 - 1]) if len(ordered) else 0
+
+
+def num_repeats(rows: NDArray[Any], digests: NDArray[Any]) -> int:
+    """Examples that repeat the digest of an earlier row. The pairs of one row, beside one another, count once."""
+    is_new = np.ones(len(rows), dtype=bool)
+    is_new[1:] = (rows[1:] != rows[:-1]) | (digests[1:] != digests[:-1])
+    return int(is_new.sum()) - len(np.unique(digests))
 
 
 def _count_pairs(good: Columns) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def _read_columns(examples: Dataset) -> tuple[Columns, _Tally]:
     names = [name for name in COUNTED if name in examples.column_names]
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in [*names, "good"]}
     tally = _Tally()
-    texts = [name for name in ("problem", "detail", "row", "unprinted") if name in examples.column_names]
+    texts = [name for name in ("problem", "detail", "unprinted") if name in examples.column_names]
     slices = examples.select_columns([*names, *texts]).with_format("arrow")
     for table in slices.iter(batch_size=ROWS_PER_SLICE):
         good = pc.equal(table["problem"], "")

@@ -13,6 +13,7 @@ from typing import Any
 from smollit.data.encoding.options import EncodeOptions, verify_scores
 from smollit.data.encoding.report import WITHOUT_LOSS
 from smollit.data.encoding.steps import (
+    PAIR_NUMBERS,
     TOKEN_COLUMNS,
     DroppedRow,
     EncodedRow,
@@ -35,7 +36,7 @@ from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
 from smollit.data.template.unprinted import EARLIER
 
-FORMAT_VERSION = 5  # part of the cache key: raise it when examples change
+FORMAT_VERSION = 6  # part of the cache key: raise it when examples change
 ROWS_AT_ONCE = 100  # rows that are tokenized together
 BATCHES_AHEAD = 2  # batches of rows that are rendered before the encoder waits for the tokens of the first
 
@@ -153,7 +154,7 @@ class Encoder:
         columns |= {"control": 0, "row": index, "problem": "", "detail": "", "trailing": False}
         columns |= {"digest": 0, "other_digest": 0, "unprinted": []}
         if self.options.kind == "preference":
-            columns["score_gap"] = math.nan
+            columns |= dict.fromkeys(PAIR_NUMBERS, 0) | {"score_gap": math.nan}
         if named_parts(self.options.train_on):
             columns["response_start"] = 0
         if isinstance(row, DroppedRow):

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from smollit.data.encoding.counts import num_repeats
 from smollit.data.encoding.report import Report
 
 Same = Literal["off", "prompt", "row"]
@@ -47,7 +48,7 @@ class LoadedPart:
             tokens=int(part._numbers("length").sum()),
             loss_tokens=int(part._numbers("loss_tokens").sum()),
             truncated=int(part._numbers("truncated").sum()),
-            duplicates=len(kept) - len(np.unique(part._numbers("digest"))),
+            duplicates=num_repeats(part._numbers("row"), part._numbers("digest")),
             left_out=self.report.left_out | {setting: int(is_out.sum())},
         )
         return replace(part, report=report)

@@ -17,6 +17,8 @@ TOKEN_COLUMNS: dict[Kind, tuple[str, ...]] = {
     "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
 }
 
+PAIR_NUMBERS = ("prompt_digest", "chosen_digest", "rejected_digest", "chosen_tokens")  # which pairs share what
+
 
 @dataclass(frozen=True, slots=True)
 class RenderedRow:
@@ -202,6 +204,11 @@ def encode_pair(row: TruncatedRow) -> EncodedRow:
         "prompt_ids": prompt,
         "chosen_ids": chosen,
         "rejected_ids": rejected,
+        # Equal token ids have equal digests: of numbers, Python's hash is the same in every process.
+        "prompt_digest": hash(tuple(prompt)),
+        "chosen_digest": hash(tuple(chosen)),
+        "rejected_digest": hash(tuple(rejected)),
+        "chosen_tokens": len(chosen),
         "length": len(prompt) + len(chosen) + len(rejected),
         "loss_tokens": len(chosen) + len(rejected),
     }
