@@ -186,3 +186,10 @@ class TokenSource(Protocol):
 
     def stop_ids(self) -> list[int]:
         """Tokens that end a response."""
+
+
+@runtime_checkable
+class NamedModel(Protocol):
+    """What a data module asks of a module: where its model, and so its tokenizer, comes from."""
+
+    model_name: str

@@ -5,6 +5,11 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder() -> Path:
+    """The folder of what is made once and used again: $SMOLLIT_CACHE, else ~/.cache/smollit."""
+    return Path(os.environ.get("SMOLLIT_CACHE") or "~/.cache/smollit").expanduser()
+
+
 def is_path(name: str) -> bool:
     """Whether a name that does not exist on this disk is meant as a path: `runs/sft/export` and `./x`, not `org/x`."""
     return Path(name).is_absolute() or name.startswith((".", "~", "runs/")) or name.count("/") > 1

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from smollit.batch import NamedModel
 from smollit.data.batching.dataset import Examples
 from smollit.data.checks import check_at_least
 from smollit.data.encoding.options import ControlTextChoice, EncodeOptions
@@ -17,10 +18,12 @@ from smollit.data.encoding.truncate import Truncate
 from smollit.data.formats.types import Kind
 from smollit.data.loaded import examples_of, named_reports, warn_of_shared_rows, write_reports
 from smollit.data.rows import SOURCE_SETTINGS, RowsDataModule
+from smollit.data.sources.in_memory import on_disk
 from smollit.data.sources.mixture import Part, label
 from smollit.data.template.notes import log_template
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.data.template.tokenize import load_tokenizer
+from smollit.paths import cache_folder
 
 log = logging.getLogger("smollit.data")
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -74,7 +77,9 @@ class TokenizedDataModule(RowsDataModule):
         cache_dir: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(dataset, **options)
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder()
+        # From Python also rows in memory; the annotation is what a config can say.
+        super().__init__(on_disk(dataset, self.cache_dir), **options)
         check_at_least(1, max_length=max_length, num_proc=num_proc)
         self.tokenizer_name = tokenizer_name and os.path.expanduser(tokenizer_name)
         self.chat_template = chat_template
@@ -89,7 +94,6 @@ class TokenizedDataModule(RowsDataModule):
             control_text=control_text,
         )
         self.num_proc = num_proc
-        self.cache_dir = Path(cache_dir or os.environ.get("SMOLLIT_CACHE") or "~/.cache/smollit").expanduser()
         self.examples: dict[str, Examples] = {}  # by split: train, val or val/<name>, test, predict
         self.reports: dict[str, Report] = {}  # by split; of several parts, one for each
         self._template: ChatTemplate | None = None
@@ -101,8 +105,7 @@ class TokenizedDataModule(RowsDataModule):
     def template(self) -> ChatTemplate:
         """The chat template with its tokenizer, loaded when first needed."""
         if self._template is None:
-            if self.tokenizer_name is None:
-                raise ValueError("`data.tokenizer_name` must be set when the data module is used without the CLI")
+            self.tokenizer_name = self.tokenizer_name or self._name_of_model()
             tokenizer = load_tokenizer(self.tokenizer_name)
             load = partial(
                 load_template,
@@ -117,6 +120,13 @@ class TokenizedDataModule(RowsDataModule):
                 self._template = load()  # the tokenizer has changed since the template was loaded
             log_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
         return self._template
+
+    def _name_of_model(self) -> str:
+        """The model of the trainer that the data module is attached to: its folder holds the tokenizer too."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        if not isinstance(module, NamedModel):
+            raise ValueError("`data.tokenizer_name` must be set when the data module is used without a trainer")
+        return module.model_name
 
     @property
     def vocabulary_size(self) -> int:

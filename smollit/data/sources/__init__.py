@@ -8,6 +8,7 @@
   contents.
 - `columns.py`: the value at a dotted path; `where.py`: `Expression`, what is computed from the columns of a row.
 - `converter.py`: `Converter`, the user's own function from a row of any shape to rows of a known format.
+- `in_memory.py`: rows that a script holds, as files in the cache.
 - `mixture.py`: `Part`, one source with a weight and a cap; `Splits`, which parts are train, val, test and predict;
   which rows an epoch has.
 """

@@ -1,0 +1,60 @@
+"""Rows that a script holds in memory: written once as JSON Lines, so that they are rows of files like all others."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from datasets import Dataset, DatasetDict
+
+from smollit.data.sources.files import Row
+from smollit.data.sources.mixture import Part
+from smollit.paths import write_whole
+
+Rows: TypeAlias = Dataset | list[Row]
+InMemory: TypeAlias = Rows | DatasetDict | dict[str, Rows]
+
+
+def on_disk(dataset: str | Path | list[Part] | InMemory, cache_dir: Path) -> str | list[Part]:
+    """What `data.dataset` means: a name or parts as they are, and rows in memory as the path of a copy in the cache.
+
+    The path depends on the rows alone: the same rows are tokenized once, and a run resumes on them.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(dataset, str | Path):
+        return str(dataset)
+    if isinstance(dataset, Mapping):
+        texts = {split: _json_lines(rows) for split, rows in dataset.items()}
+        folder = cache_dir / "rows" / _digest("\n\n".join(f"{split}\n{text}" for split, text in texts.items()))
+        for split, text in texts.items():
+            _write_once(folder / f"{split}.jsonl", text)
+        return str(folder)
+    if isinstance(dataset, list) and all(isinstance(part, Part) for part in dataset):
+        return dataset  # type: ignore[return-value]  # isinstance of all
+    if not isinstance(dataset, Dataset | list):
+        raise ValueError(
+            "`data.dataset` must be a name, a path, a list of parts, a datasets.Dataset or DatasetDict, or a list of"
+            f" dicts, got a {type(dataset).__name__}"
+        )
+    text = _json_lines(dataset)  # type: ignore[arg-type]  # not a list of parts
+    return str(_write_once(cache_dir / "rows" / f"{_digest(text)}.jsonl", text))
+
+
+def _json_lines(rows: Iterable[Row]) -> str:
+    """One JSON object on each line; dates become texts."""
+    if wrong := next((row for row in rows if not isinstance(row, dict)), None):
+        raise ValueError(f"`data.dataset`: a row in memory must be a dict, got a {type(wrong).__name__}")
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _write_once(path: Path, text: str) -> Path:
+    if not path.exists():
+        write_whole(path, text)
+    return path
