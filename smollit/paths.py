@@ -41,10 +41,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file that has all of its content or is as it was before: a kill leaves no half of it.
 
     Args:
-        path: The file, which one process writes; its folder is made.
+        path: The file; its folder is made. Of several processes that write it at once, the last one wins.
         content: Text, which is written as UTF-8, or bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name.lstrip('.')}.tmp")
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)

@@ -42,6 +42,18 @@ def test_all_forms_of_the_same_rows_give_the_same_tokens(tiny_model: Path, tmp_p
     assert found[1:] == [found[0]] * 3
 
 
+def test_a_text_that_is_no_unicode_is_a_counted_bad_row(tiny_model: Path, tmp_path: Path) -> None:
+    """As in a file: the row is dropped with the reason, and the others train."""
+    rows = chats(4)
+    rows[1]["messages"][0]["content"] = "a\ud800b"
+    options: dict[str, Any] = {"max_dropped_share": 0.5, "cache_dir": str(tmp_path / "cache")}
+    data = ChatDataModule(rows, val_split=None, tokenizer_name=str(tiny_model), **options)
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.examples["train"]) == 3
+    assert sum(data.reports["train"].dropped.values()) == 1
+
+
 def test_what_is_neither_is_a_sentence(tmp_path: Path) -> None:
     """A number, and a list of texts."""
     for wrong in (3, ["text"]):

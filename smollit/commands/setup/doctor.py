@@ -19,6 +19,7 @@ from rich.console import Console
 from smollit import __version__
 from smollit.commands.command import FolderCommand
 from smollit.commands.console import say
+from smollit.paths import cache_folder
 
 # Versions that must not be used, whatever else is installed, and why.
 KNOWN_BAD = {("lightning", found): "malicious, see GHSA-w37p-236h-pfx3: remove it" for found in ("2.6.2", "2.6.3")}
@@ -59,8 +60,8 @@ class DoctorCommand(FolderCommand):
         Raises:
             SystemExit: With code 1 if something is wrong.
         """
-        cache = os.environ.get("SMOLLIT_CACHE", "~/.cache/smollit")
-        folders = [folder for name in (*(self.folders or ["runs"]), cache) for folder in check_folder(name)]
+        names = [*(self.folders or ["runs"]), str(cache_folder())]
+        folders = [folder for name in names for folder in check_folder(name)]
         checks = [*check_versions(), *check_device(), *folders, check_network()]
         if self.json:
             print(json.dumps([asdict(check) for check in checks], indent=2))

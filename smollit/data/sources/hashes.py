@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from smollit.paths import write_whole
 
 HASHES = "file_hashes.json"  # in the cache folder: {path: [size, mtime, ctime, inode, hash]}
 # A file that changed so recently may change again within one tick of the disk's clock, with equal times.
@@ -49,7 +50,4 @@ def _remembered(memory: Path) -> dict[str, list[int | str]]:
 def _remember(memory: Path, found: dict[str, list[int | str]]) -> None:
     """Add entries atomically. When two processes save at once, some entries are lost, and hashed again later."""
     with suppress(OSError):  # a cache folder that can't be written to is no reason to stop
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        partial = memory.with_name(f".{memory.name}.{os.getpid()}")
-        partial.write_text(json.dumps(_remembered(memory) | found), encoding="utf-8")
-        os.replace(partial, memory)
+        write_whole(memory, json.dumps(_remembered(memory) | found))

@@ -47,11 +47,11 @@ def _json_lines(rows: Iterable[Row]) -> str:
     """One JSON object on each line; dates become texts."""
     if wrong := next((row for row in rows if not isinstance(row, dict)), None):
         raise ValueError(f"`data.dataset`: a row in memory must be a dict, got a {type(wrong).__name__}")
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    return "".join(json.dumps(row, default=str) + "\n" for row in rows)
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _write_once(path: Path, text: str) -> Path:
