@@ -15,7 +15,6 @@ from torch.utils.data import Dataset as TorchDataset
 from smollit.data.batching.dataset import Example, Examples
 
 OTHERS = "others"  # of the first pair of a document: the pairs that share its prompt
-PAIR_COLUMNS = ("prompt_digest", "chosen_digest", "rejected_digest", "chosen_tokens", "loss_tokens", "length")
 
 
 class PairSize(NamedTuple):
@@ -55,10 +54,11 @@ class Documents(TorchDataset[Example]):
             self._share_prompts(longest)
 
     def _share_prompts(self, longest: int) -> None:
-        columns = [self.examples.column(name) for name in PAIR_COLUMNS]
-        if not (columns[0][1:] == columns[0][:-1]).any():  # every prompt has one pair
+        prompts = self.examples.column("prompt_digest")
+        if not (prompts[1:] == prompts[:-1]).any():  # every prompt has one pair
             return
-        pairs = map(PairSize._make, zip(*(numbers.tolist() for numbers in columns), strict=True))
+        columns = [self.examples.column(name).tolist() for name in PairSize._fields]
+        pairs = map(PairSize._make, zip(*columns, strict=True))
         of_parts = [list(document_sizes(islice(pairs, size), longest)) for size in self.examples.sizes]
         found = [size for sizes in of_parts for size in sizes]
         self.starts = np.cumsum([0, *(count for count, _ in found)]).tolist()
