@@ -126,7 +126,7 @@ class Split:
         found = self.parts(self.kind)
         parts = {part: found[part] for part in parts_of(self.kind, name) if part in found}
         lone = {part: pair for pair in TOGETHER for part in pair if part in parts and not parts.keys() >= set(pair)}
-        for part in lone.keys() & self.mapping.keys():
+        for part in filter(self.mapping.__contains__, lone):
             raise ValueError(f"`data.columns` maps {part} alone: map both {' and '.join(lone[part])}, or neither")
         return {part: column for part, column in parts.items() if part not in lone}
 
