@@ -36,7 +36,7 @@ def test_two_packed_pairs_attend_to_their_own_prompt_and_branch_only() -> None:
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 3)), min_size=1, max_size=8))
 def test_any_sequence_follows_the_rule(positions: list[tuple[int, int]]) -> None:
     """Random documents, padding, and up to 3 branches; every position attends to itself, so no softmax is empty."""
@@ -89,7 +89,7 @@ responses = st.builds(Document, st.integers(0, 4), st.lists(st.integers(1, 4), m
 
 
 # case: packing-01
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(chats | responses, min_size=1, max_size=4), st.sampled_from([(2, 2), (4, 2), (3, 1)]))
 def test_documents_by_themselves_follow_the_rule_of_the_whole_sequence(
     layout: list[Document], heads: tuple[int, int]

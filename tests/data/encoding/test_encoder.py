@@ -52,7 +52,7 @@ def test_the_first_token_of_a_row_is_never_a_loss_token(
     assert second["problem"] == "no loss tokens"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4), room=st.integers(1, 30)
 )
@@ -131,7 +131,7 @@ def test_equal_chats_have_equal_digests(make_encoder: Make, encode: Encode) -> N
 # ---- bad rows
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     before=st.text(max_size=3), surrogate=st.integers(0xD800, 0xDFFF).map(chr), inside=st.sampled_from(["chat", "pair"])
 )
