@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
 
 from smollit.data.batching.dataset import Example, Examples
+from smollit.data.encoding.steps import PAIR_NUMBERS
 
 OTHERS = "others"  # of the first pair of a document: the pairs that share its prompt
 
@@ -57,8 +58,8 @@ class Documents(TorchDataset[Example]):
         prompts = self.examples.column("prompt_digest")
         if not (prompts[1:] == prompts[:-1]).any():  # every prompt has one pair
             return
-        columns = [self.examples.column(name).tolist() for name in PairSize._fields]
-        pairs = map(PairSize._make, zip(*columns, strict=True))
+        columns = [self.examples.column(name).tolist() for name in (*PAIR_NUMBERS, "loss_tokens", "length")]
+        pairs = map(PairSize, *columns)
         of_parts = [list(document_sizes(islice(pairs, size), longest)) for size in self.examples.sizes]
         found = [size for sizes in of_parts for size in sizes]
         self.starts = np.cumsum([0, *(count for count, _ in found)]).tolist()
