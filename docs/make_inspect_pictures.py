@@ -31,6 +31,19 @@ PACKAGE = Path(str(files("smollit")))
 WIDTH, NUM_ROWS, MAX_LENGTH = 100, 200, 1024
 WEB_FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)
 Row = dict[str, Any]
+RATED: Row = {
+    "instruction": "Which planet is the largest?",
+    "completions": [
+        {"response": "Jupiter. It has more mass than all other planets together.", "score": 9},
+        {"response": "Jupiter.", "score": 7},
+        {"response": "It is either Jupiter or Saturn.", "score": 4},
+        {"response": "The Sun.", "score": 1},
+    ],
+}
+RATED_FORMAT = {
+    "mapping": {"prompt": "instruction", "responses": "completions.response", "chosen_if": "highest completions.score"},
+    "pairs_of": "all",
+}
 
 
 def draw_all(output: Path, shared: Path | None = None) -> list[Path]:
@@ -49,6 +62,7 @@ def draw_all(output: Path, shared: Path | None = None) -> list[Path]:
     views = {
         "inspect_chat": make_view(chats, "train_sft", "chat", str(tokenizer), "chatml"),
         "inspect_pair": make_view(pairs, "train_prefs", "preference", str(tokenizer), "chatml"),
+        "inspect_responses": view_of([RATED], "rated", "preference", str(tokenizer), "chatml", **RATED_FORMAT),
         "inspect_article": make_view(chats, "train_sft", "chat", str(tokenizer), "article"),
         "inspect_broken": make_view(pairs, "train_prefs", "preference", str(tokenizer), "chatml", same_responses),
     }
@@ -60,13 +74,17 @@ def make_view(
     dataset: str, split: str, kind: Kind, tokenizer: str, template: str, change: Callable[[Row], Row] | None = None
 ) -> SplitView:
     """The first rows of a split, each changed if asked, encoded as training encodes them."""
-    source = load_source(dataset, split)
-    head = source.head(NUM_ROWS)
-    rows = Dataset.from_list([change(row) for row in head] if change else head)
+    head = load_source(dataset, split).head(NUM_ROWS)
+    return view_of([change(row) for row in head] if change else head, split, kind, tokenizer, template)
+
+
+def view_of(head: list[Row], split: str, kind: Kind, tokenizer: str, template: str, **how_to_read: Any) -> SplitView:
+    """Rows, encoded as training encodes them."""
+    rows = Dataset.from_list(head)
     encoder = Encoder(
         load_template(load_tokenizer(tokenizer), template),
         EncodeOptions(kind, MAX_LENGTH),
-        detect_format(source.columns(), head, kind=kind),
+        detect_format(rows.column_names, head, kind=kind, **how_to_read),
     )
     examples = rows.map(encoder, batched=True, with_indices=True, remove_columns=rows.column_names)
     good = examples.filter(lambda problem: problem == "", input_columns="problem")

@@ -18,6 +18,7 @@ from smollit.commands.console import is_plain, say, visible
 from smollit.commands.inspect.findings import Finding, find_all
 from smollit.commands.inspect.pieces import InspectedRow, inspect_row
 from smollit.commands.inspect.print_row import legend, print_row
+from smollit.commands.inspect.responses import with_shared_prompts
 from smollit.commands.inspect.split_view import SplitView, views
 from smollit.commands.inspect.template_view import show_template
 from smollit.data.sources.readers import RAW
@@ -125,7 +126,7 @@ class InspectCommand(Command):
     def choose(self, view: SplitView) -> list[InspectedRow]:
         """The requested rows: by number, by text, those with a problem, or the first good ones."""
         if self.row is not None:
-            return inspect_row(view.encoder, view.row(self.row), self.row)
+            return self._inspected(view, self.row)
         numbers: Iterable[int] = view.problems() if self.problems else view.column("row").tolist()
         if self.find is not None and not self.problems:
             numbers = range(view.num_rows)
@@ -133,9 +134,12 @@ class InspectCommand(Command):
             numbers = range(view.num_rows)  # none is good: show dropped ones instead
         return list(islice(self._matching(view, numbers), self.num_rows))
 
+    def _inspected(self, view: SplitView, number: int) -> list[InspectedRow]:
+        return with_shared_prompts(inspect_row(view.encoder, view.row(number), number))
+
     def _matching(self, view: SplitView, numbers: Iterable[int]) -> Iterator[InspectedRow]:
-        for number in numbers:
-            for row in inspect_row(view.encoder, view.row(number), number):
+        for number in dict.fromkeys(numbers):  # a row that becomes several examples is shown once
+            for row in self._inspected(view, number):
                 if self.find is None or self.find in "".join(piece.text for piece in row.pieces):
                     yield row
 

@@ -6,25 +6,25 @@ from typing import Literal, NamedTuple
 
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.steps import DroppedRow, EncodedRow, TokenizedRow, TruncatedRow
-from smollit.data.formats.types import Text
+from smollit.data.formats.types import Preference, Text
 from smollit.data.sources.files import Row
 from smollit.data.template.rendering.jinja import Span
 from smollit.data.template.rendering.renderer import RenderedChat
 from smollit.data.template.template import ChatTemplate
-from smollit.data.template.tokenize import Branch, Segment
+from smollit.data.template.tokenize import Segment
 
 State = Literal["loss", "context", "truncated"]
 TurnEnd = tuple[int, str]  # where, in characters, a turn ends, and its role
 
 
 class Piece(NamedTuple):
-    """A piece of text with its token ids: of one role, and in one state."""
+    """A piece of text with its token ids: of one role, in one state, and of the prompt or a response."""
 
     text: str
     ids: list[int]
     role: str
     state: State
-    branch: Branch
+    branch: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class InspectedRow:
         detail: The position in the row, and the value found.
         notes: What was changed in it.
         record: Which of the records of its row it is, such as `2 of 6`; empty if it is the only one.
+        gap: Score of the chosen minus score of the rejected response, if it is a pair with scores.
     """
 
     index: int
@@ -46,6 +47,7 @@ class InspectedRow:
     detail: str
     notes: list[str]
     record: str = ""
+    gap: float | None = None
 
 
 def inspect_row(encoder: Encoder, row: Row, index: int) -> list[InspectedRow]:
@@ -65,7 +67,9 @@ def _inspect(encoder: Encoder, found: EncodedRow | DroppedRow, index: int) -> In
         return InspectedRow(index, [], problem, detail, [])
     if isinstance(reached, TokenizedRow):
         reached = TruncatedRow(reached, [(0, len(ids)) for ids in reached.ids])
-    return InspectedRow(index, pieces_of(encoder.template, reached), problem, detail, notes(reached))
+    record = reached.tokenized.rendered.record
+    gap = record.score_gap if isinstance(record, Preference) else None
+    return InspectedRow(index, pieces_of(encoder.template, reached), problem, detail, notes(reached), gap=gap)
 
 
 def pieces_of(template: ChatTemplate, row: TruncatedRow) -> list[Piece]:

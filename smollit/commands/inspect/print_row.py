@@ -18,7 +18,6 @@ SPECIAL = "cyan"
 NEWLINE = "⏎"  # stands for a line break at either end of a turn, where it would be an empty line
 # Characters at the start and end of a piece of text that are shown, unless all are requested.
 SHOWN: dict[State, tuple[int, int]] = {"loss": (500, 250), "context": (500, 250), "truncated": (120, 60)}
-TITLES = {"shared": "prompt, shared by both responses", "chosen": "chosen", "rejected": "rejected"}
 
 
 class Turn(NamedTuple):
@@ -66,10 +65,11 @@ def print_row(
         row = replace(row, pieces=pieces)
     _print_head(console, split, row)
     found = turns(row.pieces)
-    is_pair = any(turn.branch != "shared" for turn in found)
+    responses = {turn.branch for turn in found} - {"shared"}
+    shared = f"prompt, shared by {'both' if len(responses) == 2 else 'all'} responses"
     for branch, group in groupby(found, key=lambda turn: turn.branch):
-        if is_pair:
-            say(console, Text(TITLES[branch], style="bold"), indent=1)
+        if responses:
+            say(console, Text(shared if branch == "shared" else branch, style="bold"), indent=1)
         for turn in group:
             say(console, Text.assemble((f"{visible(turn.role):<10}", "bold"), (describe(turn), "dim")), indent=2)
             say(console, turn_text(turn, tokenizer, plain=is_plain(console), in_full=in_full), indent=4)
