@@ -55,6 +55,12 @@ def test_documents_are_separate_in_families_that_hand_no_arguments_on(
     torch.testing.assert_close(found, expected_gradients, rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_loaded_under_autocast_gets_the_same_backend(tiny_model: Path) -> None:
+    """The numbers are compared in fp32: bf16 has 8 bits, so it differs by about 4e-3, and the tolerance is 1e-4."""
+    with torch.autocast("cpu", torch.bfloat16):
+        assert CausalLM(str(tiny_model), attention="auto").attention == "documents"
+
+
 # case: G1
 def test_a_layer_that_is_recomputed_without_its_layout_is_an_error(tiny_model: Path) -> None:
     """FSDP has activation checkpointing of its own, which would compute plain attention in the backward pass."""
