@@ -22,14 +22,21 @@ from compare.tiny import make_tiny
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "smollit" / "data" / "samples"
 LIMIT = 0.15  # largest difference of the estimate from the measured peak, relative
+# Those of configs/sft.yaml and configs/dpo.yaml, and an adapter in addition.
+SHIPPED = ["--model.gradient_checkpointing", "true", "--model.optimizer", "AdamW", "--model.optimizer.fused", "true"]
+ADAPTER = [*SHIPPED, "--model.adapter", "LoRA"]
 SETTINGS: dict[str, dict[str, list[str]]] = {
     "sft": {
         "plain": [],
+        "shipped": SHIPPED,
+        "adapter": ADAPTER,
         "checkpointing": ["--model.gradient_checkpointing", "true"],
         "packing": ["--data.packing", "on"],
     },
     "dpo": {
         "frozen": [],
+        "shipped": SHIPPED,
+        "adapter": ADAPTER,
         "precomputed": ["--model.reference", "precomputed"],
         "checkpointing": ["--model.gradient_checkpointing", "true"],
         "packing": ["--data.packing", "on"],

@@ -1,6 +1,5 @@
 """`estimate`: parts of memory against sums by hand, the counts of an epoch, and the table."""
 
-import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from rich.console import Console
 
 from smollit.batch import Batch
 from smollit.commands.estimate.epoch import heaviest, positions
-from smollit.commands.estimate.estimate import Estimate, estimate, most_positions, spread
-from smollit.commands.estimate.memory import fixed_parts, head_bytes, saved_bytes
+from smollit.commands.estimate.estimate import Estimate, estimate, most_positions
+from smollit.commands.estimate.memory import fixed_parts, head_bytes, saved_bytes, spread
 from smollit.commands.estimate.view import gib, hours, show
 from smollit.data.batching.collate import collate_chats
 from smollit.main import main
@@ -45,7 +44,7 @@ def weight_bytes(module: FineTuningModule) -> int:
 
 
 def saved(module: FineTuningModule, batch: Batch) -> int:
-    return saved_bytes(module, batch, contextlib.nullcontext)
+    return saved_bytes(Trainer(accelerator="cpu", logger=False), module, batch)
 
 
 def estimated(run: Any, **options: Any) -> Estimate:
@@ -131,9 +130,9 @@ def test_positions_with_and_without_padding() -> None:
 def test_heaviest_micro_batches() -> None:
     """Sizes 9, 3, 4 | 8, 1, 2 | 7: steps of three. The first step: its first batch, and the heaviest that follows."""
     sizes = [9, 3, 4, 8, 1, 2, 7]
-    assert heaviest(sizes, accumulate=3, run_steps=3) == ([0, 2], [6, 3])
-    assert heaviest(sizes, accumulate=3, run_steps=1) == ([0, 2], [])
-    assert heaviest(sizes, accumulate=1, run_steps=2) == ([0], [1])
+    assert heaviest(sizes, accumulate=3, run_steps=3) == [0, 2, 6, 3]
+    assert heaviest(sizes, accumulate=3, run_steps=1) == [0, 2]
+    assert heaviest(sizes, accumulate=1, run_steps=2) == [0, 1]
 
 
 def test_counts_of_an_epoch(make_run: Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from smollit.commands.command import Command, ConfiguredRun
 from smollit.commands.estimate.estimate import estimate
 from smollit.commands.estimate.view import show
+from smollit.paths import write_whole
 
 
 @dataclass(kw_only=True)
@@ -30,6 +31,4 @@ class EstimateCommand(Command):
         found = estimate(run.trainer, run.model, run.datamodule, time_probe=self.time_probe)
         show(Console(), found)
         if self.json is not None:
-            self.json.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({**asdict(found), "peak": found.peak}, indent=2)
-            self.json.write_text(text + "\n", encoding="utf-8")
+            write_whole(self.json, json.dumps({**asdict(found), "peak": found.peak}, indent=2) + "\n")

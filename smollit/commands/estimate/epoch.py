@@ -12,34 +12,21 @@ from smollit.data.batching.sampler import row_length
 from smollit.functional.attention import WITHOUT_PADDING, AttentionSetting
 
 Rows = list[list[int]]  # a micro-batch: the examples of each row
-LATER_STEPS = 2  # of different size, as in training: memory that is freed does not fit the next batch
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Counts of one epoch, over all devices.
+    """Counts of one epoch, over all devices."""
 
-    Args:
-        examples: Chats, or prompts with their pairs.
-        rows: Sequences, each of one example or of several packed ones.
-        tokens: Positions without padding.
-        loss_tokens: Tokens that the loss is computed on.
-        computed: Positions that the model computes, with padding where the attention backend needs it.
-        batches: Micro-batches of each device.
-        steps: Optimizer steps.
-        run_steps: Optimizer steps of the whole run.
-        packed_fraction: Fraction of the packed sequences' positions that hold tokens; None without packing.
-    """
-
-    examples: int
-    rows: int
-    tokens: int
-    loss_tokens: int
-    computed: int
-    batches: int
-    steps: int
-    run_steps: int
-    packed_fraction: float | None
+    examples: int  # chats, or prompts with their pairs
+    rows: int  # sequences, each of one example or of several packed ones
+    tokens: int  # positions without padding
+    loss_tokens: int  # tokens that the loss is computed on
+    computed: int  # positions that the model computes, with padding where the attention backend needs it
+    batches: int  # micro-batches of each device
+    steps: int  # optimizer steps
+    run_steps: int  # optimizer steps of the whole run
+    packed_fraction: float | None  # of the packed sequences' positions, those that hold tokens; None without packing
 
     @property
     def padding_fraction(self) -> float:
@@ -54,14 +41,7 @@ def positions(lengths: Sequence[int], batch: Rows, attention: AttentionSetting) 
 
 
 def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], sizes: Sequence[int], trainer: Trainer) -> Epoch:
-    """Count the first epoch.
-
-    Args:
-        data: The data module, set up for `fit`.
-        batches: All micro-batches of the epoch, as for a single device.
-        sizes: Computed positions of each micro-batch.
-        trainer: Gives the number of devices, micro-batches per step, steps and epochs.
-    """
+    """Count the first epoch: `batches` as for a single device, and the computed positions of each."""
     documents = data.documents("train")
     lengths, loss_tokens = documents.lengths, documents.loss_tokens
     rows = [row for batch in batches for row in batch]
@@ -70,6 +50,7 @@ def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], sizes: Sequenc
     per_device = math.ceil(len(batches) / num_devices(trainer))
     per_device = min(per_device, limit) if isinstance(limit, int) else int(per_device * limit)
     steps = math.ceil(per_device / trainer.accumulate_grad_batches)
+    limits = (trainer.max_steps, -1 if trainer.max_epochs is None else trainer.max_epochs * steps)
     return Epoch(
         examples=len(members),
         rows=len(rows),
@@ -78,7 +59,7 @@ def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], sizes: Sequenc
         computed=sum(sizes),
         batches=per_device,
         steps=steps,
-        run_steps=_run_steps(steps, trainer),
+        run_steps=min((limit for limit in limits if limit >= 0), default=steps),  # negative: no limit
         packed_fraction=fill_rate(lengths, rows, data.pack_length) if data.packs else None,
     )
 
@@ -88,19 +69,11 @@ def num_devices(trainer: Trainer) -> int:
     return trainer.num_devices * trainer.num_nodes
 
 
-def heaviest(sizes: Sequence[int], accumulate: int, run_steps: int) -> tuple[list[int], list[int]]:
-    """Micro-batches that need the most memory: of the first optimizer step, and of later ones, the largest last.
+def heaviest(sizes: Sequence[int], accumulate: int, run_steps: int) -> list[int]:
+    """Micro-batches that need the most memory: the first, the largest of its step, and two later ones in order of size.
 
-    The first step has no optimizer state yet, and its first micro-batch finds no gradients.
+    The first step has no optimizer state yet, and its first micro-batch finds no gradients. Later ones differ in size,
+    as in training: memory that is freed does not fit the next one.
     """
     first, later = range(1, min(accumulate, len(sizes))), range(accumulate, min(accumulate * run_steps, len(sizes)))
-    by_size = [sorted(some, key=sizes.__getitem__) for some in (first, later)]
-    return [0, *by_size[0][-1:]], by_size[1][-LATER_STEPS:]
-
-
-def _run_steps(steps: int, trainer: Trainer) -> int:
-    """The smaller of `max_steps` and `max_epochs`; -1 and null set no limit."""
-    limits = [] if trainer.max_steps < 0 else [trainer.max_steps]
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        limits.append(trainer.max_epochs * steps)
-    return min(limits, default=steps)
+    return [0, *sorted(first, key=sizes.__getitem__)[-1:], *sorted(later, key=sizes.__getitem__)[-2:]]

@@ -1,41 +1,63 @@
 """Memory of a training step: formulas, a count of autograd's saved tensors, and real steps that measure the rest."""
 
+import logging
 import math
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from smollit.batch import Batch
+from smollit.commands.estimate.epoch import num_devices
 from smollit.models.sharding import unwrap
 from smollit.modules import DPOModule, FineTuningModule
-from smollit.training.memory import peak_bytes
+from smollit.training.memory import is_sharded, peak_bytes
 
+log = logging.getLogger(__name__)
 Parts = dict[str, int]  # bytes by name
-Context = Callable[[], AbstractContextManager[None]]  # the precision's context of forward passes
+Seconds = tuple[float, float]  # of a micro-batch's forward and backward pass, and of an optimizer step
 LOGIT_BYTES = 8  # an fp32 logit, and its fp32 log-probability or gradient
+ALLOWANCE = {"cpu": 0.2, "cuda": 0.05}  # fraction of all parts, for temporary tensors, where no probe measures them
+
+
+def measure(
+    trainer: Trainer, module: FineTuningModule, batches: list[Batch], *, free: int | None, held: int, probe: bool
+) -> tuple[Parts, Seconds | None]:
+    """Bytes of each part at the peak, on one device, and the probe's times, if there was room for it.
+
+    The parts are those of the last micro-batch; the probe's steps measure the rest.
+    """
+    device, parts, seconds = trainer.strategy.root_device, fixed_parts(module), None
+    module.to(device if free is None or parts["weights"] + parts["reference"] < free else "cpu")
+    module.policy.train()  # with dropout and checkpointing
+    if isinstance(module, DPOModule):
+        module.scorer.place(module.device)
+    saved = saved_bytes(trainer, module, batches[-1])
+    rest = {"activations": saved, "head chunk": head_bytes(module, batches[-1])}
+    counted, overhead = sum((parts | rest).values()), ALLOWANCE.get(device.type, 0.0)
+    if probe and free is not None and counted * (1 + overhead) > free:
+        log.warning("no probe step runs, and no time is estimated: %s has too little memory", device)
+    elif probe:
+        seconds = run_probe(trainer, module, batches)
+        overhead = max((peak_bytes(device) - held) / counted - 1, 0.0)
+    parts = spread(parts, trainer) | rest
+    return {**parts, "allocator": int(overhead * sum(parts.values())), "process": held}, seconds
 
 
 def fixed_parts(module: FineTuningModule) -> Parts:
     """Bytes of the parts that do not depend on the batch, on a device that holds all of them."""
-    reference = tensors(module.reference) if isinstance(module, DPOModule) and module.scorer.has_model else []
+    reference = module.reference if isinstance(module, DPOModule) and module.scorer.has_model else None
     return {
-        "weights": sum(tensor.nbytes for tensor in tensors(module.policy)),
-        "reference": sum(tensor.nbytes for tensor in reference),
+        "weights": unwrap(module.policy).model.get_memory_footprint(),
+        "reference": unwrap(reference).model.get_memory_footprint() if reference is not None else 0,
         "gradients": sum(weight.nbytes for weight in trainable(module)),
         "optimizer": optimizer_bytes(module),
     }
-
-
-def tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers; tied ones once."""
-    return [*model.parameters(), *model.buffers()]
 
 
 def trainable(module: FineTuningModule) -> list[nn.Parameter]:
@@ -62,78 +84,61 @@ def head_bytes(module: FineTuningModule, batch: Batch) -> int:
     return math.ceil(batch.num_loss_tokens / chunks) * vocabulary_size * LOGIT_BYTES
 
 
-def move_to(module: FineTuningModule, device: torch.device) -> None:
-    """Move everything that a step needs to a device; enable dropout and checkpointing, as training does."""
-    module.to(device)
-    module.policy.train()
-    if isinstance(module, DPOModule) and module.scorer.has_model:
-        module.scorer.place(device)
-
-
-def saved_bytes(module: FineTuningModule, batch: Batch, context: Context) -> int:
+def saved_bytes(trainer: Trainer, module: FineTuningModule, batch: Batch) -> int:
     """Bytes that autograd saves in the forward pass of a micro-batch, besides parameters and buffers.
 
     Saved tensors are counted and not kept, so the pass needs little more memory than the weights.
     """
-    seen = weakref.WeakSet(tensor.untyped_storage() for tensor in tensors(module.policy))
-    size = 0
+    seen = weakref.WeakSet(x.untyped_storage() for x in (*module.policy.parameters(), *module.policy.buffers()))
+    sizes = []
 
     def count(tensor: Tensor) -> None:
-        nonlocal size
         storage = tensor.untyped_storage()
         if storage not in seen:
             seen.add(storage)
-            size += storage.nbytes()
+            sizes.append(storage.nbytes())
 
-    with context(), torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
-        module.step(move_data_to_device(batch, module.device), "train")
-    return size
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
+        forward(trainer, module, batch)
+    return sum(sizes)
 
 
-class Probe(NamedTuple):
-    """Measurements of real steps.
+def forward(trainer: Trainer, module: FineTuningModule, batch: Batch) -> Tensor:
+    """The loss of a micro-batch, in the precision of the run."""
+    with trainer.precision_plugin.forward_context():
+        return module.step(move_data_to_device(batch, module.device), "train")[0] / module.nominal_count
 
-    Args:
-        peak: Highest memory use of the device, in bytes.
-        passes: Seconds of the forward and backward pass of the last micro-batch.
-        optimizer: Seconds of an optimizer step.
+
+def run_probe(trainer: Trainer, module: FineTuningModule, batches: Sequence[Batch]) -> Seconds:
+    """Train for a few steps, and time the last. The weights change: do not use the module afterwards.
+
+    Each micro-batch is an optimizer step; with accumulation the first two are one, and all later ones find gradients.
     """
+    accumulates = trainer.accumulate_grad_batches > 1 and len(batches) > 1
+    optimizer, device = module.optimizer(trainable(module)), module.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for number, batch in enumerate(batches):
+        began = _now(device)
+        loss = forward(trainer, module, batch)
+        if number == 0 or not accumulates:
+            optimizer.zero_grad()  # as Lightning does: old gradients outlast the forward pass
+        loss.backward()
+        del loss
+        passed = _now(device)
+        if number or not accumulates:
+            optimizer.step()
+    return passed - began, _now(device) - passed
 
-    peak: int
-    passes: float
-    optimizer: float
 
-
-def run_probe(
-    module: FineTuningModule, steps: Sequence[Sequence[Batch]], *, accumulates: bool, context: Context
-) -> Probe:
-    """Train for a few steps. The weights change: do not use the module afterwards.
-
-    Args:
-        module: The module, on its device.
-        steps: Micro-batches of each optimizer step.
-        accumulates: Whether steps have several micro-batches, so that those of later steps find gradients.
-        context: The precision's context of forward passes.
-    """
-    optimizer, seconds = module.optimizer(trainable(module)), (0.0, 0.0)
-    if module.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(module.device)
-    for number, batches in enumerate(steps):
-        for index, batch in enumerate(batches):
-            began = time.perf_counter()
-            with context():
-                loss = module.step(move_data_to_device(batch, module.device), "train")[0] / module.nominal_count
-            if index == 0 and not (number and accumulates):
-                optimizer.zero_grad()  # as Lightning does: old gradients outlast the forward pass
-            loss.backward()
-            del loss
-            passed = _now(module.device)
-        optimizer.step()
-        seconds = passed - began, _now(module.device) - passed
-    return Probe(peak_bytes(module.device), *seconds)
+def spread(fixed: Parts, trainer: Trainer) -> Parts:
+    """Bytes on one of several devices: a fraction of what is sharded, or DDP's buckets besides the gradients."""
+    devices = num_devices(trainer)
+    if is_sharded(trainer):
+        return {name: size // devices for name, size in fixed.items()}
+    return fixed if devices == 1 else {**fixed, "gradients": 2 * fixed["gradients"]}
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    torch.get_device_module(device).synchronize()
     return time.perf_counter()

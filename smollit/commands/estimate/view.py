@@ -1,4 +1,4 @@
-"""An estimate as text: sections of a bold title and lines of a name and a value."""
+"""An estimate as text: sections of a title and lines of a name and a value."""
 
 from typing import TYPE_CHECKING
 
@@ -18,64 +18,61 @@ EXPLAINED = {
     "allocator": "temporary tensors, and freed memory that the allocator keeps",
     "process": "libraries and data, before the model",
 }
-Section = tuple[Text, list[tuple[str, str]]]
+Lines = dict[str, str]  # a value by its name
 
 
 def show(console: Console, found: "Estimate") -> None:
     """Print memory, the epoch, the time, and what to change if it does not fit."""
-    sections = [_memory(found, is_plain(console)), _fit(found), _epoch(found)]
-    if not found.fits and found.fits is not None:
-        entries = [(f"{number}.", entry) for number, entry in enumerate(found.advice, 1)]
-        sections.insert(2, (_title("settings that need less memory, in the order to try"), entries))
+    _say(
+        console, f"peak memory of each device  {gib(found.peak)}, at the heaviest micro-batch", _memory(console, found)
+    )
+    _say(console, *_fit(found))
+    if found.fits is False:
+        _say(console, "settings that need less memory, in the order to try", {})
+        for number, entry in enumerate(found.advice, 1):
+            say(console, f"{number}. {entry}", indent=2)
+    _say(console, "one epoch", _epoch(found))
     if found.seconds_per_step is not None and found.hours is not None:
         run = f"about {hours(found.hours)}, without validation"
-        lines = [("per step", f"about {found.seconds_per_step:.3g} s"), ("run", run)]
-        sections.append((_title("time, from a few steps on this device in its current state"), lines))
-    for title, lines in sections:
-        say(console, title)
-        for name, value in lines:
-            say(console, f"{name} {value}" if name.endswith(".") else f"{name:<13}{value}".rstrip(), indent=2)
+        lines = {"per step": f"about {found.seconds_per_step:.3g} s", "run": run}
+        _say(console, "time, from a few steps on this device in its current state", lines)
 
 
-def _memory(found: "Estimate", plain: bool) -> Section:
+def _say(console: Console, title: str, lines: Lines, style: str = "bold") -> None:
+    say(console, Text(title, style))
+    for name, value in lines.items():
+        say(console, f"{name:<13}{value}".rstrip(), indent=2)
+
+
+def _memory(console: Console, found: "Estimate") -> Lines:
     rows, size = found.heaviest
-    lines = [
-        ("parameters", f"{found.trainable:,} trainable of {found.parameters:,}"),
-        ("micro-batch", f"{rows:,} rows, {size:,} positions"),
-    ]
+    lines = {"parameters": f"{found.trainable:,} trainable of {found.parameters:,}"}
+    lines["micro-batch"] = f"{rows:,} rows, {size:,} positions"
     for name, number in found.memory.items():
-        bar = "" if plain else "█" * round(BAR * number / max(found.memory.values())) + " "
-        lines.append((name, f"{gib(number):>9}  {bar}{EXPLAINED.get(name, '')}"))
-    return _title(f"peak memory of each device  {gib(found.peak)}, at the heaviest micro-batch"), lines
+        bar = "" if is_plain(console) else "█" * round(BAR * number / max(found.memory.values())) + " "
+        lines[name] = f"{gib(number):>9}  {bar}{EXPLAINED.get(name, '')}"
+    return lines
 
 
-def _fit(found: "Estimate") -> Section:
+def _fit(found: "Estimate") -> tuple[str, Lines, str]:
     if found.free is None:
-        return Text("free memory is unknown on this system"), []
-    needed = found.peak - found.memory["process"]
+        return "free memory is unknown on this system", {}, ""
+    needed, most = gib(found.peak - found.memory["process"]), found.most_positions or 0
     said, style = ("fits", "bold green") if found.fits else ("DOES NOT FIT", "bold red")
-    rows = int((found.most_positions or 0) * found.heaviest[0] / found.heaviest[1])
-    most = f"about {found.most_positions:,} positions: {rows:,} rows of this length"
-    sentence = f"{said}: {gib(needed)} are needed in addition to what is in use now, {gib(found.free)} are free"
-    return Text(sentence, style), [("would fit", most)] if found.most_positions else []
+    rows = int(most * found.heaviest[0] / found.heaviest[1])
+    lines = {"would fit": f"about {most:,} positions: {rows:,} rows of this length"} if most else {}
+    return f"{said}: {needed} are needed in addition to what is in use now, {gib(found.free)} are free", lines, style
 
 
-def _epoch(found: "Estimate") -> Section:
+def _epoch(found: "Estimate") -> Lines:
     epoch = found.epoch
-    fraction = epoch.loss_tokens / max(epoch.tokens, 1)
-    lines = [
-        ("examples", f"{epoch.examples:,} in {epoch.rows:,} rows"),
-        ("tokens", f"{epoch.tokens:,}, {epoch.loss_tokens:,} loss tokens ({fraction:.0%})"),
-        ("padding", f"{epoch.padding_fraction:.1%} of the computed positions"),
-        ("steps", f"{epoch.steps:,} optimizer steps per epoch, {epoch.run_steps:,} in the run"),
-    ]
+    loss_tokens = f"{epoch.loss_tokens:,} loss tokens ({epoch.loss_tokens / max(epoch.tokens, 1):.0%})"
+    lines = {"examples": f"{epoch.examples:,} in {epoch.rows:,} rows", "tokens": f"{epoch.tokens:,}, {loss_tokens}"}
     if epoch.packed_fraction is not None:
-        lines.insert(2, ("packed", f"{epoch.packed_fraction:.1%} of the rows' positions hold tokens"))
-    return _title("one epoch"), lines
-
-
-def _title(text: str) -> Text:
-    return Text(text, style="bold")
+        lines["packed"] = f"{epoch.packed_fraction:.1%} of the rows' positions hold tokens"
+    lines["padding"] = f"{epoch.padding_fraction:.1%} of the computed positions"
+    lines["steps"] = f"{epoch.steps:,} optimizer steps per epoch, {epoch.run_steps:,} in the run"
+    return lines
 
 
 def gib(number: int) -> str:
