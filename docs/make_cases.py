@@ -188,6 +188,7 @@ PROMISES = {
     "one-step": "1 x 8, 2 x 4 and 8 x 1 micro-batches give the same weights",
     "devices": "1 and 2 processes give the same weights, with ddp and with fsdp2",
     "exact-metrics": "Each logged point is the mean over all that was seen since the last point",
+    "non-finite-dump": "A step that is not finite leaves its rows and settings in a file, and is made again from it",
     "adapters": "A run with LoRA resumes to the bit, and its reference is the policy without the adapter",
     "resume": "A stopped run, started again by the same command, ends in the same weights, to the bit",
     "chat": "`chat` responds as transformers does, and remembers the conversation",

@@ -154,6 +154,31 @@ class Batch(NamedTuple):
         """N, the number of chats or prompts with responses; 0 in the empty batch that keeps ranks in step."""
         return self.example_ids.numel()
 
+    def example(self, index: int) -> "Batch":
+        """A batch of one example alone, without padding; `index` is its `document`."""
+        documents = [document for sequence in self.layout for document in sequence]
+        first = sum(len(document.responses) for document in documents[:index])
+        responses = slice(first, first + len(documents[index].responses))
+        inside = self.document == index
+        labels = self.labels[inside][None]
+        gap, logps, pairs = self.score_gap, self.reference_logps, self.pairs
+        if pairs is not None:
+            own = (pairs >= responses.start).all(1) & (pairs < responses.stop).all(1)
+            pairs, gap = pairs[own] - first, gap[own] if gap is not None else None
+        return Batch(
+            input_ids=self.input_ids[inside][None],
+            labels=labels,
+            position_ids=self.position_ids[inside][None],
+            document=torch.zeros_like(labels),
+            branch=self.branch[inside][None],
+            loss_positions=(labels[0] != IGNORE).nonzero()[:, 0],
+            example_ids=self.example_ids[index : index + 1],
+            layout=((documents[index],),),
+            pairs=pairs,
+            score_gap=gap,
+            reference_logps=logps[responses] if logps is not None else None,
+        )
+
     @property
     def num_tokens(self) -> int:
         """Number of positions that are not padding."""

@@ -45,7 +45,7 @@ GROUPS = {
         ),
         "replay": Entry(
             "Make one optimizer step of a run again, and show the loss and gradient norm of each of its rows.",
-            "smollit.commands.replay",
+            "smollit.commands.replay.command",
             "ReplayCommand",
         ),
         "diff": Entry(

@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from smollit.batch import Batch
 from smollit.metrics import values
 from smollit.models.sharding import gradient_norm, scale_gradients
-from smollit.modules.lost_steps import LostSteps, NonFiniteError
+from smollit.modules.lost_steps import BadStep, LostSteps, NonFiniteStepError
 from smollit.modules.policy import PolicyModule
 from smollit.modules.window import Window
 from smollit.optim.optimizer import ParameterGroups, gradient_scaler, refuse_fused_with_scaler
@@ -143,21 +143,20 @@ class FineTuningModule(PolicyModule):
         return (limit / (norm + 1e-6)).clamp(max=1.0)
 
     def _on_non_finite(self, loss: float, norm: float) -> None:
-        what = (
-            f"step {self.trainer.global_step + 1}: loss {loss:g}, gradient norm {norm:g}, at learning rate"
-            f" {self.current_learning_rate():.3g}, on rows {self.window.rows()}"
-        )
+        step, rate = self.trainer.global_step + 1, self.current_learning_rate()
+        bad = BadStep(step=step, loss=loss, gradient_norm=norm, learning_rate=rate, rows=self.window.rows())
         # fp16's GradScaler produces infinite gradients while it searches for its scale, and skips those steps itself.
         if math.isfinite(loss) and gradient_scaler(self.trainer) is not None:
-            self.lost_steps.note_overflow(what)
+            self.lost_steps.note_overflow(bad)
             return
         if self.non_finite == "stop":
-            raise NonFiniteError(
-                f"{what}. The weights are those of the step before. Lower `model.learning_rate`, or set"
+            raise NonFiniteStepError(
+                bad,
+                ". The weights are those of the step before. Lower `model.learning_rate`, or set"
                 " `model.non_finite: skip`. To see the loss of each row: python -m smollit replay"
-                f" {self.trainer.default_root_dir} {self.trainer.global_step + 1}"
+                f" {self.trainer.default_root_dir} {step}",
             )
-        self.lost_steps.note_skipped(what)
+        self.lost_steps.note_skipped(bad)
         for parameter in self.policy.parameters():
             parameter.grad = None
 

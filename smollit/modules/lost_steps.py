@@ -9,8 +9,46 @@ MOST_SKIPPED = 5  # in a row
 MOST_OVERFLOWS = 32  # in a row: fp16's scaler halves its scale with each, from 65,536
 
 
+@dataclass(frozen=True)
+class BadStep:
+    """An optimizer step whose loss or gradient norm is not finite.
+
+    Args:
+        step: Its number, from 1.
+        loss: Its loss, over all micro-batches and ranks.
+        gradient_norm: The norm of its gradient.
+        learning_rate: Its learning rate.
+        rows: Row numbers of this rank, as text.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    rows: str
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: loss {self.loss:g}, gradient norm {self.gradient_norm:g}, at learning rate"
+            f" {self.learning_rate:.3g}, on rows {self.rows}"
+        )
+
+
 class NonFiniteError(ValueError):
-    """The loss or the gradient norm became infinite or NaN; the weights are those of the last good step."""
+    """The loss, the gradient norm, or weights that were to be saved became infinite or NaN."""
+
+
+class NonFiniteStepError(NonFiniteError):
+    """A step that is not finite ends the run, on all ranks; the weights are those of the last good step.
+
+    Args:
+        bad: The step.
+        advice: The rest of the sentence.
+    """
+
+    def __init__(self, bad: BadStep, advice: str) -> None:
+        super().__init__(f"{bad}{advice}")
+        self.bad = bad
 
 
 class NothingTrainedError(ValueError):
@@ -38,30 +76,30 @@ class LostSteps:
         self.in_a_row = 0
         self.empty += count == 0
 
-    def note_skipped(self, what: str) -> None:
-        """A step that is skipped since `what` is not finite.
+    def note_skipped(self, bad: BadStep) -> None:
+        """A step that is skipped since it is not finite.
 
         Raises:
-            NonFiniteError: If it is one too many in a row.
+            NonFiniteStepError: If it is one too many in a row.
         """
         self.skipped += 1
-        self._note_in_a_row(what, MOST_SKIPPED, "lower `model.learning_rate`, or check these rows")
-        log.warning("%s: the step is skipped, as `model.non_finite` says; %s in a row", what, self.in_a_row)
+        self._note_in_a_row(bad, MOST_SKIPPED, "lower `model.learning_rate`, or check these rows")
+        log.warning("%s: the step is skipped, as `model.non_finite` says; %s in a row", bad, self.in_a_row)
 
-    def note_overflow(self, what: str) -> None:
+    def note_overflow(self, bad: BadStep) -> None:
         """A step that fp16's gradient scaler skips.
 
         Raises:
-            NonFiniteError: If it is one too many in a row.
+            NonFiniteStepError: If it is one too many in a row.
         """
         self.overflowed += 1
-        self._note_in_a_row(what, MOST_OVERFLOWS, "lower `model.learning_rate`, or use bf16-mixed")
-        log.info("%s: fp16's gradient scaler skips the step and halves its scale", what)
+        self._note_in_a_row(bad, MOST_OVERFLOWS, "lower `model.learning_rate`, or use bf16-mixed")
+        log.info("%s: fp16's gradient scaler skips the step and halves its scale", bad)
 
-    def _note_in_a_row(self, what: str, most: int, advice: str) -> None:
+    def _note_in_a_row(self, bad: BadStep, most: int, advice: str) -> None:
         self.in_a_row += 1
         if self.in_a_row >= most:
-            raise NonFiniteError(f"{what}, and so were the {most - 1} steps before it: {advice}")
+            raise NonFiniteStepError(bad, f", and so were the {most - 1} steps before it: {advice}")
 
     def refuse_nothing_trained(self, num_steps: int) -> None:
         """Refuse a run that ends without a step that changed a weight.

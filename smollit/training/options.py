@@ -22,6 +22,7 @@ from smollit.training.logs.curves import Curves
 from smollit.training.logs.dashboard import Dashboard
 from smollit.training.logs.end_summary import EndSummary
 from smollit.training.logs.environment import Environment
+from smollit.training.logs.non_finite import NonFiniteDump
 from smollit.training.logs.progress import ProgressBar, ProgressLines, is_interactive
 from smollit.training.logs.start_summary import StartSummary
 from smollit.training.memory import OutOfMemory
@@ -124,6 +125,7 @@ def with_built_in(
         Dashboard(),
         StartSummary(),
         Environment(),
+        NonFiniteDump(run_state),
         WritePredictions(),
         OutOfMemory(),
     ]

@@ -39,9 +39,8 @@ def run_folder(trainer: Trainer, *, saves: bool) -> Iterator[None]:
             yield
         except NonFiniteError as error:
             good = newest_finite(root / FOLDER)
-            raise NonFiniteError(
-                f"{error}. The newest finite checkpoint is {describe(good) if good else 'none'}"
-            ) from error
+            error.args = (f"{error}. The newest finite checkpoint is {describe(good) if good else 'none'}",)
+            raise
 
 
 def local_folder(root: str | Path | None) -> Path:

@@ -66,6 +66,27 @@ def test_each_branch_reads_as_a_sequence_of_its_own(pair: dict[str, Any]) -> Non
     assert before == {name: pair[name] for name in before}
 
 
+@given(sequences=st.lists(st.lists(pairs, min_size=1, max_size=3), min_size=1, max_size=3))
+def test_an_example_taken_out_of_a_batch_is_the_example_collated_alone(sequences: list[list[dict[str, Any]]]) -> None:
+    """Pairs and chats of one to three packed sequences, also two with equal row numbers; gaps and reference values are
+    those of the example."""
+    flat = [
+        pair | {"score_gap": 1.0 * i, "reference_chosen": -1.0 - i, "reference_rejected": -2.0 * i}
+        for i, pair in enumerate(pair for sequence in sequences for pair in sequence)
+    ]
+    scored = iter(flat)
+    packed_pairs = [[next(scored) for _ in sequence] for sequence in sequences]
+    packed_chats = [[chat(p["prompt_ids"] + p["chosen_ids"], [1, 2], p["row"]) for p in part] for part in sequences]
+    for collate, packed in ((collate_pairs, packed_pairs), (collate_chats, packed_chats)):
+        batch = collate(packed)
+        for index, example in enumerate(example for sequence in packed for example in sequence):
+            alone, taken = collate([[example]]), batch.example(index)
+            assert taken.layout == alone.layout
+            for name in (*FIELDS, "loss_positions", "example_ids", "pairs", "score_gap", "reference_logps"):
+                expected, found = getattr(alone, name), getattr(taken, name)
+                assert (expected is None and found is None) or torch.equal(expected, found), name
+
+
 # case: packing-03
 def test_a_packed_sequence_is_its_examples_one_after_the_other() -> None:
     """Chats of 4 and 3 tokens in one sequence, one of 2 in the next: 3 + 2 and 1 positions."""

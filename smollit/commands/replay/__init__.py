@@ -1,0 +1,1 @@
+"""Making a step of a run again."""

@@ -1,0 +1,153 @@
+"""The command `replay`: one optimizer step of a run made again, with the loss and gradient norm of each of its rows."""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.table import Table
+
+from smollit.commands.command import Command, ConfiguredRun
+from smollit.commands.replay.step import Replay, ReplayedError, Row, compare
+from smollit.modules.lost_steps import NonFiniteStepError
+from smollit.training.checkpoints.files import FOLDER
+from smollit.training.checkpoints.lineage import checkpoints, lineage_of
+from smollit.training.logs.non_finite import FILE as DUMP
+from smollit.training.logs.non_finite import NonFiniteDump, read_dump
+from smollit.training.logs.table import FILE, read_table
+
+
+@dataclass(kw_only=True)
+class ReplayCommand(Command):
+    """Make one optimizer step of a run again, and show the loss and gradient norm of each of its rows.
+
+    `replay RUN STEP` starts from the newest checkpoint of the run folder before that step, and writes nothing there.
+    Without STEP it is the one of non_finite.json, which a run writes that a step ends which is not finite. The exit
+    code is 1 if the step's metrics or rows differ from those that the run wrote down.
+
+    Args:
+        step: The optimizer step, from 1.
+        run_folder: The run folder.
+        text: Also show the text of each row.
+        json: Print one JSON object instead of a table.
+        ckpt_path: Not used; accepted so that one config serves all commands.
+    """
+
+    step: int
+    run_folder: str
+    text: bool = False
+    json: bool = False
+    ckpt_path: str | None = None
+
+    @classmethod
+    def words(cls, words: Sequence[str]) -> list[str]:
+        """RUN [STEP] -> the settings of the run, without its logger and in a folder that is not the run's."""
+        if not words or words[0].startswith("-"):
+            return list(words)
+        run = Path(words[0]).expanduser()
+        if not (run / "config.yaml").is_file():
+            raise ValueError(f"{words[0]} is no run folder: it holds no config.yaml, which `fit` writes")
+        has_step = len(words) > 1 and words[1].isdigit()
+        step, rest = (words[1], words[2:]) if has_step else (dumped_step(run), words[1:])
+        settings = ["--config", str(run / "config.yaml"), "--step", step, "--run_folder", words[0]]
+        settings += ["--trainer.logger", "false"]
+        folder = ["--trainer.default_root_dir", str(Path(tempfile.gettempdir(), f"smollit-replay-{os.getpid()}"))]
+        return [*settings, *folder, "--trainer.enable_progress_bar", "false", *rest]
+
+    def run(self, run: ConfiguredRun) -> None:
+        """Make the steps from the checkpoint on, in a temporary folder."""
+        folder = Path(self.run_folder).expanduser()
+        checkpoint = newest_before(folder, self.step)
+        done = lineage_of(checkpoint) if checkpoint else None
+        begun = int(done.step) if done else 0
+        say = Console(stderr=self.json)
+        say.print(
+            f"step {self.step} of {folder}: {self.step - begun} steps from "
+            + (f"{checkpoint}, of step {begun}" if checkpoint else "the beginning"),
+            markup=False,
+        )
+        if run.folder.is_dir() and any(run.folder.iterdir()):
+            raise ValueError(
+                f"`replay` works in `trainer.default_root_dir` and removes it afterwards, and {run.folder} holds files:"
+                " give a folder that is empty or new"
+            )
+        replay, trainer = Replay(self.step, with_text=self.text), run.trainer
+        trainer.prepare(run.model)
+        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, NonFiniteDump)]
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint):  # one of the config may write into the run folder
+                callback.dirpath = str(run.folder / FOLDER)
+        trainer.callbacks.append(replay)
+        try:
+            trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=checkpoint)
+        except ReplayedError:
+            pass
+        except NonFiniteStepError as ended:
+            replay.note_bad(ended.bad)
+        finally:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        if not replay.rows:
+            raise ValueError(f"the run ends before step {self.step}: its last one is {trainer.global_step}")
+        differing = compare(replay.logged, logged(folder, self.step)) + replay.differs_from(read_dump(folder))
+        show(replay.rows, differing, replay.logged, as_json=self.json)
+        if differing:
+            raise SystemExit(1)
+
+
+def dumped_step(folder: Path) -> str:
+    """The step of non_finite.json in a run folder.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    dump = read_dump(folder)
+    if dump is None:
+        raise ValueError(f"which step of {folder}? Name one, as in `replay {folder} 20`: the folder has no {DUMP}")
+    return str(dump["step"])
+
+
+def newest_before(folder: Path, step: int) -> Path | None:
+    """The newest checkpoint of a run folder before a step, or None."""
+    for path in checkpoints(folder / FOLDER):
+        lineage = lineage_of(path)
+        if lineage and lineage.step < step:
+            return path
+    return None
+
+
+def logged(folder: Path, step: int) -> dict[str, float]:
+    """The training metrics that the run logged at a step; none if it did not log there."""
+    rows = [row for row in read_table(folder / FILE) if row["step"] == str(step)]
+    return {name: float(value) for row in rows for name, value in row.items() if name.startswith("train/") and value}
+
+
+def show(rows: list[Row], differing: list[str], metrics: dict[str, float], *, as_json: bool) -> None:
+    """The rows, the largest gradient first or not finite, and whether the step equals the one that was logged."""
+    ordered = sorted(rows, key=lambda row: (math.isfinite(row.gradient_norm), -row.gradient_norm))
+    if as_json:
+        print(json.dumps({"rows": [row._asdict() for row in ordered], "metrics": metrics, "differing": differing}))
+        return
+    console, table = Console(), Table("row", "tokens", "loss tokens", "loss", "gradient norm")
+    for row in ordered:
+        table.add_row(
+            f"{row.row:,}", str(row.tokens), str(row.loss_tokens), f"{row.loss:.5g}", f"{row.gradient_norm:.4g}"
+        )
+    console.print(table)
+    for row in ordered:
+        if row.text is not None:
+            console.print(f"row {row.row}: {row.text}", markup=False)
+    if not metrics:
+        console.print("the run did not log at this step")
+    elif differing:
+        console.print(f"NOT the step that was logged: {', '.join(differing)} differ", style="red", markup=False)
+    else:
+        console.print("the metrics equal those that were logged, in every digit")
+    for name in ("loss", "gradient_norm"):
+        if name in metrics:
+            console.print(f"{name} of the step: {metrics[name]:g}", markup=False)
