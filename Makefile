@@ -2,6 +2,7 @@
 # make test       set up .venv, run the tests
 # make test-all   run all tests, the slow ones included
 # make test-readers  read exports with transformers 4, in an environment of its own beside .venv
+# make test-min   run the tests on the oldest supported versions, in an environment of its own beside .venv
 # make lint       ruff and mypy
 # make lock       write requirements.lock: the tested versions with the hashes of your own package index
 
@@ -12,8 +13,9 @@ EXTRAS ?= dev
 PYTEST ?= -n 2 --dist loadfile
 BIN = $(VENV)/bin
 READERS = $(VENV)-readers
+MIN = $(VENV)-min
 
-.PHONY: demo test test-all test-readers lint lock
+.PHONY: demo test test-all test-readers test-min lint lock
 
 demo: $(VENV)/ready
 	$(BIN)/python -m smollit fit --config configs/demo/sft.yaml
@@ -30,6 +32,10 @@ test-all: test test-readers
 
 test-readers: $(READERS)/ready
 	SMOLLIT_READERS=$(abspath $(READERS))/bin/python $(BIN)/python -m pytest -m readers
+
+# Benchmarks compare the tested versions only.
+test-min: $(MIN)/ready
+	$(MIN)/bin/python -m pytest $(PYTEST) --ignore tests/benchmarks
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -52,4 +58,9 @@ $(READERS)/ready: constraints-readers.txt $(VENV)/ready
 	$(PYTHON) -m venv --without-pip $(READERS)
 	$(BIN)/python -c "$(SITE)" > $$($(READERS)/bin/python -c "$(SITE)")/venv.pth
 	$(BIN)/python -m pip --python $(READERS)/bin/python install --quiet --no-deps --requirement constraints-readers.txt
+	touch $@
+
+$(MIN)/ready: constraints-min.txt pyproject.toml
+	$(PYTHON) -m venv $(MIN)
+	$(MIN)/bin/python -m pip install --quiet --constraint constraints-min.txt --editable ".[dev]"
 	touch $@

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smollit.training.logs.table import read_table
@@ -61,6 +62,17 @@ def test_each_step_once_after_a_kill(fit: Any, tmp_path: Path) -> None:
         assert events(folder, "train/loss") == list(column(folder, "train/loss")) == list(range(1, 9))
         assert events(folder, "val/loss") == list(column(folder, "val/loss")) == [2, 4, 6, 8]
     assert column(killed, "train/loss") == column(whole, "train/loss")
+
+
+def test_a_logger_that_takes_no_point_back_is_named(fit: Any, tmp_path: Path, caplog: Any) -> None:
+    """Killed at 5, resumed from the checkpoint of step 3: steps 4 and 5 are sent again. A second start repeats none."""
+    killed, options = tmp_path / "killed", {**RUN, "logger": DummyLogger()}
+    fit(tmp_path / "whole", Snapshot(5, killed), **RUN)
+    for _ in range(2):
+        fit(killed, **options)
+    (said,) = [message for message in caplog.messages if "stand there twice" in message]
+    assert said.startswith("DummyLogger: the points of steps 4 to 5 ")
+    assert list(column(killed, "train/loss")) == list(range(1, 9))
 
 
 # case: B7

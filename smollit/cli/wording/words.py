@@ -38,6 +38,7 @@ def expected(types: str) -> str:
     named = choices(types)
     rest = DICT_OF.sub("dict", LIST_OF.sub("list", WRAPPERS.sub("", CHOICES.sub("", types))))
     names = [(match[1] or match[0]).rpartition(".")[2] for match in NAME.finditer(rest)]
+    names.sort(key=lambda name: name == "float" and "int" in names)  # versions of Lightning write `float | int` too
     words = [word for name in names for word in WORDS.get(name, (f"the class_path of a {name}",))]
     words = list(dict.fromkeys([*named, *(word for word in words if word != "null")]))
     words += ["null"] * ("NoneType" in names)

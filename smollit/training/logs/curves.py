@@ -1,5 +1,6 @@
 """Curves: each step once in the files of the loggers, over stops, kills and resumes."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from smollit.modules.stage_metrics import StageMetricsModule
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.loggers import note_versions
 from smollit.training.logs.table import read_table, use_table
+
+log = logging.getLogger(__name__)
 
 
 class Curves(Callback):
@@ -33,6 +36,7 @@ class Curves(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             if trainer.ckpt_path is not None:
+                say_repeated(trainer, trainer.global_step)
                 forget_after(trainer, trainer.global_step, validation_too=self.run_state.validation_is_due)
             note_versions(Path(trainer.default_root_dir), trainer.loggers)
 
@@ -59,6 +63,21 @@ def is_logged(trainer: Trainer, module: LightningModule, prefix: str) -> bool:
     tables = [use_table(logger) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     rows = [row for table in tables for row in read_table(table.path) if row["step"] == str(module.step_of_weights)]
     return any(name.startswith(prefix) and value for row in rows for name, value in row.items())
+
+
+def say_repeated(trainer: Trainer, step: int) -> None:
+    """Name the loggers that get the points of later steps again: nothing takes them back there."""
+    tables = [use_table(logger) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    last = max((int(row["step"]) for table in tables for row in read_table(table.path)), default=0)
+    others = [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger | TensorBoardLogger)]
+    if others and last > step:
+        log.warning(
+            "%s: the points of steps %s to %s will stand there twice, since these steps are made again, and what was"
+            " sent can't be taken back; metrics.csv has each step once",
+            ", ".join(type(logger).__name__ for logger in others),
+            step + 1,
+            last,
+        )
 
 
 def forget_after(trainer: Trainer, step: int, *, validation_too: bool = False) -> None:
