@@ -155,7 +155,7 @@ class Batch(NamedTuple):
         return self.example_ids.numel()
 
     def example(self, index: int) -> "Batch":
-        """A batch of one example alone, without padding; `index` is its `document`."""
+        """A batch of one document alone, without padding."""
         documents = [document for sequence in self.layout for document in sequence]
         first = sum(len(document.responses) for document in documents[:index])
         responses = slice(first, first + len(documents[index].responses))
