@@ -19,7 +19,7 @@ from smollit.modules.lost_steps import NonFiniteStepError
 from smollit.training.checkpoints.files import FOLDER
 from smollit.training.checkpoints.lineage import checkpoints, lineage_of
 from smollit.training.logs.non_finite import FILE as DUMP
-from smollit.training.logs.non_finite import NonFiniteDump, read_dump
+from smollit.training.logs.non_finite import Dump, NonFiniteDump, numbers, read_dump
 from smollit.training.logs.table import FILE, read_table
 
 
@@ -94,7 +94,7 @@ class ReplayCommand(Command):
             shutil.rmtree(run.folder, ignore_errors=True)
         if not replay.rows:
             raise ValueError(f"the run ends before step {self.step}: its last one is {trainer.global_step}")
-        differing = compare(replay.logged, logged(folder, self.step)) + replay.differs_from(read_dump(folder))
+        differing = compare(replay.logged, logged(folder, self.step)) + replay.differs_from(last_dump(folder))
         show(replay.rows, differing, replay.logged, as_json=self.json)
         if differing:
             raise SystemExit(1)
@@ -106,10 +106,19 @@ def dumped_step(folder: Path) -> str:
     Raises:
         ValueError: If there is none.
     """
-    dump = read_dump(folder)
+    dump = last_dump(folder)
     if dump is None:
-        raise ValueError(f"which step of {folder}? Name one, as in `replay {folder} 20`: the folder has no {DUMP}")
+        raise ValueError(
+            f"which step of {folder}? Name one, as in `replay {folder} 20`: the folder has no {DUMP} of a step that the"
+            " run has not made since"
+        )
     return str(dump["step"])
+
+
+def last_dump(folder: Path) -> Dump | None:
+    """The dump of the step that ended the run; None if there is none, or the run has gone past that step since."""
+    dump, rows = read_dump(folder), read_table(folder / FILE)
+    return None if dump and any(int(row["step"]) >= dump["step"] for row in rows) else dump
 
 
 def newest_before(folder: Path, step: int) -> Path | None:
@@ -131,7 +140,8 @@ def show(rows: list[Row], differing: list[str], metrics: dict[str, float], *, as
     """The rows, the largest gradient first or not finite, and whether the step equals the one that was logged."""
     ordered = sorted(rows, key=lambda row: (math.isfinite(row.gradient_norm), -row.gradient_norm))
     if as_json:
-        print(json.dumps({"rows": [row._asdict() for row in ordered], "metrics": metrics, "differing": differing}))
+        found = {"rows": [numbers(row._asdict()) for row in ordered], "metrics": numbers(metrics)}
+        print(json.dumps(found | {"differing": differing}))
         return
     console, table = Console(), Table("row", "tokens", "loss tokens", "loss", "gradient norm")
     for row in ordered:

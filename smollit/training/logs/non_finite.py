@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,10 +54,8 @@ class NonFiniteDump(Callback):
         ranks = all_ranks({"rows": rows_of(self.batches)})
         if not trainer.is_global_zero:
             return
-        step = {name: value for name, value in asdict(exception.bad).items() if name != "rows"}
         dump = {
-            # JSON has no NaN: numbers that are not finite are texts.
-            **{name: value if isinstance(value, int) else number(value) for name, value in step.items()},
+            **numbers({name: value for name, value in asdict(exception.bad).items() if name != "rows"}),
             "error": str(exception),
             "rows": [{"rank": rank, **row} for rank, found in enumerate(ranks) for row in found["rows"]],
             "settings": self.run_state.config,
@@ -81,9 +81,12 @@ def digest(example: Batch) -> str:
     return hashlib.sha256(json.dumps([example.input_ids.tolist(), example.labels.tolist()]).encode()).hexdigest()[:32]
 
 
-def number(value: float) -> float | str:
-    """A finite number, or the name of one that is not."""
-    return value if abs(value) < float("inf") else str(value)
+def numbers(named: Mapping[str, Any]) -> Dump:
+    """The same values for JSON, which has no NaN and no infinity: such numbers become texts."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in named.items()
+    }
 
 
 def read_dump(folder: Path) -> Dump | None:
