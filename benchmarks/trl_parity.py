@@ -191,14 +191,16 @@ def trl_dpo(setting: Setting) -> dict[str, float]:
     return trl_step(trainer, setting) | {"loss_tokens": num_trained}
 
 
-def dpo_trainer(setting: Setting) -> Any:
+def dpo_trainer(setting: Setting, **options: Any) -> Any:
     """TRL's DPOTrainer on `chosen` and `rejected`, whose common turns it takes as the prompt."""
     from trl import DPOConfig, DPOTrainer
+
+    given = {"beta": setting.beta, "loss_type": [setting.loss], "disable_dropout": True}
 
     return DPOTrainer(
         model=str(setting.policy),
         ref_model=AutoModelForCausalLM.from_pretrained(setting.model, dtype="float32", attn_implementation="sdpa"),
-        args=DPOConfig(beta=setting.beta, loss_type=[setting.loss], disable_dropout=True, **trl_options(setting)),
+        args=DPOConfig(**(trl_options(setting) | given | options)),
         train_dataset=read_rows(setting.pairs),
         processing_class=trl_tokenizer(setting.model),
     )

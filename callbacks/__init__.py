@@ -5,8 +5,9 @@ for a callback that logs numbers, `SampleGenerations` for one that uses the mode
 """
 
 from callbacks.export_hugging_face import ExportHuggingFace
+from callbacks.neftune import NEFTune
 from callbacks.sample_generations import SampleGenerations
 from callbacks.sync_reference import SyncReference
 from callbacks.throughput import Throughput
 
-__all__ = ["ExportHuggingFace", "SampleGenerations", "SyncReference", "Throughput"]
+__all__ = ["ExportHuggingFace", "NEFTune", "SampleGenerations", "SyncReference", "Throughput"]

@@ -1,5 +1,6 @@
 """The language-model head: hidden states -> logits, as the model defines them. M tokens, H hidden size, V words."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,28 @@ class Head(NamedTuple):
         hidden_MH, weight_VH = self.folded(hidden_MH)
         if self.scaling.softcap is None:
             return hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32)
-        chunks = hidden_MH.to(weight_VH.dtype).split(chunk_size)
-        capped = LogitScaling(softcap=self.scaling.softcap)  # the scale is in `hidden_MH`
-        return torch.cat([capped.apply((chunk @ weight_VH.T).float()).mean(dim=1) for chunk in chunks])
+        return torch.cat([logits_CV.mean(dim=1) for logits_CV in self._chunks(hidden_MH, weight_VH, chunk_size)])
+
+    @torch.no_grad()
+    def log_sum_squares(self, hidden_MH: Tensor, *, chunk_size: int) -> Tensor:
+        """log sum_v p_v^2 of each token, [M]: the log of the mean probability of a token that is drawn from p."""
+        chunks = self._chunks(*self.folded(hidden_MH), chunk_size)
+        return torch.cat([(2 * logits_CV.log_softmax(dim=1)).logsumexp(dim=1) for logits_CV in chunks])
+
+    def excess_logits(self, hidden_MH: Tensor, labels_M: Tensor) -> Tensor:
+        """Logit of each label minus the mean over the vocabulary, [M], with gradient: h . (W_label - mean_v(W_v)).
+
+        Raises:
+            ValueError: If the model has a softcap, with which the mean has no such form.
+        """
+        if self.scaling.softcap is not None:
+            raise ValueError("`model.loss.label_smoothing` is not available for models with a softcap of their logits")
+        hidden_MH, weight_VH = self.folded(hidden_MH)
+        excess_MH = weight_VH[labels_M].float() - weight_VH.mean(dim=0, dtype=torch.float32)
+        return (hidden_MH.float() * excess_MH).sum(dim=1)
+
+    def _chunks(self, hidden_MH: Tensor, weight_VH: Tensor, chunk_size: int) -> Iterator[Tensor]:
+        """The logits, in fp32, of chunks of tokens: [C, V] each. The scale is in `hidden_MH`."""
+        capped = LogitScaling(softcap=self.scaling.softcap)
+        for part_CH in hidden_MH.to(weight_VH.dtype).split(chunk_size):
+            yield capped.apply((part_CH @ weight_VH.T).float())

@@ -14,6 +14,10 @@ class Pairs(NamedTuple):
         num_tokens: [P, 2] number of loss tokens of the response.
         logits: [P, 2] sum over the loss tokens of their mean logit over the vocabulary; only metrics use it.
         score_gap: [P] score of the chosen minus score of the rejected response; None if a pair has none.
+        common_policy: [P, 2] `policy` over the first L tokens alone, where L is the length of the shorter response;
+            None unless requested, as are the following.
+        common_reference: [P, 2] `reference` over the same tokens.
+        relative_logps: [P, 2] mean over the response's tokens of log p(token) - log sum_v p_v^2, without gradient.
     """
 
     policy: Tensor
@@ -21,6 +25,9 @@ class Pairs(NamedTuple):
     num_tokens: Tensor
     logits: Tensor
     score_gap: Tensor | None = None
+    common_policy: Tensor | None = None
+    common_reference: Tensor | None = None
+    relative_logps: Tensor | None = None
 
     @property
     def log_ratios(self) -> Tensor:

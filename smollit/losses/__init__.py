@@ -8,6 +8,7 @@ from smollit.losses.dpo import DPO, EXO, Robust
 from smollit.losses.margin import IPO, LNDPO, DiscoPOP, Hinge
 from smollit.losses.pointwise import BCO, NCA, SPPO, APODown, APOZero
 from smollit.losses.reference_free import CPO, ORPO, SimPO
+from smollit.losses.tokenwise import LDDPO, WPO
 from smollit.losses.transport import AOT, AOTUnpaired
 
 __all__ = [
@@ -19,11 +20,13 @@ __all__ = [
     "EXO",
     "FDPO",
     "IPO",
+    "LDDPO",
     "LNDPO",
     "NCA",
     "NLL",
     "ORPO",
     "SPPO",
+    "WPO",
     "AOTUnpaired",
     "APODown",
     "APOZero",

@@ -51,6 +51,16 @@ class PreferenceLoss(ABC):
         """Whether the loss of a pair depends on the other pairs of its micro-batch."""
         return False
 
+    @property
+    def needs_common_length(self) -> bool:
+        """Whether `Pairs.common_policy` and `common_reference` are read."""
+        return False
+
+    @property
+    def needs_relative_logps(self) -> bool:
+        """Whether `Pairs.relative_logps` is read."""
+        return False
+
     @abstractmethod
     def formula(self, pairs: Pairs) -> Tensor:
         """The loss of each pair, [P], without the negative log-likelihood term."""
@@ -85,16 +95,22 @@ class PreferenceLoss(ABC):
 
 
 def require(
-    name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
+    name: str,
+    value: float,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    at_most: float = math.inf,
 ) -> None:
     """Refuse an argument of a loss outside of its range, or one that is not finite.
 
     Raises:
         ValueError: With the setting, the range and the value.
     """
-    if math.isfinite(value) and above < value < below and value >= at_least:
+    if math.isfinite(value) and above < value < below and at_least <= value <= at_most:
         return
-    limits = [("greater than", above), ("at least", at_least), ("below", below)]
+    limits = [("greater than", above), ("at least", at_least), ("below", below), ("at most", at_most)]
     wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit)) or "finite"
     raise ValueError(f"`model.loss.{name}` must be {wanted}, got {value}")
 
@@ -106,6 +122,11 @@ class CompletionLoss(ABC):
     # Whether the loss is more than a function of `scores.sums`: then every log-probability in `scores.logps` has a
     # gradient, at the cost of one more matrix product.
     token_gradients: ClassVar[bool] = False
+
+    @property
+    def needs_excess_logits(self) -> bool:
+        """Whether `scores.excess_logits` is read."""
+        return False
 
     @abstractmethod
     def __call__(self, scores: TokenScores) -> tuple[Tensor, int]:

@@ -46,6 +46,16 @@ class Sum(PreferenceLoss):
         """Whether any of the losses does."""
         return any(loss.couples_pairs for loss in self.losses)
 
+    @property
+    def needs_common_length(self) -> bool:
+        """Whether any of the losses does."""
+        return any(loss.needs_common_length for loss in self.losses)
+
+    @property
+    def needs_relative_logps(self) -> bool:
+        """Whether any of the losses does."""
+        return any(loss.needs_relative_logps for loss in self.losses)
+
     def formula(self, pairs: Pairs) -> Tensor:
         """sum_k w_k loss_k, [P]."""
         weights = self.weights or [1.0] * len(self.losses)

@@ -68,7 +68,14 @@ class CausalLM(nn.Module):
         return self.model.config
 
     def forward(
-        self, batch: Batch, *, correct: bool = False, mean_logits: bool = False, token_gradients: bool = False
+        self,
+        batch: Batch,
+        *,
+        correct: bool = False,
+        mean_logits: bool = False,
+        token_gradients: bool = False,
+        relative_logps: bool = False,
+        excess_logits: bool = False,
     ) -> TokenScores:
         """Score every loss token.
 
@@ -78,6 +85,8 @@ class CausalLM(nn.Module):
             mean_logits: Also compute the mean logit of each loss token.
             token_gradients: Make every token's log-probability differentiable, for a loss that is more than a function
                 of the sums. Without it, the head saves a matrix product where a batch has one or two sums.
+            relative_logps: Also compute log p - log sum_v p_v^2 of each loss token, at the cost of one matrix product.
+            excess_logits: Also compute the logit of each label minus the mean logit, with gradient.
 
         Raises:
             ValueError: If a document is longer than the model's positions, or the backend can't run the batch.
@@ -96,7 +105,11 @@ class CausalLM(nn.Module):
                 *folded, labels_M, lengths=lengths, chunk_size=size, correct=correct, softcap=cap
             )
         means = head.mean_logits(hidden_MH, chunk_size=self.chunk_size) if mean_logits else None
-        return TokenScores(sums, logps, response_M, hits, means, batch.pairs, batch.score_gap)
+        scores = TokenScores(sums, logps, response_M, hits, means, batch.pairs, batch.score_gap)
+        if relative_logps:
+            relative = logps.detach() - head.log_sum_squares(hidden_MH, chunk_size=size)
+            scores = scores._replace(relative_logps=relative)
+        return scores._replace(excess_logits=head.excess_logits(hidden_MH, labels_M)) if excess_logits else scores
 
     def head(self) -> Head:
         """The model's head, with what the model does to its output."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from smollit.batch import Batch
+from smollit.functional.pairs import Pairs
 from smollit.losses import DPO, PreferenceLoss
 from smollit.losses.settings import LOSS, preference_loss
 from smollit.metrics import preference_metrics
@@ -56,6 +57,11 @@ class DPOModule(FineTuningModule):
                 f"`model.loss` is {type(self.loss).__name__}, which has no reference: leave out `model.reference` and"
                 " `model.reference_name`"
             )
+        if self.loss.needs_common_length and reference == "precomputed":
+            raise ValueError(
+                f"`model.loss` is {type(self.loss).__name__}, which reads the reference's log-probability of each"
+                " token, and `model.reference: precomputed` stores those of whole responses: set it to `frozen`"
+            )
         reference_name = reference_name and os.path.expanduser(reference_name)
         self.scorer = ReferenceScorer(reference_name or self.model_name, self._scorer_mode(reference_name, reference))
 
@@ -74,12 +80,22 @@ class DPOModule(FineTuningModule):
 
     def step(self, batch: Batch, stage: str) -> SumAndCount:
         """Sum of the pairs' weighted losses, and the sum of their weights: without weights, the number of pairs."""
-        pairs = self.policy(batch, mean_logits=True).per_pair(reference=self.reference_logps(batch))
+        pairs = self.pairs(batch)
         losses, weights = self.loss(pairs)
         self.metrics_of(stage).update(pairs=pairs, losses=losses, weights=weights, **self.loss.rewards(pairs))
         # The mean of eq. 7 is over all pairs of an optimizer step: `FineTuningModule.on_before_optimizer_step`
         # divides the gradients once by the weights of all micro-batches and devices (modules/base.py).
         return (weights * losses).sum(), weights.sum()
+
+    def pairs(self, batch: Batch) -> Pairs:
+        """The batch's pairs of responses with their log-probabilities, and with what the loss reads besides."""
+        by_token = self.loss.needs_common_length
+        options = {"token_gradients": by_token, "relative_logps": self.loss.needs_relative_logps}
+        scores = self.policy(batch, mean_logits=True, **options)
+        if not by_token:
+            return scores.per_pair(reference=self.reference_logps(batch))
+        reference = self.scorer.scores(batch)
+        return scores.per_pair(reference=reference.sums, reference_tokens=reference.logps)
 
     # ---- the reference
 

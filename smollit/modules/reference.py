@@ -74,14 +74,8 @@ class ReferenceScorer:
         Raises:
             ValueError: If they should be in the batch and are missing.
         """
-        if self.mode == "frozen":
-            return self.model(batch).sums
-        if self.mode == "offloaded":
-            return self._score_offloaded(batch).sums
-        if self.mode == "adapter":
-            assert self._module is not None, "configure() is called first"
-            with without_adapter(self._module.policy):
-                return self._module.policy(batch).sums
+        if self.mode in ("frozen", "offloaded", "adapter"):
+            return self.scores(batch).sums
         if self.mode == "none":
             return torch.zeros(len(batch.response_lengths), device=batch.input_ids.device)
         if batch.reference_logps is None:
@@ -91,6 +85,15 @@ class ReferenceScorer:
                 " callbacks of another Trainer; or set `model.reference: frozen`"
             )
         return batch.reference_logps
+
+    @torch.no_grad()
+    def scores(self, batch: Batch) -> TokenScores:
+        """Scores of each loss token by the model of the reference."""
+        if self.mode == "adapter":
+            assert self._module is not None, "configure() is called first"
+            with without_adapter(self._module.policy):
+                return self._module.policy(batch)  # type: ignore[no-any-return]  # a module returns Any
+        return self._score_offloaded(batch) if self.mode == "offloaded" else self.model(batch)
 
     def _score_offloaded(self, batch: Batch) -> TokenScores:
         """Score with weights that are on the batch's device for this call only."""

@@ -42,6 +42,7 @@ class SFTModule(FineTuningModule):
 
     def step(self, batch: Batch, stage: str) -> SumAndCount:
         """Sum of -log p over the loss tokens, and their number; divided once per optimizer step: modules/base.py."""
-        scores = self.policy(batch, correct=True, token_gradients=self.loss.token_gradients)
+        options = {"token_gradients": self.loss.token_gradients, "excess_logits": self.loss.needs_excess_logits}
+        scores = self.policy(batch, correct=True, **options)
         self.metrics_of(stage).update(logps=scores.logps, correct=scores.correct)
         return self.loss(scores)

@@ -17,9 +17,11 @@ from smollit.losses import (
     EXO,
     FDPO,
     IPO,
+    LDDPO,
     LNDPO,
     NCA,
     SPPO,
+    WPO,
     AOTUnpaired,
     APODown,
     APOZero,
@@ -82,8 +84,19 @@ LOSSES = [
     (["sigmoid"], {"f_divergence_type": "forward_kl"}, FDPO()),
     (["sigmoid"], {"f_divergence_type": "js_divergence"}, FDPO(divergence="js")),
     (["sigmoid"], {"f_divergence_type": "alpha_divergence"}, FDPO(divergence="alpha")),
+    (["sigmoid"], {"ld_alpha": 0.3}, LDDPO(alpha=0.3)),
+    (["sigmoid"], {"use_weighting": True}, WPO()),
     (["sigmoid", "bco_pair"], {"loss_weights": [0.8, 0.2]}, Sum(losses=[DPO(), BCO()], weights=[0.8, 0.2])),
 ]
+
+
+PLAIN = {
+    "label_smoothing": 0.0,
+    "f_divergence_type": "reverse_kl",
+    "loss_weights": [1.0],
+    "ld_alpha": None,
+    "use_weighting": False,
+}
 
 
 # promise: trl
@@ -91,7 +104,7 @@ LOSSES = [
 def test_each_loss_and_its_gradient_are_those_of_trl(parity: ModuleType, tmp_path: Path) -> None:
     """4 pairs, the policy away from its reference: TRL's loss function and ours, and the norm of the gradient."""
     setting = parity.prepare(parity.parse(["--noise", "0.2"]), tmp_path)
-    theirs = parity.dpo_trainer(setting)
+    theirs = parity.dpo_trainer(setting, use_weighting=True)  # else the head makes nothing for it
     inputs = next(iter(theirs.get_train_dataloader()))
     data = UltraFeedbackDataModule(str(setting.pairs), **parity.data_options(setting))
     data.prepare_data()
@@ -102,8 +115,7 @@ def test_each_loss_and_its_gradient_are_those_of_trl(parity: ModuleType, tmp_pat
         module.configure_model()
         total, count = module.step(batch, "train")
         (total / count).backward()
-        given = {"label_smoothing": 0.0, "f_divergence_type": "reverse_kl", "loss_weights": [1.0]} | options
-        vars(theirs).update(given, loss_types=names)
+        vars(theirs).update(PLAIN | options, loss_types=names)
         theirs.model.zero_grad()
         expected = theirs._compute_loss(theirs.model, inputs, False)
         expected.backward()
@@ -124,3 +136,18 @@ def test_one_more_loss_token_is_a_difference(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     [tokens] = [each for each in result["metrics"] if each["name"] == "dpo/loss_tokens"]
     assert tokens["trl"] - tokens["smollit"] == 8 and not result["agree"]
+
+
+# promise: trl
+@needs_trl
+@pytest.mark.slow
+def test_fifty_steps_of_a_recipe_go_as_those_of_trl(
+    script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe of SmolLM2's DPO on the tiny model, at a learning rate that moves it: loss, log-probabilities,
+    rewards, accuracy and gradient norm of each of 50 steps, to 1e-4; and it has learned."""
+    words = ["--steps", "50", "--rows", "4", "--max-length", "128", "--learning-rate", "1e-4", "--json"]
+    assert script("trl_recipe").main(words) == 0, capsys.readouterr().out
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["steps"] == 50 and result["first_loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert result["last_loss"] < 0.69

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from smollit.functional.head import Head, LogitScaling
 from smollit.functional.pairs import Pairs, implicit_rewards
 from smollit.functional.scores import TokenScores
+from smollit.functional.sums import sum_per_sequence
 from smollit.losses import (
     AOT,
     BCO,
@@ -19,11 +22,13 @@ from smollit.losses import (
     EXO,
     FDPO,
     IPO,
+    LDDPO,
     LNDPO,
     NCA,
     NLL,
     ORPO,
     SPPO,
+    WPO,
     AOTUnpaired,
     APODown,
     APOZero,
@@ -216,6 +221,8 @@ def test_rewards_are_beta_times_the_log_ratio_without_gradient() -> None:
         (SimPO, "gamma", math.inf),
         (DiscoPOP, "tau", 0.0),
         (FDPO, "alpha", 1.0),
+        (LDDPO, "alpha", 1.5),
+        (NLL, "label_smoothing", 1.0),
         (AOT, "label_smoothing", 0.7),
     ],
 )
@@ -283,6 +290,54 @@ def test_extreme_log_ratios_stay_finite() -> None:
         losses.sum().backward()
         assert policy.grad is not None
         assert losses.isfinite().all() and policy.grad.isfinite().all(), loss
+
+
+def test_lddpo_discounts_what_the_longer_response_has_more() -> None:
+    """Log-probabilities of 3 and 2 tokens, L = 2, alpha 0.25: policy -6 + 0.25 x -4 = -7 against -8, reference -6 +
+    0.25 x -2 = -6.5 against -8, margin 1 - 1.5 = -0.5; a response may be in two pairs, each with an L of its own."""
+    sequence, pairs = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([[0, 1], [0, 2]])
+    policy, reference = torch.tensor([-1.0, -5, -4, -3, -5, -2]), torch.tensor([-5.0, -1, -2, -4, -4, -1])
+    sums = sum_per_sequence(policy, sequence, 3)
+    scores = TokenScores(sums, policy, sequence, None, policy, pairs, None)
+    found = scores.per_pair(reference=sum_per_sequence(reference, sequence, 3), reference_tokens=reference)
+    loss = LDDPO(beta=1.0, alpha=0.25)
+    losses, _ = loss(found)
+    assert losses[0].item() == pytest.approx(softplus(0.5), abs=1e-6)
+    # L = 1: policy -1 + 0.25 x -9 against -2, reference -5 + 0.25 x -3 against -1
+    assert losses[1].item() == pytest.approx(softplus(-((-3.25 + 2) - (-5.75 + 1))), abs=1e-6)
+    assert loss.rewards(found)["chosen"].tolist() == pytest.approx([-0.5, 2.5])
+    torch.testing.assert_close(LDDPO(alpha=1.0)(found)[0], DPO()(found)[0])
+    assert Sum(losses=[WPO(), loss]).needs_common_length and Sum(losses=[WPO(), loss]).needs_relative_logps
+
+
+def test_wpo_weights_pairs_by_how_probable_both_responses_are() -> None:
+    """Two tokens of p = (0.5, 0.25, 0.25), label 0.5: w = 0.5 / 0.375; one token of (0.8, 0.1, 0.1), label 0.1: 0.1 /
+    0.66. The product multiplies the loss and has no gradient."""
+    pairs = make_pairs(*PAIR)._replace(relative_logps=torch.tensor([[0.5 / 0.375, 0.1 / 0.66]]).double().log())
+    losses, weights = WPO()(pairs)
+    assert losses.item() == pytest.approx(0.5 / 0.375 * 0.1 / 0.66 * softplus(-0.7)) and weights.tolist() == [1.0]
+    logits = torch.tensor([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]).log()
+    found = Head(torch.eye(3)).log_sum_squares(logits, chunk_size=1)
+    torch.testing.assert_close(found.exp(), torch.tensor([0.375, 0.66]))
+
+
+def test_label_smoothing_is_the_cross_entropy_to_smoothed_labels() -> None:
+    """torch's own cross_entropy on the logits, value and gradient, with a scale, and refused with a softcap."""
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(5, 4), torch.randn(7, 4), torch.randint(7, (5,))
+    expected, found = (tensor.clone().requires_grad_() for tensor in (hidden, hidden))
+    theirs = F.cross_entropy(0.5 * expected @ weight.T, labels, label_smoothing=0.1, reduction="sum")
+    logps = F.log_softmax(0.5 * found @ weight.T, dim=1).gather(1, labels[:, None])[:, 0]
+    excess = Head(weight, scaling=LogitScaling(scale=0.5)).excess_logits(found, labels)
+    ours, count = NLL(label_smoothing=0.1)(
+        TokenScores(logps.sum()[None], logps, torch.zeros(5).long(), None, None, None, None, excess_logits=excess)
+    )
+    assert count == 5
+    torch.testing.assert_close(
+        (ours, torch.autograd.grad(ours, found)), (theirs, torch.autograd.grad(theirs, expected))
+    )
+    with pytest.raises(ValueError, match="label_smoothing` is not available for models with a softcap"):
+        Head(weight, scaling=LogitScaling(softcap=30.0)).excess_logits(found, labels)
 
 
 def test_dft_weights_each_token_with_its_probability_without_gradient() -> None:

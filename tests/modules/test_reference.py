@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from smollit.batch import Batch
+from smollit.losses import DPO, LDDPO
+from smollit.models.adapters import LoRA
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
 from tests.conftest import batch_of, example_pairs
@@ -75,3 +77,13 @@ def test_another_reference_is_refused(tiny_model: Path, mode: str) -> None:
     module.on_load_checkpoint({"reference": checkpoint["reference"] | {"source": "elsewhere"}})
     with pytest.raises(ValueError, match=r"began with the reference there, and .* now holds other weights"):
         module.on_load_checkpoint({"reference": {"source": "there", "fingerprint": "0"}})
+
+
+def test_a_loss_of_single_tokens_refuses_values_of_whole_responses(tiny_model: Path, batch: Batch) -> None:
+    """With its adapter off, the policy gives them, as a frozen model does: alpha 1 is DPO."""
+    with pytest.raises(ValueError, match=r"LDDPO, which reads .* set it to `frozen`"):
+        DPOModule(str(tiny_model), loss=LDDPO(), reference="precomputed")
+    for options in ({}, {"adapter": LoRA(r=2)}, {"reference": "offloaded"}):
+        modules = [ready(tiny_model, loss=loss, **options) for loss in (LDDPO(alpha=1.0), DPO())]
+        ours, plain = (module.step(batch, "train")[0] for module in modules)
+        torch.testing.assert_close(ours, plain)

@@ -38,6 +38,8 @@ TRANSFORMERS: dict[str, Convert | None] = {
     "logging_steps": every("trainer.log_every_n_steps"),
     "seed": to("seed_everything"),
     "dataloader_num_workers": to("data.num_workers"),
+    "label_smoothing_factor": to("model.loss.label_smoothing", float),
+    "neftune_noise_alpha": None,
     "group_by_length": to("data.group_by_length"),
     "torch_compile": to("model.compile"),
     "push_to_hub": None,
@@ -59,6 +61,7 @@ ADAPTER: dict[str, Convert | None] = {
     "lora_dropout": to("model.adapter.dropout", float),
 }
 REASONS = {
+    "neftune_noise_alpha": "add `callbacks.NEFTune` with its `alpha` to `trainer.callbacks`",
     "push_to_hub": "`python -m smollit export --push_to_hub NAME` does it",
     "report_to": "`trainer.logger`: TensorBoard and metrics.csv by default, or `--trainer.logger WandbLogger`",
     "save_strategy": "checkpoints are counted in steps, and the last one is always saved",
