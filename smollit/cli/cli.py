@@ -92,7 +92,8 @@ class SmollitCLI(LightningCLI):
             words = command_words(args, flags)
         except ValueError as error:
             parser.error(str(error))
-        self.config = parser.parse_args(words_with_full_names(words))
+        self.words = words_with_full_names(words)
+        self.config = parser.parse_args(self.words)
 
     # ---- the objects
 
@@ -137,9 +138,12 @@ class SmollitCLI(LightningCLI):
         """The run folder."""
         return local_folder(self.config.trainer.default_root_dir)
 
-    def fit_settings(self) -> str:
-        """The settings of the run as YAML, for `fit`."""
-        config = with_one_learning_rate(self.config)
+    def fit_settings(self, changes: Sequence[str] = ()) -> str:
+        """The settings of the run as YAML, for `fit`, perhaps with changes as words of a command line."""
+        config = (
+            self.parser.parse_args([*self.words, *words_with_full_names(list(changes))]) if changes else self.config
+        )
+        config = with_one_learning_rate(config)
         for name in ("config", *self.command_arguments):
             config.pop(name, None)
         settings: str = self.parser.dump(config, skip_validation=True)

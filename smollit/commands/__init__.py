@@ -21,6 +21,11 @@ class Entry(NamedTuple):
 GROUPS = {
     "train": {
         "fit": Entry("Train, or resume training.", "smollit.commands.lightning", "FitCommand"),
+        "sweep": Entry(
+            "Train once for each value of a setting, and compare: `--model.learning_rate 1e-6,5e-6,2e-5`.",
+            "smollit.commands.sweep.command",
+            "SweepCommand",
+        ),
     },
     "look": {
         "inspect": Entry(

@@ -30,8 +30,8 @@ class ConfiguredRun(Protocol):
     def folder(self) -> Path:
         """The run folder."""
 
-    def fit_settings(self) -> str:
-        """The settings of the run as YAML, for `fit`."""
+    def fit_settings(self, changes: Sequence[str] = ()) -> str:
+        """The settings of the run as YAML, for `fit`, perhaps with changes as words of a command line."""
 
     def find_checkpoint(self, ckpt_path: str) -> Path:
         """The file that `ckpt_path` means: a path, `last` or `best`."""

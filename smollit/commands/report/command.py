@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from smollit.commands.command import FolderCommand
-from smollit.commands.report.page import MARK, markdown, page
+from smollit.commands.report.page import MARK, write_report
 from smollit.commands.report.run import Run, read_run, table
 
 STYLES = {True: "green", False: "red", None: "default"}
@@ -29,9 +29,7 @@ class ReportCommand(FolderCommand):
         """Read the runs, print the verdicts, and write both files."""
         runs = [read_run(folder) for folder in self.folders]
         output = Path(self.output or runs[0].folder).expanduser()
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "report.html").write_text(page(runs), encoding="utf-8")
-        (output / "report.md").write_text(markdown(runs), encoding="utf-8")
+        write_report(runs, output)
         if self.json:
             print(json.dumps([as_json(run) for run in runs]))
             return

@@ -4,8 +4,10 @@ import html
 import io
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from smollit.commands.report.run import Run, table
+from smollit.paths import write_whole
 
 MARK = {True: "✓", False: "✗", None: "·"}
 PLOTS = {  # title -> metrics of the chart
@@ -27,6 +29,12 @@ li.bad { color: #c0392b; } li.good { color: #1e8449; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots svg { background: #fff; border-radius: 6px; }
 .wide { overflow-x: auto; }
 """
+
+
+def write_report(runs: Sequence[Run], folder: Path) -> None:
+    """Write report.html and report.md of these runs."""
+    write_whole(folder / "report.html", page(runs))
+    write_whole(folder / "report.md", markdown(runs))
 
 
 def markdown(runs: Sequence[Run]) -> str:

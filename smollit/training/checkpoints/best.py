@@ -42,7 +42,7 @@ class KeepBest(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare with an earlier best.ckpt if it belongs to the run that is resumed, and is of the same metric."""
-        self.mode = self.mode or direction(pl_module, self.metric)
+        self.mode = self.mode or direction(pl_module, self.metric, "trainer.keep_best")
         self.best = None
         record, lineage = best_record(self.path), lineage_of(self.path)
         resumed = begin(Path(trainer.ckpt_path), self.path.parent) if trainer.ckpt_path else None
@@ -79,8 +79,13 @@ class KeepBest(Checkpoint):
         return self.best is None or (value > self.best if self.mode == "max" else value < self.best)
 
 
-def direction(module: LightningModule, name: str) -> Mode:
+def direction(module: LightningModule, name: str, setting: str) -> Mode:
     """Whether the smallest or the largest value of a metric is the best, by the metric's class.
+
+    Args:
+        module: Has the metrics.
+        name: Name of the metric.
+        setting: The setting that names it, for the error.
 
     Raises:
         ValueError: If the module has no such metric.
@@ -93,7 +98,7 @@ def direction(module: LightningModule, name: str) -> Mode:
     if known.get(name) is None:
         choices = ", ".join(sorted(key for key, better in known.items() if better is not None))
         raise ValueError(
-            f"`trainer.keep_best` is {name}, of which it is not known whether less or more is better: write min:{name}"
+            f"`{setting}` is {name}, of which it is not known whether less or more is better: write min:{name}"
             f" or max:{name}, or take one of {choices}"
         )
     return "max" if known[name] else "min"
