@@ -20,6 +20,7 @@ from smollit import __version__
 from smollit.commands.command import FolderCommand
 from smollit.commands.console import say
 from smollit.paths import cache_folder
+from smollit.training.precision import bf16_flag
 
 # Versions that must not be used, whatever else is installed, and why.
 KNOWN_BAD = {("lightning", found): "malicious, see GHSA-w37p-236h-pfx3: remove it" for found in ("2.6.2", "2.6.3")}
@@ -105,10 +106,10 @@ def check_device() -> Iterator[Check]:
         yield Check("precision", "ok" if fast else "note", "bf16-mixed is fast" if fast else slow)
         return
     yield Check("device", "note", f"no GPU: {os.cpu_count()} CPU cores, {torch.backends.cpu.get_cpu_capability()}")
-    flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    fast = "amx_bf16" in flags or "avx512_bf16" in flags
-    slow = "bf16 is slow on this CPU, by a factor of up to hundreds: set `trainer.precision` to 32-true"
-    yield Check("precision", "ok" if fast else "note", "bf16 is fast on this CPU" if fast else slow)
+    flag = bf16_flag()
+    slow = "bf16 is slow on this CPU, which has neither AVX512-BF16 nor AMX: set `trainer.precision` to 32-true"
+    fast = f"bf16-mixed is fast on this CPU ({flag}), for models of 100 million parameters or more"
+    yield Check("precision", "ok" if flag else "note", fast if flag else slow)
 
 
 def check_folder(name: str) -> Iterator[Check]:

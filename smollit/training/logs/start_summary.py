@@ -1,5 +1,6 @@
 """StartSummary: what a run trains, on what, and for how long, printed before its first step."""
 
+import logging
 import math
 from typing import Any
 
@@ -7,8 +8,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.data.encoding.report import Report
 from smollit.models.sharding import unwrap
+from smollit.training.precision import has_fast_bf16, slow_precision
 from smollit.training.steps import described_data
 
+log = logging.getLogger(__name__)
 CHECKPOINTING = {False: "off", True: "on", "selective": "selective"}
 
 
@@ -19,6 +22,7 @@ class StartSummary(Callback):
         check_lengths(trainer, pl_module)
         if trainer.is_global_zero:
             show(describe(trainer, pl_module))
+            warn_of_slow_precision(trainer, pl_module)
 
 
 def show(named: dict[str, str]) -> None:
@@ -60,6 +64,15 @@ def describe_rows(reports: dict[str, Report]) -> str:
     kept, tokens = sum(report.kept for report in train), sum(report.tokens for report in train)
     loss_tokens = sum(report.loss_tokens for report in train)
     return f"{kept:,} rows, {tokens:,} tokens, {loss_tokens / max(tokens, 1):.1%} loss tokens"
+
+
+def warn_of_slow_precision(trainer: Trainer, module: LightningModule) -> None:
+    """Say if another precision is faster on the run's device; nothing is changed."""
+    device, parameters = module.device, sum(weight.numel() for weight in module.parameters())
+    fast = has_fast_bf16(device)
+    slow = slow_precision(str(trainer.precision), device.type, fast_bf16=fast, parameters=parameters)
+    if slow:
+        log.warning("%s", slow)
 
 
 def check_lengths(trainer: Trainer, module: Any) -> None:
