@@ -15,10 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, AdamW
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
 from callbacks import Throughput
@@ -102,8 +106,7 @@ def run(
         log_every_n_steps=2,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # each rank has its own loader
-        callbacks=[Throughput()],
-        **options,
+        **{"callbacks": [Throughput()]} | options,
     )
     path = str(folder / "checkpoints" / "last.ckpt") if resume else None
     trainer.fit(module, loader(kind, train), loader(kind, val), ckpt_path=path)
@@ -138,6 +141,10 @@ def work(rank: int, model: str, folder: Path) -> None:
         module = make("dpo", model, adapter=LoRA(r=4))
         run(module, strategy, rank, folder / f"lora-{strategy}", enable_checkpointing=True)
         found[f"lora-{strategy}"] = summary(module)
+        counter = Reductions()
+        run(make("sft", model), strategy, rank, folder / "reductions", callbacks=[counter])
+        found[f"reductions-{strategy}"] = counter.counts
+    found["scaled"] = scaled_run(rank, model, folder / "scaled")
     module = make("sft", model)
     run(module, "fsdp2", rank, folder / "value", gradient_clip_val=1e-4, gradient_clip_algorithm="value")
     found["value"] = summary(module)
@@ -147,6 +154,31 @@ def work(rank: int, model: str, folder: Path) -> None:
     found["precomputed"] = precomputed_run(model, folder / "precomputed", devices=2)
     found["metrics"] = metrics_of(rank)
     torch.save(found, folder / f"rank{rank}.pt")
+
+
+class Reductions(Callback):
+    """Counts the reductions of gradients in each micro-batch, as torch's profiler sees gloo's: those of more than a
+    single number, which says whether a rank was asked to stop."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+        self.profiler.start()
+
+    def on_after_backward(self, *args: Any) -> None:
+        self.profiler.stop()
+        reduced = [event.input_shapes for event in self.profiler.events() or [] if event.name == "gloo:all_reduce"]
+        self.counts.append(sum(shapes != [[]] for shapes in reduced))
+
+
+def scaled_run(rank: int, model: str, folder: Path) -> Found:
+    """ddp in fp16, with a scale of the loss that is too large at first."""
+    scaler = GradScaler("cpu", init_scale=2.0**30)
+    module = make("sft", model)
+    run(module, "ddp", rank, folder, plugins=[MixedPrecision("16-mixed", "cpu", scaler)], max_epochs=12)
+    return summary(module) | {"scale": scaler.get_scale(), "overflowed": module.lost_steps.overflowed}
 
 
 def precomputed_run(model: str, folder: Path, devices: int) -> Found:
@@ -322,6 +354,24 @@ def test_two_processes_make_the_steps_of_an_adapter(
     assert_same(ranks[0][f"lora-{strategy}"]["weights"], single["lora"]["weights"])
     saved = torch.load(folder / f"lora-{strategy}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert saved and all("lora_" in name for name in saved)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_are_reduced_once_per_step(strategy: str, ranks: list[Found]) -> None:
+    """2 steps of 2 micro-batches: none in the first of each window. ddp sends its gradients in one bucket; fsdp2 those
+    of its 2 layers and the root."""
+    in_last = {"ddp": 1, "fsdp2": 3}[strategy]
+    for found in ranks:
+        assert found[f"reductions-{strategy}"] == [0, in_last, 0, in_last]
+
+
+# case: precision-04
+def test_both_ranks_skip_the_steps_whose_scaled_gradients_overflow(ranks: list[Found]) -> None:
+    """fp16 with a scale of 2^30, halved at each overflow: some of 12 steps are lost on both ranks, then they train."""
+    first, second = (found["scaled"] for found in ranks)
+    assert_same(first["weights"], second["weights"], 0)
+    assert first["scale"] == second["scale"] == 2.0 ** (30 - first["overflowed"])
+    assert 1 <= first["overflowed"] < 12 and first["logged"]["train/loss"] < first["losses"][0] * 0.99
 
 
 def test_clipping_by_value_works_on_shards(ranks: list[Found], single: Found) -> None:

@@ -1,6 +1,7 @@
 """FSDP and FSDP2: wrap each decoder layer and the CausalLM, and the norm of sharded gradients."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,24 @@ def decoder_layers(model: CausalLM) -> nn.ModuleList:
 def is_sharded(model: nn.Module) -> bool:
     """Whether each rank holds only a part of the weights, under FSDP or FSDP2."""
     return isinstance(model, FullyShardedDataParallel | FSDPModule)
+
+
+@contextmanager
+def unsynchronized(model: nn.Module) -> Iterator[None]:
+    """Keep the gradients of backward passes inside on their own rank; the first one after it reduces all of them.
+
+    So each rank holds whole gradients until then, not shards of them.
+    """
+    # Both kinds pass it on to the modules below; a frozen reference has no gradients.
+    roots = [part for part in model.children() if is_sharded(part)]
+    with ExitStack() as stack:
+        for root in roots:
+            if isinstance(root, FullyShardedDataParallel):
+                stack.enter_context(root.no_sync())
+            elif isinstance(root, FSDPModule):
+                root.set_requires_gradient_sync(False)
+                stack.callback(root.set_requires_gradient_sync, True)
+        yield
 
 
 def unwrap(model: nn.Module) -> CausalLM:

@@ -3,8 +3,8 @@
 import inspect
 import os
 from ast import literal_eval
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import MixedPrecision
 
+from smollit.models.sharding import unsynchronized
 from smollit.training.checkpoints.folder import local_folder
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.curves import Curves
@@ -46,6 +47,13 @@ class ShardedStrategy(FSDPStrategy):
         config = super().mixed_precision_config
         return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32) if config else None
 
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Reduce gradients once per optimizer step; Lightning does so for DDP alone."""
+        assert self.lightning_module is not None
+        with unsynchronized(self.lightning_module):
+            yield
+
 
 class Sharded2Strategy(ModelParallelStrategy):
     """FSDP2 over all processes: data parallel, with unsharded checkpoints. Runs on the CPU too."""
@@ -59,6 +67,13 @@ class Sharded2Strategy(ModelParallelStrategy):
         """One data-parallel mesh over all processes; Lightning's default is tensor parallelism inside a node."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Reduce gradients once per optimizer step; Lightning does so for DDP alone."""
+        assert self.lightning_module is not None
+        with unsynchronized(self.lightning_module):
+            yield
 
 
 BY_NAME: dict[str, type[Strategy]] = {"fsdp": ShardedStrategy, "fsdp2": Sharded2Strategy}

@@ -132,10 +132,14 @@ def run_probe(trainer: Trainer, module: FineTuningModule, batches: Sequence[Batc
 
 
 def spread(fixed: Parts, trainer: Trainer) -> Parts:
-    """Bytes on one of several devices: a fraction of what is sharded, or DDP's buckets besides the gradients."""
+    """Bytes on one of several devices: a fraction of what is sharded, or DDP's buckets besides the gradients.
+
+    Inside an accumulation window, gradients are not reduced, so each device holds all of them.
+    """
     devices = num_devices(trainer)
     if is_sharded(trainer):
-        return {name: size // devices for name, size in fixed.items()}
+        whole = {"gradients": fixed["gradients"]} if trainer.accumulate_grad_batches > 1 else {}
+        return {name: size // devices for name, size in fixed.items()} | whole
     return fixed if devices == 1 else {**fixed, "gradients": 2 * fixed["gradients"]}
 
 
