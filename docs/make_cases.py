@@ -186,6 +186,8 @@ PROMISES = {
     "dropped-rows": "A row that can't be used is counted and named; too many of them stop the run",
     "identical-pairs": "A data set whose chosen and rejected responses are the same text is refused, with the reason",
     "one-step": "1 x 8, 2 x 4 and 8 x 1 micro-batches give the same weights",
+    "slow-precision": "A run whose precision is slow on its device says so at the start, with the setting to change",
+    "step-rows": "`data.global_batch_size` keeps the rows and the learning rate of each step on any number of devices",
     "devices": "1 and 2 processes give the same weights, with ddp and with fsdp2",
     "exact-metrics": "Each logged point is the mean over all that was seen since the last point",
     "non-finite-dump": "A step that is not finite leaves its rows and settings in a file, and is made again from it",

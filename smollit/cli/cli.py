@@ -15,7 +15,13 @@ from smollit.cli.logger_setting import complete_loggers, words_with_full_names
 from smollit.cli.nulls import check_nulls, check_settings
 from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import RunConfigCallback, with_one_learning_rate
-from smollit.cli.trainer_settings import check_accelerator, check_monitors, check_strategy, check_trainer_settings
+from smollit.cli.trainer_settings import (
+    check_accelerator,
+    check_monitors,
+    check_one_accumulation,
+    check_strategy,
+    check_trainer_settings,
+)
 from smollit.commands import COMMANDS
 from smollit.commands.command import Command
 from smollit.data import ChatDataModule
@@ -112,6 +118,7 @@ class SmollitCLI(LightningCLI):
         check_nulls(trainer, "trainer")
         check_trainer_settings(trainer)
         data = self.config.data.init_args
+        check_one_accumulation(data.as_dict(), trainer)
         if "tokenizer_name" in data and data.tokenizer_name is None:
             data.tokenizer_name = self.config.model.init_args.model_name
 
@@ -129,6 +136,7 @@ class SmollitCLI(LightningCLI):
             trainer = self.instantiate_trainer()
             assert isinstance(trainer, SmollitTrainer)
             check_strategy(trainer)
+            self.datamodule.set_accumulation(trainer, trainer.num_devices * trainer.num_nodes)
             check_monitors(self.config_init.trainer.callbacks, self.datamodule)
         trainer.run_state.config |= {name: self.config[name].as_dict() for name in SECTIONS}
         return trainer

@@ -36,6 +36,11 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     common = ("auto", "ddp", "fsdp", "fsdp2")
     _check(settings, "accelerator", accelerators)
     _check(settings, "strategy", strategies, common)
+    if settings.get("strategy") == "fsdp2" and str(settings.get("precision")) in ("16-mixed", "16"):
+        raise ValueError(
+            "`trainer.precision`: fsdp2 can't scale the fp16 gradients of 16-mixed: use bf16-mixed, or the strategy"
+            " fsdp"
+        )
     _check(settings, "profiler", ("simple", "advanced", "pytorch", "xla"))
     devices = settings.get("devices")
     if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"-1|\d+(,\d*)*", devices):
@@ -46,6 +51,20 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(
             "`trainer.max_time`: expected days, hours, minutes and seconds, DD:HH:MM:SS, or a mapping such as"
             f" {{hours: 2}}, got {duration!r}"
+        )
+
+
+def check_one_accumulation(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    """Refuse both settings that say how many micro-batches an optimizer step has; 1 is Lightning's default.
+
+    Raises:
+        ValueError: Names both.
+    """
+    rows, accumulated = data.get("global_batch_size"), trainer.get("accumulate_grad_batches")
+    if rows is not None and accumulated not in (None, 1):
+        raise ValueError(
+            f"`trainer.accumulate_grad_batches` is {accumulated}, and follows from `data.global_batch_size`, which is"
+            f" {rows}: set only one of them (1 leaves the first open)"
         )
 
 

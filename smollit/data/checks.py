@@ -17,6 +17,35 @@ def check_at_least(least: int, **values: int | None) -> None:
             raise ValueError(f"`data.{name}` must be at least {least}, got {value}")
 
 
+def accumulation(rows_per_step: int, rows: int, *, devices: int, given: int) -> int:
+    """Micro-batches that each device accumulates for `rows_per_step` rows over all devices.
+
+    Args:
+        rows_per_step: `data.global_batch_size`.
+        rows: Rows of a micro-batch of one device.
+        devices: Number of devices.
+        given: `trainer.accumulate_grad_batches`; 1, Lightning's default, leaves it open.
+
+    Raises:
+        ValueError: If the rows of a step are no multiple of those of a micro-batch, or both settings are given.
+    """
+    at_once = rows * devices
+    found, left = divmod(rows_per_step, at_once)
+    if left or not found:
+        below = f"{rows_per_step - left} or " if found else ""
+        raise ValueError(
+            f"`data.global_batch_size` is {rows_per_step}, and must be a multiple of the {at_once} rows of a"
+            f" micro-batch on all devices (`data.train_batch_size` {rows} x {devices} devices): set it to {below}"
+            f"{rows_per_step - left + at_once}, or choose another `data.train_batch_size`"
+        )
+    if given not in (1, found):
+        raise ValueError(
+            f"`data.global_batch_size` is {rows_per_step}, from which an accumulation of {found} follows, and"
+            f" `trainer.accumulate_grad_batches` is {given}: set only one of them (1 leaves the latter open)"
+        )
+    return found
+
+
 def check_packing(packing: str, streaming: bool, *, pack_length: int | None, group_by_length: bool) -> None:
     """Refuse what needs lengths in advance in a stream, and a length without packing.
 
@@ -29,6 +58,19 @@ def check_packing(packing: str, streaming: bool, *, pack_length: int | None, gro
         raise ValueError("`data.group_by_length` has no effect with `data.streaming`: lengths are not known in advance")
     if packing == "off" and pack_length is not None:
         raise ValueError("`data.pack_length` has no effect with `data.packing: off`: set `data.packing` to on or auto")
+
+
+def check_step_size(global_batch_size: int | None, *, max_batch_tokens: int | None) -> None:
+    """Refuse a number of rows per step together with micro-batches whose number of rows differs.
+
+    Raises:
+        ValueError: Names both settings.
+    """
+    if global_batch_size is not None and max_batch_tokens is not None:
+        raise ValueError(
+            "`data.global_batch_size` needs micro-batches of equal numbers of rows, and with `data.max_batch_tokens`"
+            " these differ: set only one of them. Packed rows of fixed length keep memory in bounds with the first"
+        )
 
 
 def check_stream(streaming: bool, *, max_batch_tokens: int | None, shuffle_buffer: int) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smollit.data.batching.collate import collate_chats, collate_pairs, collate_prompts
@@ -15,7 +16,14 @@ from smollit.data.batching.packing import describe_packing
 from smollit.data.batching.position import TrainingPosition
 from smollit.data.batching.sampler import BatchSampler, Order
 from smollit.data.batching.streaming import Stream, StreamingExamples
-from smollit.data.checks import SHUFFLE_BUFFER, check_at_least, check_packing, check_stream
+from smollit.data.checks import (
+    SHUFFLE_BUFFER,
+    accumulation,
+    check_at_least,
+    check_packing,
+    check_step_size,
+    check_stream,
+)
 from smollit.data.sources.mixture import Part
 from smollit.data.tokenized import TokenizedDataModule
 
@@ -31,6 +39,8 @@ class ChatDataModule(TokenizedDataModule):
             .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         train_batch_size: Rows per training batch and device: chats, prompts with their pairs, or packed sequences.
         val_batch_size: Chats, or prompts with their pairs, per batch and device in validation, test and prediction.
+        global_batch_size: Rows per optimizer step, over all devices and micro-batches: the accumulation follows from
+            it for any number of devices. null leaves it to `trainer.accumulate_grad_batches`.
         max_batch_tokens: Maximum number of positions per batch and device, padding included: batches of long rows get
             fewer rows. null sets no limit.
         packing: `on` packs several chats or pairs into sequences of `pack_length`, in which they do not attend to each
@@ -67,6 +77,7 @@ class ChatDataModule(TokenizedDataModule):
         *,
         train_batch_size: int = 8,
         val_batch_size: int = 8,
+        global_batch_size: int | None = None,
         max_batch_tokens: int | None = None,
         packing: Packing = "off",
         pack_length: int | None = None,
@@ -80,13 +91,16 @@ class ChatDataModule(TokenizedDataModule):
     ) -> None:
         super().__init__(dataset, **options)
         check_at_least(1, train_batch_size=train_batch_size, val_batch_size=val_batch_size)
-        check_at_least(1, max_batch_tokens=max_batch_tokens, pack_length=pack_length)
+        check_at_least(1, global_batch_size=global_batch_size, max_batch_tokens=max_batch_tokens)
+        check_at_least(1, pack_length=pack_length)
         check_at_least(1, pad_to_multiple_of=pad_to_multiple_of)
         check_at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
         check_packing(packing, self.streaming, pack_length=pack_length, group_by_length=group_by_length)
+        check_step_size(global_batch_size, max_batch_tokens=max_batch_tokens)
         check_stream(self.streaming, max_batch_tokens=max_batch_tokens, shuffle_buffer=shuffle_buffer)
         self.train_batch_size = train_batch_size
         self.val_batch_size = val_batch_size
+        self.global_batch_size = global_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.packing = packing
         self.pack_length = pack_length or (self.max_length if self.kind == "chat" else 2 * self.max_length)
@@ -118,6 +132,20 @@ class ChatDataModule(TokenizedDataModule):
         super().setup(stage)
         if stage == "fit":
             self.position.begin(self.trainer.current_epoch if self.trainer else 0)
+            if self.trainer:
+                self.set_accumulation(self.trainer, self.trainer.world_size)
+
+    def set_accumulation(self, trainer: Trainer, devices: int) -> None:
+        """Let the trainer accumulate as many micro-batches as `global_batch_size` asks for.
+
+        Raises:
+            ValueError: If that is no whole number of micro-batches, or the trainer has another accumulation.
+        """
+        if self.global_batch_size is not None:
+            given = trainer.accumulate_grad_batches
+            trainer.accumulate_grad_batches = accumulation(
+                self.global_batch_size, self.train_batch_size, devices=devices, given=given
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The position of training in the data; Lightning saves it in every checkpoint."""
@@ -223,6 +251,7 @@ class ChatDataModule(TokenizedDataModule):
             self.train_batch_size,
             order=order,
             max_batch_tokens=self.max_batch_tokens or 0,
+            rows_per_step=self.global_batch_size or 0,
             rank=rank,
             world_size=world_size,
             position=self.position.start,

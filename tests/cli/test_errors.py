@@ -118,13 +118,15 @@ def test_a_wrong_value_in_a_loss_is_one_line(write: Write, fails: Fails) -> None
         ("--trainer=3", "`trainer`: expected settings, got 3"),
         ("--trainer.num_nodes=0", "`trainer.num_nodes` must be at least 1, got 0"),
         ("--trainer.log_every_n_steps=-1", "`trainer.log_every_n_steps` must be at least 0, got -1"),
+        ("--trainer.strategy=fsdp2 --trainer.precision=16-mixed", "fsdp2 can't scale the fp16 gradients"),
+        ("--trainer.accumulate_grad_batches=2 --data.global_batch_size=4", "`data.global_batch_size`, which is 4: set only one"),
     ],
 )  # fmt: skip
 def test_settings_that_lightning_can_not_use_exit_2_with_a_sentence(
     write: Write, fails: Fails, word: str, expected: str
 ) -> None:
     """Lightning would take any text, raise a bare error, or fail at the first step."""
-    code, said = fails("fit", write(), word)
+    code, said = fails("fit", write(), *word.split())
     assert code == 2 and said.startswith("smollit: `trainer") and expected in said
     assert len(said.splitlines()) <= 2
 

@@ -18,6 +18,7 @@ MODULES = [ChatDataModule, PreferenceDataModule, UltraChatDataModule, UltraFeedb
 # setting belongs to exactly one of `token_settings`, `order_settings` and this list.
 FREE = {
     "val_split", "test_split", "predict_split", "val_sets", "train_batch_size", "val_batch_size", "max_batch_tokens",
+    "global_batch_size",
     "num_workers", "num_proc", "pad_to_multiple_of", "max_dropped_share", "cache_dir",
 }  # fmt: skip
 

@@ -16,6 +16,42 @@ from tests.training.conftest import stop_and_resume, stop_at
 ONE_EPOCH: dict[str, Any] = {"accumulate_grad_batches": 1, "max_epochs": 1}
 
 
+# ---- rows per step
+
+
+# promise: step-rows
+def test_rows_per_step_stay_when_the_micro_batch_changes(fit: Any, tmp_path: Path) -> None:
+    """13 rows, 4 per step: 4 steps in an epoch, the last of 1 row; the rates of 2 epochs fall from 8/8 to 1/8 of the
+    peak. Stopped after 3 steps of 2 x 2 rows and resumed with 1 x 4: rows and rates of a run that never stopped."""
+    options: dict[str, Any] = {"accumulate_grad_batches": 1, "max_epochs": 2}
+    data = {"global_batch_size": 4, "train_batch_size": 2, "group_by_length": True}
+    whole = fit(tmp_path / "whole", data=data, **options)
+    broken = fit(tmp_path / "broken", stop_at(3), data=data, **options)
+    resumed = fit(tmp_path / "broken", data=data | {"train_batch_size": 4}, **options)
+    assert (broken.trainer.accumulate_grad_batches, resumed.trainer.accumulate_grad_batches) == (2, 1)
+    assert [len(rows) for rows in whole.rows] == [4, 4, 4, 1] * 2
+    assert [sorted(rows) for rows in broken.rows + resumed.rows] == [sorted(rows) for rows in whole.rows]
+    rates = [rate for _, _, rate in broken.steps + resumed.steps]
+    assert rates == pytest.approx([1e-3 * (8 - k) / 8 for k in range(8)])
+
+
+@pytest.mark.parametrize(
+    ("data", "accumulation", "expected"),
+    [
+        ({"global_batch_size": 7}, 1, "multiple of the 2 rows of a micro-batch on all devices .* set it to 6 or 8"),
+        ({"global_batch_size": 1}, 1, "set it to 2, or"),
+        ({"global_batch_size": 4}, 3, "an accumulation of 2 follows, and `trainer.accumulate_grad_batches` is 3"),
+        ({"global_batch_size": 4, "max_batch_tokens": 200}, 1, "`data.global_batch_size` needs micro-batches of equal"),
+    ],
+)
+def test_rows_per_step_that_can_not_be_are_refused(
+    fit: Any, tmp_path: Path, data: dict[str, Any], accumulation: int, expected: str
+) -> None:
+    """Micro-batches of 2 rows on one device: 7 rows lie between 3 and 4 of them."""
+    with pytest.raises(ValueError, match=expected):
+        raise fit(tmp_path, data=data, accumulate_grad_batches=accumulation).error
+
+
 # ---- packing and token budgets
 
 

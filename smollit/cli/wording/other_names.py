@@ -56,6 +56,8 @@ OTHER_NAMES = {
     "test_split_size": "data.val_split",
     "val_set_size": "data.val_split",
     "batch_size": BATCH,
+    "train_global_batch_size": "data.global_batch_size",
+    "effective_batch_size": "data.global_batch_size",
     "micro_batch_size": BATCH,
     "per_device_train_batch_size": BATCH,
     "per_device_eval_batch_size": "data.val_batch_size",

@@ -116,6 +116,8 @@ class BatchSampler(Sampler[list[list[int]]]):
         batch_size: Maximum number of rows per batch and rank.
         order: The order of the examples.
         max_batch_tokens: Maximum number of positions per batch and rank, padding included; 0 sets no limit.
+        rows_per_step: Rows of an optimizer step over all ranks, for which the order is made, so that it does not depend
+            on the number of ranks; 0 takes those of a micro-batch over all ranks.
         rank: Rank of this process.
         world_size: Number of processes.
         position: Epoch and rows done; read when an epoch begins.
@@ -128,6 +130,7 @@ class BatchSampler(Sampler[list[list[int]]]):
         *,
         order: Order | None = None,
         max_batch_tokens: int = 0,
+        rows_per_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
         position: Position | None = None,
@@ -136,6 +139,7 @@ class BatchSampler(Sampler[list[list[int]]]):
         self.batch_size = batch_size
         self.order = order or Order()
         self.max_batch_tokens = max_batch_tokens
+        self.rows_per_step = rows_per_step
         self.rank = rank
         self.world_size = world_size
         self.position = position or Position()
@@ -151,7 +155,7 @@ class BatchSampler(Sampler[list[list[int]]]):
     @property
     def group(self) -> int:
         """Global batch size that the order is made for."""
-        return self.position.group or self.global_batch_size
+        return self.position.group or self.rows_per_step or self.global_batch_size
 
     @property
     def epochs_differ(self) -> bool:

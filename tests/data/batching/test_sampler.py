@@ -76,6 +76,25 @@ def test_ranks_see_the_rows_of_one_process_step_by_step(lengths: list[int], orde
     assert [sorted(batch) for batch in one] == [sorted(first + second) for first, second in two]
 
 
+@given(some_lengths, orders, st.integers(0, 2))
+def test_steps_of_a_number_of_rows_do_not_depend_on_the_devices(lengths: list[int], order: Order, epoch: int) -> None:
+    """8 rows per step, on 1, 2 and 4 ranks with micro-batches of 1 or 2: the same rows in the same optimizer step, also
+    where rows are grouped by length or the longest lead."""
+
+    def steps(size: int, world: int) -> list[Rows]:
+        ranks = [
+            BatchSampler(
+                lengths, size, order=order, rows_per_step=8, rank=rank, world_size=world, position=Position(epoch)
+            )
+            for rank in range(world)
+        ]
+        micro = [[row for batch in batches for row in batch] for batches in zip(*ranks, strict=True)]
+        window = 8 // (size * world)
+        return [sorted(row for rows in micro[at : at + window] for row in rows) for at in range(0, len(micro), window)]
+
+    assert steps(2, 1) == steps(1, 4) == steps(2, 2) == steps(2, 4)
+
+
 # ---- resume
 
 
