@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed import DistError
 
 from smollit.cli.parser import argument_names
+from smollit.errors import first_line
 
 PACKAGE = Path(__file__).parents[1]
 OURS = (PACKAGE, PACKAGE.parent / "callbacks")  # both packages of the wheel
@@ -71,6 +73,12 @@ def for_the_user(error: BaseException | None) -> Sentence | None:
     statement of its own. All else, and what is raised in a user's class, keeps its traceback.
     """
     while error is not None:
+        if is_lost_rank(error):
+            return Sentence(
+                f"another process of this run has ended, or can't be reached ({first_line(error)}): look for its own"
+                " message. The same command with `ckpt_path: last` resumes from the newest checkpoint",
+                is_usage=False,
+            )
         frames = traceback.extract_tb(error.__traceback__)
         if frames:
             last = frames[-1]
@@ -83,6 +91,11 @@ def for_the_user(error: BaseException | None) -> Sentence | None:
                 return Sentence(text, library in OF_SETTINGS)
         error = error.__cause__ or error.__context__
     return None
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone; gloo's errors have no class of their own."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def _setting(library: str, filename: str, message: str) -> str:

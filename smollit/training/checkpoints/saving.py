@@ -88,16 +88,36 @@ class SavingTrainer(Trainer):
         self._check_finite(path)
         temporary = temporary_name(path)
         try:
-            super().save_checkpoint(temporary, weights_only, storage_options)
-            if self.is_global_zero:
-                publish(temporary, path)
-                log.info("saved %s, %s", describe(path), size_text(path))
-        except (OSError, CheckpointException) as error:
-            raise self._not_saved(path, error) from error
+            failure = self._write(temporary, weights_only, storage_options) or self._publish(temporary, path)
         finally:
             if self.is_global_zero:
                 remove(temporary)
-        self.strategy.barrier("the checkpoint has its name")
+        # The first rank writes the file. The others end with it, instead of waiting for it in the next collective.
+        failure = self.strategy.broadcast(failure)
+        if failure:
+            raise self._not_saved(path, failure)
+
+    def _write(self, temporary: Path, weights_only: bool | None, storage_options: Any | None) -> str | None:
+        """Write a file, or a folder of shards; return what went wrong on this rank."""
+        try:
+            super().save_checkpoint(temporary, weights_only, storage_options)
+            return None
+        except CheckpointException as error:  # of shards: torch raises it on all ranks
+            return first_line(error)
+        except OSError as error:
+            self.strategy.barrier("Trainer.save_checkpoint")  # in which the ranks wait that do not write
+            return first_line(error)
+
+    def _publish(self, temporary: Path, path: Path) -> str | None:
+        """Give what was written its name, on the first rank; return what went wrong."""
+        if not self.is_global_zero:
+            return None
+        try:
+            publish(temporary, path)
+        except OSError as error:
+            return first_line(error)
+        log.info("saved %s, %s", describe(path), size_text(path))
+        return None
 
     def _check_finite(self, path: Path) -> None:
         is_finite = self.strategy.reduce_boolean_decision(all_finite(trained_tensors(self)), all=True)
@@ -107,11 +127,11 @@ class SavingTrainer(Trainer):
                 f" {path}. Lower `model.learning_rate`, or set `trainer.gradient_clip_val`"
             )
 
-    def _not_saved(self, path: Path, error: BaseException) -> NotSavedError:
+    def _not_saved(self, path: Path, failure: str) -> NotSavedError:
         good = newest_whole(path.parent)
         advice = f" {describe(good)} is whole: the same command resumes from it" if good else ""
         return NotSavedError(
-            f"{path} of step {self.global_step} could not be written ({first_line(error)}): make room, or set"
+            f"{path} of step {self.global_step} could not be written ({failure}): make room, or set"
             f" `trainer.default_root_dir` to another disk.{advice}"
         )
 
