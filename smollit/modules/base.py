@@ -75,6 +75,7 @@ class FineTuningModule(PolicyModule):
         self.window = Window()
         self.gradient_norm: Tensor | None = None
         self.lost_steps = LostSteps()
+        self.logged_step: int | None = None  # since training started
 
     # ---- to be overridden
 
@@ -176,23 +177,25 @@ class FineTuningModule(PolicyModule):
         super().optimizer_step(*args, **kwargs)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the means over all examples since the last log, every `log_every_n_steps` optimizer steps."""
-        stepped = not self.window
-        if stepped and self.logs_this_step:
-            self.report(
-                values(self.metrics_of("train"))
-                | {
-                    "train/learning_rate": self.used_learning_rate,
-                    "train/gradient_norm": self.gradient_norm,
-                    "train/skipped_steps": float(self.lost_steps.skipped),
-                    "train/epoch": self.trainer.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches,
-                }
-                | (
-                    {"train/overflowed_steps": float(self.lost_steps.overflowed)}
-                    if gradient_scaler(self.trainer)
-                    else {}
-                )
-            )
+        """Log the step. SmollitTrainer does so before any callback saves a checkpoint; a plain Trainer, after it."""
+        self.log_step(batch_idx)
+
+    def log_step(self, batch_idx: int) -> None:
+        """Log, once, the means over all examples since the last log, every `log_every_n_steps` optimizer steps."""
+        step = self.trainer.global_step
+        if self.window or not self.logs_this_step or self.logged_step == step:
+            return
+        self.logged_step = step
+        self.report(
+            values(self.metrics_of("train"))
+            | {
+                "train/learning_rate": self.used_learning_rate,
+                "train/gradient_norm": self.gradient_norm,
+                "train/skipped_steps": float(self.lost_steps.skipped),
+                "train/epoch": self.trainer.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches,
+            }
+            | ({"train/overflowed_steps": float(self.lost_steps.overflowed)} if gradient_scaler(self.trainer) else {})
+        )
 
     # ---- Lightning's hooks: the optimizer
 
@@ -208,6 +211,7 @@ class FineTuningModule(PolicyModule):
     def on_train_start(self) -> None:
         """Set the learning rate of the next step: after a resume, or a learning rate finder, it may be another."""
         super().on_train_start()
+        self.logged_step = None
         configs = self.trainer.lr_scheduler_configs
         if configs:  # a learning rate finder takes ours away for its trial
             self.rates.set_steps(self.trainer.estimated_stepping_batches)

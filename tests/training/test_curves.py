@@ -10,6 +10,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smollit.training.logs.table import read_table
+from tests.training.conftest import Act
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -73,6 +74,20 @@ def test_a_logger_that_takes_no_point_back_is_named(fit: Any, tmp_path: Path, ca
     (said,) = [message for message in caplog.messages if "stand there twice" in message]
     assert said.startswith("DummyLogger: the points of steps 4 to 5 ")
     assert list(column(killed, "train/loss")) == list(range(1, 9))
+
+
+# case: B7
+def test_a_step_is_logged_before_its_checkpoint(fit: Any, tmp_path: Path) -> None:
+    """A run that is killed right after the save of step 3 does not make step 3 again: its metrics are on the disk."""
+    found = []
+    look = Act(
+        "on_save_checkpoint",
+        lambda trainer: trainer.global_step == 3,
+        lambda: found.extend((events(tmp_path / "run", "train/loss"), list(column(tmp_path / "run", "train/loss")))),
+    )
+    fit(tmp_path / "run", look, **RUN)
+    assert found == [[1, 2, 3], [1, 2, 3]]
+    assert events(tmp_path / "run", "train/loss") == list(range(1, 9))
 
 
 # case: B7

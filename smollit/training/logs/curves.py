@@ -3,6 +3,7 @@
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -10,6 +11,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from smollit.modules import FineTuningModule
 from smollit.modules.stage_metrics import StageMetricsModule
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.loggers import note_versions
@@ -39,6 +41,13 @@ class Curves(Callback):
                 say_repeated(trainer, trainer.global_step)
                 forget_after(trainer, trainer.global_step, validation_too=self.run_state.validation_is_due)
             note_versions(Path(trainer.default_root_dir), trainer.loggers)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Before a checkpoint is saved: a run that is killed after the save does not make the step again.
+        assert isinstance(pl_module, FineTuningModule)
+        pl_module.log_step(batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" and is_logged(trainer, pl_module, "val/"):
