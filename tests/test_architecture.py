@@ -14,7 +14,7 @@ ARROWS = {
     "": set(),  # smollit/__init__.py
     "__main__": {"main", "commands"},
     "main": {"cli", "commands"},
-    "cli": {"paths", "choices", "schedules", "losses", "modules", "data", "commands", "training"},
+    "cli": {"errors", "paths", "choices", "schedules", "losses", "modules", "data", "commands", "training"},
     "batch": set(),
     "errors": set(),
     "paths": set(),

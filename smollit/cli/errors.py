@@ -74,9 +74,10 @@ def for_the_user(error: BaseException | None) -> Sentence | None:
     """
     while error is not None:
         if is_lost_rank(error):
+            said = first_line(error).partition(". This is typically")[0]  # gloo goes on in general words
             return Sentence(
-                f"another process of this run has ended, or can't be reached ({first_line(error)}): look for its own"
-                " message. The same command with `ckpt_path: last` resumes from the newest checkpoint",
+                f"another process of this run has ended, or can't be reached ({said}): look for its own message."
+                " The same command with `ckpt_path: last` resumes from the newest checkpoint",
                 is_usage=False,
             )
         frames = traceback.extract_tb(error.__traceback__)
