@@ -126,6 +126,7 @@ class Batch(NamedTuple):
         example_ids: [N] row numbers in the data set; where several rows share a prompt, of the first.
         layout: The documents of each sequence, from its start on: `document` and `branch` as numbers on the host.
         pairs: [P, 2] indices of the chosen and the rejected response, counted through the batch; None for chats.
+        pair_rows: [P] row number of each pair in the data set; None for chats.
         score_gap: [P] score of the chosen minus score of the rejected response; None if a pair has none, and for chats.
         reference_logps: [number of responses] log p(response | prompt) under the reference; None if unknown.
         joined: The documents without padding; None if it is made when a model needs it.
@@ -140,6 +141,7 @@ class Batch(NamedTuple):
     example_ids: Tensor
     layout: tuple[tuple[Document, ...], ...]
     pairs: Tensor | None = None
+    pair_rows: Tensor | None = None
     score_gap: Tensor | None = None
     reference_logps: Tensor | None = None
     joined: Joined | None = None
@@ -161,10 +163,11 @@ class Batch(NamedTuple):
         responses = slice(first, first + len(documents[index].responses))
         inside = self.document == index
         labels = self.labels[inside][None]
-        gap, logps, pairs = self.score_gap, self.reference_logps, self.pairs
+        gap, logps, pairs, rows = self.score_gap, self.reference_logps, self.pairs, self.pair_rows
         if pairs is not None:
             own = (pairs >= responses.start).all(1) & (pairs < responses.stop).all(1)
             pairs, gap = pairs[own] - first, gap[own] if gap is not None else None
+            rows = rows[own] if rows is not None else None
         return Batch(
             input_ids=self.input_ids[inside][None],
             labels=labels,
@@ -175,6 +178,7 @@ class Batch(NamedTuple):
             example_ids=self.example_ids[index : index + 1],
             layout=((documents[index],),),
             pairs=pairs,
+            pair_rows=rows,
             score_gap=gap,
             reference_logps=logps[responses] if logps is not None else None,
         )

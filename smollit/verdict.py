@@ -13,6 +13,8 @@ LN_2 = math.log(2)
 FLAT = 2e-3  # change of a DPO loss, in nats, below which nothing was learned
 SPIKE = 10.0  # gradient norm over its median
 OVERFIT = 0.01  # relative rise of the validation loss above its best
+LENGTH_BIAS = 0.2  # difference of the accuracies where the chosen response is the longer one, and the shorter one
+TRUNCATED = 0.1  # fraction of the training rows
 FALL = 0.1  # relative fall of the chosen log-probability
 # Held-out accuracy on UltraFeedback of the cards of SmolLM2-Instruct, https://huggingface.co/HuggingFaceTB.
 PUBLISHED = {"135m": 0.615, "360m": 0.619, "1.7b": 0.675}
@@ -45,15 +47,23 @@ class Curves:
     Args:
         rows: Rows of metrics.csv.
         num_val: Rows of the validation split, for intervals; None if unknown.
+        truncated: Fraction of the training rows that are truncated; None if unknown.
         model_name: Name of the model, for published curves.
         dataset: Name of the data set, likewise.
     """
 
     def __init__(
-        self, rows: Sequence[Mapping[str, str]], *, num_val: int | None = None, model_name: str = "", dataset: str = ""
+        self,
+        rows: Sequence[Mapping[str, str]],
+        *,
+        num_val: int | None = None,
+        truncated: float | None = None,
+        model_name: str = "",
+        dataset: str = "",
     ) -> None:
         self.rows = rows
         self.num_val = num_val
+        self.truncated = truncated
         self.model_name = model_name
         self.dataset = dataset
 
@@ -184,6 +194,30 @@ def chosen_falls(curves: Curves) -> Iterator[Finding]:
         yield Finding("chosen-falls", None, text, "set `model.loss.nll_weight`, or lower `model.learning_rate`")
 
 
+def length_bias(curves: Curves) -> Iterator[Finding]:
+    """The policy is right where the chosen response is the longer one, and wrong where it is the shorter one:
+    https://arxiv.org/abs/2403.19159."""
+    longer = curves.points("val/rewards/accuracies_chosen_longer")
+    shorter = curves.points("val/rewards/accuracies_chosen_shorter")
+    steps = longer.keys() & shorter.keys()
+    if not steps or not curves.num_val:
+        return
+    high, low = longer[max(steps)], shorter[max(steps)]
+    if high - low > max(LENGTH_BIAS, 2 * math.sqrt(1 / curves.num_val)) and low < 0.5:
+        text = (
+            f"length bias: the accuracy is {high:.3f} where the chosen response is the longer one, and {low:.3f} where"
+            " it is the shorter one"
+        )
+        yield Finding("length-bias", False, text, "take a loss per token, as LNDPO or SimPO: docs/losses.md")
+
+
+def truncated(curves: Curves) -> Iterator[Finding]:
+    """Many rows end before their last token: the model learns not to end its responses."""
+    if curves.truncated is not None and curves.truncated > TRUNCATED:
+        text = f"{curves.truncated:.1%} of the training rows are truncated"
+        yield Finding("truncated", None, text, "raise `data.max_length`, or set `data.truncate: drop`")
+
+
 def certain(curves: Curves) -> Iterator[Finding]:
     """The accuracy on the validation split, with its interval, against chance and published values."""
     points = curves.points("val/rewards/accuracies")
@@ -204,4 +238,15 @@ def certain(curves: Curves) -> Iterator[Finding]:
         yield Finding("published", None, f"{where} the published accuracy of SmolLM2 {size} on this data, {known:.3f}")
 
 
-RULES = (learned, at_ln_2, warm_up, unstable, overfitting, over_optimized, chosen_falls, certain)
+RULES = (
+    learned,
+    at_ln_2,
+    warm_up,
+    unstable,
+    overfitting,
+    over_optimized,
+    chosen_falls,
+    length_bias,
+    truncated,
+    certain,
+)

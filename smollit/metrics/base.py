@@ -9,17 +9,21 @@ from torchmetrics import Metric, MetricCollection
 
 
 class MeanOfSums(Metric):
-    """Base of all metrics: `total` / `count`. A NaN is never skipped: the mean is NaN then."""
+    """Base of all metrics: `total` / `count`. A NaN is never skipped: the mean is NaN then.
+
+    Args:
+        size: Of `total`, which is one number unless a metric counts several things at once.
+    """
 
     full_state_update = False
     is_empty = True  # set by compute(): no rank has counted anything
     total: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, size: tuple[int, ...] = ()) -> None:
         super().__init__()
         # fp64: a sum over millions of tokens keeps its precision.
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def add(self, total: Tensor, count: Tensor | int) -> None:

@@ -1,5 +1,6 @@
 """Metrics of preference optimization. P is the number of pairs."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
@@ -82,8 +83,12 @@ class MeanLogit(MeanOfSums):
         self.add(logits.sum(dtype=self.total.dtype), num_tokens.sum())
 
 
-def preference_metrics(prefix: str) -> MetricCollection:
+def preference_metrics(prefix: str, more: Mapping[str, MeanOfSums] | None = None) -> MetricCollection:
     """The dashboard of DPO, updated with pairs, losses=[P], weights=[P], chosen=[P] and rejected=[P].
+
+    Args:
+        prefix: The stage.
+        more: Further metrics, by name.
 
     Groups stay off: in the first batch all rewards are 0, and torchmetrics would merge metrics that are equal there.
     """
@@ -98,4 +103,4 @@ def preference_metrics(prefix: str) -> MetricCollection:
             f"logps/{side}": MeanLogp(side),
             f"logits/{side}": MeanLogit(side),
         }
-    return MetricCollection(dict(metrics), prefix=prefix, compute_groups=False)
+    return MetricCollection({**metrics, **(more or {})}, prefix=prefix, compute_groups=False)

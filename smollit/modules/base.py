@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from smollit.batch import Batch
+from smollit.functional.rows import RowValues
 from smollit.metrics import values
 from smollit.models.sharding import gradient_norm, scale_gradients
 from smollit.modules.lost_steps import BadStep, LostSteps, NonFiniteStepError
@@ -76,6 +77,7 @@ class FineTuningModule(PolicyModule):
         self.gradient_norm: Tensor | None = None
         self.lost_steps = LostSteps()
         self.logged_step: int | None = None  # since training started
+        self.row_values: RowValues | None = None  # of the last micro-batch, for who keeps the losses of rows
 
     # ---- to be overridden
 

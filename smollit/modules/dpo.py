@@ -9,9 +9,10 @@ from torchmetrics import MetricCollection
 
 from smollit.batch import Batch
 from smollit.functional.pairs import Pairs
+from smollit.functional.rows import RowValues
 from smollit.losses import DPO, PreferenceLoss
 from smollit.losses.settings import LOSS, preference_loss
-from smollit.metrics import preference_metrics
+from smollit.metrics import pair_diagnostics, preference_metrics
 from smollit.modules.base import FineTuningModule, SumAndCount
 from smollit.modules.reference import ReferenceMode, ReferenceScorer, ScorerMode
 
@@ -75,14 +76,18 @@ class DPOModule(FineTuningModule):
         return reference
 
     def make_metrics(self, prefix: str) -> MetricCollection:
-        """`loss`, `rewards/*`, `logps/*`, `logits/*`."""
-        return preference_metrics(prefix)
+        """`loss`, `rewards/*`, `logps/*`, `logits/*`; in validation and test also diagnostics of the pairs."""
+        return preference_metrics(prefix, {} if prefix == "train/" else pair_diagnostics())
 
     def step(self, batch: Batch, stage: str) -> SumAndCount:
         """Sum of the pairs' weighted losses, and the sum of their weights: without weights, the number of pairs."""
         pairs = self.pairs(batch)
         losses, weights = self.loss(pairs)
-        self.metrics_of(stage).update(pairs=pairs, losses=losses, weights=weights, **self.loss.rewards(pairs))
+        rewards = self.loss.rewards(pairs)
+        self.metrics_of(stage).update(pairs=pairs, losses=losses, weights=weights, **rewards)
+        if batch.pair_rows is not None:
+            margins = rewards["chosen"] - rewards["rejected"]
+            self.row_values = RowValues(batch.pair_rows, losses.detach(), weights.detach(), margins)
         # The mean of eq. 7 is over all pairs of an optimizer step: `FineTuningModule.on_before_optimizer_step`
         # divides the gradients once by the weights of all micro-batches and devices (modules/base.py).
         return (weights * losses).sum(), weights.sum()

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from torchmetrics import MetricCollection
 
 from smollit.batch import Batch
+from smollit.functional.rows import RowValues
 from smollit.losses import NLL, CompletionLoss
 from smollit.losses.settings import LOSS, completion_loss
 from smollit.metrics import language_metrics
@@ -45,4 +46,5 @@ class SFTModule(FineTuningModule):
         options = {"token_gradients": self.loss.token_gradients, "excess_logits": self.loss.needs_excess_logits}
         scores = self.policy(batch, correct=True, **options)
         self.metrics_of(stage).update(logps=scores.logps, correct=scores.correct)
+        self.row_values = RowValues.of_chats(batch, scores.logps)
         return self.loss(scores)

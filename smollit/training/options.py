@@ -19,6 +19,7 @@ from torch.distributed.fsdp import MixedPrecision
 from smollit.models.sharding import unsynchronized
 from smollit.training.checkpoints.folder import local_folder
 from smollit.training.checkpoints.state import RunState
+from smollit.training.ledger import Ledger
 from smollit.training.logs.curves import Curves
 from smollit.training.logs.dashboard import Dashboard
 from smollit.training.logs.end_summary import EndSummary
@@ -137,6 +138,7 @@ def with_built_in(
         run_state,
         SaveAtEnd(stop),
         Curves(run_state),
+        Ledger(run_state),
         Dashboard(),
         StartSummary(),
         Environment(),

@@ -11,7 +11,13 @@ from smollit.main import main
 from smollit.verdict import Curves, interval, verdict
 
 
-def curves(num_val: int | None = 1000, model_name: str = "", dataset: str = "", **metrics: list[float]) -> Curves:
+def curves(
+    num_val: int | None = 1000,
+    model_name: str = "",
+    dataset: str = "",
+    truncated: float | None = None,
+    **metrics: list[float],
+) -> Curves:
     """A point every 10 steps; `val_loss` is `val/loss`, `train_rewards__margins` is `train/rewards/margins`."""
     names = {name.replace("__", "/").replace("_", "/", 1): values for name, values in metrics.items()}
     length = max(map(len, names.values()))
@@ -19,7 +25,7 @@ def curves(num_val: int | None = 1000, model_name: str = "", dataset: str = "", 
         {"step": str(10 * index)} | {name: str(values[index]) for name, values in names.items() if index < len(values)}
         for index in range(length)
     ]
-    return Curves(rows, num_val=num_val, model_name=model_name, dataset=dataset)
+    return Curves(rows, num_val=num_val, truncated=truncated, model_name=model_name, dataset=dataset)
 
 
 DPO = {"train_rewards__margins": [0.0, 0.1, 0.2]}
@@ -39,6 +45,9 @@ CASES: list[tuple[str, bool | None, str, dict[str, Any]]] = [
     ("over-optimized", False, "margin grew from 0.500 to 1.500, and the accuracy fell from 0.700 to 0.600",
      {"val_rewards__accuracies": [0.5, 0.7, 0.6], "val_rewards__margins": [0.0, 0.5, 1.5]}),
     ("chosen-falls", None, "fell from -100.0 to -130.0", DPO | {"val_logps__chosen": [-100.0, -110.0, -130.0]}),
+    ("length-bias", False, "0.900 where the chosen response is the longer one, and 0.300 where it is the shorter",
+     DPO | {"val_rewards__accuracies_chosen_longer": [0.5, 0.9], "val_rewards__accuracies_chosen_shorter": [0.5, 0.3]}),
+    ("truncated", None, "25.0% of the training rows", {"train_loss": [5.0, 4.0], "truncated": 0.25}),
     ("certain", False, "can't be told from chance", {"num_val": 100, "val_rewards__accuracies": [0.5, 0.55]}),
     ("certain", True, "accuracy 0.620 on 1,000 pairs", {"val_rewards__accuracies": [0.5, 0.62]}),
     ("published", None, "at the published accuracy of SmolLM2 135m on this data, 0.615",

@@ -14,7 +14,12 @@ PLOTS = {  # title -> metrics of the chart
     "Loss": ("train/loss", "val/loss"),
     "Rewards of the validation pairs": ("val/rewards/chosen", "val/rewards/rejected", "val/rewards/margins"),
     "Accuracy": ("train/rewards/accuracies", "val/rewards/accuracies", "val/token_accuracy"),
+    "Accuracy by length": ("val/rewards/accuracies_chosen_longer", "val/rewards/accuracies_chosen_shorter"),
+    "Quantiles of the rewards": (
+        *(f"val/rewards/{side}_p{percent}" for side in ("chosen", "rejected") for percent in (10, 50, 90)),
+    ),
     "Log-probabilities": ("val/logps/chosen", "val/logps/rejected"),
+    "Log-ratio to the reference per token": ("val/kl_estimate/chosen", "val/kl_estimate/rejected"),
     "Gradient norm": ("train/gradient_norm",),
     "Learning rate": ("train/learning_rate",),
     "Tokens per second": ("throughput/tokens_per_second",),

@@ -40,8 +40,11 @@ def read_run(name: str) -> Run:
         raise ValueError(f"{folder} is no run folder, or its run has logged nothing yet: there is no {FILE}")
     settings = _read(folder / "config.yaml")
     report = json.loads((folder / "data_report.json").read_text()) if (folder / "data_report.json").is_file() else {}
+    train = [part for split, part in report.items() if split.partition(":")[0] == "train"]
+    kept = sum(part["kept"] for part in train)
     curves = Curves(
         rows,
+        truncated=sum(part["truncated"] for part in train) / kept if kept else None,
         num_val=sum(part["kept"] for split, part in report.items() if split.partition(":")[0] == "val") or None,
         model_name=str(_setting(settings, "model", "model_name")),
         dataset=str(_setting(settings, "data", "dataset")),

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from smollit.commands.command import Command, ConfiguredRun
 from smollit.commands.report.page import write_report
+from smollit.commands.report.rows import validated_rows
 from smollit.commands.report.run import read_run
 from smollit.commands.sweep.grid import Variant, take_swept, variants
 from smollit.commands.sweep.process import fit
 from smollit.paths import write_whole
 from smollit.training.checkpoints.best import Mode, direction
 from smollit.training.logs.table import FILE, read_table
-from smollit.verdict import interval
 
 log = logging.getLogger(__name__)
 FOLDER = "sweep"  # in the run folder
@@ -36,7 +36,7 @@ class Result:
         exit_code: 0 for a run that has ended.
         value: The best value of the metric; None if it was never measured.
         step: Its optimizer step.
-        interval: Its 95 % interval; None where the rows are not counted one by one.
+        interval: Its 95 % interval by bootstrap over the validation rows; None for metrics that have no value per row.
     """
 
     name: str
@@ -131,14 +131,26 @@ def result_of(folder: Path, variant: Variant, code: int, *, metric: str, mode: M
     """The best value of the metric over the validations of a run; none of a run that failed."""
     if code:
         return Result(variant.name, variant.values, code)
-    curves = read_run(str(folder)).curves
-    points = curves.points(metric)
+    points = read_run(str(folder)).curves.points(metric)
     if not points:
         return Result(variant.name, variant.values, code)
     step = min(points, key=lambda step: sign(mode) * points[step])
-    is_fraction = metric.endswith("rewards/accuracies") and curves.num_val
-    between = interval(points[step], curves.num_val or 1) if is_fraction else None
+    rows = validated_rows(folder, metric, step)
+    found = rows.interval() if rows else None
+    between = (found.low, found.high) if found else None
     return Result(variant.name, variant.values, code, points[step], step, between)
+
+
+def undecided(results: Sequence[Result], best: Result, metric: str, folder: Path) -> list[str]:
+    """Runs whose difference to the best one, over the same validation rows, has an interval that holds 0."""
+    of_best = validated_rows(folder / best.name, metric, best.step or 0)
+    found = []
+    for each in results:
+        rows = validated_rows(folder / each.name, metric, each.step or 0) if each is not best and each.value else None
+        if rows and of_best and len(rows.sums) == len(of_best.sums):
+            _, low, high = of_best.change(rows)
+            found += [each.name] if low <= 0 <= high else []
+    return found
 
 
 def show(results: Sequence[Result], best: Result | None, metric: str, folder: Path) -> None:
@@ -150,6 +162,8 @@ def show(results: Sequence[Result], best: Result | None, metric: str, folder: Pa
         table.add_row(each.name, value, between, str(each.step or ""), "best" if each is best else "")
     console.print(table)
     if best:
+        if doubt := undecided(results, best, metric, folder):
+            console.print(f"not told apart from the best by these rows: {', '.join(doubt)}", markup=False)
         words = " ".join(f"--{setting} {value}" for setting, value in best.values.items())
         console.print(f"best: {words}", markup=False, highlight=False)
         console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False)

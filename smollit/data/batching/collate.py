@@ -45,9 +45,11 @@ def collate_pairs(sequences: Sequence[Sequence[Example]], pad_to_multiple_of: in
         for first, one in zip(firsts, compared, strict=False)
         for pair in one.pairs
     ]
+    pairs = [pair for document in documents for pair in pairs_of(document)]
     return batch._replace(
         pairs=torch.tensor(indices, dtype=torch.long).view(-1, 2),
-        score_gap=_score_gap([pair for document in documents for pair in pairs_of(document)]),
+        pair_rows=torch.tensor([pair["row"] for pair in pairs], dtype=torch.long),
+        score_gap=_score_gap(pairs),
         reference_logps=_reference_logps(documents, compared),
     )
 

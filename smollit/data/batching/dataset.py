@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
 
 Example = dict[str, Any]
@@ -56,6 +57,15 @@ class Examples(TorchDataset[Example]):
         shifts = np.repeat(self.first_rows, self.sizes)
         numbers: list[int] = (self.column("row") + shifts).tolist()
         return numbers
+
+    def hashes_of(self, numbers: NDArray[np.int64]) -> list[str | None]:
+        """The hash of the text of each of these rows; of a row with several examples, of its first."""
+        name = "other_digest" if "prompt_ids" in self.rows.column_names else "digest"
+        if not len(self) or name not in self.rows.column_names:
+            return [None] * len(numbers)
+        known, first = np.unique(self.row_numbers(), return_index=True)
+        digests = self.column(name).astype(np.uint64)[first]
+        return [f"{digest:016x}" for digest in digests[np.searchsorted(known, numbers)].tolist()]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,0 +1,184 @@
+"""Ledger: what each row costs at each epoch, in <run folder>/ledger.parquet; no texts."""
+
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from smollit.data import ChatDataModule
+from smollit.functional.rows import RowValues
+from smollit.modules import FineTuningModule
+from smollit.paths import write_whole
+from smollit.training.checkpoints.ranks import all_ranks
+from smollit.training.checkpoints.state import RunState
+from smollit.training.steps import at_step_end, data_module
+
+FILE = "ledger.parquet"
+SCHEMA = pa.schema(
+    {
+        "split": pa.string(),  # train, val or val/<set>
+        "row": pa.int64(),  # row number in the split; a row of several pairs has an entry for each
+        "hash": pa.string(),  # of the row's text; null for rows that are streamed
+        "epoch": pa.int32(),
+        "step": pa.int64(),  # optimizer step that the row is part of, or after which it was validated
+        "loss": pa.float32(),
+        "weight": pa.float32(),  # loss tokens of a chat, weight of a pair
+        "margin": pa.float32(),  # chosen reward minus rejected reward; null for chats
+    }
+)
+
+
+class Entry(NamedTuple):
+    """The rows of one micro-batch, on their device."""
+
+    split: str
+    epoch: int
+    step: int
+    values: RowValues
+
+
+class Ledger(Callback):
+    """Keeps the loss of each training and validation row, and the margin of each pair, whenever the step computes it.
+
+    The values are those of the step itself, under the weights before it, so they cost no forward pass. They stay on the
+    device until a checkpoint is saved or training ends. The file is written before the checkpoint: a resumed run drops
+    the entries of steps that it makes again.
+
+    Args:
+        run_state: Says whether the validation of the current step is made again.
+    """
+
+    def __init__(self, run_state: RunState) -> None:
+        self.run_state = run_state
+        self.entries: list[Entry] = []
+        self.known = SCHEMA.empty_table()  # what the file holds, on rank 0
+
+    # ---- collecting
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.entries, self.known = [], SCHEMA.empty_table()
+        if trainer.ckpt_path is None and self.is_kept(trainer) and trainer.is_global_zero:
+            path(trainer).unlink(missing_ok=True)  # of an earlier run in this folder, as its curves are
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None and trainer.is_global_zero:
+            self.known = without_later(
+                read_ledger(path(trainer)), trainer.global_step, validation_too=self.run_state.validation_is_due
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step + (0 if at_step_end(trainer) else 1)
+        self.note(trainer, pl_module, "train", step)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(pl_module, FineTuningModule)
+        if not trainer.sanity_checking or trainer.num_sanity_val_steps == float("inf"):
+            self.note(trainer, pl_module, pl_module.val_stages[dataloader_idx], trainer.global_step)
+
+    def note(self, trainer: Trainer, module: LightningModule, split: str, step: int) -> None:
+        """Keep the values of the last micro-batch."""
+        assert isinstance(module, FineTuningModule)
+        if module.row_values is not None and self.is_kept(trainer):
+            self.entries.append(Entry(split, trainer.current_epoch, step, module.row_values))
+        module.row_values = None
+
+    def is_kept(self, trainer: Trainer) -> bool:
+        """Whether the run logs to files."""
+        is_rehearsal = trainer.fast_dev_run  # type: ignore[attr-defined]
+        return trainer.state.fn == "fit" and bool(trainer.loggers) and not is_rehearsal
+
+    # ---- writing
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.flush(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.flush(trainer)
+
+    def flush(self, trainer: Trainer) -> None:
+        """Write the entries of all ranks; every rank calls this at the same moments."""
+        if not self.is_kept(trainer):
+            return
+        of_ranks = [rank for rank in all_ranks(columns(self.entries)) if rank]
+        self.entries = []
+        if trainer.is_global_zero and of_ranks:
+            new = pa.concat_tables([pa.table(rank) for rank in of_ranks])
+            new = with_hashes(new, data_module(trainer)).cast(SCHEMA)
+            self.known = pa.concat_tables([self.known, new]).sort_by(
+                [("step", "ascending"), ("split", "ascending"), ("row", "ascending")]
+            )
+            content = io.BytesIO()
+            pq.write_table(self.known, content)
+            write_whole(path(trainer), content.getvalue())
+
+
+def path(trainer: Trainer) -> Path:
+    """The ledger of a run."""
+    return Path(trainer.default_root_dir) / FILE
+
+
+def read_ledger(file: Path) -> pa.Table:
+    """A ledger; an empty one if there is no file."""
+    return pq.read_table(file, schema=SCHEMA) if file.is_file() else SCHEMA.empty_table()
+
+
+def columns(entries: list[Entry]) -> dict[str, Any]:
+    """The entries of one rank as arrays; empty without entries."""
+    if not entries:
+        return {}
+    sizes = [entry.values.rows.numel() for entry in entries]
+    found: dict[str, Any] = {
+        "split": np.repeat([entry.split for entry in entries], sizes).tolist(),
+        "epoch": np.repeat([entry.epoch for entry in entries], sizes),
+        "step": np.repeat([entry.step for entry in entries], sizes),
+    }
+    for name, values in (
+        ("row", [entry.values.rows for entry in entries]),
+        ("loss", [entry.values.losses for entry in entries]),
+        ("weight", [entry.values.weights for entry in entries]),
+    ):
+        found[name] = np.concatenate([part.cpu().numpy() for part in values])
+    margins = [entry.values.margins for entry in entries]
+    found["margin"] = (
+        np.full(len(found["row"]), np.nan, np.float32)
+        if any(part is None for part in margins)
+        else np.concatenate([part.cpu().numpy() for part in margins if part is not None])
+    )
+    return found
+
+
+def with_hashes(entries: pa.Table, data: object) -> pa.Table:
+    """The entries with the hash of each row, where the data module knows its rows."""
+    hashes = np.full(entries.num_rows, None, dtype=object)
+    for split, examples in (data.examples if isinstance(data, ChatDataModule) else {}).items():
+        chosen = pc.equal(entries["split"], split).to_numpy()
+        hashes[chosen] = examples.hashes_of(entries["row"].to_numpy()[chosen])
+    margins = entries["margin"].to_numpy()
+    entries = entries.set_column(
+        entries.column_names.index("margin"), "margin", pa.array(margins, pa.float32(), mask=np.isnan(margins))
+    )
+    return entries.append_column("hash", pa.array(hashes, pa.string())).select(SCHEMA.names)
+
+
+def without_later(entries: pa.Table, step: int, *, validation_too: bool) -> pa.Table:
+    """The entries up to a step; without its validation, if that is made again."""
+    kept = pc.less_equal(entries["step"], step)
+    if validation_too:
+        is_again = pc.and_(pc.equal(entries["step"], step), pc.not_equal(entries["split"], "train"))
+        kept = pc.and_(kept, pc.invert(is_again))
+    return entries.filter(kept)
