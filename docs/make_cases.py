@@ -209,6 +209,8 @@ PROMISES = {
     "import": "Configs of TRL, axolotl and LLaMA-Factory become configs of smollit, setting by setting",
     "sweep": "A sweep that was killed goes on by the same command, and repeats no run that has ended",
     "rows": "`report --rows` finds swapped pairs from what training says about each row",
+    "agents": "A program that follows AGENTS.md gets from a CSV file to a verdict in six commands",
+    "site": "The docs build as a site without a warning",
     "verdict": "`report` says in words what a run has learned, with the numbers that show it",
     "estimate": "`estimate` says memory, steps and time before anything is spent",
     "every-config": "Every shipped config runs",
