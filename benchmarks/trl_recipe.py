@@ -28,7 +28,7 @@ from trl_parity import DPO, PACKAGE, Setting, dpo_trainer, make_tiny, write_rows
 from smollit.batch import Batch
 from smollit.data import UltraFeedbackDataModule
 from smollit.functional.pairs import Pairs
-from smollit.losses.settings import LOSS
+from smollit.losses.settings import ALIASES, LOSS
 from smollit.modules import DPOModule
 from smollit.schedules import SCHEDULE
 from smollit.training import SmollitTrainer
@@ -182,6 +182,7 @@ def prepare(options: argparse.Namespace, workspace: Path, loss: dict[str, Any]) 
     num_rows = options.steps * options.rows
     limits = (model, num_rows, options.max_length)
     pairs = write_rows(source, "train_prefs", "preference", *limits, workspace / "pairs.jsonl")
+    ours = loss["class_path"].rpartition(".")[2]
     return Setting(
         chats=pairs,
         pairs=pairs,
@@ -189,7 +190,7 @@ def prepare(options: argparse.Namespace, workspace: Path, loss: dict[str, Any]) 
         policy=model,
         num_rows=num_rows,
         max_length=options.max_length,
-        loss=loss["class_path"].rpartition(".")[2],
+        loss=next((theirs for theirs, name in ALIASES.items() if name == ours), ours.lower()),
         beta=loss["init_args"]["beta"],
         workspace=workspace,
     )

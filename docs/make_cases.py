@@ -206,6 +206,7 @@ PROMISES = {
     "trl": "Losses and metrics equal TRL's",
     "formats": "Every listed format is read from every listed kind of file",
     "inspect": "`inspect` shows what training gets",
+    "python": "docs/python.md and the notebook run; models, rows and adapters in memory train as those of files do",
     "import": "Configs of TRL, axolotl and LLaMA-Factory become configs of smollit, setting by setting",
     "sweep": "A sweep that was killed goes on by the same command, and repeats no run that has ended",
     "rows": "`report --rows` finds swapped pairs from what training says about each row",

@@ -1,4 +1,4 @@
-"""LossParser: `model.loss` and `model.schedule` by short name, with the defaults of what is named; moved settings."""
+"""LossParser: `model.loss`, `schedule` and `adapter` by short name, with the defaults of what is named."""
 
 import logging
 import re
@@ -10,6 +10,7 @@ from smollit.choices import Choice
 from smollit.cli.logger_setting import LoggerParser
 from smollit.losses import CompletionLoss, PreferenceLoss
 from smollit.losses.settings import FAMILIES, LOSS, MOVED, Loss, moved_settings
+from smollit.models.adapters import ADAPTERS
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.schedules import SCHEDULE
 
@@ -17,11 +18,12 @@ log = logging.getLogger(__name__)
 MOVED_SENTENCE = re.compile(
     r"^(?P<indent> *)(?P<text>`model\.\w+`[^\n]* moved into `model\.loss`.*?On the command line: [^\n]*)", re.S | re.M
 )
-UNKNOWN_NAME = re.compile(r"`model\.(?:loss|schedule)` is [^\n]*")
+CHOICES = {"loss": LOSS, "schedule": SCHEDULE, "adapter": ADAPTERS}
+UNKNOWN_NAME = re.compile(r"`model\.(?:loss|schedule|adapter)` is [^\n]*")
 
 
 class LossParser(LoggerParser):
-    """LightningArgumentParser that knows how `loss` and `schedule` of a FineTuningModule are written.
+    """LightningArgumentParser that knows how `loss`, `schedule` and `adapter` of a FineTuningModule are written.
 
     jsonargparse parses the arguments of a class with a parser of the same type as the whole command line's. It calls
     `parse_object` with those of each configuration file, and with each word of the command line.
@@ -46,7 +48,8 @@ class LossParser(LoggerParser):
             obj = Namespace(obj)
             if self.family == (PreferenceLoss,):
                 self._refuse_moved(obj, namespace)
-            for name, choice, families in (("loss", LOSS, self.family), ("schedule", SCHEDULE, None)):
+            for name, choice in CHOICES.items():
+                families = self.family if choice is LOSS else None
                 if name in obj:
                     obj[name] = self._full(choice, obj[name], namespace.get(name) if namespace else None, families)
         return super().parse_object(obj, namespace, *args, **options)

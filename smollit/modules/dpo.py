@@ -13,6 +13,7 @@ from smollit.functional.rows import RowValues
 from smollit.losses import DPO, PreferenceLoss
 from smollit.losses.settings import LOSS, preference_loss
 from smollit.metrics import pair_diagnostics, preference_metrics
+from smollit.models.in_memory import on_disk
 from smollit.modules.base import FineTuningModule, SumAndCount
 from smollit.modules.reference import ReferenceMode, ReferenceScorer, ScorerMode
 
@@ -63,7 +64,8 @@ class DPOModule(FineTuningModule):
                 f"`model.loss` is {type(self.loss).__name__}, which reads the reference's log-probability of each"
                 " token, and `model.reference: precomputed` stores those of whole responses: set it to `frozen`"
             )
-        reference_name = reference_name and os.path.expanduser(reference_name)
+        reference_name = reference_name and os.path.expanduser(on_disk(reference_name))
+        self.save_hyperparameters({"reference_name": reference_name})
         self.scorer = ReferenceScorer(reference_name or self.model_name, self._scorer_mode(reference_name, reference))
 
     def _scorer_mode(self, reference_name: str | None, reference: ReferenceMode) -> ScorerMode:

@@ -14,6 +14,7 @@ from smollit.models.adapters import ADAPTERS, Adapter, add_adapter, trained_weig
 from smollit.models.causal_lm import CausalLM
 from smollit.models.checkpoint import POLICY, load_weights
 from smollit.models.compile import compile_layers
+from smollit.models.in_memory import adapter_of, on_disk
 from smollit.models.recompute import GradientCheckpointing
 from smollit.models.sharding import shard, unwrap
 from smollit.models.vocabulary import fit_vocabulary
@@ -70,8 +71,11 @@ class PolicyModule(StageMetricsModule):
             if number < 1:
                 raise ValueError(f"`model.{name}` must be at least 1, got {number}")
         # What is not plain is ignored: see torch.load(weights_only=True).
-        self.save_hyperparameters(ignore=["optimizer", "loss", "schedule", "adapter"])
-        self.adapter: Adapter | None = ADAPTERS.make(adapter)
+        self.save_hyperparameters(ignore=["model_name", "reference_name", "optimizer", "loss", "schedule", "adapter"])
+        # From Python also a model in memory; the annotation is what a config can say.
+        self.adapter: Adapter | None = ADAPTERS.make(adapter) or adapter_of(model_name)
+        model_name = on_disk(model_name)
+        self.save_hyperparameters({"model_name": model_name})
         if self.adapter is not None:
             self.save_hyperparameters({"adapter": ADAPTERS.as_settings(self.adapter)})
             self.strict_loading = False  # checkpoints hold the trained weights alone

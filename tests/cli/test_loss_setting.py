@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from smollit.cli.parser import SmollitParser
 from smollit.losses import DPO, IPO, APOZero, Hinge, PreferenceLoss, SimPO, Sum
+from smollit.models.adapters import LoRA
 from smollit.modules import DPOModule, FineTuningModule
 from smollit.schedules import WSD, Constant, Cosine, Linear
 
@@ -145,3 +146,17 @@ def test_what_is_no_preference_loss_is_refused(tmp_path: Path, word: str) -> Non
     """Unknown names, an unknown argument, and a loss of SFT."""
     with pytest.raises(SystemExit):
         parse(tmp_path, [word])
+
+
+@pytest.mark.parametrize("name", ["lora", "LoRA", "LORA", "smollit.models.adapters.LoRA"])
+def test_an_adapter_has_a_name_in_any_case(tmp_path: Path, name: str) -> None:
+    """As losses and schedules have; another one from its own defaults, and an unknown one gets the nearest."""
+    words = [f"--model.adapter={name}", "--model.adapter.r=4"]
+    yaml_dora = {"adapter": {"class_path": "dora", "init_args": {"r": 2}}}
+    for configs in ([], [yaml_dora]):
+        made = SmollitParser(prog="smollit")
+        made.add_subclass_arguments(FineTuningModule, "model")
+        found = made.instantiate(Namespace(model=parse(tmp_path, words, *configs).model)).model
+        assert found.adapter == LoRA(r=4)
+    with pytest.raises(SystemExit):
+        parse(tmp_path, ["--model.adapter=lorra"])

@@ -1,0 +1,122 @@
+"""A model that a script holds in memory: written once as a folder, so that it is a model like all others."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from smollit.models.adapters import Adapter, DoRA, LoRA, RSLoRA, tuners
+from smollit.paths import cache_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+InMemory: TypeAlias = Union[str, Path, PreTrainedModel, "PeftModel"]
+
+
+def on_disk(model: InMemory) -> str:
+    """What `model_name` means: a name as it is, and a model in memory as the folder of a copy in the cache.
+
+    The folder depends on the weights alone: a run resumes on it, and checkpoints and exports say where they come from.
+
+    Raises:
+        ValueError: If it is neither a name nor a model, or a model of which only a part is to be trained.
+    """
+    if isinstance(model, str | Path):
+        return str(model)
+    whole = _merged(model) if _is_peft(model) else model
+    if not isinstance(whole, PreTrainedModel):
+        raise ValueError(
+            "`model.model_name` must be a name, a folder, or a model of transformers or peft, got a"
+            f" {type(model).__name__}"
+        )
+    if tuners(whole):
+        raise ValueError("a model with an adapter inside is given as a peft.PeftModel: use peft.get_peft_model")
+    if whole is model and not all(weight.requires_grad for weight in whole.parameters()):
+        raise ValueError(
+            "the model in memory has frozen weights, and smollit trains all of them or an adapter: set `model.adapter`,"
+            " or call `model.requires_grad_(True)`"
+        )
+    folder = cache_folder() / "models" / _digest(whole)
+    if not folder.is_dir():
+        _write(whole, folder)
+    return str(folder)
+
+
+def adapter_of(model: InMemory) -> Adapter | None:
+    """The adapter that a peft model is to train; None for any other model, and for one whose adapter is frozen.
+
+    Raises:
+        ValueError: If it is of a kind that only `model.adapter` can name.
+    """
+    if isinstance(model, str | Path) or not _is_peft(model):
+        return None
+    if not any(weight.requires_grad for weight in model.parameters()):
+        return None
+    return _as_lora(model.peft_config[model.active_adapter])  # type: ignore[union-attr, index]  # a PeftModel's
+
+
+def _as_lora(config: object) -> Adapter:
+    """LoRA, RSLoRA or DoRA of the same rank, scale, dropout and layers."""
+    from peft import LoraConfig
+
+    plain = isinstance(config, LoraConfig) and config.bias == "none" and not config.modules_to_save
+    if not plain or not isinstance(config, LoraConfig) or (config.use_dora and config.use_rslora):
+        raise ValueError(
+            f"the peft model has a {type(config).__name__} that smollit does not take over: set `model.adapter`, such"
+            " as smollit.models.adapters.Peft(config=..., options=...)"
+        )
+    kind = DoRA if config.use_dora else RSLoRA if config.use_rslora else LoRA
+    targets = config.target_modules
+    return kind(
+        r=config.r,
+        alpha=float(config.lora_alpha),
+        dropout=config.lora_dropout,
+        targets=sorted(targets) if isinstance(targets, set | list) else None,
+    )
+
+
+def _is_peft(model: object) -> bool:
+    if find_spec("peft") is None:
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def _merged(model: object) -> object:
+    """A copy of the model below, with the adapter added to its weights."""
+    return deepcopy(model).merge_and_unload()  # type: ignore[attr-defined]  # a PeftModel
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """SHA-256 of configuration and weights, in short."""
+    digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), default=str, sort_keys=True).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _write(model: PreTrainedModel, folder: Path) -> None:
+    """Write the model, and the tokenizer of where it came from; of several processes, the first one wins."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        model.save_pretrained(temporary)
+        if model.name_or_path:
+            with suppress(OSError, ValueError):  # it may be gone: then `data.tokenizer_name` must say which
+                AutoTokenizer.from_pretrained(model.name_or_path).save_pretrained(temporary)
+        with suppress(OSError):  # another process was faster, with the same weights
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

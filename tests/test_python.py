@@ -1,0 +1,120 @@
+"""The Python door: docs/python.md and the notebook run, and models in memory are trained, resumed and exported."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from smollit.data import ChatDataModule
+from smollit.models.adapters import LoRA
+from smollit.modules import DPOModule, SFTModule
+from smollit.python import chat, export
+from tests.conftest import ROOT, Run, batch_of, example_pairs
+
+NAMES = re.compile(r"HuggingFaceTB/SmolLM2-135M(-Instruct)?")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOLLIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def code_of_the_page() -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S))
+
+
+def code_of_the_notebook() -> str:
+    notebook = json.loads((ROOT / "examples" / "first_run.ipynb").read_text())
+    assert all(not cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    return "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+
+
+# promise: python
+@pytest.mark.parametrize("code", [code_of_the_page, code_of_the_notebook])
+def test_what_the_docs_show_runs(code: Callable[[], str], tiny_model: Path, tmp_path: Path) -> None:
+    """As it stands, with the tiny model in place of SmolLM2: one export, and the curve."""
+    names: dict[str, Any] = {}
+    exec(compile(NAMES.sub(str(tiny_model), code()), "docs", "exec"), names)
+    assert len(list(tmp_path.glob("runs/*/export/model.safetensors"))) == 1
+    assert isinstance(names["module"], SFTModule) and names["module"].policy is not None
+    if "losses" in names:
+        assert [step for step, _ in names["losses"]] == [4, 8, 12, 16]
+
+
+def tiny(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+# promise: python
+def test_a_model_in_memory_is_the_model_of_its_folder(tiny_model: Path, make_run: Callable[..., Run]) -> None:
+    """The same steps as from the folder, to the bit, with its tokenizer; the object stays; a second one with the same
+    weights is the same folder; the checkpoint alone gives the module back, and the export is the policy."""
+    model = tiny(tiny_model)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    runs = [
+        make_run(model={"model_name": start}, data={"tokenizer_name": None}, folder=name, max_steps=2).fit()
+        for name, start in (("object", model), ("folder", str(tiny_model)))
+    ]
+    ours, plain = (run.module.policy.state_dict() for run in runs)
+    assert all(torch.equal(ours[name], weight) for name, weight in plain.items())
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in before.items())
+    again = SFTModule(tiny(tiny_model))
+    assert again.model_name == runs[0].module.model_name and Path(again.model_name).parent.name == "models"
+    loaded = SFTModule.load_from_checkpoint(runs[0].folder / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(loaded.policy.state_dict()[name], weight) for name, weight in ours.items())
+    export(runs[0].module, runs[0].data, "export")
+    written = tiny(Path("export")).state_dict()
+    assert all(torch.equal(written[name.removeprefix("model.")], weight) for name, weight in ours.items())
+    export(SFTModule(again.model_name), runs[0].data, "second", ckpt_path=runs[0].folder / "checkpoints" / "last.ckpt")
+    assert chat("export", "Hello!", temperature=0, max_new_tokens=5) == chat(
+        "second", [{"role": "user", "content": "Hello!"}], temperature=0, max_new_tokens=5
+    )
+
+
+# promise: python
+def test_a_peft_model_is_merged_and_trains_an_adapter_of_its_kind(tiny_model: Path) -> None:
+    """A LoRA whose B is not 0: the reference is the merged model, and so is the policy, until its own adapter moves."""
+    wrapped: PeftModel = get_peft_model(tiny(tiny_model), LoraConfig(r=3, lora_alpha=6, target_modules="all-linear"))
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    module = DPOModule(wrapped)  # type: ignore[arg-type]  # the annotation is what a config can say
+    assert isinstance(module.adapter, LoRA) and (module.adapter.r, module.adapter.alpha) == (3, 6.0)
+    module.configure_model()
+    batch = batch_of(example_pairs(2))
+    tokens = batch.input_ids[:1, :4]
+    merged = tiny(Path(module.model_name))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(tokens).logits, wrapped.eval()(tokens).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(module.policy(batch).sums, module.reference_logps(batch))
+        assert not torch.allclose(merged(tokens).logits, tiny(tiny_model)(tokens).logits, atol=1e-2)
+    frozen = wrapped.requires_grad_(False)
+    assert DPOModule(frozen).adapter is None  # type: ignore[arg-type]
+
+
+def test_what_can_not_be_meant_is_refused(tiny_model: Path) -> None:
+    """Frozen layers, another adapter than LoRA, no model at all, no weights to export."""
+    partly = tiny(tiny_model)
+    partly.get_input_embeddings().requires_grad_(False)
+    special = get_peft_model(tiny(tiny_model), LoraConfig(r=2, bias="all"))
+    for wrong, words in [
+        (partly, "has frozen weights"),
+        (special, "LoraConfig that smollit does not"),
+        (3, "got a int"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            SFTModule(wrong)  # type: ignore[arg-type]
+    data = ChatDataModule([], tokenizer_name=str(tiny_model))
+    with pytest.raises(ValueError, match="has no weights yet"):
+        export(SFTModule(str(tiny_model)), data, "out")
+    nameless = tiny(tiny_model)
+    nameless.name_or_path = nameless.config._name_or_path = ""
+    with pytest.raises((OSError, ValueError)):
+        AutoTokenizer.from_pretrained(SFTModule(nameless).model_name)
