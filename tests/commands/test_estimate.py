@@ -175,7 +175,7 @@ def test_a_run_without_room_is_not_tried(
     found = estimated(make_run())
     assert found.fits is False and found.hours is None and "no probe step runs" in caplog.text
     shown = table(found)
-    assert f"DOES NOT FIT: {gib(found.peak - found.memory['process'])} are needed" in shown
+    assert f"DOES NOT FIT: at least {gib(found.peak - found.memory['process'])} are needed" in shown
     assert "1. model.gradient_checkpointing: false -> true" in shown
 
 

@@ -10,7 +10,7 @@ from smollit.commands.estimate.epoch import Epoch, Rows, describe_epoch, heavies
 from smollit.commands.estimate.memory import Parts, measure, trainable
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
-from smollit.training.memory import advice, free_bytes, held_bytes, keep_freed_memory
+from smollit.training.memory import advice, free_bytes, held_bytes
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Estimate:
 
     parameters: int  # of the policy
     trainable: int  # those of them that training changes
-    memory: Parts  # bytes of each part at the peak, on one device; the sum is the peak
+    memory: Parts  # bytes of each part at the peak, on one device; the sum is the peak, a lower bound without a probe
     heaviest: tuple[int, int]  # rows and positions of the heaviest micro-batch
     free: int | None  # bytes that the device has free for the run; None if it does not report it
     fits: bool | None  # None if `free` is unknown
@@ -55,8 +55,6 @@ def estimate(trainer: Trainer, module: FineTuningModule, data: ChatDataModule, *
     data.prepare_data()
     data.setup("fit")
     batches, device = list(data.sampler()), trainer.strategy.root_device  # micro-batches as for a single device
-    if device.type == "cpu":
-        keep_freed_memory()  # as training does
     free, held = free_bytes(device), held_bytes(device)
     module.trainer, module.compile_policy = trainer, False  # compiled or not, memory is about the same
     trainer.datamodule = data  # type: ignore[attr-defined]  # as `fit` does: the model gets an embedding for each token
@@ -94,4 +92,4 @@ def fetch(data: ChatDataModule, rows: Rows) -> Batch:
 def most_positions(memory: Parts, size: int, free: int) -> int:
     """Largest number of positions of a micro-batch that fits, if activations grow with them and all else stays."""
     room = free - (sum(memory.values()) - memory["process"])
-    return max(int(size * (1 + room / max(memory["activations"] + memory["allocator"], 1))), 0)
+    return max(int(size * (1 + room / max(memory["activations"] + memory.get("allocator", 0), 1))), 0)

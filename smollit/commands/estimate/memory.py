@@ -16,13 +16,13 @@ from smollit.batch import Batch
 from smollit.commands.estimate.epoch import num_devices
 from smollit.models.sharding import unwrap
 from smollit.modules import DPOModule, FineTuningModule
-from smollit.training.memory import is_sharded, peak_bytes
+from smollit.training.memory import is_sharded, keep_freed_memory, peak_bytes
 
 log = logging.getLogger(__name__)
 Parts = dict[str, int]  # bytes by name
 Seconds = tuple[float, float]  # of a micro-batch's forward and backward pass, and of an optimizer step
 LOGIT_BYTES = 8  # an fp32 logit, and its fp32 log-probability or gradient
-ALLOWANCE = {"cpu": 0.2, "cuda": 0.05}  # fraction of all parts, for temporary tensors, where no probe measures them
+SPARED = 0.25  # fraction of the free memory that the probe must not need: no estimate depends on it
 
 
 def measure(
@@ -30,7 +30,8 @@ def measure(
 ) -> tuple[Parts, Seconds | None]:
     """Bytes of each part at the peak, on one device, and the probe's times, if there was room for it.
 
-    The parts are those of the last micro-batch; the probe's steps measure the rest.
+    The parts are those of the last micro-batch, as they are together at the end of its forward pass. The probe measures
+    the rest, "allocator"; without it that part is missing, and the sum is a lower bound.
     """
     device, parts, seconds = trainer.strategy.root_device, fixed_parts(module), None
     module.to(device if free is None or parts["weights"] + parts["reference"] < free else "cpu")
@@ -39,14 +40,14 @@ def measure(
         module.scorer.place(module.device)
     saved = saved_bytes(trainer, module, batches[-1])
     rest = {"activations": saved, "head chunk": head_bytes(module, batches[-1])}
-    counted, overhead = sum((parts | rest).values()), ALLOWANCE.get(device.type, 0.0)
-    if probe and free is not None and counted * (1 + overhead) > free:
+    counted, parts = sum((parts | rest).values()), spread(parts, trainer) | rest
+    if probe and free is not None and counted > (1 - SPARED) * free:
         log.warning("no probe step runs, and no time is estimated: %s has too little memory", device)
     elif probe:
         seconds = run_probe(trainer, module, batches)
         overhead = max((peak_bytes(device) - held) / counted - 1, 0.0)
-    parts = spread(parts, trainer) | rest
-    return {**parts, "allocator": int(overhead * sum(parts.values())), "process": held}, seconds
+        parts["allocator"] = int(overhead * sum(parts.values()))
+    return {**parts, "process": held}, seconds
 
 
 def fixed_parts(module: FineTuningModule) -> Parts:
@@ -116,6 +117,8 @@ def run_probe(trainer: Trainer, module: FineTuningModule, batches: Sequence[Batc
     """
     accumulates = trainer.accumulate_grad_batches > 1 and len(batches) > 1
     optimizer, device = module.optimizer(trainable(module)), module.device
+    if device.type == "cpu":
+        keep_freed_memory()  # as training does, and only now: the peak would contain what was freed before
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for number, batch in enumerate(batches):

@@ -23,9 +23,8 @@ Lines = dict[str, str]  # a value by its name
 
 def show(console: Console, found: "Estimate") -> None:
     """Print memory, the epoch, the time, and what to change if it does not fit."""
-    _say(
-        console, f"peak memory of each device  {gib(found.peak)}, at the heaviest micro-batch", _memory(console, found)
-    )
+    title = f"peak memory of each device  {_least(found)}{gib(found.peak)}, at the heaviest micro-batch"
+    _say(console, title, _memory(console, found))
     _say(console, *_fit(found))
     if found.fits is False:
         _say(console, "settings that need less memory, in the order to try", {})
@@ -57,11 +56,16 @@ def _memory(console: Console, found: "Estimate") -> Lines:
 def _fit(found: "Estimate") -> tuple[str, Lines, str]:
     if found.free is None:
         return "free memory is unknown on this system", {}, ""
-    needed, most = gib(found.peak - found.memory["process"]), found.most_positions or 0
+    needed, most = _least(found) + gib(found.peak - found.memory["process"]), found.most_positions or 0
     said, style = ("fits", "bold green") if found.fits else ("DOES NOT FIT", "bold red")
     rows = int(most * found.heaviest[0] / found.heaviest[1])
     lines = {"would fit": f"about {most:,} positions: {rows:,} rows of this length"} if most else {}
     return f"{said}: {needed} are needed in addition to what is in use now, {gib(found.free)} are free", lines, style
+
+
+def _least(found: "Estimate") -> str:
+    """Without a probe, temporary tensors are not counted."""
+    return "" if "allocator" in found.memory else "at least "
 
 
 def _epoch(found: "Estimate") -> Lines:

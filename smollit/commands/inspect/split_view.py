@@ -9,7 +9,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from smollit.data import ChatDataModule
-from smollit.data.batching.dataset import column
+from smollit.data.encoding.counts import column
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.part import EncodedPart
 from smollit.data.encoding.report import Report
