@@ -56,7 +56,8 @@ def test_one_call_computes_what_documents_compute(
     shapes = [(1, count, joined.positions.numel(), 4) for count in (queries, keys, keys)]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     gradient = torch.randn(shapes[0], dtype=torch.float64)
-    found = joined_attention(*inputs, joined, varlen_reference, ScoreOptions(scale=0.3, window=window))
+    options = ScoreOptions(scale=0.3, window=window)
+    found = joined_attention(*inputs, joined, kernel=varlen_reference, options=options)
     expected = document_attention(*inputs, layout, scale=0.3, window=window)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     ours, theirs = (torch.autograd.grad(output, inputs, gradient) for output in (found, expected))

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from smollit.functional.attention import AttentionBackend
+from smollit.batch import Joined
+from smollit.functional.attention import AttentionBackend, ScoreOptions
 from smollit.models import CausalLM
 from smollit.models.compile import compile_layers
 from smollit.models.recompute import GradientCheckpointing
@@ -25,18 +25,18 @@ def _new_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def traceable_kernel(*inputs: Any, scale: float | None, window_size: tuple[int, int], enable_gqa: bool) -> Tensor:
+def traceable_kernel(q: Tensor, k: Tensor, v: Tensor, joined: Joined, *, options: ScoreOptions) -> Tensor:
     """A stand-in for CUDA's kernel that the compiler can trace: one mask over all queries and keys."""
-    q, k, v, cu_seq_q, cu_seq_k, *_ = inputs
+    ends_q, ends_k = joined.query_boundaries[1:], joined.key_boundaries[1:]
     groups = q.shape[1] // k.shape[1]
     query, key = torch.arange(q.shape[0]), torch.arange(k.shape[0])
-    of_query, of_key = torch.bucketize(query, cu_seq_q[1:], right=True), torch.bucketize(key, cu_seq_k[1:], right=True)
-    distance = (cu_seq_q[1:][of_query] - query)[:, None] - (cu_seq_k[1:][of_key] - key)[None, :]
+    of_query, of_key = torch.bucketize(query, ends_q, right=True), torch.bucketize(key, ends_k, right=True)
+    distance = (ends_q[of_query] - query)[:, None] - (ends_k[of_key] - key)[None, :]
     allowed = (of_query[:, None] == of_key[None, :]) & (distance <= 0)
-    if window_size[0] >= 0:
-        allowed &= distance >= -window_size[0]
+    if options.window is not None:
+        allowed &= distance > -options.window
     k, v = (tensor.repeat_interleave(groups, dim=1).transpose(0, 1) for tensor in (k, v))
-    scores = q.transpose(0, 1) @ k.transpose(1, 2) * (scale or q.shape[2] ** -0.5)
+    scores = q.transpose(0, 1) @ k.transpose(1, 2) * (options.scale or q.shape[2] ** -0.5)
     return (scores.masked_fill(~allowed, -torch.inf).softmax(dim=2) @ v).transpose(0, 1)
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from smollit.batch import Joined
+from smollit.functional.attention import ScoreOptions
 from smollit.functional.varlen import varlen_reference
 from smollit.models import CausalLM
 from smollit.models.attention import kernels
@@ -18,12 +20,12 @@ CPU = torch.device("cpu")
 HEADS = (4, 2, 16)
 
 
-def aligned_at_the_start(*inputs: Any, **options: Any) -> Tensor:
+def aligned_at_the_start(query: Tensor, key: Tensor, value: Tensor, joined: Joined, *, options: ScoreOptions) -> Tensor:
     """A kernel whose first query attends to the first key: right for chats, wrong for responses that share a prompt."""
-    q, k, v, cu_seq_q, cu_seq_k, *lengths = inputs
-    kept = [torch.arange(int(s), int(s) + int(n)) for s, n in zip(cu_seq_k, cu_seq_q.diff(), strict=False)]
-    index = torch.cat(kept)
-    return varlen_reference(q, k[index], v[index], cu_seq_q, cu_seq_q, *lengths, **options)
+    starts, counts = joined.key_boundaries.tolist(), joined.query_boundaries.diff().tolist()
+    index = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts, strict=False)])
+    alone = joined._replace(key_boundaries=joined.query_boundaries)
+    return varlen_reference(query, key[index], value[index], alone, options=options)
 
 
 def without_gradient(*inputs: Any, **options: Any) -> Tensor:
@@ -91,7 +93,8 @@ def test_one_call_per_layer(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
     calls = []
 
     def counting(*inputs: Any, **options: Any) -> Tensor:
-        calls.append((inputs[3].dtype, inputs[3].numel()))
+        boundaries = inputs[3].query_boundaries
+        calls.append((boundaries.dtype, boundaries.numel()))
         return varlen_reference(*inputs, **options)
 
     model, batch = CausalLM(str(tiny_model), attention="varlen"), batch_of(example_pairs(8))

@@ -111,7 +111,7 @@ def _attend_joined(kernels: Callable[[Tensor], VarlenKernel | None]) -> Any:
         options = ScoreOptions(scaling, dropout, sliding_window, softcap)
         kernel = kernels(query)
         if kernel is not None and layout.joined is not None and fits_kernel(query, value, options):
-            output = joined_attention(query, key, value, layout.joined, kernel, options)
+            output = joined_attention(query, key, value, layout.joined, kernel=kernel, options=options)
         else:
             output = _document_attention(query, key, value, layout.documents, **options._asdict())
         # transformers' attention functions put heads after positions.

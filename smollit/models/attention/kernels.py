@@ -1,7 +1,7 @@
 """torch's kernel for sequences of different lengths: where it runs, for which layers, and whether it is right there."""
 
 import logging
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any
 
@@ -61,27 +61,18 @@ def kernel_for(query: Tensor) -> VarlenKernel | None:
     return torch_kernel if query.is_cuda and query.dtype in HALF else None
 
 
-def torch_kernel(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float | None,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-) -> Tensor:
+def torch_kernel(query: Tensor, key: Tensor, value: Tensor, joined: Joined, *, options: ScoreOptions) -> Tensor:
     """`varlen_attn`, of which older versions lack some arguments."""
-    own: dict[str, Any] = {"window_size": window_size} if "window_size" in ARGUMENTS else {"is_causal": True}
+    own: dict[str, Any] = {"is_causal": True}
+    if "window_size" in ARGUMENTS:
+        own = {"window_size": (-1 if options.window is None else options.window - 1, 0)}
+    groups = query.shape[1] // key.shape[1]
     if "enable_gqa" in ARGUMENTS:
-        own["enable_gqa"] = enable_gqa
-    elif enable_gqa:
-        groups = query.shape[1] // key.shape[1]
+        own["enable_gqa"] = groups > 1
+    elif groups > 1:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    output = varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, **own)
+    boundaries, longest = (joined.query_boundaries, joined.key_boundaries), (joined.longest_query, joined.longest_key)
+    output = varlen_attn(query, key, value, *boundaries, *longest, scale=options.scale, **own)
     assert isinstance(output, Tensor)
     return output
 
@@ -109,8 +100,9 @@ def kernel_is_right(
     inputs = [tensor.to(dtype) for tensor in exact]
     expected = _outputs([tensor.float() for tensor in inputs], lambda q, k, v: document_attention(q, k, v, documents))
     rounded = _outputs(inputs, lambda q, k, v: document_attention(q, k, v, documents))
+    attend = partial(joined_attention, joined=joined, kernel=kernel, options=ScoreOptions())
     try:
-        found = _outputs(inputs, lambda q, k, v: joined_attention(q, k, v, joined, kernel, ScoreOptions()))
+        found = _outputs(inputs, attend)
     except RuntimeError as error:
         log.warning("`varlen` fails here: %s", error)
         return False
