@@ -10,9 +10,10 @@
  7. encoding/steps.py                token ids and loss spans: the example. encoding/encoder.py runs steps 4 to 7 on
                                      batches of rows
  8. encoding/cache.py, report.py     good examples go into the Arrow cache, dropped rows into the report
- 9. batching/dataset.py              the examples of all parts of a split
-10. batching/sampler.py, packing.py  which examples make up which batch; of streamed rows, batching/streaming.py
-11. batching/collate.py              examples -> `Batch` (smollit/batch.py)
+ 9. encoding/select.py               examples that repeat, or that validation has too, are left out
+    batching/dataset.py, documents.py  the examples of all parts of a split; pairs of one prompt joined to a document
+10. batching/sampler.py, packing.py  which documents make up which batch; of streamed rows, batching/streaming.py
+11. batching/collate.py              documents -> `Batch` (smollit/batch.py)
 
 A row that can't be used raises `BadRow(DropReason, detail)` of formats/drop_reason.py; it is counted and named.
 rows.py holds the settings of steps 1 to 4; tokenized.py runs steps 1 to 9 for a data module, datamodule.py steps 10

@@ -8,14 +8,9 @@ from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
 
+from smollit.data.encoding.counts import column
+
 Example = dict[str, Any]
-
-
-def column(rows: Dataset, name: str) -> np.ndarray:
-    """A column of numbers; other columns are not read."""
-    if not len(rows):
-        return np.zeros(0, dtype=np.int64)
-    return rows.select_columns(name).with_format("arrow")[:][name].to_numpy()
 
 
 class Examples(TorchDataset[Example]):

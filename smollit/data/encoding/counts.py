@@ -60,6 +60,13 @@ def quantile(ordered: NDArray[Any], percent: int) -> int:
     return int(ordered[(percent * len(ordered) + 99) // 100 - 1]) if len(ordered) else 0
 
 
+def column(rows: Dataset, name: str) -> NDArray[np.int64]:
+    """A column of numbers; other columns are not read."""
+    if not len(rows):
+        return np.zeros(0, dtype=np.int64)
+    return rows.select_columns(name).with_format("arrow")[:][name].to_numpy()
+
+
 def num_repeats(rows: NDArray[Any], digests: NDArray[Any]) -> int:
     """Examples that repeat the digest of an earlier row. The pairs of one row, beside one another, count once."""
     is_new = np.ones(len(rows), dtype=bool)

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from smollit.data.encoding.counts import num_repeats
+from smollit.data.encoding.counts import column, num_repeats
 from smollit.data.encoding.report import Report
 
 Same = Literal["off", "prompt", "row"]
@@ -33,7 +33,7 @@ class LoadedPart:
         """What two examples have in common if they are the same prompt or row."""
         is_pair = "prompt_ids" in self.examples.column_names
         name = "digest" if is_pair == (same == "prompt") else "other_digest"
-        return self._numbers(name)
+        return column(self.examples, name)
 
     def without(self, is_out: NDArray[np.bool_], setting: str) -> "LoadedPart":
         """The part without some of its examples, which the report counts under the name of a setting."""
@@ -41,22 +41,20 @@ class LoadedPart:
             return self
         kept = np.flatnonzero(~is_out)
         key = f"{self.key}-{hashlib.sha256(kept.tobytes()).hexdigest()[:16]}"
-        part = replace(self, key=key, examples=self.examples.select(kept))
+        examples = self.examples.select(kept)
+        tokens, loss_tokens, truncated = (
+            int(column(examples, name).sum()) for name in ("length", "loss_tokens", "truncated")
+        )
         report = replace(
             self.report,
             kept=len(kept),
-            tokens=int(part._numbers("length").sum()),
-            loss_tokens=int(part._numbers("loss_tokens").sum()),
-            truncated=int(part._numbers("truncated").sum()),
-            duplicates=num_repeats(part._numbers("row"), part._numbers("digest")),
+            tokens=tokens,
+            loss_tokens=loss_tokens,
+            truncated=truncated,
+            duplicates=num_repeats(column(examples, "row"), column(examples, "digest")),
             left_out=self.report.left_out | {setting: int(is_out.sum())},
         )
-        return replace(part, report=report)
-
-    def _numbers(self, name: str) -> NDArray[np.int64]:
-        if not len(self.examples):
-            return np.zeros(0, dtype=np.int64)
-        return self.examples.select_columns(name).with_format("arrow")[:][name].to_numpy()
+        return LoadedPart(key, examples, report)
 
 
 def drop_repeats(parts: Sequence[LoadedPart], same: Same) -> list[LoadedPart]:

@@ -57,7 +57,7 @@ class Renderer:
         self.variables = variables or {}
         self._bound: Renderer | None = None
         self._skeletons: dict[tuple[str, ...], Skeleton] = {}  # by the roles of a chat's messages
-        self._shapes: dict[str, Shape | None] = {}
+        self.shapes: dict[str, Shape | None] = {}
 
     def bind(self, variables: Variables) -> "Renderer":
         """The same template with the variables of a row. The last one is kept, since rows share their tools."""
@@ -65,7 +65,7 @@ class Renderer:
             return self
         if self._bound is None or self._bound.variables != variables:
             self._bound = Renderer(self.tokenizer, self.source, self.name, variables)
-            self._bound._shapes = self._shapes  # verified on each row, and so only a guess
+            self._bound.shapes = self.shapes  # verified on each row, and so only a guess
             self._bound.wants_parts = self.wants_parts
         return self._bound
 
@@ -143,10 +143,10 @@ class Renderer:
 
     def shape(self, role: str) -> Shape | None:
         """How messages of a role are printed; None if probes can't show it."""
-        if role not in self._shapes:
+        if role not in self.shapes:
             found = (try_shape(self.text, chat) for chat in probes(role, SENTINEL))
-            self._shapes[role] = next(filter(None, found), None)
-        return self._shapes[role]
+            self.shapes[role] = next(filter(None, found), None)
+        return self.shapes[role]
 
     def body(self, message: Message) -> str | None:
         """The content of a message as the template prints it; None if that is not known."""
