@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from compare.tiny import TINY
 
 COMMON = {"vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}
-# As in the config.json of HuggingFaceTB/SmolLM2-135M and SmolLM2-1.7B.
+# As in the config.json of HuggingFaceTB/SmolLM2-135M, SmolLM2-360M and SmolLM2-1.7B.
 SIZES: dict[str, dict[str, Any]] = {
     "135M": {
         "hidden_size": 576,
@@ -21,6 +21,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 30,
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
+    },
+    "360M": {
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
     },
     "1.7B": {
         "hidden_size": 2048,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,32 +130,50 @@ def gpu(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-def test_gpu_runs_all_steps_and_counts_those_that_fail(tmp_path: Path) -> None:
-    """With `false` as Python: about, tests, make-135M, and switches in fp32 and bf16: 5."""
-    done = gpu("--out", str(tmp_path / "out"), "--python", "false", "--parts", "tests switches-sft")
-    assert done.returncode == 5, done.stdout + done.stderr
-    named = [line.split()[1] for line in (tmp_path / "out" / "failed.txt").read_text().splitlines()]
-    assert named == ["about", "tests", "make-135M", "switches-sft-fp32", "switches-sft-bf16"]
+STAND_IN = """#!/bin/sh
+case "$*" in
+    *gpu_step*) echo 'RESULT {"label": "sft 135M", "tokens/s": 1234.5}'; sleep 60 ;;
+    *pytest*) echo "3 failed"; exit 1 ;;
+esac
+"""
 
 
-def test_gpu_gives_each_comparison_its_model_and_keeps_its_json(tmp_path: Path) -> None:
-    """With a stand-in for Python that prints a line of JSON, then a warning."""
+def test_gpu_keeps_what_a_part_has_said_when_its_time_is_over(tmp_path: Path) -> None:
+    """With a stand-in for Python that measures one job and then hangs, and 2 seconds for all: the tests fail, the speed
+    is stopped and keeps its first job, for `compile` no time is left. Three files, and three failed parts."""
     python, out = tmp_path / "python", tmp_path / "out"
-    python.write_text('#!/bin/sh\necho "$@" >&2\necho \'{"a": 1}\'\necho "a warning" >&2\n')
+    python.write_text(STAND_IN)
     python.chmod(0o755)
-    words = ["--out", str(out), "--python", str(python), "--data", "rows", "--model-1.7b", "real"]
-    done = gpu(*words, "--parts", "compare-135m compare-1.7b")
-    assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("sft-135M", "dpo-135M", "sft-1.7B", "dpo-1.7B"):
-        assert json.loads((out / f"{name}.json").read_text()) == {"a": 1}
-    ran = [line for line in done.stdout.splitlines() if line.startswith("benchmarks/compare_trl.py")]
-    assert "--task sft" in ran[0] and "/135M --data rows" in ran[0]
-    assert "--task dpo --model real --data rows --json" in ran[3]
+    parts = ["--parts", "compile", "speed-135M", "tests"]
+    done = gpu("--out", str(out), "--python", str(python), "--seconds", "2", "--model", "135M", "real", *parts)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["logs.tar.gz", "report.json", "report.md"]
+    found = json.loads((out / "report.json").read_text())
+    assert [(name, part["code"]) for name, part in found.items()] == [
+        ("tests", 1),
+        ("speed-135M", 124),
+        ("compile", 124),
+    ]
+    assert found["speed-135M"]["results"] == [{"label": "sft 135M", "tokens/s": 1234.5}]
+    said = (out / "report.md").read_text()
+    assert "| sft 135M | 1,234 |" in said and "3 failed" in said and "**out of time**" in said
+
+
+@pytest.mark.slow
+def test_a_dry_gpu_report_has_all_parts(tmp_path: Path) -> None:
+    """On a CPU with a tiny model: each part that needs no GPU ends well, and each measured job has its numbers."""
+    done = gpu("--out", str(tmp_path), "--dry", "--seconds", "900")
+    found = json.loads((tmp_path / "report.json").read_text())
+    needs_nothing = found.keys() - {"trl-sft", "trl-dpo"} if importlib.util.find_spec("trl") is None else found.keys()
+    failed = {name: found[name]["last_lines"] for name in needs_nothing if found[name]["code"] not in (0, 5)}
+    assert not failed, done.stdout
+    jobs = [job for part in found.values() for job in part["results"] if "label" in job]
+    assert len(jobs) == 3 * 2 + 8 + 2 + 1 and all(job["tokens/s"] > 0 for job in jobs)
 
 
 def test_gpu_names_what_is_missing() -> None:
-    """An unknown option, and no folder for the results."""
-    done = gpu("--wheel", "x")
-    assert done.returncode == 2 and "unknown option --wheel" in done.stderr
-    done = gpu(env={"PATH": "/usr/bin:/bin"})
+    """An unknown part, and no folder for the results."""
+    done = gpu("--out", "x", "--parts", "speeed")
+    assert done.returncode == 2 and "invalid choice: 'speeed'" in done.stderr
+    done = gpu(env={"PATH": os.environ["PATH"]})
     assert done.returncode == 2 and "--out" in done.stderr
