@@ -136,7 +136,6 @@ class SmollitCLI(LightningCLI):
             trainer = self.instantiate_trainer()
             assert isinstance(trainer, SmollitTrainer)
             check_strategy(trainer)
-            self.datamodule.set_accumulation(trainer, trainer.num_devices * trainer.num_nodes)
             check_monitors(self.config_init.trainer.callbacks, self.datamodule)
         trainer.run_state.config |= {name: self.config[name].as_dict() for name in SECTIONS}
         return trainer

@@ -60,7 +60,7 @@ def check_packing(packing: str, streaming: bool, *, pack_length: int | None, gro
         raise ValueError("`data.pack_length` has no effect with `data.packing: off`: set `data.packing` to on or auto")
 
 
-def check_step_size(global_batch_size: int | None, *, max_batch_tokens: int | None) -> None:
+def check_step_size(global_batch_size: int | None, *, max_batch_tokens: int | str | None) -> None:
     """Refuse a number of rows per step together with micro-batches whose number of rows differs.
 
     Raises:
@@ -73,7 +73,7 @@ def check_step_size(global_batch_size: int | None, *, max_batch_tokens: int | No
         )
 
 
-def check_stream(streaming: bool, *, max_batch_tokens: int | None, shuffle_buffer: int) -> None:
+def check_stream(streaming: bool, *, max_batch_tokens: int | str | None, shuffle_buffer: int) -> None:
     """Refuse a buffer without a stream; warn of a bound that training batches of a stream do not have.
 
     Raises:
@@ -81,6 +81,11 @@ def check_stream(streaming: bool, *, max_batch_tokens: int | None, shuffle_buffe
     """
     if not streaming and shuffle_buffer != SHUFFLE_BUFFER:
         raise ValueError("`data.shuffle_buffer` has no effect without `data.streaming`: all rows are shuffled")
+    if streaming and max_batch_tokens == "auto":
+        raise ValueError(
+            "`data.max_batch_tokens: auto` tries the longest row, which `data.streaming` does not know: set"
+            " `data.train_batch_size`"
+        )
     if streaming and max_batch_tokens is not None:
         log.warning(
             "`data.max_batch_tokens` bounds the validation batches only: with `data.streaming`, training batches have"

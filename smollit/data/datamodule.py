@@ -42,7 +42,8 @@ class ChatDataModule(TokenizedDataModule):
         global_batch_size: Rows per optimizer step, over all devices and micro-batches: the accumulation follows from
             it for any number of devices. null leaves it to `trainer.accumulate_grad_batches`.
         max_batch_tokens: Maximum number of positions per batch and device, padding included: batches of long rows get
-            fewer rows. null sets no limit.
+            fewer rows. null sets no limit; `auto` finds what a GPU has memory for at the start of a run, and keeps it
+            in the checkpoint.
         packing: `on` packs several chats or pairs into sequences of `pack_length`, in which they do not attend to each
             other; `off` gives each a sequence; `auto` packs on a GPU.
         pack_length: Positions of a packed sequence; null takes `max_length`, for pairs twice that. The pairs
@@ -78,7 +79,7 @@ class ChatDataModule(TokenizedDataModule):
         train_batch_size: int = 8,
         val_batch_size: int = 8,
         global_batch_size: int | None = None,
-        max_batch_tokens: int | None = None,
+        max_batch_tokens: int | Literal["auto"] | None = None,
         packing: Packing = "off",
         pack_length: int | None = None,
         group_by_length: bool = False,
@@ -91,7 +92,9 @@ class ChatDataModule(TokenizedDataModule):
     ) -> None:
         super().__init__(dataset, **options)
         check_at_least(1, train_batch_size=train_batch_size, val_batch_size=val_batch_size)
-        check_at_least(1, global_batch_size=global_batch_size, max_batch_tokens=max_batch_tokens)
+        self.finds_batch_tokens = max_batch_tokens == "auto"
+        self.max_batch_tokens = None if max_batch_tokens == "auto" else max_batch_tokens
+        check_at_least(1, global_batch_size=global_batch_size, max_batch_tokens=self.max_batch_tokens)
         check_at_least(1, pack_length=pack_length)
         check_at_least(1, pad_to_multiple_of=pad_to_multiple_of)
         check_at_least(0, num_workers=num_workers, shuffle_buffer=shuffle_buffer)
@@ -101,7 +104,6 @@ class ChatDataModule(TokenizedDataModule):
         self.train_batch_size = train_batch_size
         self.val_batch_size = val_batch_size
         self.global_batch_size = global_batch_size
-        self.max_batch_tokens = max_batch_tokens
         self.packing = packing
         self.pack_length = pack_length or (self.max_length if self.kind == "chat" else 2 * self.max_length)
         self.group_by_length = group_by_length
@@ -135,6 +137,15 @@ class ChatDataModule(TokenizedDataModule):
             if self.trainer:
                 self.set_accumulation(self.trainer, self.trainer.world_size)
 
+    @property
+    def lacks_batch_tokens(self) -> bool:
+        """Whether `max_batch_tokens: auto` is not found yet."""
+        return self.finds_batch_tokens and self.max_batch_tokens is None
+
+    def use_batch_tokens(self, number: int) -> None:
+        """Make batches of at most so many positions, as `max_batch_tokens: auto` found."""
+        self.max_batch_tokens, self._batches = number, None
+
     def set_accumulation(self, trainer: Trainer, devices: int) -> None:
         """Let the trainer accumulate as many micro-batches as `global_batch_size` asks for.
 
@@ -150,17 +161,31 @@ class ChatDataModule(TokenizedDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The position of training in the data; Lightning saves it in every checkpoint."""
         batches = self.training_batches()
-        return self.position.state(batches, self.trainer) | {"seed": self.seed} if batches is not None else {}
+        if batches is None:
+            return {}
+        return self.position.state(batches, self.trainer) | {
+            "seed": self.seed,
+            "max_batch_tokens": self.max_batch_tokens,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume at the position of a checkpoint.
 
         Raises:
-            ValueError: If the number of training rows is not the one that the run began with.
+            ValueError: If the number of training rows is not the one that the run began with, or the checkpoint does
+                not have the number that `max_batch_tokens: auto` needs.
         """
         batches = self.training_batches()
         if batches is None or (self.trainer is not None and self.trainer.state.fn != "fit"):
             return
+        if self.lacks_batch_tokens:
+            if not state_dict.get("max_batch_tokens"):
+                raise ValueError(
+                    "the run began without `data.max_batch_tokens`, so its checkpoint has no number for auto: set one"
+                )
+            self.use_batch_tokens(state_dict["max_batch_tokens"])
+            batches = self.training_batches()
+            assert batches is not None
         batches = self._with_seed_of(state_dict, batches)
         now, before = batches.num_rows() or 0, state_dict["num_rows"]
         if now != before:
@@ -192,6 +217,8 @@ class ChatDataModule(TokenizedDataModule):
         batches = self.training_batches()
         if batches is None:
             raise ValueError("there is no split to train: set `data.train_split`")
+        if self.lacks_batch_tokens:
+            raise ValueError("`data.max_batch_tokens: auto` needs SmollitTrainer: with another Trainer, set a number")
         self.position.settle(batches, self.trainer)
         if isinstance(batches, StreamingExamples):
             return stream_loader(
@@ -250,7 +277,7 @@ class ChatDataModule(TokenizedDataModule):
             documents.lengths,
             self.train_batch_size,
             order=order,
-            max_batch_tokens=self.max_batch_tokens or 0,
+            max_batch_tokens=1 if self.lacks_batch_tokens else self.max_batch_tokens or 0,
             rows_per_step=self.global_batch_size or 0,
             rank=rank,
             world_size=world_size,

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch.distributed.fsdp import MixedPrecision
 
 from smollit.models.sharding import unsynchronized
+from smollit.training.budget import BatchTokens
 from smollit.training.checkpoints.folder import local_folder
 from smollit.training.checkpoints.state import RunState
 from smollit.training.ledger import Ledger
@@ -148,6 +149,7 @@ def with_built_in(
     ]
     if not any(isinstance(callback, ReferenceScores) for callback in kept):
         first.append(ReferenceScores())
+    first.append(BatchTokens())
     if any(isinstance(callback, AnyProgressBar) for callback in replaced) and (needs_bar or is_interactive()):
         first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
     first.append(ProgressLines())

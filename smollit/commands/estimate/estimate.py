@@ -6,10 +6,11 @@ import torch
 from lightning.pytorch import Trainer
 
 from smollit.batch import Batch
-from smollit.commands.estimate.epoch import Epoch, Rows, describe_epoch, heaviest, positions
-from smollit.commands.estimate.memory import Parts, measure, trainable
+from smollit.commands.estimate.epoch import Epoch, Rows, describe_epoch, heaviest, num_devices, positions
+from smollit.commands.estimate.memory import Parts, measure
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
+from smollit.training.budget import trainable
 from smollit.training.memory import advice, free_bytes, held_bytes
 
 
@@ -45,13 +46,17 @@ def estimate(trainer: Trainer, module: FineTuningModule, data: ChatDataModule, *
         time_probe: Whether to run real steps.
 
     Raises:
-        ValueError: If the data are streamed, so the number and lengths of rows are unknown.
+        ValueError: If the data are streamed, so the number and lengths of rows are unknown, or the largest micro-batch
+            is to be found by the run.
     """
     if data.streaming:
         raise ValueError(
             "`estimate` needs the lengths of all rows, which `data.streaming` does not have: set it to false, and use"
             " a slice such as `data.train_split: train[:1000]`"
         )
+    if data.lacks_batch_tokens:
+        raise ValueError("`estimate` shows the largest `data.max_batch_tokens` that fits: give it a number, not auto")
+    data.set_accumulation(trainer, num_devices(trainer))
     data.prepare_data()
     data.setup("fit")
     batches, device = list(data.sampler()), trainer.strategy.root_device  # micro-batches as for a single device

@@ -4,18 +4,18 @@ import logging
 import math
 import time
 import weakref
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from smollit.batch import Batch
 from smollit.commands.estimate.epoch import num_devices
 from smollit.models.sharding import unwrap
 from smollit.modules import DPOModule, FineTuningModule
+from smollit.training.budget import optimizer_bytes, trainable
 from smollit.training.memory import is_sharded, keep_freed_memory, peak_bytes
 
 log = logging.getLogger(__name__)
@@ -59,23 +59,6 @@ def fixed_parts(module: FineTuningModule) -> Parts:
         "gradients": sum(weight.nbytes for weight in trainable(module)),
         "optimizer": optimizer_bytes(module),
     }
-
-
-def trainable(module: FineTuningModule) -> list[nn.Parameter]:
-    """The parameters that training changes."""
-    return [weight for weight in module.policy.parameters() if weight.requires_grad]
-
-
-def optimizer_bytes(module: FineTuningModule) -> int:
-    """Bytes of the optimizer's state, from a real step on one tensor of each shape, on the CPU."""
-    size = 0
-    for (shape, dtype), count in Counter((weight.shape, weight.dtype) for weight in trainable(module)).items():
-        weight = nn.Parameter(torch.zeros(shape, dtype=dtype))
-        weight.grad = torch.zeros_like(weight)
-        optimizer = module.optimizer([weight])
-        optimizer.step()
-        size += count * sum(value.nbytes for value in optimizer.state[weight].values() if isinstance(value, Tensor))
-    return size
 
 
 def head_bytes(module: FineTuningModule, batch: Batch) -> int:
