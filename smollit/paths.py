@@ -1,8 +1,13 @@
 """Paths: whether a name is one, the home folder in one, and files that are written whole or not at all."""
 
+import glob
 import os
+import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 def cache_folder() -> Path:
@@ -45,6 +50,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
         content: Text, which is written as UTF-8, or bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
+    hidden = f".{path.name.lstrip('.')}"
+    remove_unfinished(path.parent.glob(f"{glob.escape(hidden)}.*.tmp"))
+    temporary = path.with_name(f"{hidden}.{socket.gethostname()}-{os.getpid()}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
+
+
+def remove_unfinished(temporary: Iterable[Path]) -> None:
+    """Remove, of the temporary files of `write_whole`, those of processes of this machine that are gone."""
+    ours = f".{socket.gethostname()}-"
+    for path in temporary:
+        _, found, number = path.stem.rpartition(ours)
+        if found and number.isdigit() and not psutil.pid_exists(int(number)):
+            path.unlink(missing_ok=True)

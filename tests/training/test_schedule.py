@@ -54,12 +54,14 @@ def test_max_steps_are_optimizer_steps(fit: Any, tmp_path: Path) -> None:
 # case: C2
 @pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
 def test_a_constant_schedule_warms_up(fit: Any, tmp_path: Path, schedule: str) -> None:
-    """Warm-up 2: a half of 1e-3, and then all of it; a warm-up of the whole run is refused in a sentence."""
+    """Warm-up 2: a half of 1e-3, and then all of it; a warm-up of the whole run is refused in a sentence, and leaves
+    only the report on the data."""
     model = {"schedule": schedule, "num_warmup_steps": 2}
     run = fit(tmp_path, max_epochs=-1, max_steps=3, model=model)
     assert [rate for _, _, rate in run.steps] == pytest.approx([5e-4, 1e-3, 1e-3])
-    refused = fit(tmp_path / "short", max_epochs=-1, max_steps=2, model=model)
+    refused = fit(tmp_path / "short", max_epochs=-1, max_steps=2, model=model, logger=True)
     assert "`model.num_warmup_steps` is 2, and the run has 2 optimizer steps" in str(refused.error)
+    assert [path.name for path in (tmp_path / "short").iterdir()] == ["data_report.json"]
 
 
 def rates(run: Any) -> list[float]:

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from smollit.errors import first_line
 from smollit.modules.lost_steps import NonFiniteError
+from smollit.paths import remove_unfinished
 from smollit.training.checkpoints.files import FOLDER, describe
 from smollit.training.checkpoints.lock import locked
 from smollit.training.checkpoints.saving import newest_finite, remove_leftovers
@@ -31,16 +32,22 @@ def run_folder(trainer: Trainer, *, saves: bool) -> Iterator[None]:
         yield
         return
     root = Path(trainer.default_root_dir)
+    made = [folder for folder in (root / FOLDER, root) if not folder.exists()]
     check_writable(root, saves=saves)
     advice = "wait for it, stop it, or set `trainer.default_root_dir` to another folder"
-    with locked(root / LOCK, what=f"the run folder {root}", advice=advice):
-        remove_leftovers(root / FOLDER)
-        try:
+    try:
+        with locked(root / LOCK, what=f"the run folder {root}", advice=advice):
+            remove_leftovers(root / FOLDER)
+            remove_unfinished([*root.glob(".*.tmp"), *root.glob("*/.*.tmp")])
             yield
-        except NonFiniteError as error:
-            good = newest_finite(root / FOLDER)
-            error.args = (f"{error}. The newest finite checkpoint is {describe(good) if good else 'none'}",)
-            raise
+    except NonFiniteError as error:
+        good = newest_finite(root / FOLDER)
+        error.args = (f"{error}. The newest finite checkpoint is {describe(good) if good else 'none'}",)
+        raise
+    finally:
+        for folder in made:  # a run that is refused leaves nothing
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def local_folder(root: str | Path | None) -> Path:

@@ -26,6 +26,7 @@ from smollit.training.checkpoints.settings import (
 from smollit.training.steps import (
     Begun,
     at_step_end,
+    num_steps,
     positioned_data,
     refuse_fewer_steps,
     set_counters,
@@ -79,6 +80,10 @@ class RunState(Callback):
         if batches is not None and batches.epochs_differ:
             # Lightning assumes that all epochs are as long as the first loader.
             trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        if stage == "fit" and trainer.ckpt_path is None and isinstance(pl_module, FineTuningModule):
+            steps = num_steps(trainer, self.begun)
+            if steps is not None:  # a warm-up that is too long is refused before models are loaded and files written
+                pl_module.rates.set_steps(steps)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.optimizers = configured(trainer)

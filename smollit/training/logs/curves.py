@@ -1,5 +1,6 @@
 """Curves: each step once in the files of the loggers, over stops, kills and resumes."""
 
+import io
 import logging
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from smollit.modules import FineTuningModule
 from smollit.modules.stage_metrics import StageMetricsModule
+from smollit.paths import write_whole
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.loggers import note_versions
 from smollit.training.logs.table import read_table, use_table
@@ -60,6 +62,13 @@ class Curves(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.set_aside:
             self.set_aside, trainer.loggers = [], self.set_aside
+        self.leave_no_empty_files(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.leave_no_empty_files(trainer)
+
+    def leave_no_empty_files(self, trainer: Trainer) -> None:
+        """Remove the event files of this process that hold no point."""
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
@@ -121,12 +130,11 @@ def forget_events(path: Path, step: int, *, validation_too: bool = False) -> Non
     if not any(map(is_point, kept)):
         path.unlink()
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        writer = RecordWriter(file)
-        for event in kept:
-            writer.write(event.SerializeToString())
-    os.replace(temporary, path)
+    written = io.BytesIO()
+    writer = RecordWriter(written)
+    for event in kept:
+        writer.write(event.SerializeToString())
+    write_whole(path, written.getvalue())
 
 
 def remove_empty(folder: Path) -> None:

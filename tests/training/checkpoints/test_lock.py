@@ -42,7 +42,7 @@ def test_a_second_run_is_refused_and_changes_nothing(fit: Any, tmp_path: Path, n
         assert isinstance(error, ValueError) and "2026-01-02 03:04:05" in str(error) and str(path) in str(error)
         assert str(holder.get("pid", "elsewhere")) in str(error) and "`trainer.default_root_dir`" in str(error)
         assert path.read_text() == before
-        assert {file.name for file in tmp_path.rglob("*")} == {"run.lock", "checkpoints"}
+        assert {file.name for file in tmp_path.rglob("*")} == {"run.lock"}
 
 
 # case: B8
@@ -85,3 +85,16 @@ def test_home_is_expanded_and_a_url_is_refused(fit: Any, tmp_path: Path, monkeyp
     with pytest.raises(ValueError, match="must be local"):
         raise fit("memory://bucket/run", max_steps=1).error  # type: ignore[arg-type]
     assert SmollitTrainer("~/run", accelerator="cpu", logger=False).default_root_dir == str(tmp_path / "run")
+
+
+def test_files_that_a_killed_process_was_writing_are_removed(
+    fit: Any, tmp_path: Path, neighbour: psutil.Process
+) -> None:
+    """Process 4194305 can't exist on Linux. Those of a live process and of another machine stay."""
+    host = socket.gethostname()
+    writers = (f"{host}-4194305", f"{host}-{neighbour.pid}", "elsewhere-4194305")
+    gone, *others = [tmp_path / f".metrics.csv.{writer}.tmp" for writer in writers]
+    for path in (gone, *others):
+        path.touch()
+    assert fit(tmp_path, max_steps=1).error is None
+    assert not gone.exists() and all(path.exists() for path in others)
