@@ -3,14 +3,12 @@
 import json
 import logging
 import random
-import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +21,9 @@ from smollit.commands.drill.compare import (
     left_behind,
     repeated_points,
 )
-from smollit.commands.drill.process import MOMENTS, Drilled, Ended, run
+from smollit.commands.drill.config import empty_folder, write_config
+from smollit.commands.drill.faults import Faults
+from smollit.commands.drill.process import MOMENTS, Drilled, Ended, finish, run
 from smollit.commands.drill.promises import (
     AGAIN,
     CLEAN,
@@ -38,7 +38,6 @@ from smollit.commands.drill.promises import (
 )
 
 log = logging.getLogger(__name__)
-MARKER = ".drill"  # in the folder of a drill, which the next one empties
 KILLS_PER_RUN = 5
 SIGNALS_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -54,6 +53,8 @@ class DrillCommand(Command):
         kills: Number of kills, with SIGKILL, SIGTERM and Ctrl-C, about five in each run.
         steps: Optimizer steps of each run.
         seed: Seed of the moments and signals.
+        faults: Also run with a full disk, a read-only run folder, a truncated checkpoint, and, on CPUs, with two
+            processes of which one is killed.
         json: Write the table into this file.
         ckpt_path: Not used; accepted so that one config serves all commands.
     """
@@ -61,6 +62,7 @@ class DrillCommand(Command):
     kills: int = 25
     steps: int = 12
     seed: int = 0
+    faults: bool = False
     json: Path | None = None
     ckpt_path: str | None = None
 
@@ -75,50 +77,14 @@ class DrillCommand(Command):
         folder = empty_folder(run.folder / "drill")
         drill = Drill(folder, write_config(folder, run.fit_settings(), self.steps))
         found = drill.all(self.kills)
+        if self.faults:
+            found += Faults(drill.drilled, folder, drill.whole, drill.spread).all()
         show(found, drill.ended, folder)
         if self.json is not None:
             rows = [asdict(promise) | {"kept": promise.kept} for promise in found]
             self.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         if any(promise.broken for promise in found):
             raise SystemExit(1)
-
-
-def empty_folder(folder: Path) -> Path:
-    """The folder of a drill, without what an earlier drill left there.
-
-    Raises:
-        ValueError: If it holds something else.
-    """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
-        raise ValueError(f"{folder} holds files that no drill wrote: set `trainer.default_root_dir` to another folder")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / MARKER).touch()
-    return folder
-
-
-def write_config(folder: Path, settings: str, steps: int) -> Drilled:
-    """The settings of the user's run, with few steps and many saves and validations."""
-    config = yaml.safe_load(settings)
-    config["trainer"] |= {
-        "max_steps": steps,
-        "max_time": None,
-        "log_every_n_steps": 1,
-        "checkpoint_every_n_steps": 2,
-        "val_every_n_steps": 3,
-        "val_check_interval": None,
-        "enable_checkpointing": None,
-        "limit_val_batches": 4,
-        "enable_progress_bar": False,
-        "logger": None,
-        "fast_dev_run": False,
-    }
-    model = config["model"]["init_args"]
-    if (model.get("num_warmup_steps") or 0) >= steps:  # refused: the warm-up would be the whole run
-        model["num_warmup_steps"] = steps // 4
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return Drilled(path, val_every_n_steps=3)
 
 
 class Drill:
@@ -140,7 +106,7 @@ class Drill:
     def all(self, kills: int) -> list[Promise]:
         """The unbroken run, then runs with `kills` kills in all."""
         log.info("drill: an unbroken run in %s", self.whole)
-        first = self.finish(self.whole)
+        first = finish(self.drilled, self.whole)
         self.drilled = replace(self.drilled, seconds=first.seconds, start_up=first.start_up or first.seconds)
         exact = self.repeat() if torch.cuda.is_available() else "to the bit"
         self.promises = promises(exact)
@@ -153,26 +119,13 @@ class Drill:
     def repeat(self) -> str:
         """A second unbroken run: on a GPU, sums may be in another order each time."""
         again = self.folder / "unbroken-again"
-        self.finish(again)
+        finish(self.drilled, again)
         _, self.spread = different_weights(again, self.whole)
         step = first_different_step(again, self.whole)
         if not self.spread:
             return "to the bit"
         since = f", which differ from step {step[0]} on" if step else ""
         return f"within {self.spread:.1e}, as two unbroken runs are{since}"
-
-    def finish(self, folder: Path) -> Ended:
-        """Start the run and let it end.
-
-        Raises:
-            ValueError: If it fails.
-        """
-        output = folder.with_suffix(".log")
-        ended = run(self.drilled, folder, output)
-        if ended.code != 0:
-            last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            raise ValueError(f"the run in {folder} ended with code {ended.code}: {' '.join(last)} (all in {output})")
-        return ended
 
     def broken_run(self, folder: Path, kills: int) -> int:
         """One run with so many kills; the number of those that came before it ended."""
@@ -185,7 +138,7 @@ class Drill:
             self.ended.append(ended)
             log.info("drill: %s, %s %s: exit code %s", folder.name, number.name, moment, ended.code)
             self.check_kill(folder, ended)
-        self.finish(folder)
+        finish(self.drilled, folder)
         self.check_end(folder)
         return max(done, 1)
 
@@ -223,7 +176,7 @@ class Drill:
             files = [content(each / "export").get("model.safetensors") for each in (folder, self.whole)]
             self.promises[EXPORT].hold(None if files[0] == files[1] else f"{folder.name}: another model.safetensors")
         before = content(folder)
-        self.finish(folder)
+        finish(self.drilled, folder)
         changed = sorted(name for name, _ in before.items() ^ content(folder).items())
         self.promises[AGAIN].hold(f"{folder.name}: {changed[:3]}" if changed else None)
         left = left_behind(folder)

@@ -27,12 +27,16 @@ class Drilled:
         val_every_n_steps: Optimizer steps between validations.
         seconds: Duration of the unbroken run.
         start_up: Seconds of it until the first metrics.
+        words: More settings of the command line.
+        prefix: A command that starts the run, with a fault.
     """
 
     config: Path
     val_every_n_steps: int
     seconds: float = 60.0
     start_up: float = 10.0
+    words: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,10 @@ class Ended:
 def start(drilled: Drilled, folder: Path, log: Path) -> subprocess.Popen[bytes]:
     """Start the run, or start it again, by the same command."""
     words = ["fit", "--config", str(drilled.config), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+    command = [*drilled.prefix, sys.executable, "-m", "smollit", *words, *drilled.words]
     with log.open("ab") as output:
         # Its own session: the signals of this terminal are not for it, and all its processes can be killed together.
-        return subprocess.Popen(
-            [sys.executable, "-m", "smollit", *words], stdout=output, stderr=output, start_new_session=True
-        )
+        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
 
 
 def run(drilled: Drilled, folder: Path, log: Path, moment: str = "", number: signal.Signals = signal.SIGKILL) -> Ended:
@@ -87,6 +90,20 @@ def run(drilled: Drilled, folder: Path, log: Path, moment: str = "", number: sig
             send(process, number)
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     return Ended(moment, sent, code, time.monotonic() - began, start_up)
+
+
+def finish(drilled: Drilled, folder: Path) -> Ended:
+    """Start the run and let it end.
+
+    Raises:
+        ValueError: If it fails.
+    """
+    output = folder.with_suffix(".log")
+    ended = run(drilled, folder, output)
+    if ended.code != 0:
+        last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise ValueError(f"the run in {folder} ended with code {ended.code}: {' '.join(last)} (all in {output})")
+    return ended
 
 
 def send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from smollit.commands.drill.command import MARKER, empty_folder
 from smollit.commands.drill.compare import (
     content,
     damaged_checkpoints,
@@ -15,18 +14,21 @@ from smollit.commands.drill.compare import (
     first_different_step,
     left_behind,
 )
+from smollit.commands.drill.config import MARKER, empty_folder
 from smollit.main import main
 
 
 # promise: resume
 @pytest.mark.slow
 def test_the_short_form_on_the_demo(tmp_path: Path) -> None:
-    """3 kills at random moments: every promise that was tried is kept."""
+    """3 kills at random moments, then three faults of the file system and two lost ranks: every promise that was tried
+    is kept."""
     words = ["drill", "--config", "configs/demo/sft.yaml", "--trainer.default_root_dir", str(tmp_path)]
-    main([*words, "--kills", "3", "--steps", "6", "--json", str(tmp_path / "drill.json")])
+    main([*words, "--kills", "3", "--steps", "6", "--faults", "true", "--json", str(tmp_path / "drill.json")])
     found = json.loads((tmp_path / "drill.json").read_text())
     assert all(promise["kept"] == promise["tried"] for promise in found)
     assert found[0]["tried"] >= 1 and found[4]["tried"] == 3
+    assert [promise["tried"] for promise in found[-4:]] == [1, 1, 1, 1 + 1]
 
 
 def test_only_the_folder_of_an_earlier_drill_is_emptied(tmp_path: Path) -> None:
