@@ -110,9 +110,8 @@ def learned(curves: Curves) -> Iterator[Finding]:
     elif last > first * 1.01:
         yield Finding("learned", False, f"the loss rose: {numbers}", "lower `model.learning_rate`")
     else:
-        yield Finding(
-            "learned", False, f"the loss has not moved: {numbers}", "raise `model.learning_rate`, or train longer"
-        )
+        advice = "raise `model.learning_rate`, or train longer"
+        yield Finding("learned", False, f"the loss has not moved: {numbers}", advice)
 
 
 def at_ln_2(curves: Curves) -> Iterator[Finding]:
@@ -162,9 +161,8 @@ def overfitting(curves: Curves) -> Iterator[Finding]:
         text = (
             f"overfitting: `val/loss` was best at step {best}, {val[best]:.4f}, and is {val[last]:.4f} at step {last}"
         )
-        yield Finding(
-            "overfitting", False, text, "use `--ckpt_path best` with `trainer.keep_best: val/loss`, or fewer epochs"
-        )
+        advice = "use `--ckpt_path best` with `trainer.keep_best: val/loss`, or fewer epochs"
+        yield Finding("overfitting", False, text, advice)
 
 
 def over_optimized(curves: Curves) -> Iterator[Finding]:

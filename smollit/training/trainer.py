@@ -162,7 +162,7 @@ class SmollitTrainer(SavingTrainer):
         with quiet(), ctrl_c_exits():
             yield
 
-    # ---- Trainer's methods
+    # ---- Trainer's methods, with its signatures
 
     def fit(
         self,
