@@ -193,15 +193,12 @@ def chosen_falls(curves: Curves) -> Iterator[Finding]:
 
 
 def length_bias(curves: Curves) -> Iterator[Finding]:
-    """The policy is right where the chosen response is the longer one, and wrong where it is the shorter one:
-    https://arxiv.org/abs/2403.19159."""
+    """The policy prefers the longer response, whichever is chosen: https://arxiv.org/abs/2403.19159."""
     longer = curves.points("val/rewards/accuracies_chosen_longer")
     shorter = curves.points("val/rewards/accuracies_chosen_shorter")
     steps = longer.keys() & shorter.keys()
-    if not steps or not curves.num_val:
-        return
-    high, low = longer[max(steps)], shorter[max(steps)]
-    if high - low > max(LENGTH_BIAS, 2 * math.sqrt(1 / curves.num_val)) and low < 0.5:
+    high, low = (points[max(steps)] if steps else 0.5 for points in (longer, shorter))
+    if high - low > max(LENGTH_BIAS, 2 * math.sqrt(1 / (curves.num_val or 1))) and low < 0.5:
         text = (
             f"length bias: the accuracy is {high:.3f} where the chosen response is the longer one, and {low:.3f} where"
             " it is the shorter one"
@@ -212,8 +209,8 @@ def length_bias(curves: Curves) -> Iterator[Finding]:
 def truncated(curves: Curves) -> Iterator[Finding]:
     """Many rows end before their last token: the model learns not to end its responses."""
     if curves.truncated is not None and curves.truncated > TRUNCATED:
-        text = f"{curves.truncated:.1%} of the training rows are truncated"
-        yield Finding("truncated", None, text, "raise `data.max_length`, or set `data.truncate: drop`")
+        advice = "raise `data.max_length`, or set `data.truncate: drop`"
+        yield Finding("truncated", None, f"{curves.truncated:.1%} of the training rows are truncated", advice)
 
 
 def certain(curves: Curves) -> Iterator[Finding]:

@@ -8,7 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from torch import Tensor
 
 from smollit.data import ChatDataModule
 from smollit.functional.rows import RowValues
@@ -141,24 +144,23 @@ def columns(entries: list[Entry]) -> dict[str, Any]:
     """The entries of one rank as arrays; empty without entries."""
     if not entries:
         return {}
-    sizes = [entry.values.rows.numel() for entry in entries]
-    found: dict[str, Any] = {
+    values = [entry.values for entry in entries]
+    sizes = [each.rows.numel() for each in values]
+    margins = [each.margins for each in values if each.margins is not None]
+    return {
         "split": np.repeat([entry.split for entry in entries], sizes).tolist(),
         "epoch": np.repeat([entry.epoch for entry in entries], sizes),
         "step": np.repeat([entry.step for entry in entries], sizes),
+        "row": torch.cat([each.rows for each in values]).cpu().numpy(),
+        "loss": as_floats([each.losses for each in values]),
+        "weight": as_floats([each.weights for each in values]),
+        "margin": as_floats(margins) if margins else np.full(sum(sizes), np.nan, np.float32),
     }
-    for name, values in (
-        ("row", [entry.values.rows for entry in entries]),
-        ("loss", [entry.values.losses for entry in entries]),
-        ("weight", [entry.values.weights for entry in entries]),
-    ):
-        found[name] = np.concatenate([part.cpu().numpy() for part in values])
-    margins = [entry.values.margins for entry in entries]
-    found["margin"] = (
-        np.full(len(found["row"]), np.nan, np.float32)
-        if any(part is None for part in margins)
-        else np.concatenate([part.cpu().numpy() for part in margins if part is not None])
-    )
+
+
+def as_floats(parts: list[Tensor]) -> NDArray[np.float32]:
+    """The values of all parts, in one copy from the device."""
+    found: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
     return found
 
 
