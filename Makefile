@@ -23,6 +23,8 @@ demo: $(VENV)/ready
 	@echo
 	@$(BIN)/python -m smollit.commands.summarize_runs runs/demo/sft runs/demo/dpo
 	@echo "Look at the runs:  $(BIN)/tensorboard --logdir runs"
+	@echo "What they say:     $(BIN)/python -m smollit report runs/demo/sft runs/demo/dpo"
+	@echo "Talk to both:      $(BIN)/python -m smollit chat runs/demo/sft/export runs/demo/dpo/export"
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest $(PYTEST)

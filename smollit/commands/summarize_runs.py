@@ -39,7 +39,7 @@ def changes(run: Path) -> list[Change]:
     ]
 
 
-def sample_responses(run: Path, most: int = 3) -> list[tuple[str, str, str]]:
+def sample_responses(run: Path, most: int = 5) -> list[tuple[str, str, str]]:
     """(prompt, response before, response after) of the run's sample prompts."""
     file = run / "samples.jsonl"
     if not file.is_file():

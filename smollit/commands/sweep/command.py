@@ -97,7 +97,10 @@ class SweepCommand(Command):
         write_whole(folder / RESULTS, json.dumps(summary, indent=2) + "\n")
         if ended:
             write_report([read_run(str(folder / each.name)) for each in ended], folder)
-        print(json.dumps(summary)) if self.json else show(results, best, metric, folder)
+        if self.json:
+            print(json.dumps(summary))
+        else:
+            show(results, best, metric, folder)
         if best is None:
             raise SystemExit(FAILED)
 

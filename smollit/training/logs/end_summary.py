@@ -70,6 +70,7 @@ def places(trainer: Trainer) -> dict[str, str]:
         found["export"] = f"{folder / 'export'}, for transformers and for the next run"
     config = folder / "config.yaml"
     if config.is_file():
-        command = "predict" if "export" in found else "export"
-        found["next"] = f"python -m smollit {command} --config {config} --ckpt_path last"
+        found["report"] = f"python -m smollit report {folder}"
+        to_export = f"python -m smollit export --config {config} --ckpt_path last"
+        found["next"] = f"python -m smollit chat {folder / 'export'}" if "export" in found else to_export
     return found
