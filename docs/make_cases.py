@@ -221,6 +221,7 @@ PROMISES = {
     "lightning": "SmollitTrainer does what Lightning's Trainer does, with any LightningModule",
     "own-parts": "A loss, format, data module, callback or module of your own is named in the config",
     "demo-learns": "`make demo` trains a model that learns",
+    "demo-manners": "DPO's demo changes manners that one can read, for prompts that were not trained",
 }
 
 CASES_HEAD = """# Public bug reports, and the tests that hold them

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from smollit.commands.summarize_runs import changes, describe
 
 ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "smollit" / "data" / "samples"
 GOLDEN = Path(__file__).parent / "golden.json"
 FIXED = {
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -103,6 +105,35 @@ def test_the_demo_learns(demo: tuple[Path, dict[str, Any]]) -> None:
     first = json.loads((folder / "dpo" / "samples.jsonl").read_text().splitlines()[0])
     assert first["step"] == 0
     assert first["policy"] == first["reference"]
+
+
+def sentences(text: str) -> set[str]:
+    return {sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence}
+
+
+# promise: demo-manners
+def test_the_demo_changes_manners(demo: tuple[Path, dict[str, Any]]) -> None:
+    """Prompts that no step trained: before DPO, most responses have a sentence of a rejected response, or shout; after
+    it, most of those have none."""
+    splits = {
+        split: [json.loads(line) for line in (SAMPLES / f"{split}.jsonl").read_text().splitlines()]
+        for split in ("ultrachat/train_sft", "ultrafeedback/train_prefs", "ultrafeedback/test_prefs")
+    }
+    pairs = splits["ultrafeedback/train_prefs"] + splits["ultrafeedback/test_prefs"]
+    rejected = {sentence for row in pairs for sentence in sentences(row["rejected"][-1]["content"])}
+    rejected -= {sentence for row in pairs for sentence in sentences(row["chosen"][-1]["content"])}
+    samples = [json.loads(line) for line in (demo[0] / "dpo/samples.jsonl").read_text().splitlines()]
+    trained = {row["prompt"] for name in ("ultrachat/train_sft", "ultrafeedback/train_prefs") for row in splits[name]}
+    prompts = {sample["prompt"] for sample in samples}
+    assert len(prompts) >= 5 and not prompts & trained
+    last = max(sample["step"] for sample in samples)
+    is_bad = {
+        (sample["prompt"], sample["step"]): bool(sentences(sample["policy"]) & rejected) or "!!!" in sample["policy"]
+        for sample in samples
+    }
+    before = [prompt for prompt in prompts if is_bad[prompt, 0]]
+    assert len(before) > len(prompts) / 2
+    assert sum(not is_bad[prompt, last] for prompt in before) > len(before) / 2
 
 
 if __name__ == "__main__":
