@@ -17,8 +17,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 WORDS = [
-    "--trainer.strategy=ray.train.lightning.RayDDPStrategy",
-    "--trainer.plugins=ray.train.lightning.RayLightningEnvironment",
+    '--trainer.strategy={"class_path": "ray.train.lightning.RayDDPStrategy"}',
+    '--trainer.plugins=[{"class_path": "ray.train.lightning.RayLightningEnvironment"}]',
 ]
 
 

@@ -12,6 +12,7 @@ from smollit.batch import Batch
 from smollit.data import ChatDataModule
 from smollit.modules import DPOModule, FineTuningModule
 from smollit.training.checkpoints.ranks import get_random_state, set_random_state
+from smollit.training.checkpoints.state import RunState
 from smollit.training.memory import free_bytes, held_bytes, is_out_of_memory, is_sharded, peak_bytes
 from smollit.training.steps import data_module
 
@@ -47,13 +48,20 @@ class Meter:
 
 
 class BatchTokens(Callback):
-    """Finds `data.max_batch_tokens: auto` at the start of a new run; a resumed one has it from its checkpoint."""
+    """Finds `data.max_batch_tokens: auto` at the start of a new run; a resumed one has it from its checkpoint.
+
+    Args:
+        run_state: Knows whether the run resumes; Lightning's trainer does not know it yet when callbacks are set up.
+    """
+
+    def __init__(self, run_state: RunState) -> None:
+        self.run_state = run_state
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = data_module(trainer)
         if stage != "fit" or not isinstance(data, ChatDataModule) or not isinstance(pl_module, FineTuningModule):
             return
-        if data.lacks_batch_tokens and not trainer.ckpt_path:
+        if data.lacks_batch_tokens and not self.run_state.resumes:
             check_device(trainer)
             number = find_batch_tokens(trainer, pl_module, data)
             log.info("`data.max_batch_tokens`: auto is %s positions here", f"{number:,}")

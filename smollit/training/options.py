@@ -149,7 +149,7 @@ def with_built_in(
     ]
     if not any(isinstance(callback, ReferenceScores) for callback in kept):
         first.append(ReferenceScores())
-    first.append(BatchTokens())
+    first.append(BatchTokens(run_state))
     if any(isinstance(callback, AnyProgressBar) for callback in replaced) and (needs_bar or is_interactive()):
         first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
     first.append(ProgressLines())

@@ -189,6 +189,7 @@ class SmollitTrainer(SavingTrainer):
             return super().fit(model, *data, ckpt_path, weights_only)
         with run_folder(self, saves=self._saves):
             path = resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
+            self.run_state.resumes = path is not None
             if isinstance(self.accelerator, CPUAccelerator):
                 keep_freed_memory()
             with quiet(), ctrl_c_exits(), self._resumes_only_from(path):

@@ -52,6 +52,7 @@ class RunState(Callback):
         self.config: State = {"trainer": plain_settings(settings)}  # the command line adds those of model and data
         self.content: Content = {}  # hashes of rows, tokenizer and template
         self.force = force
+        self.resumes = False  # whether this start begins with a checkpoint
         self.lineage = Lineage()  # of this start of the run
         self.ended: str | None = None  # why a callback ended the run that is resumed
         self.has_news = False  # a step, or a validation that was due, since this start of the run
