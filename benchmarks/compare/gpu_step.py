@@ -28,7 +28,7 @@ from smollit.training import SmollitTrainer
 DRY = bool(os.environ.get("SMOLLIT_GPU_DRY"))
 DEVICE = "cpu" if DRY else "cuda"
 PACKAGE = Path(sys.modules["smollit"].__file__ or "").parent
-MAX_LENGTH = {"sft": 2048, "dpo": 1024}  # as in configs/
+MAX_LENGTH = {"sft": 512, "dpo": 512} if DRY else {"sft": 2048, "dpo": 1024}  # as in configs/
 WARMUP = 1 if DRY else 3
 MOST_ROWS = 1024
 
