@@ -53,6 +53,14 @@ def test_the_pages_that_scripts_write_are_up_to_date() -> None:
         assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, f"{page}: run docs/make_*.py"
 
 
+def test_the_tests_that_the_table_of_trl_names_are_there() -> None:
+    """Each row of docs/from_trl.md names a test of its file."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "from_trl.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
 # promise: every-command
 @pytest.mark.parametrize(("page", "module", "words"), commands())
 def test_a_command_in_the_docs_is_one(

@@ -100,9 +100,12 @@ def test_a_peft_model_is_merged_and_trains_an_adapter_of_its_kind(tiny_model: Pa
 
 
 def test_what_can_not_be_meant_is_refused(tiny_model: Path) -> None:
-    """Frozen layers, another adapter than LoRA, no model at all, no weights to export."""
-    partly = tiny(tiny_model)
+    """Frozen layers, another adapter than LoRA, no model at all, no weights to export. A reference, and a model below
+    an adapter, may be frozen."""
+    partly: Any = tiny(tiny_model)
     partly.get_input_embeddings().requires_grad_(False)
+    module = DPOModule(partly, adapter=LoRA(r=2), reference_name=partly)
+    assert module.scorer.name == module.model_name and module.scorer.mode == "adapter"
     special = get_peft_model(tiny(tiny_model), LoraConfig(r=2, bias="all"))
     for wrong, words in [
         (partly, "has frozen weights"),

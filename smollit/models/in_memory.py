@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 InMemory: TypeAlias = Union[str, Path, PreTrainedModel, "PeftModel"]
 
 
-def on_disk(model: InMemory) -> str:
+def on_disk(model: InMemory, *, may_be_frozen: bool) -> str:
     """What `model_name` means: a name as it is, and a model in memory as the folder of a copy in the cache.
 
     The folder depends on the weights alone: a run resumes on it, and checkpoints and exports say where they come from.
+
+    Args:
+        model: A name, a folder, or a model of transformers or peft.
+        may_be_frozen: Whether its weights need not be trainable: those of a reference, or below an adapter.
 
     Raises:
         ValueError: If it is neither a name nor a model, or a model of which only a part is to be trained.
@@ -41,7 +45,7 @@ def on_disk(model: InMemory) -> str:
         )
     if tuners(whole):
         raise ValueError("a model with an adapter inside is given as a peft.PeftModel: use peft.get_peft_model")
-    if whole is model and not all(weight.requires_grad for weight in whole.parameters()):
+    if whole is model and not may_be_frozen and not all(weight.requires_grad for weight in whole.parameters()):
         raise ValueError(
             "the model in memory has frozen weights, and smollit trains all of them or an adapter: set `model.adapter`,"
             " or call `model.requires_grad_(True)`"

@@ -64,7 +64,7 @@ class DPOModule(FineTuningModule):
                 f"`model.loss` is {type(self.loss).__name__}, which reads the reference's log-probability of each"
                 " token, and `model.reference: precomputed` stores those of whole responses: set it to `frozen`"
             )
-        reference_name = reference_name and os.path.expanduser(on_disk(reference_name))
+        reference_name = reference_name and os.path.expanduser(on_disk(reference_name, may_be_frozen=True))
         self.save_hyperparameters({"reference_name": reference_name})
         self.scorer = ReferenceScorer(reference_name or self.model_name, self._scorer_mode(reference_name, reference))
 

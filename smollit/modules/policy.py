@@ -74,7 +74,7 @@ class PolicyModule(StageMetricsModule):
         self.save_hyperparameters(ignore=["model_name", "reference_name", "optimizer", "loss", "schedule", "adapter"])
         # From Python also a model in memory; the annotation is what a config can say.
         self.adapter: Adapter | None = ADAPTERS.make(adapter) or adapter_of(model_name)
-        model_name = on_disk(model_name)
+        model_name = on_disk(model_name, may_be_frozen=self.adapter is not None)
         self.save_hyperparameters({"model_name": model_name})
         if self.adapter is not None:
             self.save_hyperparameters({"adapter": ADAPTERS.as_settings(self.adapter)})

@@ -1,13 +1,17 @@
 """`import`: configs of other tools give the settings that they mean, and configs that smollit's parser takes."""
 
 import json
+import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from smollit.main import main
+from tests.conftest import ROOT, SAMPLES
 
 TRL = """
 model_name_or_path: Qwen/Qwen2-0.5B-Instruct
@@ -117,6 +121,57 @@ def test_what_has_no_counterpart_is_said(tmp_path: Path, capsys: pytest.CaptureF
     main(["import", str(source)])
     said = capsys.readouterr().out
     assert "eval_steps: 0.1  ->  an interval as a fraction of the run has no counterpart" in said
+    source.with_suffix(".yml").write_text(AXOLOTL.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true"))
+    main(["import", str(source.with_suffix(".yml")), "--output", str(tmp_path / "c.yaml")])
+    assert "load_in_4bit: True  ->  there is no quantised base model (QLoRA)" in capsys.readouterr().out
     (tmp_path / "b.yaml").write_text("colour: red")
     with pytest.raises(SystemExit, match="expected the settings of axolotl, LLaMA-Factory, TRL or a TrainingArguments"):
         main(["import", str(tmp_path / "b.yaml")])
+
+
+# promise: import
+@pytest.mark.parametrize(
+    ("kind", "own", "agrees"),
+    [
+        ("sft", {"assistant_only_loss": True}, True),
+        ("sft", {"packing": False}, False),
+        ("dpo", {"beta": 0.2}, True),
+    ],
+)
+def test_rows_are_scored_by_both(
+    kind: str,
+    own: dict[str, Any],
+    agrees: bool,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """4 sample rows, before any step: what a config of TRL computes is what its import computes, with a template that
+    TRL can mask. A loss on all tokens, TRL's default for chats, is another number, and said to be."""
+    pytest.importorskip("trl")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = import_module("compare.chatml").TRL_CHATML
+    tokenizer.save_pretrained(model)
+    samples, columns = ("ultrachat/train_sft", ["messages"]) if kind == "sft" else ("ultrafeedback/train_prefs", [])
+    rows = [json.loads(line) for line in (SAMPLES / f"{samples}.jsonl").read_text().splitlines()[:4]]
+    kept = [{name: row[name] for name in columns or ("chosen", "rejected")} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    settings = {"model_name_or_path": str(model), "dataset_name": str(tmp_path / "rows.jsonl"), "max_length": 256}
+    (tmp_path / "trl.yaml").write_text(yaml.safe_dump(settings | own | {"per_device_train_batch_size": 2}))
+    main(["import", str(tmp_path / "trl.yaml"), "--check", "4", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["check"]
+    assert [each["name"] for each in found[:2]] == ["loss_tokens", "loss"]
+    assert all(each["agrees"] for each in found) == agrees, found
+
+
+def test_what_can_not_be_checked_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config of axolotl; no TRL."""
+    cases = [("axolotl", AXOLOTL, "compares with TRL, and this is a config of axolotl"), ("trl", TRL, "needs TRL: pip")]
+    for name, text, words in cases:
+        (tmp_path / f"{name}.yaml").write_text(text)
+        monkeypatch.setattr("smollit.commands.imports.check.find_spec", lambda name: None)
+        with pytest.raises(SystemExit, match=words):
+            main(["import", str(tmp_path / f"{name}.yaml"), "--check", "2"])

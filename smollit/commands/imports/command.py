@@ -1,15 +1,20 @@
 """The command `import`: its arguments."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 from rich.console import Console
 
 from smollit.commands.command import FolderCommand
 from smollit.commands.imports.convert import Imported, imported, read_config
+from smollit.commands.imports.tools import TRL
+
+if TYPE_CHECKING:
+    from smollit.commands.imports.check import Checked
 
 
 @dataclass(kw_only=True)
@@ -22,32 +27,50 @@ class ImportCommand(FolderCommand):
     Args:
         output: File to write; null takes the name of the given one, with `.smollit.yaml`.
         json: Print one JSON object instead of lines.
+        check: Score this many rows of the training split by TRL and by smollit, before any step, and print both; 0 does
+            not. Needs a config of TRL, and TRL.
     """
 
     operands: ClassVar[tuple[str, str, str]] = ("+", "FILE", "A YAML or JSON file of the other tool.")
 
     output: str | None = None
     json: bool = False
+    check: int = 0
 
     def run(self) -> None:
         """Convert the file, and print what became of each setting."""
         if len(self.folders) != 1:
             raise ValueError(f"`import` takes one file, got {len(self.folders)}")
         source = Path(self.folders[0]).expanduser()
-        found = imported(read_config(source))
+        given = read_config(source)
+        found = imported(given)
         output = Path(self.output).expanduser() if self.output else source.with_suffix(".smollit.yaml")
         if output.exists():
             raise ValueError(f"{output} exists, and is not overwritten: give another `output`")
         text = f"# Written by `smollit import` from {source.name}, a config of {found.tool}.\n"
         output.write_text(text + yaml.safe_dump(found.config, sort_keys=False), encoding="utf-8")
-        if self.json:
-            print(
-                json.dumps(
-                    {"output": str(output), "tool": found.tool, "lines": [each._asdict() for each in found.lines]}
-                )
-            )
-        else:
+        if not self.json:
             show(found, output)
+        checked = self.checked(given, found) if self.check else []
+        if self.json:
+            lines = [each._asdict() for each in found.lines]
+            scores = [each._asdict() | {"agrees": each.agrees} for each in checked]
+            print(json.dumps({"output": str(output), "tool": found.tool, "lines": lines, "check": scores}))
+        for each in () if self.json else checked:
+            said = "the same" if each.agrees else "differs"
+            print(f"  {each.name:<20} TRL {each.trl:<12.7g} smollit {each.smollit:<12.7g} {said}")
+
+    def checked(self, given: Mapping[str, Any], found: Imported) -> "list[Checked]":
+        """The rows, scored by both.
+
+        Raises:
+            ValueError: If the config is of another tool than TRL, or one of both can't score them.
+        """
+        from smollit.commands.imports.check import check  # imports modules and the trainer
+
+        if found.tool != TRL.name:
+            raise ValueError(f"`check` compares with TRL, and this is a config of {found.tool}; the config is written")
+        return check(given, found.config, self.check)
 
 
 def show(found: Imported, output: Path) -> None:

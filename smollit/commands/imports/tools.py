@@ -59,8 +59,15 @@ ADAPTER: dict[str, Convert | None] = {
     "lora_rank": to("model.adapter.r"),
     "lora_alpha": to("model.adapter.alpha", float),
     "lora_dropout": to("model.adapter.dropout", float),
+    "load_in_4bit": None,
+    "load_in_8bit": None,
+    "quantization_bit": None,
 }
+QUANTISED = "there is no quantised base model (QLoRA): the adapter is trained on the whole one, which needs more memory"
 REASONS = {
+    "load_in_4bit": QUANTISED,
+    "load_in_8bit": QUANTISED,
+    "quantization_bit": QUANTISED,
     "neftune_noise_alpha": "add `callbacks.NEFTune` with its `alpha` to `trainer.callbacks`",
     "push_to_hub": "`python -m smollit export --push_to_hub NAME` does it",
     "report_to": "`trainer.logger`: TensorBoard and metrics.csv by default, or `--trainer.logger WandbLogger`",
