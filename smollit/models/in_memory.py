@@ -53,6 +53,9 @@ def on_disk(model: InMemory, *, may_be_frozen: bool) -> str:
     folder = cache_folder() / "models" / _digest(whole)
     if not folder.is_dir():
         _write(whole, folder)
+    if whole.name_or_path and not (folder / "tokenizer_config.json").is_file():
+        with suppress(OSError, ValueError):  # it may be gone: then `data.tokenizer_name` must say which
+            AutoTokenizer.from_pretrained(whole.name_or_path).save_pretrained(folder)
     return str(folder)
 
 
@@ -112,14 +115,11 @@ def _digest(model: PreTrainedModel) -> str:
 
 
 def _write(model: PreTrainedModel, folder: Path) -> None:
-    """Write the model, and the tokenizer of where it came from; of several processes, the first one wins."""
+    """Write the model; of several processes, the first one wins."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         model.save_pretrained(temporary)
-        if model.name_or_path:
-            with suppress(OSError, ValueError):  # it may be gone: then `data.tokenizer_name` must say which
-                AutoTokenizer.from_pretrained(model.name_or_path).save_pretrained(temporary)
         with suppress(OSError):  # another process was faster, with the same weights
             os.replace(temporary, folder)
     finally:
