@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -90,7 +89,8 @@ def by_trl(given: Mapping[str, Any], rows: list[Any], *, kind: str, folder: str)
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     is_dpo = kind == "DPOModule"
-    config, make = (DPOConfig, DPOTrainer) if is_dpo else (SFTConfig, SFTTrainer)
+    config: type[Any] = DPOConfig if is_dpo else SFTConfig
+    make: type[Any] = DPOTrainer if is_dpo else SFTTrainer
     known = {field.name for field in fields(config)}
     own = {name: value for name, value in given.items() if name in known and not name.startswith(("eval_", "warmup"))}
     trainer: Any = make(
@@ -115,7 +115,7 @@ def by_smollit(config: Mapping[str, Any], rows: list[Any], *, kind: str, folder:
     data = make(in_memory, train_split="train", val_split=None, train_batch_size=len(rows), cache_dir=folder, **options)
     model = {name: config["model"]["init_args"].get(name) for name in ("model_name", "loss", "dropout")}
     given = {name: value for name, value in model.items() if value is not None}
-    build: partial[FineTuningModule] = partial(SFTModule if kind == "SFTModule" else DPOModule, learning_rate=1e-12)
+    module: type[FineTuningModule] = SFTModule if kind == "SFTModule" else DPOModule
     trainer = SmollitTrainer(
         f"{folder}/smollit",
         accelerator="cpu",
@@ -126,6 +126,6 @@ def by_smollit(config: Mapping[str, Any], rows: list[Any], *, kind: str, folder:
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    trainer.fit(build(**given), datamodule=data)
+    trainer.fit(module(**given, learning_rate=1e-12), datamodule=data)
     logged = {name.removeprefix("train/"): value.item() for name, value in trainer.callback_metrics.items()}
     return {**logged, "loss_tokens": float(data.reports["train"].loss_tokens)}
