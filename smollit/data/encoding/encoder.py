@@ -65,7 +65,8 @@ class Encoder:
         with collector_paused():
             decoded = (dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True))
             encoded = self._encode(self._numbered(zip(decoded, indices, strict=True), numbers))
-            examples = [self.columns(row, numbers[position]) for position, row in enumerate(encoded)]
+            blank = self.blank_columns()
+            examples = [blank | self.columns(row, numbers[position]) for position, row in enumerate(encoded)]
             return {name: [example[name] for example in examples] for name in examples[0]}
 
     def encode(self, rows: Iterable[Row]) -> Iterator[EncodedRow | DroppedRow]:
@@ -109,8 +110,8 @@ class Encoder:
             if isinstance(record, Preference):
                 verify_scores(record.score_gap, self.options)
             row = self._segment(record, has_control=num_control > 0)
-            "".join(segment.text for segment in row.segments).encode()  # the tokenizer refuses a lone surrogate
-            return RenderedRow(record, row, num_control, digests(record, row), self._unprinted(row))
+            hashed = digests(record, row)  # fails at a lone surrogate, which the tokenizer refuses
+            return RenderedRow(record, row, num_control, hashed, self._unprinted(row))
         except BadRow as bad:
             return DroppedRow(bad)
         except UnicodeEncodeError as error:
@@ -147,25 +148,38 @@ class Encoder:
         except BadRow as bad:
             return DroppedRow(bad, reached)
 
-    def columns(self, row: EncodedRow | DroppedRow, index: int) -> dict[str, Any]:
-        """Columns of one example; `row` is the number of its row in the split, counted from 0."""
+    def blank_columns(self) -> dict[str, Any]:
+        """Every column of an example, with the values of a row that has nothing."""
         columns: dict[str, Any] = {name: [] for name in TOKEN_COLUMNS[self.options.kind]}
         columns |= {"length": 0, "full_length": 0, "loss_tokens": 0, "truncated": False}
-        columns |= {"control": 0, "row": index, "problem": "", "detail": "", "trailing": False}
+        columns |= {"control": 0, "row": 0, "problem": "", "detail": "", "trailing": False}
         columns |= {"digest": 0, "other_digest": 0, "unprinted": []}
         if self.options.kind == "preference":
             columns |= dict.fromkeys(PAIR_NUMBERS, 0) | {"score_gap": math.nan}
         if named_parts(self.options.train_on):
             columns["response_start"] = 0
+        return columns
+
+    def columns(self, row: EncodedRow | DroppedRow, index: int) -> dict[str, Any]:
+        """The columns that one example has; `index` is the number of its row in the split, counted from 0."""
         if isinstance(row, DroppedRow):
-            return columns | {"full_length": row.full_length, "problem": row.bad.reason, "detail": row.bad.detail}
+            bad = row.bad
+            return {"row": index, "full_length": row.full_length, "problem": bad.reason, "detail": bad.detail}
         tokenized, rendered = row.truncated.tokenized, row.truncated.tokenized.rendered
+        columns = {
+            "row": index,
+            "full_length": tokenized.full_length,
+            "truncated": row.truncated.is_truncated,
+            "control": rendered.num_control,
+            "digest": rendered.digests[0],
+            "other_digest": rendered.digests[1],
+            "trailing": has_turns_after_loss(rendered.record),
+            "unprinted": list(rendered.unprinted),
+            **row.columns,
+        }
         if isinstance(rendered.record, Preference) and rendered.record.score_gap is not None:
             columns["score_gap"] = rendered.record.score_gap
-        columns |= {"full_length": tokenized.full_length, "truncated": row.truncated.is_truncated}
-        columns |= {"control": rendered.num_control, "digest": rendered.digests[0], "other_digest": rendered.digests[1]}
-        columns |= {"trailing": has_turns_after_loss(rendered.record), "unprinted": list(rendered.unprinted)}
-        return columns | row.columns
+        return columns
 
     def _count_control(self, record: Record) -> int:
         """Number of control texts in the messages.

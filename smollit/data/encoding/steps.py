@@ -4,8 +4,8 @@ Each step is frozen and holds the previous one. The first step, parsed, is the r
 """
 
 import hashlib
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Kind, Message, Preference, Record
@@ -20,8 +20,7 @@ TOKEN_COLUMNS: dict[Kind, tuple[str, ...]] = {
 PAIR_NUMBERS = ("prompt_digest", "chosen_digest", "rejected_digest", "chosen_tokens")  # which pairs share what
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedRow:
+class RenderedRow(NamedTuple):
     """A record as text, split into segments.
 
     Args:
@@ -39,8 +38,7 @@ class RenderedRow:
     unprinted: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizedRow:
+class TokenizedRow(NamedTuple):
     """A rendered row with the token ids of each segment.
 
     Args:
@@ -58,8 +56,10 @@ class TokenizedRow:
     @classmethod
     def of(cls, rendered: RenderedRow, ids: list[list[int]]) -> "TokenizedRow":
         """A row that is not truncated yet."""
-        row = cls(rendered, ids, 0)
-        return replace(row, full_length=row.size("shared") + max(row.size("chosen"), row.size("rejected")))
+        sizes: dict[Branch, int] = {"shared": 0, "chosen": 0, "rejected": 0}
+        for segment, tokens in zip(rendered.row.segments, ids, strict=True):
+            sizes[segment.branch] += len(tokens)
+        return cls(rendered, ids, sizes["shared"] + max(sizes["chosen"], sizes["rejected"]))
 
     def size(self, branch: Branch) -> int:
         """Number of tokens of a branch."""
@@ -67,8 +67,7 @@ class TokenizedRow:
         return sum(len(ids) for segment, ids in zip(segments, self.ids, strict=True) if segment.branch == branch)
 
 
-@dataclass(frozen=True, slots=True)
-class TruncatedRow:
+class TruncatedRow(NamedTuple):
     """A tokenized row and the tokens that are kept.
 
     Args:
@@ -95,8 +94,7 @@ class TruncatedRow:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedRow:
+class EncodedRow(NamedTuple):
     """A row that became an example.
 
     Args:
@@ -157,32 +155,26 @@ def encode_chat(row: TruncatedRow, max_length: int) -> EncodedRow:
         BadRow: If no loss token is left.
     """
     ids: list[int] = []
-    spans: list[list[int]] = []
+    spans: list[int] = []
     message = -1  # of the last span: control text in a turn divides it into segments, which are one span
-    positions: list[int] = []
+    response_start: dict[str, int] = {}
     segments = row.tokenized.rendered.row.segments
     for segment, tokens, (start, end) in zip(segments, row.tokenized.ids, row.kept, strict=True):
-        position = len(ids)
-        positions.append(position)
+        if segment.starts_turn:
+            response_start = {"response_start": len(ids)}
+        first = max(len(ids), 1)  # token 0 has no prefix: nothing can predict it
         ids += tokens[start:end]
-        first = max(position, 1)  # token 0 has no prefix: nothing can predict it
         if segment.in_loss and first < len(ids):
-            if segment.message == message and spans[-1][1] == first:
-                spans[-1][1] = len(ids)
+            if segment.message == message and spans[-1] == first:
+                spans[-1] = len(ids)
             else:
-                spans.append([first, len(ids)])
+                spans += (first, len(ids))
             message = segment.message
     if not spans:
         raise BadRow(DropReason.NO_LOSS_TOKENS, _why_no_loss_tokens(row.tokenized, max_length))
-    columns = {
-        "input_ids": ids,
-        "spans": [position for span in spans for position in span],
-        "length": len(ids),
-        "loss_tokens": sum(end - start for start, end in spans),
-    }
-    if starts := [position for position, segment in zip(positions, segments, strict=True) if segment.starts_turn]:
-        columns["response_start"] = starts[-1]
-    return EncodedRow(row, columns)
+    num_loss_tokens = sum(spans[1::2]) - sum(spans[::2])
+    columns = {"input_ids": ids, "spans": spans, "length": len(ids), "loss_tokens": num_loss_tokens}
+    return EncodedRow(row, columns | response_start)
 
 
 def encode_pair(row: TruncatedRow) -> EncodedRow:

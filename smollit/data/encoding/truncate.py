@@ -27,14 +27,15 @@ def truncate_tokens(row: TokenizedRow, truncate: Truncate, max_length: int) -> T
         reason = DropReason.TOO_LONG if truncate == "drop" else DropReason.TOO_LONG_ERROR
         raise BadRow(reason, f"{row.full_length} tokens, and max_length is {max_length}")
     if not isinstance(row.rendered.record, Preference):
-        return TruncatedRow(row, _without_tail(row, _ranges(row, 0, {"shared": max_length})))
+        fits = row.full_length <= max_length
+        kept = [(0, len(ids)) for ids in row.ids] if fits else _ranges(row, 0, {"shared": max_length})
+        return TruncatedRow(row, _without_tail(row, kept))
     shared = row.size("shared")
-    room = prompt_room(row, max_length) if truncate == "left-turns" else shared
-    kept = min(shared, room)
-    if kept >= max_length:
+    prompt = min(shared, prompt_room(row, max_length)) if truncate == "left-turns" else shared
+    if prompt >= max_length:
         raise BadRow(DropReason.PROMPT_TOO_LONG, f"the prompt has {shared} tokens, and max_length is {max_length}")
-    response = max_length - kept
-    return TruncatedRow(row, _ranges(row, shared - kept, {"shared": shared, "chosen": response, "rejected": response}))
+    room = max_length - prompt  # of each response
+    return TruncatedRow(row, _ranges(row, shared - prompt, {"shared": shared, "chosen": room, "rejected": room}))
 
 
 def prompt_room(row: TokenizedRow, max_length: int) -> int:
@@ -149,10 +150,10 @@ class Search:
         row, whole = self.tried[self.high], self.whole
         if isinstance(row, DroppedRow):
             return replace(row, reached=whole)
-        rendered = replace(row.rendered, num_control=whole.rendered.num_control, digests=whole.rendered.digests)
+        rendered = row.rendered._replace(num_control=whole.rendered.num_control, digests=whole.rendered.digests)
         kept = {id(message) for message in _messages(row.rendered.record)}
         lost = tuple(message for message in _messages(whole.rendered.record) if id(message) not in kept)
-        return replace(row, rendered=rendered, full_length=whole.full_length, cut_turns=lost)
+        return row._replace(rendered=rendered, full_length=whole.full_length, cut_turns=lost)
 
 
 def _user_turns(messages: list[Message]) -> tuple[list[Message], list[int]]:
@@ -207,6 +208,7 @@ def _ranges(row: TokenizedRow, skipped: int, room: dict[Branch, int]) -> list[Sp
 def _without_tail(row: TokenizedRow, ranges: list[Span]) -> list[Span]:
     """The ranges up to the last loss token: the text after it changes nothing."""
     segments = row.rendered.row.segments
-    in_loss = [n for n, (start, end) in enumerate(ranges) if segments[n].in_loss and start < end]
-    last = in_loss[-1] if in_loss else -1
-    return [*ranges[: last + 1], *[(0, 0)] * (len(ranges) - last - 1)]
+    for last in reversed(range(len(ranges))):
+        if segments[last].in_loss and ranges[last][0] < ranges[last][1]:
+            return ranges[: last + 1] + [(0, 0)] * (len(ranges) - last - 1)
+    return [(0, 0)] * len(ranges)

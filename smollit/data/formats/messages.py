@@ -14,6 +14,7 @@ from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message, shown
 
 ROLES = ("system", "user", "assistant", "tool")
+PLAIN = {"role", "content"}  # the keys of a message that is no more than a text
 # Names of the roles in ShareGPT and similar formats, in lower case.
 ALIASES = {
     **dict.fromkeys(("human", "user", "prompter"), "user"),
@@ -185,6 +186,8 @@ def parse_message(message: Any, where: str, roles: Roles) -> Message:
     kept = {key: value for key, value in message.items() if value is not None}
     if "from" in kept and "role" not in kept and not roles.sharegpt:
         raise BadRow(DropReason.UNKNOWN_ROLE, f"{where} has no `role` but `from`: `data.format: sharegpt` reads it")
+    if kept.keys() == PLAIN and kept["role"] in ROLES and isinstance(kept["content"], str):
+        return kept  # as most messages are
     role_key, content_key = roles.keys(kept)
     if role_key not in kept:
         have = ", ".join(sorted(map(shown, kept))[:8]) or "none"

@@ -6,6 +6,7 @@ in a known way (turns.py); *last* is the same, of the last turn only. Either way
 marker, and it is verified on every row.
 """
 
+from functools import lru_cache
 from typing import Literal, NamedTuple, NoReturn
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
@@ -52,14 +53,20 @@ def messages_with_loss(messages: list[Message], train_on: TrainOn) -> list[int]:
     Raises:
         BadRow: If there are none.
     """
-    roles = {"assistant"} if train_on == "last" else {train_on} if isinstance(train_on, str) else set(train_on)
-    roles |= {"assistant"} if roles & set(PARTS) else set()
+    roles = roles_with_loss(train_on)
     found = [index for index, message in enumerate(messages) if message["role"] in roles]
     found = found[-1:] if train_on == "last" else found
     wanted = [index for index, message in enumerate(messages) if message.get("train", index in found)]
     if not wanted:
         raise BadRow(DropReason.NO_LOSS_TOKENS, f"no message counts in the loss: `data.train_on` is {train_on!r}")
     return wanted
+
+
+@lru_cache
+def roles_with_loss(train_on: TrainOn) -> frozenset[str]:
+    """The roles that `train_on` names, or whose turns it names parts of."""
+    named = {train_on} if isinstance(train_on, str) else set(train_on)
+    return frozenset(named | {"assistant"} if named & {"last", *PARTS} else named)
 
 
 class LossSpanFinder:

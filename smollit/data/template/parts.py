@@ -1,5 +1,6 @@
 """The parts of assistant turns, where `data.train_on` names some of them: reasoning, content, tool_calls."""
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class TurnPart(NamedTuple):
     starts_turn: bool = False
 
 
+@lru_cache
 def named_parts(train_on: TrainOn) -> frozenset[str]:
     """The parts of assistant turns that `train_on` names; empty if whole turns count."""
     return frozenset(PARTS) & frozenset([train_on] if isinstance(train_on, str) else train_on)

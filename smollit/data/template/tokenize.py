@@ -189,6 +189,8 @@ def join_pair(chosen: SegmentedRow, rejected: SegmentedRow) -> SegmentedRow | No
 def cut_at(text: str, span: Span, control: list[Span], *, in_loss: bool, message: int) -> list[Segment]:
     """The characters of a span as one segment, or as several around control text, which is escaped."""
     segments, (cursor, end) = [], span
+    if not control:
+        return [Segment(text[cursor:end], in_loss, message)] if cursor < end else []
     for start, stop in control:
         if cursor <= start and stop <= end:
             segments.append(Segment(text[cursor:start], in_loss, message))
