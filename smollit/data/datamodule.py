@@ -70,6 +70,8 @@ class ChatDataModule(TokenizedDataModule):
         "seed",
         "dedup",
         "drop_val_rows",
+        "select",
+        "select_share",
     )
 
     def __init__(
@@ -262,6 +264,11 @@ class ChatDataModule(TokenizedDataModule):
         return batches
 
     def _sampler(self) -> BatchSampler:
+        if self.waits_for_selection:
+            raise ValueError(
+                f"`data.select: {self.select}` needs the pass that `model.reference: precomputed` makes: set that, or"
+                " select by a score of the data"
+            )
         documents = self.documents("train")
         order = Order(
             shuffle=self.shuffle,

@@ -5,6 +5,7 @@ import os
 from lightning.pytorch import LightningDataModule
 
 from smollit.data.checks import check_at_least
+from smollit.data.encoding.best import SelectBy, check_select
 from smollit.data.encoding.select import Same
 from smollit.data.formats.messages import OddTurns
 from smollit.data.formats.ranking import PairsOf
@@ -35,6 +36,10 @@ class RowsDataModule(LightningDataModule):
         max_rows: At most this many training rows of each part, drawn at random; when streaming, the first ones.
         dedup: Leave out training rows whose `prompt`, or whole `row`, repeats an earlier one; `off` keeps them.
         drop_val_rows: Leave out training rows whose `prompt`, or whole `row`, stands in validation; `off` keeps them.
+        select: Keep the training rows of each part that are best by a score, of pairs: `score_gap` (score_chosen minus
+            score_rejected), `length_controlled_gap` (the gap that the lengths do not explain), or, with
+            `model.reference: precomputed`, `reference_margin` or `response_perplexity`; `off` keeps all.
+        select_share: Fraction of the rows that `select` keeps, above 0 and at most 1.
         format: Format of the rows: `messages`, `prompt_completion`, `sharegpt`, `alpaca`, `text`, `dialogue` (texts
             with turns that start with `Human:` and `Assistant:`), `thread` (one message a row), `preference`, `ranked`
             (several responses a row) or `unpaired` (one rated response a row); `auto` detects it from the columns.
@@ -65,6 +70,8 @@ class RowsDataModule(LightningDataModule):
         max_rows: int | None = None,
         dedup: Same = "off",
         drop_val_rows: Same = "off",
+        select: SelectBy = "off",
+        select_share: float | None = None,
         format: FormatName = "auto",
         columns: dict[str, str] | None = None,
         extra_roles: list[str] | None = None,
@@ -80,6 +87,7 @@ class RowsDataModule(LightningDataModule):
             raise ValueError(f"`data.max_dropped_share` must be between 0 and 1, got {max_dropped_share}")
         if streaming and (dedup, drop_val_rows) != ("off", "off"):
             raise ValueError("`data.dedup` and `data.drop_val_rows` compare all rows, and `data.streaming` has not all")
+        check_select(select, select_share, streaming=streaming)
         self.splits = Splits(
             dataset=[Part(dataset)] if isinstance(dataset, str) else dataset,
             train=train_split,
@@ -96,6 +104,8 @@ class RowsDataModule(LightningDataModule):
         )
         self.dedup: Same = dedup
         self.drop_val_rows: Same = drop_val_rows
+        self.select: SelectBy = select
+        self.select_share = select_share
         self.extra_roles = extra_roles or []
         self.odd_turns: OddTurns = odd_turns
         self.pairs_of: PairsOf = "best-worst"

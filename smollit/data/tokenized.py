@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from numpy.typing import NDArray
+
 from smollit.batch import NamedModel
 from smollit.data.batching.dataset import Examples
 from smollit.data.checks import check_at_least
+from smollit.data.encoding.best import BY_MODEL, keep_best, keep_best_by_model
 from smollit.data.encoding.options import ControlTextChoice, EncodeOptions
 from smollit.data.encoding.part import EncodedPart, find_part
 from smollit.data.encoding.report import Report
@@ -98,6 +101,8 @@ class TokenizedDataModule(RowsDataModule):
         self.reports: dict[str, Report] = {}  # by split; of several parts, one for each
         self._template: ChatTemplate | None = None
         self._parts: dict[str, EncodedPart] = {}
+        self._used: dict[str, tuple[list[EncodedPart], list[LoadedPart]]] = {}  # by split
+        self._is_selected = False  # by a score of the model
 
     # ---- what modules read
 
@@ -161,12 +166,38 @@ class TokenizedDataModule(RowsDataModule):
         """Load the cached examples that the stage needs, and report on them once."""
         splits = {key: parts for split in STAGES[stage] for key, parts in self._cached_parts(split).items()}
         for key, loaded in self.used({key: parts for key, parts in splits.items() if key not in self.examples}).items():
-            self.reports |= named_reports(key, splits[key], loaded)
-            self.examples[key] = examples_of(loaded)
+            self._use(key, splits[key], loaded)
         if stage == "fit":
             warn_of_shared_rows(self.examples)
-        # Only of a fit: a later `validate` in the same folder must not replace the report of the run.
-        if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
+            # Only of a fit: a later `validate` in the same folder must not replace the report of the run.
+            self._write_reports()
+
+    @property
+    def waits_for_selection(self) -> bool:
+        """Whether `select` is a score of the model, and the training pairs are not selected yet."""
+        return self.select in BY_MODEL and not self._is_selected
+
+    def select_by_model(self, logps: NDArray[Any]) -> NDArray[Any]:
+        """Keep the best share of the training pairs by a score of the model, and return the values of these.
+
+        Args:
+            logps: log p of both responses of every training pair under the reference, [N, 2].
+        """
+        parts, loaded = self._used["train"]
+        left, kept = keep_best_by_model(loaded, logps, self.select, self.select_share)
+        self._use("train", parts, left)
+        self._is_selected = True
+        self._write_reports()
+        return logps[kept]
+
+    def _use(self, key: str, parts: list[EncodedPart], loaded: list[LoadedPart]) -> None:
+        """Take the examples of a split, and their reports."""
+        self._used[key] = (parts, loaded)
+        self.reports |= named_reports(key, parts, loaded)
+        self.examples[key] = examples_of(loaded)
+
+    def _write_reports(self) -> None:
+        if self.trainer is not None and self.trainer.is_global_zero:
             write_reports(self.reports, Path(self.trainer.default_root_dir))
 
     def parts(self, split: str) -> dict[str, list[EncodedPart]]:
@@ -193,6 +224,7 @@ class TokenizedDataModule(RowsDataModule):
             held_out = [part for key, parts in loaded.items() if key.startswith("val") for part in parts]
             loaded["train"] = drop_repeats(loaded["train"], self.dedup)
             loaded["train"] = drop_held_out(loaded["train"], held_out, self.drop_val_rows)
+            loaded["train"] = keep_best(loaded["train"], self.select, self.select_share)
         return loaded
 
     def _cached_parts(self, split: str) -> dict[str, list[EncodedPart]]:

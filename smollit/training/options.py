@@ -134,7 +134,9 @@ def with_built_in(
     replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
     kept = [callback for callback in callbacks if callback not in replaced]
     stop = GracefulStop(folder)
+    scores = [callback for callback in kept if isinstance(callback, ReferenceScores)] or [ReferenceScores()]
     first: list[Callback] = [
+        *scores,  # before all that counts rows: they may be selected by these scores
         RefuseNothingTrained(),
         run_state,
         SaveAtEnd(stop),
@@ -146,14 +148,12 @@ def with_built_in(
         NonFiniteDump(run_state),
         WritePredictions(),
         OutOfMemory(),
+        BatchTokens(run_state),
     ]
-    if not any(isinstance(callback, ReferenceScores) for callback in kept):
-        first.append(ReferenceScores())
-    first.append(BatchTokens(run_state))
     if any(isinstance(callback, AnyProgressBar) for callback in replaced) and (needs_bar or is_interactive()):
         first.append(ProgressBar())  # the same bar whether or not `rich` happens to be installed
     first.append(ProgressLines())
     checkpoints = [callback for callback in kept if isinstance(callback, Checkpoint)]
-    others = [callback for callback in kept if callback not in checkpoints]
+    others = [callback for callback in kept if callback not in (*checkpoints, *scores)]
     # The stop comes last: it ends the run when all other callbacks have seen the batch.
     return [*first, *others, EndSummary(), DueValidation(run_state), stop, *checkpoints]

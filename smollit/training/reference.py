@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from smollit.batch import Batch
 from smollit.data import ChatDataModule
 from smollit.data.batching.collate import unpacked
+from smollit.data.batching.dataset import Examples
 from smollit.data.batching.documents import Documents
 from smollit.models.causal_lm import CausalLM
 from smollit.models.pretrained import weights_fingerprint
@@ -69,15 +70,17 @@ def attach_reference_scores(trainer: Trainer, module: DPOModule) -> None:
     scorer = _Scorer(trainer, module)
     for split in splits:
         if split != "predict":
-            _attach(scorer, scorer.data.documents(split))
+            values = _values(scorer, scorer.data.documents(split))
+            if split == "train" and scorer.data.waits_for_selection:
+                values = scorer.data.select_by_model(values)
+                _write_selected(scorer, values)
+            scorer.data.examples[split].attach_reference_logps(values)
 
 
-def _attach(scorer: "_Scorer", documents: Documents) -> None:
+def _values(scorer: "_Scorer", documents: Documents) -> np.ndarray:
+    """The values of all pairs, [N, 2]; those that are not on disk are computed."""
     examples = documents.examples
-    stores = [
-        Store(scorer.data.cache_dir / f"reference-{scorer.key(tokens)}", size)
-        for tokens, size in examples.parts_sizes()
-    ]
+    stores = scorer.stores(examples)
     for store, first in zip(stores, examples.first_examples.tolist(), strict=True):
         missing = store.missing(scorer.trainer.global_rank, scorer.trainer.world_size)
         if missing:
@@ -87,7 +90,16 @@ def _attach(scorer: "_Scorer", documents: Documents) -> None:
             if done == len(missing) or done % max(len(missing) // 10, 1) == 0:
                 log.info("reference: %s of %s parts of %s pairs scored", f"{done:,}", f"{len(missing):,}", PART)
     scorer.trainer.strategy.barrier("all reference values are on disk")
-    examples.attach_reference_logps(np.concatenate([store.read() for store in stores]))
+    return np.concatenate([store.read() for store in stores])
+
+
+def _write_selected(scorer: "_Scorer", values: np.ndarray) -> None:
+    """Write the values of selected pairs under their own key too, where the next stage finds them."""
+    examples, trainer = scorer.data.examples["train"], scorer.trainer
+    for store, first in zip(scorer.stores(examples), examples.first_examples.tolist(), strict=True):
+        for part in store.missing(trainer.global_rank, trainer.world_size):
+            store.write(part, values[first + part.start : first + part.stop])
+    trainer.strategy.barrier("the selected reference values are on disk")
 
 
 class Store:
@@ -173,6 +185,11 @@ class _Scorer:
             model = self.module.load(self.module.scorer.name).requires_grad_(False).eval()
             self._model = model.to(self.trainer.strategy.root_device)
         return self._model
+
+    def stores(self, examples: Examples) -> list[Store]:
+        """Where the values of the parts of a split are."""
+        folder = self.data.cache_dir
+        return [Store(folder / f"reference-{self.key(tokens)}", size) for tokens, size in examples.parts_sizes()]
 
     def key(self, tokens: str) -> str:
         """Identifies the values of one tokenized data set."""

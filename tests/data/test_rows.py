@@ -56,8 +56,39 @@ def test_max_rows_are_drawn_among_those_of_where_under_their_own_numbers(
 
 
 @pytest.mark.parametrize(
+    ("by", "kept"), [("score_gap", [(0, 1), (1, -1), (1, 1)]), ("length_controlled_gap", [(-1, 1), (0, 1), (1, 1)])]
+)
+def test_the_best_pairs_by_their_scores(
+    by: str, kept: list[tuple[int, int]], write: Callable[..., str], tmp_path: Path
+) -> None:
+    """Pair (d, e) has a gap of 5 + 3d + e, and its chosen response is 2d words longer. Half of the 6 stay: by the gap
+    9 7 6 of 1 3 4 6 7 9; the line over the lengths is 5 + 3d, so what they do not explain is e. A pair without scores
+    is never among the best, and counts as left out."""
+    pairs = [(d, e) for d in (-1, 0, 1) for e in (-1, 1)]
+    rows = [
+        {"prompt": f"{d} {e}", "chosen": "yes" + " so" * (4 + 2 * d), "rejected": "no" + " so" * 4,
+         "score_chosen": 5 + 3 * d + e, "score_rejected": 0}
+        for d, e in pairs
+    ]  # fmt: skip
+    rows.append({"prompt": "none", "chosen": "a", "rejected": "b"})
+    data = ready(tmp_path, write(rows), PreferenceDataModule, select=by, select_share=0.43)
+    assert [pairs[number] for number in data.examples["train"].column("row")] == kept
+    report = data.reports["train"]
+    assert (report.kept, report.left_out) == (3, {f"`data.select: {by}`": 4})
+    everything = ready(tmp_path, write(rows), PreferenceDataModule)
+    assert data.examples["train"].keys != everything.examples["train"].keys  # a resumed run would be refused
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
+        (
+            {"select": "score_gap"},
+            "`data.select: score_gap` needs a `data.select_share` above 0 and at most 1, got None",
+        ),
+        ({"select_share": 0.5}, "`data.select_share` has no effect without `data.select`"),
+        ({"select": "score_gap", "select_share": 0.5}, "compares the scores of pairs, and these rows are chats"),
+        ({"select": "score_gap", "select_share": 0.5, "streaming": True}, "`data.select` compares all rows"),
         ({"where": "scores > 3"}, "`data.where` reads the column 'scores', which split train of .* does not have"),
         ({"where": "score > 99"}, "`data.where: score > 99` is true for no row"),
         ({"val_split": "all", "drop_val_rows": "row"}, "every training row stands in validation too"),

@@ -1,6 +1,7 @@
 """`model.reference: precomputed`: the values are those of the frozen reference, stored on disk, and never mixed up."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -148,6 +149,33 @@ def test_each_row_has_the_value_of_plain_transformers(tiny_model: Path, data: Da
                     logits = plain(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
                 logps = torch.log_softmax(logits, 1).gather(1, torch.tensor(response)[:, None])
                 assert example[f"reference_{name}"] == pytest.approx(logps.sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("by", ["reference_margin", "response_perplexity"])
+def test_the_best_pairs_by_the_reference(tiny_model: Path, data: Data, tmp_path: Path, by: str) -> None:
+    """Half of 6 pairs, by values that a run without selection has: per token, chosen minus rejected; or the lowest
+    perplexity of the chosen response. The run trains on these 3, resumes on them, and scores no pair twice."""
+    whole = data()
+    fit(tiny_model, whole, tmp_path)
+    pairs = whole.examples["train"].__getitems__([list(range(NUM_TRAIN))])[0]
+    per_token = {
+        pair["row"]: [pair[f"reference_{name}"] / len(pair[f"{name}_ids"]) for name in ("chosen", "rejected")]
+        for pair in pairs
+    }
+    score = {row: c - r if by == "reference_margin" else -math.exp(-c) for row, (c, r) in per_token.items()}
+    best = sorted(sorted(score, key=lambda row: -score[row])[:3])
+    run = {"max_epochs": -1, "max_steps": 2, "enable_checkpointing": True, "checkpoint_every_n_steps": 1}
+    selected = data(select=by, select_share=0.5, train_batch_size=1)
+    first = fit(tiny_model, selected, tmp_path, run)
+    assert selected.examples["train"].column("row").tolist() == best
+    assert selected.reports["train"].left_out == {f"`data.select: {by}`": 3}
+    assert first.loads == [str(tiny_model)]  # the policy alone: the values were there
+    again = Watched(str(tiny_model), learning_rate=0.01, schedule="constant", reference="precomputed")
+    resumed = data(select=by, select_share=0.5, train_batch_size=1)
+    trainer(tmp_path, **run | {"max_steps": 3}).fit(again, datamodule=resumed, ckpt_path="last")
+    assert len(again.losses_seen) == 1
+    with pytest.raises(ValueError, match="needs the pass that `model"):
+        fit(tiny_model, data(select=by, select_share=0.5), tmp_path / "frozen", reference="frozen")
 
 
 def test_a_second_run_reads_the_values_and_loads_no_reference(tiny_model: Path, data: Data, tmp_path: Path) -> None:
