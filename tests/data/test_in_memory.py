@@ -55,7 +55,7 @@ def test_a_text_that_is_no_unicode_is_a_counted_bad_row(tiny_model: Path, tmp_pa
 
 
 def test_what_is_neither_is_a_sentence(tmp_path: Path) -> None:
-    """A number, and a list of texts."""
-    for wrong in (3, ["text"]):
+    """A number, a list of texts, and an empty list."""
+    for wrong in (3, ["text"], []):
         with pytest.raises(ValueError, match=r"data\.dataset.*got a"):
             ChatDataModule(wrong, cache_dir=str(tmp_path))  # type: ignore[arg-type]

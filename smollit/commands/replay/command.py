@@ -157,7 +157,7 @@ def show(rows: list[Row], differing: list[str], metrics: dict[str, float], *, as
     elif differing:
         console.print(f"NOT the step that was logged: {', '.join(differing)} differ", style="red", markup=False)
     else:
-        console.print("the metrics equal those that were logged, in every digit")
+        console.print("the metrics equal those that the run wrote down, in every digit")
     for name in ("loss", "gradient_norm"):
         if name in metrics:
             console.print(f"{name} of the step: {metrics[name]:g}", markup=False)

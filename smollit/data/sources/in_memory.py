@@ -32,12 +32,12 @@ def on_disk(dataset: str | Path | list[Part] | InMemory, cache_dir: Path) -> str
         for split, text in texts.items():
             _write_once(folder / f"{split}.jsonl", text)
         return str(folder)
-    if isinstance(dataset, list) and all(isinstance(part, Part) for part in dataset):
+    if isinstance(dataset, list) and dataset and all(isinstance(part, Part) for part in dataset):
         return dataset  # type: ignore[return-value]  # isinstance of all
-    if not isinstance(dataset, Dataset | list):
+    if not isinstance(dataset, Dataset | list) or not len(dataset):
         raise ValueError(
             "`data.dataset` must be a name, a path, a list of parts, a datasets.Dataset or DatasetDict, or a list of"
-            f" dicts, got a {type(dataset).__name__}"
+            f" dicts, got a {type(dataset).__name__}{' without rows' if isinstance(dataset, Dataset | list) else ''}"
         )
     text = _json_lines(dataset)  # type: ignore[arg-type]  # not a list of parts
     return str(_write_once(cache_dir / "rows" / f"{_digest(text)}.jsonl", text))
