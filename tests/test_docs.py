@@ -33,7 +33,11 @@ def commands() -> Iterator[tuple[str, str, str]]:
         text = re.sub(r"\\\n#?\s*", "", (ROOT / page).read_text(encoding="utf-8"))
         for module, words in COMMAND.findall(text):
             if not any(placeholder in words for placeholder in PLACEHOLDERS):
-                yield page, module, re.split(r"\s{3,}(?=[a-z])", words)[0].strip()  # a remark may follow
+                yield (
+                    page,
+                    module,
+                    re.split(r"\s{3,}(?=[a-z])", words)[0].strip(' "'),
+                )  # a remark, or the quote of an echo, may follow
 
 
 def load_maker(name: str) -> ModuleType:
@@ -76,5 +80,5 @@ def test_a_command_in_the_docs_is_one(
     if issubclass(command, FolderCommand):
         assert folder_command(name, command, args).folders or command.operands[0] == "*"
         return
-    cli = SmollitCLI(name, command, args)
+    cli = SmollitCLI(name, command, command.words(args))
     assert cli.model.model_name == cli.config.model.init_args.model_name

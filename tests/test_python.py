@@ -114,6 +114,6 @@ def test_what_can_not_be_meant_is_refused(tiny_model: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             SFTModule(wrong)  # type: ignore[arg-type]
-    data = ChatDataModule([], tokenizer_name=str(tiny_model))
+    data = ChatDataModule("rows", tokenizer_name=str(tiny_model))
     with pytest.raises(ValueError, match="has no weights yet"):
         export(SFTModule(str(tiny_model)), data, "out")

@@ -205,7 +205,7 @@ def test_a_file_that_is_not_yaml_is_named_with_the_line(tmp_path: Path, fails: F
     ("words", "expected"),
     [
         (["fti"], "there is no command `fti`. Did you mean `fit`?"),
-        (["--config", "x.yaml", "fit"], "there is no command `--config`. The commands are fit, inspect"),
+        (["--config", "x.yaml", "fit"], "there is no command `--config`. The commands are fit, sweep, inspect"),
     ],
 )
 def test_a_command_that_does_not_exist_is_named(fails: Fails, words: list[str], expected: str) -> None:

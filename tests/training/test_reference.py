@@ -97,8 +97,8 @@ def files(folder: Path) -> dict[Path, int]:
 
 def well_defined(metrics: dict[str, float]) -> dict[str, float]:
     """Without accuracies of rewards that are 0 up to rounding: the sign of a rounding error means nothing."""
-    ties = {name.replace("margins", "accuracies") for name, value in metrics.items() if abs(value) < 1e-5}
-    return {name: value for name, value in metrics.items() if name not in ties}
+    ties = tuple(name.replace("margins", "accuracies") for name, value in metrics.items() if abs(value) < 1e-5)
+    return {name: value for name, value in metrics.items() if not name.startswith(ties)}
 
 
 # case: dpo-loss-02, dpo-loss-03
