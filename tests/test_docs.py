@@ -33,11 +33,8 @@ def commands() -> Iterator[tuple[str, str, str]]:
         text = re.sub(r"\\\n#?\s*", "", (ROOT / page).read_text(encoding="utf-8"))
         for module, words in COMMAND.findall(text):
             if not any(placeholder in words for placeholder in PLACEHOLDERS):
-                yield (
-                    page,
-                    module,
-                    re.split(r"\s{3,}(?=[a-z])", words)[0].strip(' "'),
-                )  # a remark, or the quote of an echo, may follow
+                # A remark may follow, or the quote of an echo.
+                yield page, module, re.split(r"\s{3,}(?=[a-z])", words)[0].strip(' "')
 
 
 def load_maker(name: str) -> ModuleType:
