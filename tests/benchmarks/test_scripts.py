@@ -124,10 +124,10 @@ def test_products_of_a_step_are_those_that_torch_counts(script: Script, tiny_mod
     assert floor.forward_flops(size, row) == counter.get_total_flops() - 4 * size.attention * (144 - 78)
 
 
-def gpu(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run gpu.sh."""
-    command = ["bash", str(BENCHMARKS / "gpu.sh"), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+def gpu(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run gpu.sh, with the Python of the tests unless `env` says otherwise."""
+    command, environment = ["bash", str(BENCHMARKS / "gpu.sh"), *words], env or {**os.environ, "PYTHON": sys.executable}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 STAND_IN = """#!/bin/sh
