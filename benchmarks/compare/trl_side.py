@@ -62,7 +62,7 @@ def order(plan: Plan, tuned: bool) -> list[int]:
     numbers = list(range(len(plan.sizes)))
     if not tuned:
         return numbers
-    longest = {number: max(plan.sizes[number].answers) + plan.sizes[number].prompt for number in numbers}
+    longest = {number: max(plan.sizes[number].responses) + plan.sizes[number].prompt for number in numbers}
     return numbers[:first] + sorted(numbers[first:], key=longest.__getitem__, reverse=True)
 
 
