@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from smollit.commands.summarize_runs import changes, describe
 
+pytestmark = pytest.mark.slow  # both demo runs: a minute of training
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "smollit" / "data" / "samples"
 GOLDEN = Path(__file__).parent / "golden.json"

@@ -24,6 +24,7 @@ NEW = "    loss: {class_path: smollit.losses.DPO, init_args: {beta: 0.2, label_s
 
 # promise: older-runs
 # case: resume-01
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_run_of_version_0_1_resumes_to_the_bit(kind: str, tmp_path: Path) -> None:
     """Its checkpoint keeps the position under another name; rows, rates, dropout and pending metrics resume."""
