@@ -35,7 +35,7 @@ ENCODE_SETTINGS = tuple(field.name for field in fields(EncodeOptions) if field.n
 
 
 class TokenizedDataModule(RowsDataModule):
-    """Splits of data sets in any known format, tokenized once into an Arrow cache. BatchedDataModule makes batches of it.
+    """Splits of data sets in any known format, tokenized once into an Arrow cache. BatchedDataModule batches them.
 
     Args:
         dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
