@@ -186,7 +186,7 @@ PROMISES = {
     "dropped-rows": "A row that can't be used is counted and named; too many of them stop the run",
     "identical-pairs": "A data set whose chosen and rejected responses are the same text is refused, with the reason",
     "one-step": "1 x 8, 2 x 4 and 8 x 1 micro-batches give the same weights",
-    "many-machines": "torchrun over two nodes and Ray resume the run of one process, to 1e-6; SLURM's requeue resumes",
+    "many-machines": "torchrun over two nodes resumes the run of one process, to 1e-6; SLURM's requeue resumes",
     "slow-precision": "A run whose precision is slow on its device says so at the start, with the setting to change",
     "step-rows": "`data.global_batch_size` keeps the rows and the learning rate of each step on any number of devices",
     "devices": "1 and 2 processes give the same weights, with ddp and with fsdp2",

@@ -88,7 +88,6 @@ def test_two_nodes_resume_the_run_of_one_process(tiny_model: Path, cache_dir: Pa
     assert_same(run, whole)
 
 
-# promise: many-machines
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'smollit[ray]'")
 def test_two_workers_of_ray_make_the_steps_of_one_process(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
