@@ -256,19 +256,25 @@ def data_options(setting: Setting) -> dict[str, Any]:
     }
 
 
-def smollit_step(module: FineTuningModule, data: ChatDataModule, setting: Setting) -> dict[str, float]:
-    """What one step logs under `train/`."""
-    trainer = SmollitTrainer(
+def smollit_trainer(setting: Setting, num_steps: int, **options: Any) -> SmollitTrainer:
+    """A trainer of so many steps in fp32 on the CPU, which writes nothing but what it logs."""
+    return SmollitTrainer(
         default_root_dir=str(setting.workspace / "smollit"),
         accelerator="cpu",
         devices=1,
         precision="32-true",
-        max_steps=1,
+        max_steps=num_steps,
         log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
+        **options,
     )
+
+
+def smollit_step(module: FineTuningModule, data: ChatDataModule, setting: Setting) -> dict[str, float]:
+    """What one step logs under `train/`."""
+    trainer = smollit_trainer(setting, 1)
     trainer.fit(module, datamodule=data)
     logged = {name.removeprefix("train/"): value.item() for name, value in trainer.callback_metrics.items()}
     return logged | {"loss_tokens": data.reports["train"].loss_tokens}

@@ -23,7 +23,7 @@ import yaml
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback
-from trl_parity import DPO, PACKAGE, Setting, dpo_trainer, make_tiny, write_rows
+from trl_parity import DPO, PACKAGE, Setting, dpo_trainer, make_tiny, smollit_trainer, write_rows
 
 from smollit.batch import Batch
 from smollit.data import UltraFeedbackDataModule
@@ -31,7 +31,6 @@ from smollit.functional.pairs import Pairs
 from smollit.losses.settings import ALIASES, LOSS
 from smollit.modules import DPOModule
 from smollit.schedules import SCHEDULE
-from smollit.training import SmollitTrainer
 
 TOLERANCE = 1e-4
 METRICS = [name for name in DPO if name not in ("loss_tokens", "rewards/accuracies")]
@@ -108,19 +107,7 @@ def ours(setting: Setting, settings: dict[str, Any], num_steps: int, rows: int) 
         schedule=settings["schedule"],
         warmup_ratio=settings["warmup_ratio"],
     )
-    trainer = SmollitTrainer(
-        default_root_dir=str(setting.workspace / "smollit"),
-        accelerator="cpu",
-        devices=1,
-        precision="32-true",
-        max_steps=num_steps,
-        gradient_clip_val=1.0,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(module, datamodule=data)
+    smollit_trainer(setting, num_steps, gradient_clip_val=1.0).fit(module, datamodule=data)
     return module
 
 

@@ -60,7 +60,7 @@ def quantile(ordered: NDArray[Any], percent: int) -> int:
     return int(ordered[(percent * len(ordered) + 99) // 100 - 1]) if len(ordered) else 0
 
 
-def column(rows: Dataset, name: str) -> NDArray[np.int64]:
+def column(rows: Dataset, name: str) -> NDArray[Any]:
     """A column of numbers; other columns are not read."""
     if not len(rows):
         return np.zeros(0, dtype=np.int64)
