@@ -57,15 +57,14 @@ def build(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) 
     """Encode the rows into `folder`, which appears complete or not at all.
 
     Raises:
-        ValueError: If a line of a JSON Lines file is not JSON, or the cache folder can't be made.
+        ValueError: If a line of a JSON Lines file is not JSON, or the cache folder can't be written to.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"`data.cache_dir`: {folder.parent} can't be made: {error.strerror}") from error
-    remove_stale(folder.parent)
     temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
-    temporary.mkdir()
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"`data.cache_dir`: {folder.parent} can't be written to: {error.strerror}") from error
+    remove_stale(folder.parent)
     try:
         _write(source, encoder, temporary, num_proc)
         seal(temporary)
