@@ -54,9 +54,9 @@ class RecordedDPO(DPOModule):
         self.margins: list[float] = []
         self.logged: Steps = []
 
-    def pairs(self, batch: Batch) -> Pairs:
+    def pairs(self, batch: Batch, *, entropy: bool = False) -> Pairs:
         """As the base's, recorded."""
-        pairs = super().pairs(batch)
+        pairs = super().pairs(batch, entropy=entropy)
         self.margins += pairs.margin.tolist()
         return pairs
 

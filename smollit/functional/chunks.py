@@ -22,21 +22,30 @@ def over_vocabulary(
 
 
 class Found:
-    """Log p of the labels, and whether they have the largest logit if that is requested, chunk by chunk."""
+    """What the head says about each token, chunk by chunk: log p of the label, and what else is requested.
 
-    def __init__(self, correct: bool) -> None:
+    Args:
+        correct: Also whether the label has the largest logit.
+        entropy: Also the entropy of the distribution over the vocabulary.
+    """
+
+    def __init__(self, *, correct: bool, entropy: bool) -> None:
         self.logps: list[Tensor] = []
         self.correct: list[Tensor] | None = [] if correct else None
+        self.entropies: list[Tensor] | None = [] if entropy else None
 
     def add(self, logps_CV: Tensor, label_C: Tensor) -> None:
-        """Look the labels of a chunk up."""
+        """Look the labels of a chunk up, and reduce the rest of what is requested over the vocabulary."""
         self.logps.append(logps_CV.gather(1, label_C[:, None])[:, 0])
         if self.correct is not None:
             self.correct.append(self.logps[-1] >= logps_CV.amax(dim=1))
+        if self.entropies is not None:
+            self.entropies.append(torch.special.entr(logps_CV.exp()).sum(dim=1))
 
-    def joined(self) -> tuple[Tensor, Tensor | None]:
-        """Of all chunks, [M]."""
-        return torch.cat(self.logps), None if self.correct is None else torch.cat(self.correct)
+    def joined(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`logps`, `correct` and `entropies` of all chunks, [M] each."""
+        correct, entropies = (None if parts is None else torch.cat(parts) for parts in (self.correct, self.entropies))
+        return torch.cat(self.logps), correct, entropies
 
 
 def weight_gradient(weight: Tensor) -> Tensor:

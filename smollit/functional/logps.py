@@ -17,10 +17,11 @@ MAX_WEIGHT_GRADIENTS = 2  # buffers of the head's size that are held at one time
 
 
 class HeadOutput(NamedTuple):
-    """log p(label | prefix), [M], fp32; and, if requested, whether the label has the largest logit, [M]."""
+    """log p(label | prefix), [M], fp32; if requested, also whether the label has the largest logit, and the entropy."""
 
     logps: Tensor
     correct: Tensor | None
+    entropies: Tensor | None
 
 
 class SummedOutput(NamedTuple):
@@ -29,15 +30,17 @@ class SummedOutput(NamedTuple):
     sums: Tensor
     logps: Tensor
     correct: Tensor | None
+    entropies: Tensor | None
 
 
 class _Options(NamedTuple):
-    """Tokens per chunk, dtype of the products, whether `correct` is requested, softcap, and the lengths to sum over."""
+    """Tokens per chunk, dtype of the products, softcap, what is requested, and the lengths to sum over."""
 
     chunk_size: int
     dtype: torch.dtype
-    correct: bool
     softcap: float | None
+    correct: bool
+    entropy: bool
     lengths: tuple[int, ...] = ()
 
 
@@ -48,6 +51,7 @@ def token_logps(
     *,
     chunk_size: int,
     correct: bool = False,
+    entropy: bool = False,
     softcap: float | None = None,
 ) -> HeadOutput:
     """log softmax(h W^T)[label] of each token, one chunk at a time: memory does not grow with M x V.
@@ -61,12 +65,14 @@ def token_logps(
         labels_M: [M] token ids.
         chunk_size: Tokens per chunk, at least 1: bounds peak logits memory.
         correct: Also compute where the label has the largest logit, at the cost of one more pass over the logits.
+        entropy: Also compute -sum_v p_v log p_v, in nats, at the cost of two more passes over the logits.
         softcap: The logits become softcap * tanh(logits / softcap); None leaves them.
 
     Raises:
         ValueError: If the shapes do not match or `chunk_size` is below 1.
     """
-    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct, softcap=softcap)
+    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, softcap=softcap)
+    options = options._replace(correct=correct, entropy=entropy)
     return HeadOutput(*_ChunkedHead.apply(hidden_MH, weight_VH, labels_M, options))
 
 
@@ -78,6 +84,7 @@ def summed_logps(
     lengths: Sequence[int],
     chunk_size: int,
     correct: bool = False,
+    entropy: bool = False,
     softcap: float | None = None,
 ) -> SummedOutput:
     """Sums of `token_logps` over sequences; for one or two sequences, the logits are computed only once.
@@ -88,10 +95,11 @@ def summed_logps(
     logits are computed again in the backward pass, as in `token_logps`.
 
     Args:
-        hidden_MH, weight_VH, labels_M, chunk_size, correct, softcap: As for `token_logps`, with the same errors.
+        hidden_MH, weight_VH, labels_M, chunk_size, correct, entropy, softcap: As for `token_logps`, same errors.
         lengths: Loss tokens of each of the S sequences, which follow one another; M in all.
     """
-    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, correct=correct, softcap=softcap)
+    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, softcap=softcap)
+    options = options._replace(correct=correct, entropy=entropy)
     if sum(lengths) != len(labels_M):
         raise ValueError(f"`lengths` must sum to the number of labels, {len(labels_M)}, got {sum(lengths)}")
     # The same way whether or not the head is frozen: a policy that equals its reference has its values to the bit.
@@ -99,13 +107,13 @@ def summed_logps(
         return SummedOutput(
             *_SummedHead.apply(hidden_MH, weight_VH, labels_M, options._replace(lengths=tuple(lengths)))
         )
-    logps_M, correct_M = _ChunkedHead.apply(hidden_MH, weight_VH, labels_M, options)
+    logps_M, correct_M, entropy_M = _ChunkedHead.apply(hidden_MH, weight_VH, labels_M, options)
     sums_S = sum_per_sequence(logps_M, sequence_index(lengths, logps_M.device), len(lengths))
-    return SummedOutput(sums_S, logps_M.detach(), correct_M)
+    return SummedOutput(sums_S, logps_M.detach(), correct_M, entropy_M)
 
 
 def _check(
-    hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size: int, correct: bool, softcap: float | None
+    hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size: int, softcap: float | None
 ) -> _Options:
     """Verify the shapes; the dtype of the products is that of autocast, or of the weight."""
     expected = (labels_M.numel(), weight_VH.shape[1])
@@ -115,7 +123,7 @@ def _check(
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
     device = hidden_MH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
-    return _Options(chunk_size, dtype, correct, softcap)
+    return _Options(chunk_size, dtype, softcap, correct=False, entropy=False)
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -128,22 +136,25 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, options: _Options
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.save_for_backward(hidden, weight, labels)
         ctx.options = options
-        found = Found(options.correct)
+        found = Found(correct=options.correct, entropy=options.entropy)
         with torch.autocast(hidden.device.type, enabled=False):
             weight = weight.to(options.dtype)
             for part, label in chunks(options.chunk_size, hidden, labels):
                 logps_CV, _ = over_vocabulary(F.log_softmax, part.to(options.dtype), weight, options.softcap)
                 found.add(logps_CV, label)
                 del logps_CV  # before the next chunk's logits are computed
-        return found.joined()
+        logps, correct, entropies = found.joined()
+        if entropies is not None:
+            ctx.mark_non_differentiable(entropies)
+        return logps, correct, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         hidden, weight, labels = ctx.saved_tensors
-        chunk_size, dtype, _, softcap, _ = ctx.options
+        chunk_size, dtype, softcap = ctx.options[:3]
         grad_hidden = torch.empty_like(hidden)
         grad_weight = weight_gradient(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
@@ -168,11 +179,11 @@ class _SummedHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, options: _Options
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        chunk_size, dtype, _, softcap, lengths = options
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        chunk_size, dtype, softcap, *_, lengths = options
         grad_hidden, grad_weights = torch.empty_like(hidden), list[Tensor]()
         has_gradient, trains_weight = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
-        found = Found(options.correct)
+        found = Found(correct=options.correct, entropy=options.entropy)
         sequences = zip(*(tensor.split(lengths) for tensor in (hidden, labels, grad_hidden)), strict=True)
         with torch.autocast(hidden.device.type, enabled=False):
             cast_weight = weight.to(dtype)
@@ -196,9 +207,9 @@ class _SummedHead(torch.autograd.Function):
         ctx.lengths, ctx.weight_dtype = lengths, weight.dtype
         if has_gradient:
             ctx.save_for_backward(grad_hidden, *grad_weights)
-        logps, correct = found.joined()
-        ctx.mark_non_differentiable(*(tensor for tensor in (logps, correct) if tensor is not None))
-        return torch.stack([sequence.sum() for sequence in logps.split(lengths)]), logps, correct
+        per_token = found.joined()
+        ctx.mark_non_differentiable(*(tensor for tensor in per_token if tensor is not None))
+        return torch.stack([sequence.sum() for sequence in per_token[0].split(lengths)]), *per_token
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:

@@ -18,6 +18,7 @@ class Pairs(NamedTuple):
             None unless requested, as are the following.
         common_reference: [P, 2] `reference` over the same tokens.
         relative_logps: [P, 2] mean over the response's tokens of log p(token) - log sum_v p_v^2, without gradient.
+        entropies: [P, 2] sum over the response's tokens of the entropy of the policy, in nats; only metrics use it.
     """
 
     policy: Tensor
@@ -28,6 +29,7 @@ class Pairs(NamedTuple):
     common_policy: Tensor | None = None
     common_reference: Tensor | None = None
     relative_logps: Tensor | None = None
+    entropies: Tensor | None = None
 
     @property
     def log_ratios(self) -> Tensor:

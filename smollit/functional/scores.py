@@ -22,8 +22,10 @@ class TokenScores(NamedTuple):
         mean_logits: [M] mean of the logits over the vocabulary, without gradient; None unless requested.
         pairs: [P, 2] indices of the chosen and the rejected response; None for chats.
         score_gap: [P] score of the chosen minus score of the rejected response, where every pair has scores.
-        relative_logps: [M] `logps` - log sum_v p_v^2, without gradient; None unless requested.
-        excess_logits: [M] logit of the label minus the mean logit, with gradient; None unless requested.
+        entropies: [M] entropy of the distribution over the vocabulary, in nats, without gradient; None unless
+            requested, as are the following.
+        relative_logps: [M] `logps` - log sum_v p_v^2, without gradient.
+        excess_logits: [M] logit of the label minus the mean logit, with gradient.
     """
 
     sums: Tensor
@@ -33,6 +35,7 @@ class TokenScores(NamedTuple):
     mean_logits: Tensor | None
     pairs: Tensor | None
     score_gap: Tensor | None
+    entropies: Tensor | None = None
     relative_logps: Tensor | None = None
     excess_logits: Tensor | None = None
 
@@ -59,6 +62,8 @@ class TokenScores(NamedTuple):
             pairs = pairs._replace(common_policy=next(common), common_reference=next(common))
         if self.relative_logps is not None:
             pairs = pairs._replace(relative_logps=self.per_response(self.relative_logps)[self.pairs] / num_tokens)
+        if self.entropies is not None:
+            pairs = pairs._replace(entropies=self.per_response(self.entropies)[self.pairs])
         return pairs
 
     def _over_common_length(self, values_M: Tensor) -> Tensor:

@@ -33,6 +33,19 @@ class LogRatioPerToken(MeanOfSums):
         self.add(ratios.detach().sum(dtype=self.total.dtype), num_tokens.sum())
 
 
+class PolicyEntropy(MeanOfSums):
+    """Mean entropy of the policy over the tokens of the chosen or of the rejected responses, in nats."""
+
+    def __init__(self, side: Side) -> None:
+        super().__init__()
+        self.column = SIDES.index(side)
+
+    def update(self, pairs: Pairs) -> None:
+        """Add P pairs."""
+        assert pairs.entropies is not None, "the policy is called with entropy=True"
+        self.add(pairs.entropies[:, self.column].sum(dtype=self.total.dtype), pairs.num_tokens[:, self.column].sum())
+
+
 class RewardQuantile(MeanOfSums):
     """A quantile of the rewards of the chosen or of the rejected responses.
 
@@ -138,5 +151,6 @@ def pair_diagnostics() -> dict[str, MeanOfSums]:
     }
     for side in SIDES:
         found[f"kl_estimate/{side}"] = LogRatioPerToken(side)
+        found[f"entropy/{side}"] = PolicyEntropy(side)
         found |= {f"rewards/{side}_p{percent}": RewardQuantile(side, percent) for percent in QUANTILES}
     return found

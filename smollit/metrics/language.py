@@ -34,7 +34,25 @@ class TokenAccuracy(MeanOfSums):
         self.add(correct.sum(), correct.numel())
 
 
-def language_metrics(prefix: str) -> MetricCollection:
-    """`loss`, `perplexity` and `token_accuracy`, updated with logps=[M] and correct=[M]."""
-    metrics = {"loss": TokenLoss(), "perplexity": Perplexity(), "token_accuracy": TokenAccuracy()}
-    return MetricCollection(dict(metrics), prefix=prefix, compute_groups=False)
+class TokenEntropy(MeanOfSums):
+    """Mean entropy of the model's distribution over the vocabulary, over the loss tokens, in nats."""
+
+    def update(self, entropies: Tensor) -> None:
+        """Add M loss tokens, [M]."""
+        self.add_values(entropies)
+
+
+def language_metrics(prefix: str, *, entropy: bool = False) -> MetricCollection:
+    """`loss`, `perplexity` and `token_accuracy`, updated with logps=[M] and correct=[M].
+
+    Args:
+        prefix: The stage.
+        entropy: Also `entropy`, updated with entropies=[M].
+    """
+    metrics: dict[str, MeanOfSums] = {
+        "loss": TokenLoss(),
+        "perplexity": Perplexity(),
+        "token_accuracy": TokenAccuracy(),
+    }
+    more: dict[str, MeanOfSums] = {"entropy": TokenEntropy()} if entropy else {}
+    return MetricCollection({**metrics, **more}, prefix=prefix, compute_groups=False)

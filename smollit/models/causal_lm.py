@@ -72,6 +72,7 @@ class CausalLM(nn.Module):
         batch: Batch,
         *,
         correct: bool = False,
+        entropy: bool = False,
         mean_logits: bool = False,
         token_gradients: bool = False,
         relative_logps: bool = False,
@@ -82,6 +83,7 @@ class CausalLM(nn.Module):
         Args:
             batch: Chats, or responses to prompts.
             correct: Also compute where the label has the largest logit.
+            entropy: Also compute the entropy of the model's distribution at each loss token.
             mean_logits: Also compute the mean logit of each loss token.
             token_gradients: Make every token's log-probability differentiable, for a loss that is more than a function
                 of the sums. Without it, the head saves a matrix product where a batch has one or two sums.
@@ -98,14 +100,16 @@ class CausalLM(nn.Module):
         lengths = [batch.num_loss_tokens] if batch.pairs is None else batch.response_lengths
         response_M = sequence_index(lengths, labels_M.device)
         if token_gradients:
-            logps, hits = token_logps(*folded, labels_M, chunk_size=size, correct=correct, softcap=cap)
+            logps, hits, entropies = token_logps(
+                *folded, labels_M, chunk_size=size, correct=correct, entropy=entropy, softcap=cap
+            )
             sums = sum_per_sequence(logps, response_M, len(lengths))
         else:
-            sums, logps, hits = summed_logps(
-                *folded, labels_M, lengths=lengths, chunk_size=size, correct=correct, softcap=cap
+            sums, logps, hits, entropies = summed_logps(
+                *folded, labels_M, lengths=lengths, chunk_size=size, correct=correct, entropy=entropy, softcap=cap
             )
         means = head.mean_logits(hidden_MH, chunk_size=self.chunk_size) if mean_logits else None
-        scores = TokenScores(sums, logps, response_M, hits, means, batch.pairs, batch.score_gap)
+        scores = TokenScores(sums, logps, response_M, hits, means, batch.pairs, batch.score_gap, entropies)
         if relative_logps:
             relative = logps.detach() - head.log_sum_squares(hidden_MH, chunk_size=size)
             scores = scores._replace(relative_logps=relative)

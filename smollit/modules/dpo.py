@@ -83,7 +83,7 @@ class DPOModule(FineTuningModule):
 
     def step(self, batch: Batch, stage: str) -> SumAndCount:
         """Sum of the pairs' weighted losses, and the sum of their weights: without weights, the number of pairs."""
-        pairs = self.pairs(batch)
+        pairs = self.pairs(batch, entropy=stage != "train")
         losses, weights = self.loss(pairs)
         rewards = self.loss.rewards(pairs)
         self.metrics_of(stage).update(pairs=pairs, losses=losses, weights=weights, **rewards)
@@ -94,10 +94,10 @@ class DPOModule(FineTuningModule):
         # divides the gradients once by the weights of all micro-batches and devices (modules/base.py).
         return (weights * losses).sum(), weights.sum()
 
-    def pairs(self, batch: Batch) -> Pairs:
-        """The batch's pairs of responses with their log-probabilities, and with what the loss reads besides."""
+    def pairs(self, batch: Batch, *, entropy: bool = False) -> Pairs:
+        """The batch's pairs of responses with their log-probabilities, and with what loss and metrics read besides."""
         by_token = self.loss.needs_common_length
-        options = {"token_gradients": by_token, "relative_logps": self.loss.needs_relative_logps}
+        options = {"token_gradients": by_token, "relative_logps": self.loss.needs_relative_logps, "entropy": entropy}
         scores = self.policy(batch, mean_logits=True, **options)
         if not by_token:
             return scores.per_pair(reference=self.reference_logps(batch))

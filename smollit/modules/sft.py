@@ -38,13 +38,13 @@ class SFTModule(FineTuningModule):
         self.save_hyperparameters({"loss": LOSS.as_settings(self.loss)})
 
     def make_metrics(self, prefix: str) -> MetricCollection:
-        """`loss`, `perplexity`, `token_accuracy`."""
-        return language_metrics(prefix)
+        """`loss`, `perplexity`, `token_accuracy`; in validation and test also `entropy`."""
+        return language_metrics(prefix, entropy=prefix != "train/")
 
     def step(self, batch: Batch, stage: str) -> SumAndCount:
         """Sum of -log p over the loss tokens, and their number; divided once per optimizer step: modules/base.py."""
         options = {"token_gradients": self.loss.token_gradients, "excess_logits": self.loss.needs_excess_logits}
-        scores = self.policy(batch, correct=True, **options)
-        self.metrics_of(stage).update(logps=scores.logps, correct=scores.correct)
+        scores = self.policy(batch, correct=True, entropy=stage != "train", **options)
+        self.metrics_of(stage).update(logps=scores.logps, correct=scores.correct, entropies=scores.entropies)
         self.row_values = RowValues.of_chats(batch, scores.logps)
         return self.loss(scores)

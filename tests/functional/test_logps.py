@@ -8,15 +8,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Categorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smollit.functional.logps import summed_logps, token_logps
+from smollit.functional.logps import HeadOutput, SummedOutput, summed_logps, token_logps
 from smollit.functional.sums import sequence_index, sum_per_sequence
 
 
 def plain_logps(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """The whole [M, V] matrix at once, by torch's own log_softmax."""
     return torch.log_softmax(hidden @ weight.T, dim=1).gather(1, labels[:, None])[:, 0]
+
+
+def assert_over_vocabulary(found: HeadOutput | SummedOutput, head: tuple[Tensor, Tensor, Tensor]) -> None:
+    """`correct` by argmax, the entropy by torch.distributions; neither has a gradient."""
+    logits = head[0] @ head[1].T
+    assert torch.equal(found.correct, logits.argmax(dim=1) == head[2])
+    assert found.entropies is not None
+    assert not found.entropies.requires_grad
+    torch.testing.assert_close(found.entropies, Categorical(logits=logits).entropy().detach(), rtol=1e-6, atol=1e-6)
 
 
 def random_head(num_tokens: int = 7, hidden: int = 5, vocabulary: int = 11) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,10 +48,10 @@ def test_chunks_give_the_log_probabilities_and_gradients_of_all_logits_at_once(c
     """Chunks of 1, 3, all and more than all 7 tokens: log p, dh and dW equal log_softmax's autograd. Every token has a
     different factor, from 1 to 7."""
     head = random_head()
-    found = token_logps(*head, chunk_size=chunk_size, correct=True)
+    found = token_logps(*head, chunk_size=chunk_size, correct=True, entropy=True)
     expected, factors = plain_logps(*head), torch.arange(1.0, 8.0)
     torch.testing.assert_close(found.logps, expected, rtol=1e-6, atol=1e-6)
-    assert torch.equal(found.correct, (head[0] @ head[1].T).argmax(dim=1) == head[2])
+    assert_over_vocabulary(found, head)
     assert_same_gradients((found.logps * factors).sum(), (expected * factors).sum(), *head[:2])
 
 
@@ -51,11 +61,11 @@ def test_chunks_give_the_log_probabilities_and_gradients_of_all_logits_at_once(c
 def test_sums_have_the_gradients_of_all_logits_at_once(chunk_size: int, lengths: list[int]) -> None:
     """-0.5, 2 and 3 x the sums of one, two (one pass) and three sequences (logits computed twice)."""
     head, factors = random_head(), torch.tensor([-0.5, 2.0, 3.0][: len(lengths)])
-    found = summed_logps(*head, lengths=lengths, chunk_size=chunk_size, correct=True)
+    found = summed_logps(*head, lengths=lengths, chunk_size=chunk_size, correct=True, entropy=True)
     expected = plain_logps(*head)
     sums = torch.stack([part.sum() for part in expected.split(lengths)])
     torch.testing.assert_close((found.logps, found.sums), (expected, sums), rtol=1e-6, atol=1e-6)
-    assert torch.equal(found.correct, (head[0] @ head[1].T).argmax(dim=1) == head[2])
+    assert_over_vocabulary(found, head)
     assert not found.logps.requires_grad
     assert_same_gradients((found.sums * factors).sum(), (sums * factors).sum(), *head[:2])
 

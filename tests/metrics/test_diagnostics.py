@@ -16,7 +16,7 @@ def made(seed: int = 0) -> tuple[Pairs, Tensor]:
     policy, reference = (torch.randn(P, 2, generator=draw) * 10 for _ in range(2))
     tokens = torch.randint(1, 6, (P, 2), generator=draw).float()
     gaps = torch.randint(-4, 9, (P,), generator=draw) / 2
-    return Pairs(policy, reference, tokens, tokens, gaps), 0.1 * (policy - reference)
+    return Pairs(policy, reference, tokens, tokens, gaps, entropies=2 * tokens**2), 0.1 * (policy - reference)
 
 
 def by_hand(pairs: Pairs, rewards: Tensor) -> dict[str, float]:
@@ -39,6 +39,7 @@ def by_hand(pairs: Pairs, rewards: Tensor) -> dict[str, float]:
     for column, side in enumerate(("chosen", "rejected")):
         ratios = [p[column] - r[column] for p, r in zip(pairs.policy.tolist(), pairs.reference.tolist(), strict=True)]
         found[f"kl_estimate/{side}"] = sum(ratios) / sum(pair[column] for pair in tokens)
+        found[f"entropy/{side}"] = sum(2 * pair[column] ** 2 for pair in tokens) / sum(pair[column] for pair in tokens)
         ordered = sorted(rewards[:, column].tolist())
         found |= {f"rewards/{side}_p{percent}": ordered[-(-percent * P // 100) - 1] for percent in (10, 50, 90)}
     return found
@@ -70,7 +71,8 @@ def test_pairs_without_scores_and_ties() -> None:
     """Without scores, nothing is said about them. Policy equal to reference: accuracies 1/2, the rest 0."""
     pairs, rewards = made()
     collection = preference_metrics("val/", pair_diagnostics())
-    add(collection, pairs._replace(score_gap=None, reference=pairs.policy), torch.zeros_like(rewards), slice(0, P))
+    equal = pairs._replace(score_gap=None, reference=pairs.policy, entropies=torch.zeros_like(rewards))
+    add(collection, equal, torch.zeros_like(rewards), slice(0, P))
     found = {name: value.item() for name, value in values(collection).items() if name.removeprefix("val/") in NAMES}
     assert not any("gap" in name or "agreement" in name for name in found)
     assert set(found.values()) == {0.0, 0.5}

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.amp import GradScaler
+from torch.distributions import Categorical
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
@@ -50,6 +51,14 @@ def test_it_works_without_a_trainer(tiny_model: Path) -> None:
     assert count == 3
     torch.testing.assert_close(loss_sum / 3, plain_nll(tiny_model, CHATS[1]), rtol=1e-5, atol=0)
     loss_sum.backward()
+
+
+def test_validation_logs_the_entropy_of_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    """Mean over the 1 + 3 + 5 + 7 + 9 loss tokens, from transformers' logits and torch.distributions."""
+    found = trainer(tmp_path).validate(SFTModule(str(tiny_model)), loader(2), verbose=False)[0]["val/entropy"]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    logits = torch.cat([model(torch.tensor([chat["input_ids"]])).logits[0, :-1] for chat in CHATS]).detach()
+    assert found == pytest.approx(Categorical(logits=logits).entropy().mean().item(), rel=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +245,7 @@ def test_named_sets_have_their_own_metrics_and_one_of_all_their_tokens(tiny_mode
         assert found[name] == pytest.approx(loss, rel=1e-6), name
         assert found[name.replace("loss", "perplexity")] == pytest.approx(math.exp(loss), rel=1e-5)
     assert set(found) - {"step"} == {
-        f"val/{s}{m}" for s in ("", "a/", "b/") for m in ("loss", "perplexity", "token_accuracy")
+        f"val/{s}{m}" for s in ("", "a/", "b/") for m in ("loss", "perplexity", "token_accuracy", "entropy")
     }
 
 
