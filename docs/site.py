@@ -32,7 +32,7 @@ API = {
     "Schedules": ["smollit.schedules"],
     "Metrics": ["smollit.metrics"],
     "Callbacks": ["callbacks"],
-    "Verdict": ["smollit.verdict"],
+    "Verdict": ["smollit.verdict.curves", "smollit.verdict.training", "smollit.verdict.preferences"],
 }
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from smollit.commands.report.rows import RowReport, row_report, validated_rows
+from smollit.commands.report.rows import RowReport, row_report
+from smollit.commands.report.validated import validated_rows
 from smollit.main import main
 from smollit.training.ledger import FILE, read_ledger
 from smollit.training.logs.table import read_table
@@ -43,7 +44,7 @@ def test_rows_add_up_to_the_curves_over_a_stop(kind: str, fit: Any, tmp_path: Pa
     last = {name: float(value) for name, value in curves[-1].items() if value}
     for name in ("loss",) if kind == "sft" else ("loss", "rewards/accuracies", "rewards/margins"):
         found = validated_rows(tmp_path / "broken", f"val/{name}", 8)
-        assert found is not None and found.interval().value == pytest.approx(last[f"val/{name}"], rel=1e-5)
+        assert found is not None and found.measured.interval().value == pytest.approx(last[f"val/{name}"], rel=1e-5)
 
 
 def test_pairs_of_a_row_and_a_second_run(fit: Any, tmp_path: Path) -> None:

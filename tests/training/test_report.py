@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from smollit.main import main
-from smollit.verdict import Curves, interval, verdict
+from smollit.verdict import Curves, verdict
+from smollit.verdict.preferences import interval
 
 
 def curves(
     num_val: int | None = 1000,
+    num_train: int | None = None,
     model_name: str = "",
     dataset: str = "",
     truncated: float | None = None,
@@ -25,7 +27,9 @@ def curves(
         {"step": str(10 * index)} | {name: str(values[index]) for name, values in names.items() if index < len(values)}
         for index in range(length)
     ]
-    return Curves(rows, num_val=num_val, truncated=truncated, model_name=model_name, dataset=dataset)
+    return Curves(
+        rows, num_val=num_val, num_train=num_train, truncated=truncated, model_name=model_name, dataset=dataset
+    )
 
 
 DPO = {"train_rewards__margins": [0.0, 0.1, 0.2]}
@@ -47,6 +51,10 @@ CASES: list[tuple[str, bool | None, str, dict[str, Any]]] = [
     ("chosen-falls", None, "fell from -100.0 to -130.0", DPO | {"val_logps__chosen": [-100.0, -110.0, -130.0]}),
     ("length-bias", False, "0.900 where the chosen response is the longer one, and 0.300 where it is the shorter",
      DPO | {"val_rewards__accuracies_chosen_longer": [0.5, 0.9], "val_rewards__accuracies_chosen_shorter": [0.5, 0.3]}),
+    ("label-noise", False, "ranks 0.620 of 5,000 new training pairs right, and at least 0.700 of the validation pairs,"
+     " as if 20% of the training labels were swapped",
+     {"train_rewards__accuracies": [0.5, 0.6, 0.61, 0.63], "val_rewards__accuracies": [0.5, 0.7, 0.71, 0.71],
+      "train_epoch": [0.0, 0.5, 0.75, 1.0], "num_train": 10_000}),
     ("truncated", None, "25.0% of the training rows", {"train_loss": [5.0, 4.0], "truncated": 0.25}),
     ("certain", False, "can't be told from chance", {"num_val": 100, "val_rewards__accuracies": [0.5, 0.55]}),
     ("certain", True, "accuracy 0.620 on 1,000 pairs", {"val_rewards__accuracies": [0.5, 0.62]}),
@@ -71,6 +79,7 @@ def test_a_good_run_gets_no_problem() -> None:
     """Losses fall, the norm is steady, the accuracy is above chance: nothing but good findings."""
     good = curves(
         train_loss=[0.69, 0.6, 0.55], val_loss=[0.69, 0.62, 0.6], val_rewards__accuracies=[0.5, 0.6, 0.65],
+        train_rewards__accuracies=[0.5, 0.58, 0.62], train_epoch=[0.0, 0.5, 1.0], num_train=10_000,
         val_rewards__margins=[0.0, 0.1, 0.2], train_gradient_norm=[1.0] * 5, train_learning_rate=[2.0, 3.0, 1.0],
     )  # fmt: skip
     assert {found.good for found in verdict(good)} == {True}
@@ -82,9 +91,11 @@ def test_the_interval_of_a_fraction() -> None:
 
 
 def test_the_page_of_a_run(fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two DPO runs: both in one page without links to elsewhere, the table by step, JSON for programs."""
-    for name in ("one", "two"):
-        fit(tmp_path / name, kind="dpo", logger=True, max_epochs=None, max_steps=4, log_every_n_steps=1)
+    """Two DPO runs: both in one page without links to elsewhere, the table by step, JSON for programs. The second is
+    compared with the first: the difference of their last validation losses, row by row."""
+    for name, rate in (("one", 1e-3), ("two", 1e-5)):
+        options = {"max_epochs": None, "max_steps": 4, "log_every_n_steps": 1}
+        fit(tmp_path / name, kind="dpo", model={"learning_rate": rate}, logger=True, **options)
     capsys.readouterr()
     main(["report", str(tmp_path / "one"), str(tmp_path / "two"), "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -92,6 +103,11 @@ def test_the_page_of_a_run(fit: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {"training loss", "validation loss", "accuracies", "margins", "rewards/chosen"} <= found[0]["table"][
         0
     ].keys()
+    losses = [float(run["table"][-1]["validation loss"]) for run in found]
+    [said] = [each["text"] for each in found[1]["findings"] if each["rule"] == "compared"]
+    assert "against one on the same validation rows, at step 4, with 95 % intervals: `val/loss` " in said
+    assert float(said.split("`val/loss` ")[1].split()[0]) == pytest.approx(losses[1] - losses[0], abs=2e-4)
+    assert not any(each["rule"] == "compared" for each in found[0]["findings"])
     text = (tmp_path / "one/report.html").read_text()
     assert text.count("<svg") >= 4 and "two: val/loss" in text
     assert not re.search(r"(src|href)=.http", text)

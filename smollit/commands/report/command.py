@@ -10,6 +10,7 @@ from smollit.commands.command import FolderCommand
 from smollit.commands.report.page import MARK, write_report
 from smollit.commands.report.rows import RowReport, describe_rows, row_report, write_rows
 from smollit.commands.report.run import Run, read_run, table
+from smollit.commands.report.validated import compared
 
 ROWS = "rows.jsonl"
 STYLES = {True: "green", False: "red", None: "default"}
@@ -32,7 +33,9 @@ class ReportCommand(FolderCommand):
 
     def run(self) -> None:
         """Read the runs, print the verdicts, and write both files."""
-        runs = [read_run(folder) for folder in self.folders]
+        alone = [read_run(folder) for folder in self.folders]
+        more = zip(alone, compared(alone), strict=True)
+        runs = [run._replace(findings=run.findings + differences) for run, differences in more]
         output = Path(self.output or runs[0].folder).expanduser()
         write_report(runs, output)
         of_rows = {run.folder: row_report(run.folder) for run in runs if self.rows}

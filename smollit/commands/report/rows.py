@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from smollit.commands.score.interval import Rows
 from smollit.training.ledger import FILE, read_ledger
 
 Floats = NDArray[np.float64]
@@ -122,43 +120,3 @@ def write_rows(report: RowReport, path: Path) -> None:
             values = [None if np.isnan(value) else round(float(value), 6) for value in report.values[index]]
             line = {"row": row, "score": round(float(report.scores[index]), 6), "values": values}
             file.write(json.dumps(line | {"groups": [name for name in groups if row in groups[name]]}) + "\n")
-
-
-# ---- validation rows
-
-
-def validated_rows(folder: Path, metric: str, step: int) -> Rows | None:
-    """The rows that a validation metric was measured on at a step, in their order, for its interval.
-
-    Args:
-        folder: The run folder.
-        metric: `val/loss`, `val/rewards/accuracies` or `val/rewards/margins`, or one of a named validation set.
-        step: The optimizer step.
-
-    Returns:
-        None for other metrics, and where the ledger has no such rows.
-    """
-    for name, of_entries in MEASURES.items():
-        if metric.endswith(f"/{name}"):
-            entries, split = read_ledger(folder / FILE), metric.removesuffix(f"/{name}")
-            is_split = pc.or_(pc.equal(entries["split"], split), pc.starts_with(entries["split"], f"{split}/"))
-            chosen = entries.filter(pc.and_(is_split, pc.equal(entries["step"], step)))
-            return of_entries(chosen.sort_by([("split", "ascending"), ("row", "ascending")])) if len(chosen) else None
-    return None
-
-
-def _losses(entries: pa.Table) -> Rows:
-    weights = entries["weight"].to_numpy().astype(np.float64)
-    return Rows(entries["loss"].to_numpy() * weights, weights)
-
-
-def _accuracies(entries: pa.Table) -> Rows:
-    margins = entries["margin"].to_numpy()
-    return Rows((margins > 0) + (margins == 0) / 2, np.ones(len(margins)))
-
-
-def _margins(entries: pa.Table) -> Rows:
-    return Rows(entries["margin"].to_numpy().astype(np.float64), np.ones(entries.num_rows))
-
-
-MEASURES = {"loss": _losses, "rewards/accuracies": _accuracies, "rewards/margins": _margins}

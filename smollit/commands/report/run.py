@@ -45,6 +45,7 @@ def read_run(name: str) -> Run:
     curves = Curves(
         rows,
         truncated=sum(part["truncated"] for part in train) / kept if kept else None,
+        num_train=kept or None,
         num_val=sum(part["kept"] for split, part in report.items() if split.partition(":")[0] == "val") or None,
         model_name=str(_setting(settings, "model", "model_name")),
         dataset=str(_setting(settings, "data", "dataset")),

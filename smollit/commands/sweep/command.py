@@ -11,8 +11,8 @@ from rich.table import Table
 
 from smollit.commands.command import Command, ConfiguredRun
 from smollit.commands.report.page import write_report
-from smollit.commands.report.rows import validated_rows
 from smollit.commands.report.run import read_run
+from smollit.commands.report.validated import validated_rows
 from smollit.commands.sweep.grid import Variant, take_swept, variants
 from smollit.commands.sweep.process import fit
 from smollit.paths import write_whole
@@ -139,7 +139,7 @@ def result_of(folder: Path, variant: Variant, code: int, *, metric: str, mode: M
         return Result(variant.name, variant.values, code)
     step = min(points, key=lambda step: sign(mode) * points[step])
     rows = validated_rows(folder, metric, step)
-    found = rows.interval() if rows else None
+    found = rows.measured.interval() if rows else None
     between = (found.low, found.high) if found else None
     return Result(variant.name, variant.values, code, points[step], step, between)
 
@@ -150,9 +150,9 @@ def undecided(results: Sequence[Result], best: Result, metric: str, folder: Path
     found = []
     for each in results:
         rows = validated_rows(folder / each.name, metric, each.step or 0) if each is not best and each.value else None
-        if rows and of_best and len(rows.sums) == len(of_best.sums):
-            _, low, high = of_best.change(rows)
-            found += [each.name] if low <= 0 <= high else []
+        change = of_best.change(rows) if rows and of_best else None
+        if change:
+            found += [each.name] if change.low <= 0 <= change.high else []
     return found
 
 

@@ -45,8 +45,12 @@ def learned(trainer: Trainer) -> dict[str, str]:
     curves = [(label, better, curve(rows, name)) for name, (label, better) in MEASURES.items()]
     data = described_data(trainer)
     reports = data.reports if data else {}
-    num_val = sum(report.kept for name, report in reports.items() if name.split(":")[0] == "val")
-    problems = [found for found in verdict(Curves(rows, num_val=num_val or None)) if found.good is False]
+    num_train, num_val = (
+        sum(report.kept for name, report in reports.items() if name.split(":")[0] == split) or None
+        for split in ("train", "val")
+    )
+    findings = verdict(Curves(rows, num_train=num_train, num_val=num_val))
+    problems = [found for found in findings if found.good is False]
     said = {"verdict": f"{problems[0].text} -> {problems[0].advice}"} if problems else {}
     return {label: change(points, better) for label, better, points in curves if points} | said
 

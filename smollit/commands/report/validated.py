@@ -1,0 +1,94 @@
+"""The validation rows of runs, from their ledgers: what a metric was measured on, and whether two runs differ on it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from smollit.commands.report.run import Run
+from smollit.commands.score.interval import Interval, Rows
+from smollit.training.ledger import FILE, read_ledger
+from smollit.verdict import Finding
+
+
+class ValidatedRows(NamedTuple):
+    """What a validation metric was measured on.
+
+    Args:
+        measured: A sum and a count of each row.
+        known: Split, row number and hash of each row.
+    """
+
+    measured: Rows
+    known: list[dict[str, Any]]
+
+    def change(self, before: "ValidatedRows") -> Interval | None:
+        """The difference to another run, with its interval; None if that was validated on other rows."""
+        return self.measured.change(before.measured) if self.known == before.known else None
+
+
+def validated_rows(folder: Path, metric: str, step: int) -> ValidatedRows | None:
+    """The rows that a validation metric was measured on at a step, in their order, for its interval.
+
+    Args:
+        folder: The run folder.
+        metric: `val/loss`, `val/rewards/accuracies` or `val/rewards/margins`, or one of a named validation set.
+        step: The optimizer step.
+
+    Returns:
+        None for other metrics, and where the ledger has no such rows.
+    """
+    for name, of_entries in MEASURES.items():
+        if metric.endswith(f"/{name}"):
+            entries, split = read_ledger(folder / FILE), metric.removesuffix(f"/{name}")
+            is_split = pc.or_(pc.equal(entries["split"], split), pc.starts_with(entries["split"], f"{split}/"))
+            chosen = entries.filter(pc.and_(is_split, pc.equal(entries["step"], step)))
+            chosen = chosen.sort_by([("split", "ascending"), ("row", "ascending")])
+            known = chosen.select(["split", "row", "hash"]).to_pylist()
+            return ValidatedRows(of_entries(chosen), known) if len(chosen) else None
+    return None
+
+
+def _losses(entries: pa.Table) -> Rows:
+    weights = entries["weight"].to_numpy().astype(np.float64)
+    return Rows(entries["loss"].to_numpy() * weights, weights)
+
+
+def _accuracies(entries: pa.Table) -> Rows:
+    margins = entries["margin"].to_numpy()
+    return Rows((margins > 0) + (margins == 0) / 2, np.ones(len(margins)))
+
+
+def _margins(entries: pa.Table) -> Rows:
+    return Rows(entries["margin"].to_numpy().astype(np.float64), np.ones(entries.num_rows))
+
+
+MEASURES = {"loss": _losses, "rewards/accuracies": _accuracies, "rewards/margins": _margins}
+
+
+# ---- runs side by side
+
+
+def compared(runs: Sequence[Run]) -> Iterator[list[Finding]]:
+    """What tells each run from the first one, on the validation rows that both have at their last common validation."""
+    first, *others = runs
+    yield []
+    for run in others:
+        shared = set(run.curves.points("val/loss")) & set(first.curves.points("val/loss"))
+        yield list(_differences(run, first, max(shared))) if shared else []
+
+
+def _differences(run: Run, first: Run, step: int) -> Iterator[Finding]:
+    said = []
+    for name in MEASURES:
+        mine, theirs = (validated_rows(each.folder, f"val/{name}", step) for each in (run, first))
+        change = mine.change(theirs) if mine and theirs else None
+        if change:
+            clear = "" if change.low > 0 or change.high < 0 else ", no clear difference"
+            said.append(f"`val/{name}` {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f}{clear})")
+    if said:
+        text = f"against {first.name} on the same validation rows, at step {step}, with 95 % intervals: "
+        yield Finding("compared", None, text + "; ".join(said))
