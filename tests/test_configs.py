@@ -1,9 +1,13 @@
 """Every YAML that ships runs, in process, with the model and the rows replaced by tiny ones."""
 
+import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 from smollit.cli.cli import SmollitCLI
 from smollit.commands import find
@@ -57,6 +61,47 @@ def tiny_run(name: str, tiny_model: Path, cache_dir: Path, run: Path, steps: int
     if name == "dpo":
         settings["model.reference_name"] = tiny_model
     return [f"--{key}={value}" for key, value in settings.items()]
+
+
+def test_the_schema_takes_what_the_parser_takes() -> None:
+    """Every YAML that ships names the schema and is valid under it, by jsonschema. A misspelt setting, a wrong type and
+    a setting of another class are not; a class of one's own may have settings of its own."""
+    schema = json.loads((ROOT / "configs" / "schema.json").read_text(encoding="utf-8"))
+    Draft7Validator.check_schema(schema)
+    validator = Draft7Validator(schema)
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        named = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+        assert (path.parent / named).resolve() == ROOT / "configs" / "schema.json"
+        assert [error.message for error in validator.iter_errors(yaml.safe_load(text))] == []
+    for wrong in (
+        "model: {class_path: smollit.modules.SFTModule, init_args: {learning_rat: 0.1}}",
+        "model: {class_path: SFTModule, init_args: {reference: frozen}}",
+        "model: {init_args: {learning_rate: fast}}",
+        "trainer: {max_step: 3}",
+        "modle: {}",
+    ):
+        assert not validator.is_valid(yaml.safe_load(wrong)), wrong
+    assert validator.is_valid({"model": {"class_path": "mine.Module", "init_args": {"anything": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["expo"], {"export"}),
+        (["fit", "--model.learning_rate_f"], {"--model.learning_rate_factors"}),
+        (["report", "--r"], {"--rows"}),
+        (["fit", "--trainer.acc"], {"--trainer.accelerator", "--trainer.accumulate_grad_batches"}),
+    ],
+)
+def test_completion_in_bash(words: list[str], expected: set[str]) -> None:
+    """The script that ships, in a real bash: the words that begin as the last one does."""
+    typed = shlex.join(["smollit", *words])
+    script = (
+        f'. configs/completion.bash; COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _smollit; echo "${{COMPREPLY[@]}}"'
+    )
+    found = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) == expected
 
 
 # promise: every-config

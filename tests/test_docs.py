@@ -48,10 +48,12 @@ def load_maker(name: str) -> ModuleType:
 
 
 def test_the_pages_that_scripts_write_are_up_to_date() -> None:
-    """Writing docs/cases.md, docs/promises.md and docs/rooms.md anew gives the files that are there."""
+    """Writing the pages, and what editors and shells read, anew gives the files that are there."""
     pages = load_maker("make_cases").pages(ROOT) | {"rooms.md": load_maker("make_rooms").page(ROOT)}
-    for page, text in pages.items():
-        assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, f"{page}: run docs/make_*.py"
+    found = {f"docs/{page}": text for page, text in pages.items()}
+    found |= {f"configs/{page}": text for page, text in load_maker("make_schema").pages().items()}
+    for page, text in found.items():
+        assert (ROOT / page).read_text(encoding="utf-8") == text, f"{page}: run docs/make_*.py"
 
 
 def test_the_tests_that_the_table_of_trl_names_are_there() -> None:

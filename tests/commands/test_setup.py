@@ -15,12 +15,13 @@ from smollit.main import main
 def test_init_writes_a_config_that_works_from_any_folder(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With its comments; the next command is printed; a file that exists stays as it is."""
+    """With its comments and schema; the next command is printed; a file that exists stays as it is."""
     monkeypatch.chdir(tmp_path)
     main(["init", kind])
     name = "demo-sft.yaml" if kind == "demo" else f"{kind}.yaml"
     text = Path(name).read_text()
     assert f"fit --config {name}" in capsys.readouterr().out and f"fit --config {name}" in text and "  # " in text
+    assert Path(text.splitlines()[0].rpartition("=")[2]).is_file()  # the schema
     if kind == "demo":
         init = yaml.safe_load(text)
         assert Path(init["model"]["init_args"]["model_name"]).is_dir()

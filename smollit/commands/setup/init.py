@@ -8,6 +8,7 @@ import smollit
 from smollit.commands.command import FolderCommand
 
 PACKAGE = Path(smollit.__file__).parent
+SCHEMA = "# yaml-language-server: $schema="  # editors check settings and show their help by it
 # By the word that is given: the shipped configs, and the names that their copies get.
 KINDS = {
     "sft": {"sft.yaml": "sft.yaml"},
@@ -49,9 +50,10 @@ class InitCommand(FolderCommand):
 
 
 def own_config(source: str, name: str) -> str:
-    """A shipped config whose comments name the copy, and whose files of the package are found from any folder."""
+    """A shipped config whose comments name the copy, and whose schema and files are found from any folder."""
     folder = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
     text = (folder / source).read_text(encoding="utf-8").replace(f"configs/{source}", name)
+    text = text.replace(f"{SCHEMA}{'../' * source.count('/')}", f"{SCHEMA}{folder}/")
     for path in ("models/tiny", "data/samples"):
         text = text.replace(f"smollit/{path}", str(PACKAGE / path))
     return text
