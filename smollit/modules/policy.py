@@ -174,8 +174,8 @@ class PolicyModule(StageMetricsModule):
         add_adapter(model.model, self.adapter)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """With an adapter, save the trained weights alone."""
-        if self.adapter is not None:
+        """With an adapter, save the trained weights alone, unless Lightning's WeightAveraging restores whole modules."""
+        if self.adapter is not None and "averaging_state" not in checkpoint:
             checkpoint["state_dict"] = trained_weights(self.policy, checkpoint["state_dict"], prefix=POLICY)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

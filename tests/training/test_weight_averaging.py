@@ -9,7 +9,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
-from callbacks import SyncReference
+from callbacks import BEMA, SyncReference
+from smollit.models.adapters import LoRA
 from smollit.modules import DPOModule
 from tests.training.conftest import assert_same_weights, stop_at
 
@@ -24,11 +25,12 @@ class Recorder(Callback):
         self.weights[trainer.global_step] = {n: p.detach().clone() for n, p in pl_module.policy.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_averages_are_resumed_and_kept(fit: Any, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "adapter"), [("sft", None), ("dpo", None), ("sft", LoRA(r=2))])
+def test_averages_are_resumed_and_kept(fit: Any, tmp_path: Path, kind: str, adapter: LoRA | None) -> None:
     """Average of decay 0.5: a_1 = w_1, a_s = (a_(s-1) + w_s) / 2. The run ends with the average of its last step; one
     that is stopped at step 3 ends in the same."""
     options = {"max_epochs": None, "max_steps": 6, "accumulate_grad_batches": 1, "kind": kind}
+    options |= {"model": {"adapter": adapter}}
     recorder = Recorder()
     whole = fit(tmp_path / "whole", recorder, EMAWeightAveraging(decay=0.5), **options)
     assert whole.error is None
@@ -45,12 +47,47 @@ def test_averages_are_resumed_and_kept(fit: Any, tmp_path: Path, kind: str) -> N
     assert all(torch.equal(saved["state_dict"][f"policy.{name}"], value) for name, value in whole.weights.items())
 
 
-def test_a_finished_run_is_extended_from_the_weights_that_were_trained(fit: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapter", [None, LoRA(r=2)])
+def test_bema_is_its_sum_over_all_steps_and_is_resumed(fit: Any, tmp_path: Path, adapter: LoRA | None) -> None:
+    """Updates at steps 3 and 5, with w_0 the weights of step 1. Unrolled, in fp64: EMA_5 = (1 - b_3) (1 - b_5) w_0
+    + b_3 (1 - b_5) w_3 + b_5 w_5, b_t = (2 + t)^-0.5, and the average is EMA_5 + (2 + 5)^-0.3 (w_5 - w_0). Validation
+    and checkpoints have it; a run that is stopped at step 4, between two updates, ends in the same."""
+    options = {"max_epochs": None, "max_steps": 6, "accumulate_grad_batches": 1, "val_every_n_steps": 6}
+    options |= {"model": {"adapter": adapter}}
+
+    def bema() -> BEMA:
+        return BEMA(2, update_starting_at_step=1, bias_power=0.3, lag=2)
+
+    recorder = Recorder()
+    whole = fit(tmp_path / "whole", recorder, bema(), **options)
+    assert whole.error is None
+    b3, b5 = 5**-0.5, 7**-0.5
+    trained = [name for name, weight in whole.module.policy.named_parameters() if weight.requires_grad]
+    for name in trained:
+        w0, w3, w5 = (recorder.weights[step][name].double() for step in (1, 3, 5))
+        expected = (1 - b3) * (1 - b5) * w0 + b3 * (1 - b5) * w3 + b5 * w5 + 7**-0.3 * (w5 - w0)
+        torch.testing.assert_close(whole.weights[name], expected.float())
+    in_training = whole.trainer.callback_metrics["val/loss"].item()
+    saved = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)
+    assert whole.trainer.validate(whole.module, whole.trainer.datamodule)[0]["val/loss"] == pytest.approx(in_training)
+    assert all(torch.equal(value, whole.weights[name[7:]]) for name, value in saved["state_dict"].items())
+    assert saved["bema"]["ema"].keys() == set(trained) and (len(saved["state_dict"]) == len(trained)) == bool(adapter)
+    fit(tmp_path / "broken", bema(), stop_at(4), **options)
+    resumed = fit(tmp_path / "broken", bema(), **options)
+    assert resumed.error is None
+    assert_same_weights(resumed.weights, whole.weights)
+    late = fit(tmp_path / "late", BEMA(), **options)
+    assert "6 optimizer steps, and BEMA updates its average at step 400 for the first time" in str(late.error)
+
+
+@pytest.mark.parametrize("average", [lambda: EMAWeightAveraging(decay=0.5), lambda: BEMA(1)])
+def test_a_finished_run_is_extended_from_the_weights_that_were_trained(fit: Any, tmp_path: Path, average: Any) -> None:
     """3 steps, then 3 more, at a constant rate: as 6 steps, since the checkpoint holds both kinds of weights."""
     options = {"max_epochs": None, "accumulate_grad_batches": 1, "model": {"schedule": "constant"}}
-    whole = fit(tmp_path / "whole", EMAWeightAveraging(decay=0.5), max_steps=6, **options)
-    fit(tmp_path / "parts", EMAWeightAveraging(decay=0.5), max_steps=3, **options)
-    extended = fit(tmp_path / "parts", EMAWeightAveraging(decay=0.5), max_steps=6, **options)
+    whole = fit(tmp_path / "whole", average(), max_steps=6, **options)
+    fit(tmp_path / "parts", average(), max_steps=3, **options)
+    extended = fit(tmp_path / "parts", average(), max_steps=6, **options)
+    assert extended.error is None
     assert_same_weights(extended.weights, whole.weights)
 
 
