@@ -18,18 +18,20 @@ ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "smollit" / "data" / "samples"
 OVERLAYS = sorted(path.stem for path in (ROOT / "configs" / "overlays").glob("*.yaml"))
 RECIPES = ROOT / "configs" / "recipes"
-# As published: learning rate, rows per step, epochs, tokens of a row, loss and beta, clipping, least learning rate.
+# As published: learning rate, rows per step, epochs, tokens of a row, loss and beta, clipping, least learning rate; and
+# which turns have a loss.
 PUBLISHED: dict[str, tuple[object, ...]] = {
-    "smollm2-135m-sft": (1e-3, 128, 2, 8192, "NLL", None, 1.0, 0.0),
-    "smollm2-360m-sft": (1e-3, 128, 2, 8192, "NLL", None, 1.0, 0.0),
-    "smollm2-1.7b-sft": (3e-4, 128, 2, 8192, "NLL", None, 1.0, 0.0),
-    "smollm2-135m-dpo": (1e-6, 128, 2, 1024, "DPO", 0.5, 1.0, 0.0),
-    "smollm2-360m-dpo": (1e-6, 128, 2, 1024, "DPO", 0.5, 1.0, 0.0),
-    "smollm2-1.7b-dpo": (1e-6, 128, 3, 1024, "DPO", 0.5, 1.0, 0.0),
-    "smollm3-apo": (1e-6, 32, 1, 24576, "APOZero", 0.05, 0.2, 0.1),
-    "trlm-sft": (3e-4, 128, 3, 4096, "DFT", None, 1.0, 0.0),
-    "trlm-apo": (1e-5, 128, 1, 2048, "APOZero", 0.1, 0.2, 0.1),
-    "zephyr-dpo": (5e-7, 128, 1, 1024, "DPO", 0.01, 1.0, 0.0),
+    "smollm2-135m-sft": (1e-3, 128, 2, 8192, "NLL", None, 1.0, 0.0, "all"),
+    "smollm2-360m-sft": (1e-3, 128, 2, 8192, "NLL", None, 1.0, 0.0, "all"),
+    "smollm2-1.7b-sft": (3e-4, 128, 2, 8192, "NLL", None, 1.0, 0.0, "all"),
+    "smollm2-135m-dpo": (1e-6, 128, 2, 1024, "DPO", 0.5, 1.0, 0.0, "assistant"),
+    "smollm2-360m-dpo": (1e-6, 128, 2, 1024, "DPO", 0.5, 1.0, 0.0, "assistant"),
+    "smollm2-1.7b-dpo": (1e-6, 128, 3, 1024, "DPO", 0.5, 1.0, 0.0, "assistant"),
+    "smollm3-apo": (1e-6, 32, 1, 24576, "APOZero", 0.05, 0.2, 0.1, "assistant"),
+    "trlm-sft": (3e-4, 128, 3, 4096, "DFT", None, 1.0, 0.0, "all"),
+    "trlm-apo": (1e-5, 128, 1, 2048, "APOZero", 0.1, 0.2, 0.1, "assistant"),
+    "zephyr-sft": (2e-5, 128, 1, 2048, "NLL", None, 1.0, 0.0, "all"),
+    "zephyr-dpo": (5e-7, 128, 1, 1024, "DPO", 0.01, 1.0, 0.0, "assistant"),
 }
 ROWS = {"sft": "ultrachat", "dpo": "ultrafeedback"}
 
@@ -150,6 +152,7 @@ def test_each_recipe_has_the_published_numbers() -> None:
             loss["init_args"].get("beta"),
             trainer.gradient_clip_val,
             schedule["init_args"]["floor"],
+            data.encode_options.train_on,
         ), name
         assert model.hparams["warmup_ratio"] == 0.1 and schedule["class_path"].endswith("Cosine"), name
 

@@ -99,6 +99,20 @@ def test_a_peft_model_is_merged_and_trains_an_adapter_of_its_kind(tiny_model: Pa
     assert DPOModule(frozen).adapter is None  # type: ignore[arg-type]
 
 
+# promise: python
+def test_a_copy_gets_its_tokenizer_once_a_name_tells_it(tiny_model: Path, make_run: Callable[..., Run]) -> None:
+    """Weights that say nothing of their tokenizer are a sentence. After the same weights were given with a name, the
+    copy in the cache, which is the same folder, has the tokenizer, and the first ones train."""
+    nameless = tiny(tiny_model)
+    nameless.name_or_path = nameless.config._name_or_path = ""
+    options = {"model": {"model_name": nameless}, "data": {"tokenizer_name": None}, "max_steps": 1}
+    with pytest.raises(ValueError, match=r"could not load the tokenizer .*`data\.tokenizer_name`"):
+        make_run(folder="first", **options).fit()
+    assert SFTModule(tiny(tiny_model)).model_name == SFTModule(nameless).model_name
+    run = make_run(folder="second", **options).fit()
+    assert run.data.vocabulary_size == tiny(tiny_model).config.vocab_size
+
+
 def test_what_can_not_be_meant_is_refused(tiny_model: Path) -> None:
     """Frozen layers, another adapter than LoRA, no model at all, no weights to export. A reference, and a model below
     an adapter, may be frozen."""

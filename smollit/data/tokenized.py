@@ -50,8 +50,9 @@ class TokenizedDataModule(RowsDataModule):
         max_length: Longest sequence in tokens; for pairs, of the prompt and either response together.
         truncate: How longer rows are shortened. `right` truncates on the right, of pairs both responses; `left-turns`
             drops whole turns from the start, of pairs from the prompt's; `drop` drops the row; `error` refuses the run.
-        train_on: Turns with loss tokens: `assistant` (all assistant turns), `last` (the last assistant turn), or a list
-            of roles, or of parts of assistant turns: `reasoning`, `content`, `tool_calls`.
+        train_on: Turns with loss tokens: `assistant` (all assistant turns), `last` (the last assistant turn), `all`
+            (all tokens, headers too), or a list of roles, or of parts of assistant turns: `reasoning`, `content`,
+            `tool_calls`.
         control_text: How text in a message that spells a control token is handled. `escape` tokenizes it as plain text,
             `drop` drops the row, `error` refuses the run.
         num_proc: Number of processes that tokenize; null takes one.

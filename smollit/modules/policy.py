@@ -174,7 +174,7 @@ class PolicyModule(StageMetricsModule):
         add_adapter(model.model, self.adapter)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """With an adapter, save the trained weights alone, unless Lightning's WeightAveraging restores whole modules."""
+        """With an adapter, save the trained weights alone; Lightning's WeightAveraging restores whole modules."""
         if self.adapter is not None and "averaging_state" not in checkpoint:
             checkpoint["state_dict"] = trained_weights(self.policy, checkpoint["state_dict"], prefix=POLICY)
 

@@ -81,6 +81,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     }),
     ("arguments.json", ARGUMENTS, {
         "model": "smollit.modules.SFTModule", "trainer.default_root_dir": "out", "model.optimizer.weight_decay": 0.01,
+        "data.train_on": "all",
     }),
 ]  # fmt: skip
 
@@ -134,7 +135,8 @@ def test_what_has_no_counterpart_is_said(tmp_path: Path, capsys: pytest.CaptureF
     ("kind", "own", "agrees"),
     [
         ("sft", {"assistant_only_loss": True}, True),
-        ("sft", {"packing": False}, False),
+        ("sft", {"packing": False}, True),
+        ("sft", {"neftune_noise_alpha": 15.0}, False),
         ("dpo", {"beta": 0.2}, True),
     ],
 )
@@ -148,7 +150,8 @@ def test_rows_are_scored_by_both(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """4 sample rows, before any step: what a config of TRL computes is what its import computes, with a template that
-    TRL can mask. A loss on all tokens, TRL's default for chats, is another number, and said to be."""
+    TRL can mask; a loss on all tokens, TRL's default for chats, too. Noise, which is not imported, is another number,
+    and said to be."""
     pytest.importorskip("trl")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     model = shutil.copytree(tiny_model, tmp_path / "model")

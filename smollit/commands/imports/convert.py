@@ -55,6 +55,8 @@ def imported(given: Mapping[str, Any]) -> Imported:
     defaults = {name: value for name, value in tool.defaults.items() if name not in given}
     if tool is TRL and is_dpo and "learning_rate" in defaults:
         defaults["learning_rate"] = 1e-6
+    if tool is TRL and not is_dpo and not {"assistant_only_loss", "completion_only_loss"} & given.keys():
+        defaults["assistant_only_loss"] = False
     settings: Settings = {}
     lines = [
         *_lines(tool, datasets_of(given), "mapped", settings),

@@ -36,7 +36,7 @@ from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
 from smollit.data.template.unprinted import EARLIER
 
-FORMAT_VERSION = 6  # part of the cache key: raise it when examples change
+FORMAT_VERSION = 7  # part of the cache key: raise it when examples change
 ROWS_AT_ONCE = 100  # rows that are tokenized together
 BATCHES_AHEAD = 2  # batches of rows that are rendered before the encoder waits for the tokens of the first
 
@@ -173,7 +173,7 @@ class Encoder:
             "control": rendered.num_control,
             "digest": rendered.digests[0],
             "other_digest": rendered.digests[1],
-            "trailing": has_turns_after_loss(rendered.record),
+            "trailing": has_turns_after_loss(rendered),
             "unprinted": list(rendered.unprinted),
             **row.columns,
         }

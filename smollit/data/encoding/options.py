@@ -19,7 +19,7 @@ class EncodeOptions:
         kind: `chat` for SFT, `preference` for pairs.
         max_length: Longest sequence in tokens; for pairs, of the prompt and either response together.
         truncate: How longer rows are shortened: `right`, `left-turns`, `drop` or `error`.
-        train_on: Turns with loss tokens: `assistant`, `last`, or roles, or parts of assistant turns.
+        train_on: Turns with loss tokens: `assistant`, `last`, `all`, or roles, or parts of assistant turns.
         control_text: How text in messages that spells a control token is handled: `escape`, `drop` or `error`.
         min_score_gap: Smallest score_chosen - score_rejected of a pair; None keeps all.
         score_ties: Whether pairs with equal scores are kept.

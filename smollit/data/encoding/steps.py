@@ -129,18 +129,25 @@ class DroppedRow:
 
 
 def digests(record: Record, row: SegmentedRow) -> tuple[int, int]:
-    """Hashes of a chat and of its prompt, which ends where the loss begins; of a pair's prompt and of the pair."""
-    first = next((n for n, segment in enumerate(row.segments) if segment.in_loss), 0)
-    prompt = "".join(segment.text for segment in row.segments[:first])
+    """Hashes of a chat and of its prompt, which ends before the first response; of a pair's prompt and of the pair."""
+    loss = [number for number, segment in enumerate(row.segments) if segment.in_loss]
+    turns = loss
+    if isinstance(record, Conversation):  # prompts may be in the loss too
+        messages = row.chats[0].messages
+        turns = [number for number in loss if messages[row.segments[number].message]["role"] == "assistant"]
+    prompt = "".join(segment.text for segment in row.segments[: next(iter(turns or loss), 0)])
     if isinstance(record, Conversation):
         return _digest(row.chats[0].text), _digest(prompt)
     whole = "\0".join(f"{segment.branch} {segment.text}" for segment in row.segments)
     return (_digest(prompt), _digest(whole)) if isinstance(record, Preference) else (_digest(whole), _digest(prompt))
 
 
-def has_turns_after_loss(record: Record) -> bool:
-    """Whether a chat ends with turns that no response follows."""
-    return isinstance(record, Conversation) and record.messages[-1]["role"] in ("system", "user", "tool")
+def has_turns_after_loss(rendered: RenderedRow) -> bool:
+    """Whether a chat ends with turns that no response follows, and that are not in the loss themselves."""
+    if not isinstance(rendered.record, Conversation):
+        return False
+    (chat,), last = rendered.row.chats, rendered.row.segments[-1].message
+    return last < len(chat.messages) - 1 and chat.messages[-1]["role"] in ("system", "user", "tool")
 
 
 def _digest(text: str) -> int:

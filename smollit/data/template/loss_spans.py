@@ -18,6 +18,7 @@ from smollit.data.template.turns import Headers, TurnFinder
 SpanSource = Literal["markers", "prefix", "turns", "last"]
 FULL: tuple[SpanSource, ...] = ("turns", "last")  # sources that read the full rendering
 TrainOn = str | tuple[str, ...]
+ALL = "all"  # every token of the text: parts.py
 PARTS = ("reasoning", "content", "tool_calls")  # of assistant turns: parts.py
 
 
@@ -48,13 +49,13 @@ def messages_with_loss(messages: list[Message], train_on: TrainOn) -> list[int]:
 
     Args:
         messages: The messages, with assistant turns that follow each other joined.
-        train_on: `assistant` (all its turns), `last` (its last turn), or roles, or parts of assistant turns.
+        train_on: `assistant` (all its turns), `last` (its last turn), `all`, or roles, or parts of assistant turns.
 
     Raises:
         BadRow: If there are none.
     """
     roles = roles_with_loss(train_on)
-    found = [index for index, message in enumerate(messages) if message["role"] in roles]
+    found = [index for index, message in enumerate(messages) if message["role"] in roles or train_on == ALL]
     found = found[-1:] if train_on == "last" else found
     wanted = [index for index, message in enumerate(messages) if message.get("train", index in found)]
     if not wanted:
@@ -87,10 +88,14 @@ class LossSpanFinder:
     def wanted(self, messages: list[Message], train_on: TrainOn) -> list[int]:
         """Indices of the messages that count in the loss, as far as `source` shows assistant turns."""
         found = messages_with_loss(messages, train_on)
-        if self.source != "last":
+        if self.source != "last" and train_on != ALL:
             return found
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        return [index for index in found if index not in turns[:-1] or messages[index].get("train")]
+        if train_on == ALL:  # the turns, and what is out of the loss: the text around them needs no span
+            found = sorted({*turns, *(n for n, message in enumerate(messages) if not message.get("train", True))})
+        if self.source != "last":
+            return found
+        return [index for index in found if index not in turns[:-1] or "train" in messages[index]]
 
     def find(self, chat: RenderedChat, wanted: list[int], verified: Headers | None = None) -> list[LossSpan]:
         """The loss spans of the messages `wanted`: of an assistant turn what follows its prompt, of others the content,

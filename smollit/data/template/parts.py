@@ -1,4 +1,4 @@
-"""The parts of assistant turns, where `data.train_on` names some of them: reasoning, content, tool_calls."""
+"""What counts of a text, where `data.train_on` is `all` or names parts of turns: reasoning, content, tool_calls."""
 
 from functools import lru_cache
 from itertools import pairwise
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
-from smollit.data.template.loss_spans import PARTS, LossSpan, TrainOn
+from smollit.data.template.loss_spans import ALL, PARTS, LossSpan, TrainOn
 from smollit.data.template.rendering.jinja import Span
 from smollit.data.template.rendering.marks import MARKER, Printed
 from smollit.data.template.rendering.renderer import RenderedChat, Renderer
@@ -41,11 +41,13 @@ def named_parts(train_on: TrainOn) -> frozenset[str]:
 
 
 def split_turns(renderer: Renderer, chat: RenderedChat, spans: list[LossSpan], train_on: TrainOn) -> list[TurnPart]:
-    """Whole messages, or their parts up to the last one that counts if `train_on` names parts.
+    """Whole messages, or their parts up to the last one that counts if `train_on` names parts, or the whole text.
 
     Raises:
         BadRow: If no message has such a part.
     """
+    if train_on == ALL:
+        return whole_text(chat, spans)
     named = named_parts(train_on)
     if not named:
         return [TurnPart(*span) for span in spans]
@@ -61,6 +63,16 @@ def split_turns(renderer: Renderer, chat: RenderedChat, spans: list[LossSpan], t
     if not last:
         raise BadRow(DropReason.NO_LOSS_TOKENS, f"no turn has a part of `data.train_on`: {train_on!r}")
     return parts[:last]
+
+
+def whole_text(chat: RenderedChat, spans: list[LossSpan]) -> list[TurnPart]:
+    """The text, divided where assistant turns start and end; all of it counts but messages with `train: false`."""
+    parts, cursor = [], 0
+    for start, end, message in spans:
+        is_trained = chat.messages[message].get("train", True)
+        parts += [TurnPart(cursor, start, max(message - 1, 0)), TurnPart(start, end, message, is_trained)]
+        cursor = end
+    return [*parts, TurnPart(cursor, len(chat.text), len(chat.messages) - 1)]
 
 
 def split_turn(text: str, span: LossSpan, message: Message, printed: Printed, wanted: frozenset[str]) -> list[TurnPart]:

@@ -50,6 +50,23 @@ def test_train_on_and_a_messages_train_or_weight(
     assert spans(tokenize(chat, train_on=train_on)) == [[text + END for text in expected]]
 
 
+def test_all_takes_every_token_that_the_template_writes(tokenize: Tokenize) -> None:
+    """The ids of transformers for the whole chat, all but the first of them in the loss, whoever speaks last; `train:
+    false` takes a message out. The prompts of "a" are the same, however much of them is in the loss."""
+    odd = [FOUR[0], assistant("b", train=False), *FOUR[2:]]
+    module = tokenize(FOUR, [FOUR[0], assistant("x")], FOUR[2:], odd, FOUR[:3], train_on="all")
+    rows, render = list(module.examples["train"].rows), module.template.tokenizer.apply_chat_template
+    for row, chat in zip(rows, (FOUR, [FOUR[0], assistant("x")], FOUR[2:], FOUR, FOUR[:3]), strict=True):
+        text = render(chat, chat_template=module.template.source, tokenize=False)
+        assert row["input_ids"] == module.template.tokenizer(text, add_special_tokens=False)["input_ids"]
+    counts = [sum(row["spans"][1::2]) - sum(row["spans"][::2]) for row in rows]
+    without = len(module.template.encode(["b" + END])[0])
+    assert counts == [len(row["input_ids"]) - (1 + without if n == 3 else 1) for n, row in enumerate(rows)]
+    assert module.reports["train"].trailing == 0
+    options = {"train_on": "all", "dedup": "prompt"}
+    assert len(tokenize(FOUR, [FOUR[0], assistant("x")], FOUR[2:], **options).examples["train"]) == 2
+
+
 # promise: control-text
 # case: template-11
 # case: mask-05
