@@ -218,6 +218,14 @@ class TokenSource(Protocol):
 
 
 @runtime_checkable
+class CountedTokens(Protocol):
+    """A data module that knows how many loss tokens a training batch has."""
+
+    def loss_tokens_per_batch(self) -> float | None:
+        """Mean number of loss tokens of a micro-batch of all devices; None if it is unknown."""
+
+
+@runtime_checkable
 class NamedModel(Protocol):
     """What a data module asks of a module: where its model, and so its tokenizer, comes from."""
 

@@ -1,6 +1,7 @@
 """ChatDataModule: the loaders of a run and its position in the data, through Lightning's hooks."""
 
 import logging
+from statistics import median
 from typing import Any
 
 from smollit.data.batched import BatchedDataModule
@@ -26,6 +27,16 @@ class ChatDataModule(BatchedDataModule):
 
     def __init__(self, dataset: str | list[Part], **options: Any) -> None:
         super().__init__(dataset, **options)
+
+    def loss_tokens_per_batch(self) -> float | None:
+        """Mean number of loss tokens of a training micro-batch of all devices; None for a stream."""
+        batches = self.training_batches()
+        if not isinstance(batches, BatchSampler):
+            return None
+        _, parts = self._used["train"]
+        tokens = sum(w * part.report.loss_tokens for w, part in zip(self.splits.weights(), parts, strict=True))
+        # The last micro-batch of an epoch may be smaller, and those of `max_batch_tokens` differ.
+        return tokens / len(batches.rows(0)) * median(batches.sizes(0, 0))
 
     # ---- Lightning's hooks
 

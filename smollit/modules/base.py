@@ -10,13 +10,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from smollit.batch import Batch
+from smollit.batch import Batch, CountedTokens
 from smollit.functional.rows import RowValues
 from smollit.metrics import values
 from smollit.models.sharding import gradient_norm, scale_gradients
 from smollit.modules.lost_steps import BadStep, LostSteps, NonFiniteStepError
 from smollit.modules.policy import PolicyModule
 from smollit.modules.window import Window
+from smollit.optim.half_life import HalfLife
 from smollit.optim.optimizer import ParameterGroups, gradient_scaler, refuse_fused_with_scaler
 from smollit.optim.rates import LearningRates
 from smollit.schedules import SCHEDULE, Linear, Schedule
@@ -35,6 +36,8 @@ class FineTuningModule(PolicyModule):
         model_name: Hub id or local folder of the model to train.
         learning_rate: Peak learning rate, reached after the warm-up.
         optimizer: Any torch optimizer; its learning rate is `learning_rate`.
+        beta2_half_life: Loss tokens after which a gradient counts half in Adam's second moment: beta2 is
+            0.5 ** (loss tokens per step / beta2_half_life), whatever the size of a step. null leaves it to `optimizer`.
         schedule: Learning rate over the optimizer steps: `Linear`, `Cosine`, `WSD`, `Constant`, `InverseSqrt`, whose
             arguments are below `model.schedule`, or the class_path of a scheduler of torch.
         num_warmup_steps: Optimizer steps over which the learning rate rises to its peak: (step + 1) / num_warmup_steps.
@@ -55,6 +58,7 @@ class FineTuningModule(PolicyModule):
         *,
         learning_rate: float = 2e-5,
         optimizer: OptimizerCallable = lambda params: AdamW(params, weight_decay=0.0),
+        beta2_half_life: float | None = None,
         schedule: Schedule | LRSchedulerCallable = Linear(),
         num_warmup_steps: int = 0,
         warmup_ratio: float = 0.0,
@@ -68,6 +72,7 @@ class FineTuningModule(PolicyModule):
             raise ValueError(f"`model.learning_rate` must be greater than 0 and finite, got {learning_rate}")
         self.learning_rate = learning_rate
         self.optimizer = optimizer
+        self.half_life = HalfLife(beta2_half_life) if beta2_half_life is not None else None
         self.rates = LearningRates(schedule, num_warmup_steps, warmup_ratio)
         if isinstance(self.rates.schedule, Schedule):
             self.save_hyperparameters({"schedule": SCHEDULE.as_settings(self.rates.schedule)})
@@ -206,9 +211,16 @@ class FineTuningModule(PolicyModule):
         optimizer = self.groups.optimizer(
             self.policy, self.optimizer, learning_rate=self.learning_rate, one_dimensional=self.one_dimensional
         )
+        if self.half_life is not None:
+            self.half_life.set(optimizer, self._loss_tokens_per_step())
         self.rates.set_steps(self.trainer.estimated_stepping_batches)
         scheduler = self.rates.scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _loss_tokens_per_step(self) -> float | None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning declares it nowhere
+        tokens = data.loss_tokens_per_batch() if isinstance(data, CountedTokens) else None
+        return tokens * self.trainer.accumulate_grad_batches if tokens is not None else None
 
     def on_train_start(self) -> None:
         """Set the learning rate of the next step: after a resume, or a learning rate finder, it may be another."""

@@ -52,6 +52,7 @@ def describe(trainer: Trainer, module: Any) -> dict[str, str]:
         "batch": f"{batch} x {accumulation} accumulated x {world} devices = {batch * accumulation * world} per step",
         "steps": f"{'unknown' if math.isinf(steps) else f'{int(steps):,}'}, from step {trainer.global_step:,}",
         "learning rate": f"peak {module.learning_rate:g}, {module.rates.describe()}",
+        **({"beta2": module.half_life.describe()} if module.half_life else {}),
         "run folder": str(trainer.default_root_dir),
     }
 
