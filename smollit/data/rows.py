@@ -1,4 +1,4 @@
-"""RowsDataModule: which rows of which data sets are in each split. tokenized.py makes examples of them."""
+"""RowsDataModule: which rows of which data sets are in each split. templated.py renders them."""
 
 import os
 

@@ -1,15 +1,12 @@
 """TokenizedDataModule: the rows of every split, tokenized once into an Arrow cache. Batches: batched.py."""
 
 import logging
-import os
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from smollit.batch import NamedModel
 from smollit.data.batching.dataset import Examples
 from smollit.data.checks import check_at_least
 from smollit.data.encoding.best import BY_MODEL, keep_best, keep_best_by_model
@@ -18,35 +15,24 @@ from smollit.data.encoding.part import EncodedPart, find_part
 from smollit.data.encoding.report import Report
 from smollit.data.encoding.select import LoadedPart, drop_held_out, drop_repeats
 from smollit.data.encoding.truncate import Truncate
-from smollit.data.formats.types import Kind
 from smollit.data.loaded import examples_of, named_reports, warn_of_shared_rows, write_reports
-from smollit.data.rows import SOURCE_SETTINGS, RowsDataModule
+from smollit.data.rows import SOURCE_SETTINGS
 from smollit.data.sources.in_memory import on_disk
 from smollit.data.sources.mixture import Part, label
-from smollit.data.template.notes import log_template
-from smollit.data.template.template import ChatTemplate, load_template
-from smollit.data.template.tokenize import load_tokenizer
+from smollit.data.templated import TEMPLATE_SETTINGS, TemplatedDataModule
 from smollit.paths import cache_folder
 
 log = logging.getLogger("smollit.data")
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-TEMPLATE_SETTINGS = ("tokenizer_name", "chat_template", "add_tokens", "default_system", "chat_template_kwargs")
 ENCODE_SETTINGS = tuple(field.name for field in fields(EncodeOptions) if field.name != "kind")
 
 
-class TokenizedDataModule(RowsDataModule):
+class TokenizedDataModule(TemplatedDataModule):
     """Splits of data sets in any known format, tokenized once into an Arrow cache. BatchedDataModule batches them.
 
     Args:
         dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
             .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
-        tokenizer_name: Hub id or folder of the tokenizer; null takes the model's.
-        chat_template: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
-        add_tokens: Add the template's markers to the tokenizer as single tokens where they are not. The model gets
-            embeddings for them, initialized with the mean of all others.
-        default_system: System text that the template adds by default: `keep`, `drop`, or a text that replaces it.
-        chat_template_kwargs: Switches of the chat template for all rows, such as {enable_thinking: false}; those in a
-            row's column `chat_template_kwargs` override them. They become defaults of the exported template.
         max_length: Longest sequence in tokens; for pairs, of the prompt and either response together.
         truncate: How longer rows are shortened. `right` truncates on the right, of pairs both responses; `left-turns`
             drops whole turns from the start, of pairs from the prompt's; `drop` drops the row; `error` refuses the run.
@@ -57,10 +43,9 @@ class TokenizedDataModule(RowsDataModule):
             `drop` drops the row, `error` refuses the run.
         num_proc: Number of processes that tokenize; null takes one.
         cache_dir: Folder of the tokenized data; null takes $SMOLLIT_CACHE, else ~/.cache/smollit.
-        **options: All other options of RowsDataModule.
+        **options: All other options of TemplatedDataModule.
     """
 
-    kind: ClassVar[Kind] = "chat"
     # What changes the tokens of the training rows: the cache key depends on each, and a resumed run may not change it.
     token_settings: ClassVar[tuple[str, ...]] = (*SOURCE_SETTINGS, *TEMPLATE_SETTINGS, *ENCODE_SETTINGS)
 
@@ -68,11 +53,6 @@ class TokenizedDataModule(RowsDataModule):
         self,
         dataset: str | list[Part],
         *,
-        tokenizer_name: str | None = None,
-        chat_template: str = "auto",
-        add_tokens: bool = False,
-        default_system: str = "keep",
-        chat_template_kwargs: dict[str, Any] | None = None,
         max_length: int = 2048,
         truncate: Truncate = "right",
         train_on: str | list[str] = "assistant",
@@ -85,11 +65,6 @@ class TokenizedDataModule(RowsDataModule):
         # From Python also rows in memory; the annotation is what a config can say.
         super().__init__(on_disk(dataset, self.cache_dir), **options)
         check_at_least(1, max_length=max_length, num_proc=num_proc)
-        self.tokenizer_name = tokenizer_name and os.path.expanduser(tokenizer_name)
-        self.chat_template = chat_template
-        self.add_tokens = add_tokens
-        self.default_system = default_system
-        self.chat_template_kwargs = chat_template_kwargs
         self.encode_options = EncodeOptions(
             kind=self.kind,
             max_length=max_length,
@@ -100,44 +75,11 @@ class TokenizedDataModule(RowsDataModule):
         self.num_proc = num_proc
         self.examples: dict[str, Examples] = {}  # by split: train, val or val/<name>, test, predict
         self.reports: dict[str, Report] = {}  # by split; of several parts, one for each
-        self._template: ChatTemplate | None = None
         self._parts: dict[str, EncodedPart] = {}
         self._used: dict[str, tuple[list[EncodedPart], list[LoadedPart]]] = {}  # by split
         self._is_selected = False  # by a score of the model
 
     # ---- what modules read
-
-    @property
-    def template(self) -> ChatTemplate:
-        """The chat template with its tokenizer, loaded when first needed."""
-        if self._template is None:
-            self.tokenizer_name = self.tokenizer_name or self._name_of_model()
-            tokenizer = load_tokenizer(self.tokenizer_name)
-            load = partial(
-                load_template,
-                tokenizer,
-                self.chat_template,
-                allow_default=self.kind == "chat",
-                default_system=self.default_system,
-                switches=self.chat_template_kwargs,
-            )
-            self._template = load()
-            if self.add_tokens and tokenizer.add_tokens(self._template.split_markers(), special_tokens=True):
-                self._template = load()  # the tokenizer has changed since the template was loaded
-            log_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
-        return self._template
-
-    def _name_of_model(self) -> str:
-        """The model of the trainer that the data module is attached to: its folder holds the tokenizer too."""
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        if not isinstance(module, NamedModel):
-            raise ValueError("`data.tokenizer_name` must be set when the data module is used without a trainer")
-        return module.model_name
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of token ids that the tokenizer can give."""
-        return len(self.template.tokenizer)
 
     @property
     def max_length(self) -> int:
@@ -148,10 +90,6 @@ class TokenizedDataModule(RowsDataModule):
     def val_names(self) -> tuple[str, ...]:
         """Names of the validation sets, if they have names."""
         return tuple(self.splits.val_sets)
-
-    def stop_ids(self) -> list[int]:
-        """Tokens that end a response."""
-        return self.template.stop_ids()
 
     # ---- from rows to examples
 

@@ -6,7 +6,7 @@ from typing import Literal
 from smollit.data.encoding.truncate import Truncate
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Kind
-from smollit.data.template.loss_spans import TrainOn
+from smollit.data.template.train_on import TrainOn
 
 ControlTextChoice = Literal["escape", "drop", "error"]
 

@@ -8,9 +8,9 @@ from typing import Literal
 from smollit.data.encoding.steps import DroppedRow, TokenizedRow, TruncatedRow
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Conversation, Message, Preference, Record
-from smollit.data.template.loss_spans import TrainOn, messages_with_loss
 from smollit.data.template.rendering.jinja import Span
 from smollit.data.template.tokenize import Branch
+from smollit.data.template.train_on import TrainOn, messages_with_loss
 
 Truncate = Literal["right", "left-turns", "drop", "error"]
 Tokenize = Callable[[list[Record]], Iterable[TokenizedRow | DroppedRow]]

@@ -2,7 +2,8 @@
 
 1. `render` (rendering/renderer.py): messages -> `RenderedChat`, the text with the span of each message's content, which
    rendering/marks.py locates.
-2. `loss_spans` (loss_spans.py, turns.py): rendered chat -> `LossSpan`s, the characters whose tokens count in the loss.
+2. `loss_spans` (loss_spans.py, turns.py): rendered chat -> `LossSpan`s, the characters whose tokens count in the loss;
+   of which messages, train_on.py says.
 3. `segment_chat`, `segment_pair`, `segment_text`: both steps, and the text split at the spans -> `SegmentedRow`.
 4. `tokenize` (tokenize.py): segments -> token ids. control.py finds text that spells special tokens, to escape it.
 

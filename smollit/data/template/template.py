@@ -13,20 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from smollit.data.formats.types import Conversation, Message, Preference, Variables
 from smollit.data.template.control import ControlText
-from smollit.data.template.loss_spans import (
-    Headers,
-    LossSpan,
-    LossSpanFinder,
-    SpanSource,
-    TrainOn,
-    join_continued,
-)
+from smollit.data.template.loss_spans import Headers, LossSpan, LossSpanFinder, SpanSource
 from smollit.data.template.parts import TurnPart, split_turns
 from smollit.data.template.probe import SystemTurn, change_default_system, choose_span_source, find_default_system
 from smollit.data.template.rendering.jinja import read_source, with_defaults
 from smollit.data.template.rendering.renderer import RenderedChat, Renderer, in_parts
 from smollit.data.template.rendering.shapes import Shape
 from smollit.data.template.tokenize import Segment, SegmentedRow, SegmentTokenizer, join_pair
+from smollit.data.template.train_on import TrainOn, join_continued
 from smollit.data.template.unprinted import find_unprinted
 
 

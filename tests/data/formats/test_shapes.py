@@ -11,7 +11,7 @@ import yaml
 from smollit.data import ChatDataModule, PreferenceDataModule
 from smollit.data.encoding.steps import DroppedRow
 from smollit.data.formats.types import Conversation, Preference, Record
-from smollit.data.template.loss_spans import messages_with_loss
+from smollit.data.template.train_on import messages_with_loss
 from tests.conftest import ROOT
 from tests.data.conftest import Row, make
 from tests.data.sources.conftest import write
