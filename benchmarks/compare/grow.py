@@ -34,7 +34,7 @@ def make_batch(lengths: list[int], num_words: int) -> Any:
 def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of forward and backward of SFTModule at each number of tokens: {"seconds": {tokens: [...]}}."""
     from smollit.modules import SFTModule
-    from smollit.training.memory import keep_freed_memory
+    from smollit.training.memory.device import keep_freed_memory
 
     keep_freed_memory()  # as `fit` does
     module = SFTModule(model_name=job["model"], attention="documents")
@@ -80,7 +80,7 @@ HEADS = {"token_logps": by_token, "summed_logps": by_sum, "torch": by_torch}
 
 def measure_head(job: dict[str, Any]) -> dict[str, Any]:
     """Memory of forward and backward of the head, beyond its inputs, and the seconds of `repeats` more of them."""
-    from smollit.training.memory import keep_freed_memory
+    from smollit.training.memory.device import keep_freed_memory
 
     loss = HEADS[job["head"]]
     tokens, hidden, vocabulary = job["tokens"], job["hidden"], job["vocabulary"]

@@ -16,9 +16,9 @@
 11. batching/collate.py              documents -> `Batch` (smollit/batch.py)
 
 A row that can't be used raises `BadRow(DropReason, detail)` of formats/drop_reason.py; it is counted and named.
-The data module is built in files that inherit from one another: rows.py has the settings of steps 1 to 4, templated.py the
-chat template of step 5; tokenized.py runs steps 1 to 9, batched.py step 10, and datamodule.py gives the loaders to
-Lightning. Rooms import only rooms of earlier steps.
+The data module is built in files that inherit from one another: rows.py has the settings of steps 1 to 4, templated.py
+the chat template of step 5; tokenized.py runs steps 1 to 9, batched.py step 10, and datamodule.py makes the loaders.
+Rooms import only rooms of earlier steps.
 """
 
 from smollit.data.datamodule import ChatDataModule

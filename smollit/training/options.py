@@ -17,7 +17,6 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch.distributed.fsdp import MixedPrecision
 
 from smollit.models.sharding import unsynchronized
-from smollit.training.budget import BatchTokens
 from smollit.training.checkpoints.folder import local_folder
 from smollit.training.checkpoints.state import RunState
 from smollit.training.ledger import Ledger
@@ -28,7 +27,8 @@ from smollit.training.logs.environment import Environment
 from smollit.training.logs.non_finite import NonFiniteDump
 from smollit.training.logs.progress import ProgressBar, ProgressLines, is_interactive
 from smollit.training.logs.start_summary import StartSummary
-from smollit.training.memory import OutOfMemory
+from smollit.training.memory.advice import OutOfMemory
+from smollit.training.memory.budget import BatchTokens
 from smollit.training.predictions import WritePredictions
 from smollit.training.reference import ReferenceScores
 from smollit.training.stop import GracefulStop, RefuseNothingTrained, SaveAtEnd

@@ -14,14 +14,15 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
 from smollit.modules import FineTuningModule
-from smollit.training.checkpoints.files import FOLDER, best_checkpoint, find_checkpoint, resume_path
+from smollit.training.checkpoints.files import FOLDER, resume_path
 from smollit.training.checkpoints.folder import local_folder, run_folder
 from smollit.training.checkpoints.periodic import savers
-from smollit.training.checkpoints.saving import AtomicCheckpointIO, SavingTrainer
+from smollit.training.checkpoints.saving import AtomicCheckpointIO
 from smollit.training.checkpoints.state import RunState
+from smollit.training.evaluation import EvaluatingTrainer
 from smollit.training.logs.loggers import run_loggers
 from smollit.training.logs.quiet import quiet
-from smollit.training.memory import keep_freed_memory
+from smollit.training.memory.device import keep_freed_memory
 from smollit.training.options import DEFAULT_ROOT, trainer_options, with_built_in
 from smollit.training.steps import num_steps
 from smollit.training.stop import ctrl_c_exits
@@ -30,7 +31,7 @@ from smollit.training.validation import ValidateEverySteps, interval_in_batches
 log = logging.getLogger(__name__)
 
 
-class SmollitTrainer(SavingTrainer):
+class SmollitTrainer(EvaluatingTrainer):
     """Lightning's Trainer, for one run in one folder.
 
     With any LightningModule it does what Trainer does, with these exceptions:
@@ -129,9 +130,8 @@ class SmollitTrainer(SavingTrainer):
 
     def prepare(self, model: LightningModule | None) -> bool:
         """Add, once, the built-in callbacks of a FineTuningModule; return whether `model` is one."""
-        if not isinstance(model or self.lightning_module, FineTuningModule):
-            return False
-        if not self._is_prepared:
+        is_ours = super().prepare(model)
+        if is_ours and not self._is_prepared:
             self._is_prepared = True
             local_folder(self.default_root_dir)
             if not self.fast_dev_run:  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ class SmollitTrainer(SavingTrainer):
             self.callbacks = with_built_in(
                 self.callbacks, self._asked_for, self.run_state, folder, needs_bar=self._needs_bar
             )
-        return True
+        return is_ours
 
     @contextmanager
     def _resumes_only_from(self, path: str | None) -> Iterator[None]:
@@ -152,17 +152,6 @@ class SmollitTrainer(SavingTrainer):
             yield
         finally:
             self._checkpoint_connector._user_managed = False
-
-    @contextmanager
-    def _ours(self, model: LightningModule | None) -> Iterator[None]:
-        """What surrounds a command of a FineTuningModule."""
-        if not self.prepare(model):
-            yield
-            return
-        with quiet(), ctrl_c_exits():
-            yield
-
-    # ---- Trainer's methods, with its signatures
 
     def fit(
         self,
@@ -199,88 +188,6 @@ class SmollitTrainer(SavingTrainer):
             model.lost_steps.refuse_nothing_trained(self.global_step)
             log.info("nothing to do: %s is at step %s, and %s", path, self.global_step, self.run_state.why_ended(self))
         return None
-
-    def validate(
-        self,
-        model: LightningModule | None = None,
-        dataloaders: Any | None = None,
-        ckpt_path: str | Path | None = None,
-        verbose: bool = True,
-        datamodule: LightningDataModule | None = None,
-        weights_only: bool | None = None,
-    ) -> Any:
-        """Measure the validation split.
-
-        Args:
-            model: The module to measure; null takes the one that was trained.
-            dataloaders: Batches, if there is no data module.
-            ckpt_path: A checkpoint to measure: a path, `last` or `best`; null measures the given model.
-            verbose: Print the metrics.
-            datamodule: Where batches come from.
-            weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
-        """
-        model, path, safe = self._evaluated(model, ckpt_path, weights_only)
-        with self._ours(model):
-            return super().validate(model, dataloaders, path, verbose, datamodule, safe)
-
-    def test(
-        self,
-        model: LightningModule | None = None,
-        dataloaders: Any | None = None,
-        ckpt_path: str | Path | None = None,
-        verbose: bool = True,
-        datamodule: LightningDataModule | None = None,
-        weights_only: bool | None = None,
-    ) -> Any:
-        """Measure the test split.
-
-        Args:
-            model: The module to measure; null takes the one that was trained.
-            dataloaders: Batches, if there is no data module.
-            ckpt_path: A checkpoint to measure: a path, `last` or `best`; null measures the given model.
-            verbose: Print the metrics.
-            datamodule: Where batches come from.
-            weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
-        """
-        model, path, safe = self._evaluated(model, ckpt_path, weights_only)
-        with self._ours(model):
-            return super().test(model, dataloaders, path, verbose, datamodule, safe)
-
-    def predict(
-        self,
-        model: LightningModule | None = None,
-        dataloaders: Any | None = None,
-        datamodule: LightningDataModule | None = None,
-        return_predictions: bool | None = None,
-        ckpt_path: str | Path | None = None,
-        weights_only: bool | None = None,
-    ) -> Any:
-        """Respond to the prompts of a split.
-
-        Args:
-            model: The module that responds; null takes the one that was trained.
-            dataloaders: Batches, if there is no data module.
-            datamodule: Where batches come from.
-            return_predictions: Return the responses, from Python.
-            ckpt_path: A checkpoint that responds: a path, `last` or `best`; null uses the given model.
-            weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
-        """
-        model, path, safe = self._evaluated(model, ckpt_path, weights_only)
-        with self._ours(model):
-            return super().predict(model, dataloaders, datamodule, return_predictions, path, safe)
-
-    def _evaluated(
-        self, model: LightningModule | None, ckpt_path: str | Path | None, weights_only: bool | None
-    ) -> tuple[LightningModule | None, str | Path | None, bool | None]:
-        """Module, checkpoint and `weights_only` of a command that does not train."""
-        if not self.prepare(model):
-            return model, ckpt_path, weights_only
-        path = None if ckpt_path is None else str(find_checkpoint(ckpt_path, self.checkpoint_folder, self.callbacks))
-        if model is None and path is None:  # Lightning: the best of the run
-            best = best_checkpoint(self.callbacks, self.checkpoint_folder)
-            path = str(best) if best else None
-            model = self.lightning_module
-        return model, path, True if weights_only is None else weights_only
 
     @property
     def estimated_stepping_batches(self) -> int | float:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from smollit.training import budget
-from smollit.training.budget import optimizer_bytes
+from smollit.training.memory import budget
+from smollit.training.memory.budget import optimizer_bytes
 from tests.training.conftest import stop_at
 
 MOST = 300  # positions that the stand-in has memory for

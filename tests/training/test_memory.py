@@ -13,7 +13,8 @@ from lightning.pytorch import Callback
 from smollit.data import UltraChatDataModule
 from smollit.modules import DPOModule, SFTModule
 from smollit.training import SmollitTrainer
-from smollit.training.memory import advice, container_free, held_bytes, peak_bytes
+from smollit.training.memory.advice import advice
+from smollit.training.memory.device import container_free, held_bytes, peak_bytes
 
 GLIBC_DEFAULTS = {-1: 128 * 1024, -3: 128 * 1024, -4: 65_536}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX
 

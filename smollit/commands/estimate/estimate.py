@@ -10,8 +10,9 @@ from smollit.commands.estimate.epoch import Epoch, Rows, describe_epoch, heavies
 from smollit.commands.estimate.memory import Parts, measure
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
-from smollit.training.budget import trainable
-from smollit.training.memory import advice, free_bytes, held_bytes
+from smollit.training.memory.advice import advice
+from smollit.training.memory.budget import trainable
+from smollit.training.memory.device import free_bytes, held_bytes
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from smollit.batch import Batch
 from smollit.commands.estimate.epoch import num_devices
 from smollit.models.sharding import unwrap
 from smollit.modules import DPOModule, FineTuningModule
-from smollit.training.budget import optimizer_bytes, trainable
-from smollit.training.memory import is_sharded, keep_freed_memory, peak_bytes
+from smollit.training.memory.budget import optimizer_bytes, trainable
+from smollit.training.memory.device import is_sharded, keep_freed_memory, peak_bytes
 
 log = logging.getLogger(__name__)
 Parts = dict[str, int]  # bytes by name

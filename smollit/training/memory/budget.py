@@ -13,7 +13,7 @@ from smollit.data import ChatDataModule
 from smollit.modules import DPOModule, FineTuningModule
 from smollit.training.checkpoints.ranks import get_random_state, set_random_state
 from smollit.training.checkpoints.state import RunState
-from smollit.training.memory import free_bytes, held_bytes, is_out_of_memory, is_sharded, peak_bytes
+from smollit.training.memory.device import free_bytes, held_bytes, is_out_of_memory, is_sharded, peak_bytes
 from smollit.training.steps import data_module
 
 log = logging.getLogger(__name__)
