@@ -1,4 +1,8 @@
-"""Text of other libraries' errors, for smollit's own."""
+"""UsageError, and the text of other libraries' errors for smollit's own."""
+
+
+class UsageError(ValueError):
+    """A command line or config that no run can be built of."""
 
 
 def first_line(error: BaseException) -> str:

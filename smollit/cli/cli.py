@@ -18,7 +18,6 @@ from smollit.cli.run_config import RunConfigCallback, with_one_learning_rate
 from smollit.cli.trainer_settings import (
     check_accelerator,
     check_monitors,
-    check_one_accumulation,
     check_strategy,
     check_trainer_settings,
 )
@@ -118,7 +117,6 @@ class SmollitCLI(LightningCLI):
         check_nulls(trainer, "trainer")
         check_trainer_settings(trainer)
         data = self.config.data.init_args
-        check_one_accumulation(data.as_dict(), trainer)
         if "tokenizer_name" in data and data.tokenizer_name is None:
             data.tokenizer_name = self.config.model.init_args.model_name
 

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
 
 from smollit.cli.parser import argument_names
-from smollit.errors import first_line
+from smollit.errors import UsageError, first_line
 
 PACKAGE = Path(__file__).parents[1]
 OURS = (PACKAGE, PACKAGE.parent / "callbacks")  # both packages of the wheel
@@ -32,10 +32,6 @@ DEBUG = "SMOLLIT_TRACEBACK"
 
 # Errors about settings, whenever they come; others may be of the rows, the files or the network.
 OF_SETTINGS = ("lightning", "torch/optim")
-
-
-class UsageError(ValueError):
-    """A command line or config that no run can be built of."""
 
 
 class Sentence(NamedTuple):

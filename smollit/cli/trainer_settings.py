@@ -54,20 +54,6 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
-def check_one_accumulation(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
-    """Refuse both settings that say how many micro-batches an optimizer step has; 1 is Lightning's default.
-
-    Raises:
-        ValueError: Names both.
-    """
-    rows, accumulated = data.get("global_batch_size"), trainer.get("accumulate_grad_batches")
-    if rows is not None and accumulated not in (None, 1):
-        raise ValueError(
-            f"`trainer.accumulate_grad_batches` is {accumulated}, and follows from `data.global_batch_size`, which is"
-            f" {rows}: set only one of them (1 leaves the first open)"
-        )
-
-
 def check_accelerator(name: str) -> None:
     """Refuse a kind of GPU that this machine does not have.
 

@@ -142,7 +142,7 @@ class BatchedDataModule(TokenizedDataModule):
         """Let the trainer accumulate as many micro-batches as `global_batch_size` asks for.
 
         Raises:
-            ValueError: If that is no whole number of micro-batches, or the trainer has another accumulation.
+            UsageError: If that is no whole number of micro-batches, or the trainer has another accumulation.
         """
         if self.global_batch_size is not None:
             given = trainer.accumulate_grad_batches

@@ -2,6 +2,8 @@
 
 import logging
 
+from smollit.errors import UsageError
+
 log = logging.getLogger("smollit.data")
 SHUFFLE_BUFFER = 10_000  # the default
 
@@ -27,19 +29,19 @@ def accumulation(rows_per_step: int, rows: int, *, devices: int, given: int) -> 
         given: `trainer.accumulate_grad_batches`; 1, Lightning's default, leaves it open.
 
     Raises:
-        ValueError: If the rows of a step are no multiple of those of a micro-batch, or both settings are given.
+        UsageError: If the rows of a step are no multiple of those of a micro-batch, or both settings are given.
     """
     at_once = rows * devices
     found, left = divmod(rows_per_step, at_once)
     if left or not found:
         below = f"{rows_per_step - left} or " if found else ""
-        raise ValueError(
+        raise UsageError(
             f"`data.global_batch_size` is {rows_per_step}, and must be a multiple of the {at_once} rows of a"
             f" micro-batch on all devices (`data.train_batch_size` {rows} x {devices} devices): set it to {below}"
             f"{rows_per_step - left + at_once}, or choose another `data.train_batch_size`"
         )
     if given not in (1, found):
-        raise ValueError(
+        raise UsageError(
             f"`data.global_batch_size` is {rows_per_step}, from which an accumulation of {found} follows, and"
             f" `trainer.accumulate_grad_batches` is {given}: set only one of them (1 leaves the latter open)"
         )

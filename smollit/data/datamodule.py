@@ -40,12 +40,18 @@ class ChatDataModule(BatchedDataModule):
 
     # ---- Lightning's hooks
 
+    def prepare_data(self) -> None:
+        """Tokenize what the command needs and the cache lacks, if optimizer steps can have the rows that are set."""
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self.set_accumulation(self.trainer, self.trainer.world_size)
+        super().prepare_data()
+
     def setup(self, stage: str) -> None:
         """Load what the stage needs; a fit starts at the start of an epoch, or at the position of a checkpoint."""
         super().setup(stage)
         if stage == "fit":
             self.position.begin(self.trainer.current_epoch if self.trainer else 0)
-            if self.trainer:
+            if self.trainer:  # on every rank; `prepare_data` runs on one of each node
                 self.set_accumulation(self.trainer, self.trainer.world_size)
 
     def state_dict(self) -> dict[str, Any]:

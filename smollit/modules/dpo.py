@@ -89,7 +89,7 @@ class DPOModule(FineTuningModule):
         self.metrics_of(stage).update(pairs=pairs, losses=losses, weights=weights, **rewards)
         if batch.pair_rows is not None:
             margins = rewards["chosen"] - rewards["rejected"]
-            self.row_values = RowValues(batch.pair_rows, losses.detach(), weights.detach(), margins)
+            self.row_values = RowValues(stage, batch.pair_rows, losses.detach(), weights.detach(), margins)
         # The mean of eq. 7 is over all pairs of an optimizer step: `FineTuningModule.on_before_optimizer_step`
         # divides the gradients once by the weights of all micro-batches and devices (modules/base.py).
         return (weights * losses).sum(), weights.sum()

@@ -46,5 +46,5 @@ class SFTModule(FineTuningModule):
         options = {"token_gradients": self.loss.token_gradients, "excess_logits": self.loss.needs_excess_logits}
         scores = self.policy(batch, correct=True, entropy=stage != "train", **options)
         self.metrics_of(stage).update(logps=scores.logps, correct=scores.correct, entropies=scores.entropies)
-        self.row_values = RowValues.of_chats(batch, scores.logps)
+        self.row_values = RowValues.of_chats(stage, batch, scores.logps)
         return self.loss(scores)

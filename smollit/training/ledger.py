@@ -39,7 +39,6 @@ SCHEMA = pa.schema(
 class Entry(NamedTuple):
     """The rows of one micro-batch, on their device."""
 
-    split: str
     epoch: int
     step: int
     values: RowValues
@@ -74,30 +73,18 @@ class Ledger(Callback):
                 read_ledger(path(trainer)), trainer.global_step, validation_too=self.run_state.validation_is_due
             )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step + (0 if at_step_end(trainer) else 1)
-        self.note(trainer, pl_module, "train", step)
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.note(trainer, pl_module, trainer.global_step + (0 if at_step_end(trainer) else 1))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        assert isinstance(pl_module, FineTuningModule)
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not trainer.sanity_checking or trainer.num_sanity_val_steps == float("inf"):
-            self.note(trainer, pl_module, pl_module.val_stages[dataloader_idx], trainer.global_step)
+            self.note(trainer, pl_module, trainer.global_step)
 
-    def note(self, trainer: Trainer, module: LightningModule, split: str, step: int) -> None:
+    def note(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Keep the values of the last micro-batch."""
         assert isinstance(module, FineTuningModule)
         if module.row_values is not None and self.is_kept(trainer):
-            self.entries.append(Entry(split, trainer.current_epoch, step, module.row_values))
+            self.entries.append(Entry(trainer.current_epoch, step, module.row_values))
         module.row_values = None
 
     def is_kept(self, trainer: Trainer) -> bool:
@@ -148,7 +135,7 @@ def columns(entries: list[Entry]) -> dict[str, Any]:
     sizes = [each.rows.numel() for each in values]
     margins = [each.margins for each in values if each.margins is not None]
     return {
-        "split": np.repeat([entry.split for entry in entries], sizes).tolist(),
+        "split": np.repeat([each.stage for each in values], sizes).tolist(),
         "epoch": np.repeat([entry.epoch for entry in entries], sizes),
         "step": np.repeat([entry.step for entry in entries], sizes),
         "row": torch.cat([each.rows for each in values]).cpu().numpy(),

@@ -119,7 +119,6 @@ def test_a_wrong_value_in_a_loss_is_one_line(write: Write, fails: Fails) -> None
         ("--trainer.num_nodes=0", "`trainer.num_nodes` must be at least 1, got 0"),
         ("--trainer.log_every_n_steps=-1", "`trainer.log_every_n_steps` must be at least 0, got -1"),
         ("--trainer.strategy=fsdp2 --trainer.precision=16-mixed", "fsdp2 can't scale the fp16 gradients"),
-        ("--trainer.accumulate_grad_batches=2 --data.global_batch_size=4", "`data.global_batch_size`, which is 4: set only one"),
     ],
 )  # fmt: skip
 def test_settings_that_lightning_can_not_use_exit_2_with_a_sentence(
@@ -139,13 +138,15 @@ def test_settings_that_lightning_can_not_use_exit_2_with_a_sentence(
          " callback to use any of the following: `train/loss`"),
         (callback(EARLY, monitor="val/loss", mode="mni"), [], "`mode` can be min, max, got mni"),
         (callback(EARLY, monitor="val/loss"), ["--data.val_split=null"], "EarlyStopping watches val/loss, and there is no validation"),
+        ({}, ["--data.global_batch_size=4", "--data.train_batch_size=1", "--trainer.accumulate_grad_batches=2"],
+         "`data.global_batch_size` is 4, from which an accumulation of 4 follows, and `trainer.accumulate_grad_batches` is 2"),
         ({}, ["--model.optimizer=AdamW", "--model.optimizer.betas=[2,3]"], "`model.optimizer`: Invalid beta parameter at index 0: 2.0"),
     ],
 )  # fmt: skip
 def test_what_a_library_refuses_later_is_a_sentence_too(
     write: Write, fails: Fails, over: dict[str, Any], words: list[str], expected: str
 ) -> None:
-    """At the first validation, or when the optimizer is made; still exit code 2, since the settings are wrong."""
+    """At the first validation, when rows are prepared, or when the optimizer is made; still exit code 2, since the settings are wrong."""
     code, said = fails("fit", write(**over), *words)
     assert code == 2 and said.rstrip().splitlines()[-1].startswith("smollit: `") and expected in said
 
