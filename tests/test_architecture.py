@@ -119,6 +119,7 @@ def imports(path: Path) -> Iterator[tuple[str, ...]]:
             yield from ((*module, alias.name) for alias in node.names) if is_root else (module,)
 
 
+# promise: rooms-of-code
 # Section "Rooms" of docs/design.md.
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_arrow_that_is_not_in_the_plan(path: Path) -> None:

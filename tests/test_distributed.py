@@ -370,6 +370,7 @@ def test_two_processes_make_the_steps_of_an_adapter(
     assert saved and all("lora_" in name for name in saved)
 
 
+# promise: reduced-once
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_gradients_are_reduced_once_per_step(strategy: str, ranks: list[Found]) -> None:
     """2 steps of 2 micro-batches: none in the first of each window. ddp sends its gradients in one bucket; fsdp2 those

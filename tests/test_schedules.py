@@ -36,6 +36,7 @@ def test_four_of_eight_steps_warm_up(schedule: Schedule, expected: list[float]) 
     assert fractions == pytest.approx([0.25, 0.5, 0.75, 1, *expected])
 
 
+# promise: schedules
 @pytest.mark.parametrize(("schedule", "name"), [(Linear(), "linear"), (Cosine(), "cosine"), (Constant(), "constant")])
 @pytest.mark.parametrize("warmup", [0, 7])
 def test_the_rates_after_the_warm_up_are_those_of_transformers_to_the_bit(

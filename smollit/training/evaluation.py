@@ -18,6 +18,7 @@ class EvaluatingTrainer(SavingTrainer):
     """A Trainer that measures a FineTuningModule, and lets it respond, with any checkpoint of its run."""
 
     callbacks: list[Callback]
+    datamodule: LightningDataModule | None  # Lightning sets it in each command
     checkpoint_folder: Path
 
     def prepare(self, model: LightningModule | None) -> bool:

@@ -7,7 +7,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from smollit.batch import PADDING, Batch
@@ -17,6 +17,7 @@ from smollit.models.generation import finish_of
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import FineTuningModule
 from smollit.paths import write_whole
+from smollit.training.steps import data_module
 
 log = logging.getLogger(__name__)
 FILE = "predictions.jsonl"
@@ -109,7 +110,7 @@ class WritePredictions(Callback):
 def origin(trainer: Trainer, module: FineTuningModule) -> Entry:
     """What responses are made from: weights, settings and rows."""
     path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
-    data: LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    data = data_module(trainer)
     return {
         "model": [module.model_name, module.init_from],
         "checkpoint": [str(path), path.stat().st_mtime_ns] if path else None,

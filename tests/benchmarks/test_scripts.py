@@ -33,6 +33,7 @@ def test_help_describes_the_script(
     assert (module.__doc__ or "").split()[0] in capsys.readouterr().out
 
 
+# promise: estimate
 @pytest.mark.slow
 def test_estimate_check_is_near_the_measured_peak(script: Script) -> None:
     """Nearly all of a tiny process is libraries."""
@@ -137,6 +138,7 @@ esac
 """
 
 
+# promise: gpu-report
 def test_gpu_keeps_what_a_part_has_said_when_its_time_is_over(tmp_path: Path) -> None:
     """With a stand-in for Python that measures one job and then hangs, and 2 seconds for all: the tests fail, the speed
     is stopped and keeps its first job, for `compile` no time is left. Three files, and three failed parts."""
@@ -158,6 +160,7 @@ def test_gpu_keeps_what_a_part_has_said_when_its_time_is_over(tmp_path: Path) ->
     assert "| sft 135M | 1,234 |" in said and "3 failed" in said and "**out of time**" in said
 
 
+# promise: gpu-report
 @pytest.mark.slow
 def test_a_dry_gpu_report_has_all_parts(tmp_path: Path) -> None:
     """On a CPU with a tiny model: each part that needs no GPU ends well, and each measured job has its numbers."""

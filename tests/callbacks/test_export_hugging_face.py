@@ -133,6 +133,7 @@ class Hub:
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
 
+# promise: push
 def test_the_export_is_pushed_with_a_card_that_names_the_repository(
     make_run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -166,6 +166,7 @@ def test_what_a_shipped_callback_refuses_is_a_sentence(
     assert code == 1 and said.rstrip().splitlines()[-1].startswith("smollit: ") and expected in said
 
 
+# promise: with-effect
 # case: D5
 @pytest.mark.parametrize(
     ("kind", "words", "setting", "other"),

@@ -59,6 +59,7 @@ def nested(setting: str, value: Any) -> dict[str, Any]:
     return {section: inner}
 
 
+# promise: sentences
 # case: D3
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))

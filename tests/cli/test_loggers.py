@@ -98,6 +98,7 @@ def test_a_csv_logger_keeps_its_rows_in_one_file(write: Write, tmp_path: Path, n
     assert all(row["train/loss"] and row["val/loss"] for row in rows)
 
 
+# promise: loggers
 # case: A6
 def test_several_loggers_and_the_same_run_after_a_resume(write: Write, tmp_path: Path, stand_in: StandIn) -> None:
     """W&B beside TensorBoard: options and folder arrive, the resumed run has the id of the first, both get the samples

@@ -129,6 +129,7 @@ def test_the_dropout_of_training_does_not_reach_the_export(tiny_model: Path, tmp
 # ---- where generation stops
 
 
+# promise: turn-end
 # case: export-01, mask-04
 def test_generation_stops_at_the_turn_end_and_at_the_sources_eos(
     exported: tuple[CausalLM, Path], tmp_path: Path
@@ -394,6 +395,7 @@ def test_generation_settings_of_the_source_are_kept_where_valid_and_said(
     assert "without effect are left out: temperature" in caplog.text
 
 
+# promise: certificate
 # case: E4
 def test_an_export_has_a_model_card_and_a_certificate(config: list[str], tiny_model: Path, tmp_path: Path) -> None:
     """Base and licence of the source's own card, counts of data_report.json, the points of metrics.csv, settings.

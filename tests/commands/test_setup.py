@@ -11,6 +11,7 @@ from smollit.commands.setup.lock import locked
 from smollit.main import main
 
 
+# promise: init
 @pytest.mark.parametrize("kind", ["sft", "dpo", "demo"])
 def test_init_writes_a_config_that_works_from_any_folder(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -31,6 +32,7 @@ def test_init_writes_a_config_that_works_from_any_folder(
     assert Path(name).read_text() == text
 
 
+# promise: doctor
 def test_doctor_finds_what_would_fail_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,6 +52,7 @@ def test_doctor_finds_what_would_fail_later(
     assert f"WRONG  {tmp_path}/file: " in said
 
 
+# promise: lock-file
 def test_a_lock_has_the_hash_of_each_package() -> None:
     """Of pip's report: by name; the project itself, a folder without a hash, is left out."""
     report = {

@@ -135,6 +135,7 @@ def test_a_stream_gives_the_batches_of_its_files(tmp_path: Path) -> None:
 # ---- tokenized once
 
 
+# promise: second-start
 # case: data-01
 # case: data-12
 def test_a_second_run_tokenizes_nothing(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def pairs(tmp_path: Path, rows: list[Row], **options: Any) -> ChatDataModule:
 # ---- where rows come from
 
 
+# promise: mixtures
 @pytest.mark.parametrize("packing", ["off", "on"])
 def test_weights_and_caps_of_a_mixture(tmp_path: Path, packing: str) -> None:
     """8 rows at 0.5, 3 at 2, and at most 2 of 5: 4 + 6 + 2 per epoch; the halves of two epochs are all 8."""

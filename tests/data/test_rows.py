@@ -16,6 +16,7 @@ def completions(module: ChatDataModule) -> list[str]:
     return [text.split("assistant\n")[1].removesuffix("<|im_end|>") for text in whole(module)]
 
 
+# promise: row-filters
 @pytest.mark.parametrize(
     ("settings", "kept", "left_out"),
     [
@@ -55,6 +56,7 @@ def test_max_rows_are_drawn_among_those_of_where_under_their_own_numbers(
     assert sum(batch.num_examples for batch in stream.train_dataloader()) == 3
 
 
+# promise: select
 @pytest.mark.parametrize(
     ("by", "kept"), [("score_gap", [(0, 1), (1, -1), (1, 1)]), ("length_controlled_gap", [(-1, 1), (0, 1), (1, 1)])]
 )

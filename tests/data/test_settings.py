@@ -31,6 +31,7 @@ def settings(module: type[ChatDataModule]) -> set[str]:
     return {parameter.name for parameter in named if parameter.kind not in kinds} - {"self"}
 
 
+# promise: same-tokens
 @pytest.mark.parametrize("module", MODULES)
 def test_each_setting_changes_tokens_or_order_or_neither(module: type[ChatDataModule]) -> None:
     """Every setting is in exactly one of the three lists."""
@@ -65,6 +66,7 @@ ROW = {
 }  # fmt: skip
 
 
+# promise: same-tokens
 # case: data-01
 @pytest.mark.parametrize("name", PreferenceDataModule.token_settings)
 def test_each_token_setting_changes_the_cache_key(

@@ -40,6 +40,7 @@ def test_padding_is_left_out_and_chats_need_no_keys_of_their_own() -> None:
     assert joined_of([], 1, []).query_boundaries.tolist() == [0, 1]  # the empty batch has one position of padding
 
 
+# promise: varlen
 @settings(max_examples=60)
 @given(
     st.lists(chats | responses, min_size=1, max_size=4),

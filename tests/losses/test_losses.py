@@ -62,6 +62,7 @@ def sigmoid(x: float) -> float:
 PAIR = ([[-8.0, -9.0]], [[-12.0, -6.0]], [[4, 3]])
 
 
+# promise: losses
 # case: dpo-loss-10, dpo-loss-11
 @pytest.mark.parametrize(
     ("loss", "expected"),
@@ -126,6 +127,7 @@ def written_out(loss: PreferenceLoss, pairs: Pairs) -> Tensor:
     return -(1 - loss.label_smoothing) * torch.log(right) - loss.label_smoothing * torch.log(wrong)
 
 
+# promise: losses
 @pytest.mark.parametrize("loss", [DPO(beta=0.3), DPO(beta=0.3, label_smoothing=0.2), IPO(beta=0.3), Hinge(beta=0.3)])
 def test_gradients_are_those_of_the_papers_equation(loss: PreferenceLoss) -> None:
     """6 random pairs: losses, and gradients with respect to log pi of both responses."""

@@ -52,6 +52,7 @@ def add(collection: object, pairs: Pairs, rewards: Tensor, some: slice) -> None:
     collection.update(pairs=part, losses=ones, weights=ones, chosen=chosen, rejected=rejected)  # type: ignore[operator]
 
 
+# promise: diagnostics
 def test_diagnostics_are_those_of_loops_over_the_pairs() -> None:
     """Added up from 60 and 41 pairs; quantiles lie within half of a bin, 0.5 %. A reward that is not a number shows."""
     pairs, rewards = made()

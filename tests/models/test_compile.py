@@ -51,6 +51,7 @@ def test_documents_with_checkpointing_do_not_compile_and_say_so(
     assert "`model.compile` has no effect" in caplog.text
 
 
+# promise: compile
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["varlen", "sdpa"])
 @pytest.mark.parametrize("checkpointing", [False, True, "selective"])

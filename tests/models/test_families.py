@@ -73,6 +73,7 @@ def is_right(folder: Path, attention: AttentionBackend) -> bool:
     return True
 
 
+# promise: families
 # case: G1, G2, G3, G4
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)

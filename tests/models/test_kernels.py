@@ -38,6 +38,7 @@ def missing(*inputs: Any, **options: Any) -> Tensor:
     raise RuntimeError("no kernel image is available")
 
 
+# promise: varlen
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_kernel_is_compared_with_documents(dtype: torch.dtype) -> None:
     """Values and gradients; half precision may round as `documents` does."""
@@ -88,6 +89,7 @@ def test_layers_that_the_kernel_does_not_know_are_computed_by_documents(
     assert caplog.text.count(reason) == 1
 
 
+# promise: varlen
 def test_one_call_per_layer(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """8 pairs in one batch, 2 layers, forward: 2 calls, with int32 boundaries that collate has made."""
     calls = []

@@ -71,6 +71,7 @@ def test_the_guard_notices(wait: Callable[[torch.Tensor], Any]) -> None:
         wait(torch.ones(3))
 
 
+# promise: no-waits
 @pytest.mark.parametrize("checkpointing", [False, True, "selective"])
 @pytest.mark.parametrize(
     ("module_class", "options", "batch"),

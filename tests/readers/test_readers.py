@@ -112,6 +112,7 @@ def real_tokenizers(model: Path, folder: Path) -> list[Path]:
     return found
 
 
+# promise: other-readers
 # case: E1
 @pytest.mark.parametrize("name", ["export", *FAMILIES])
 def test_both_versions_give_the_same_logits(reading: Reading, name: str) -> None:
@@ -121,6 +122,7 @@ def test_both_versions_give_the_same_logits(reading: Reading, name: str) -> None
     torch.testing.assert_close(old, new, rtol=0, atol=1e-6)
 
 
+# promise: other-readers
 # case: E2
 @pytest.mark.parametrize("name", ["export", *(pytest.param(name, marks=pytest.mark.shared) for name in EXPORTS[1:])])
 def test_both_versions_tokenize_render_and_respond_alike(

@@ -40,6 +40,7 @@ class StandIn:
         return (FIXED + PER_POSITION * MOST + MOMENTS + 1) / 0.9
 
 
+# promise: token-budget
 @pytest.mark.parametrize("full", [False, True])
 def test_a_micro_batch_fills_the_memory_that_a_trial_found(
     full: bool, fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -16,6 +16,7 @@ LINE = re.compile(
 RUN = {"kind": "dpo", "log_every_n_steps": 2, "val_every_n_steps": 4, "max_epochs": 2, "logger": True}
 
 
+# promise: console
 # case: D7
 @pytest.mark.parametrize("bar", [None, False])
 def test_plain_lines_where_there_is_no_terminal(fit: Any, tmp_path: Path, capsys: Any, bar: bool | None) -> None:
@@ -29,6 +30,7 @@ def test_plain_lines_where_there_is_no_terminal(fit: Any, tmp_path: Path, capsys
     assert "\r" not in text and "0:00 left" in lines[4]
 
 
+# promise: console
 # case: D8
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_the_bar_counts_the_steps_of_the_run_in_80_columns(

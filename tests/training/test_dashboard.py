@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 RUN = {"log_every_n_steps": 2, "val_every_n_steps": 4, "max_epochs": 2, "logger": True}
 
 
+# promise: dashboard
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_tensorboard_is_laid_out(fit: Any, tmp_path: Path, kind: str) -> None:
     """The charts name curves that exist, loss first and memory last; the first group of the first page has the metrics

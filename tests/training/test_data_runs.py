@@ -181,6 +181,7 @@ def val_sets(folder: Path, kind: str) -> dict[str, Part]:
             for name, split in SETS.items()}  # fmt: skip
 
 
+# promise: named-sets
 @pytest.mark.parametrize(("kind", "unit"), [("sft", "loss_tokens"), ("dpo", "kept")])
 def test_named_validation_sets_have_their_own_curves_and_one_over_all(
     kind: str, unit: str, fit: Any, tiny_data: dict[str, Path], tmp_path: Path
@@ -227,6 +228,7 @@ def test_the_data_report_is_in_the_runs_folder(fit: Any, tiny_data: dict[str, Pa
     assert run.error is None
 
 
+# promise: seed
 # case: B15
 def test_the_order_follows_seed_everything_and_a_resumed_run_its_first_seed(fit: Any, tmp_path: Path) -> None:
     """Seeds 1, 1 and 2: the same rows, and others; with `data.seed` the same again. A run that is stopped under

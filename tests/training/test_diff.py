@@ -20,6 +20,7 @@ def difference(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, st
     return code, capsys.readouterr().out
 
 
+# promise: diff
 def test_the_first_step_that_differs_and_its_cause(
     fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

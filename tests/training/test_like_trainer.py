@@ -344,6 +344,7 @@ def test_intervals_in_steps_work_with_any_module(tmp_path: Path) -> None:
         SmollitTrainer(str(tmp_path), val_every_n_steps=2, val_check_interval=0.5)
 
 
+# promise: nothing-global
 def test_importing_smollit_changes_nothing_global(tmp_path: Path) -> None:
     """Warning filters, loggers, signal handlers and Lightning's registry are as before; `fsdp` is Lightning's."""
     program = """

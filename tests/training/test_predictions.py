@@ -20,6 +20,7 @@ def predict(run: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
 
 
+# promise: predict
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_responses_are_those_of_transformers(make_run: Any, kind: str) -> None:
     """4 rows in batches of 3 and 1; prompts by transformers' template, responses by its generate."""
@@ -36,6 +37,7 @@ def test_responses_are_those_of_transformers(make_run: Any, kind: str) -> None:
     assert [path.name for path in run.folder.iterdir() if "predictions" in path.name] == ["predictions.jsonl"]
 
 
+# promise: predict
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_killed_prediction_continues_after_its_last_row(
     make_run: Any, monkeypatch: pytest.MonkeyPatch, changed: bool

@@ -101,6 +101,7 @@ def well_defined(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(ties)}
 
 
+# promise: precomputed
 # case: dpo-loss-02, dpo-loss-03
 @pytest.mark.parametrize("mode", ["precomputed", "offloaded"])
 @pytest.mark.parametrize("packing", ["off", "on"])
@@ -151,6 +152,7 @@ def test_each_row_has_the_value_of_plain_transformers(tiny_model: Path, data: Da
                 assert example[f"reference_{name}"] == pytest.approx(logps.sum().item(), rel=1e-5)
 
 
+# promise: select
 @pytest.mark.parametrize("by", ["reference_margin", "response_perplexity"])
 def test_the_best_pairs_by_the_reference(tiny_model: Path, data: Data, tmp_path: Path, by: str) -> None:
     """Half of 6 pairs, by values that a run without selection has: per token, chosen minus rejected; or the lowest
@@ -220,6 +222,7 @@ def test_what_changes_a_value_gives_new_ones(tiny_model: Path, data: Data, tmp_p
     assert before.items() <= after.items()
 
 
+# promise: precomputed
 # case: B12
 def test_a_killed_run_scores_only_what_is_missing(
     tiny_model: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -84,6 +84,7 @@ def apart(start: Start) -> tuple[Values, dict[str, torch.Tensor]]:
     return logged(run), whole_weights(run.module.policy)
 
 
+# promise: shared-prompts
 def test_all_pairs_of_a_prompt_are_scored_like_separate_pairs(start: Start, apart: Any) -> None:
     """18 pairs of 3 prompts: metrics before the step, metrics of validation after it, and all weights, in every
     attention backend, packed or not, whichever way the reference is kept."""
@@ -109,6 +110,7 @@ def test_all_pairs_of_a_prompt_are_scored_like_separate_pairs(start: Start, apar
             torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-6)
 
 
+# promise: shared-prompts
 def test_four_responses_take_less_than_half_of_the_positions_of_their_pairs(start: Start) -> None:
     """p prompt tokens and responses of r1..r4: p - 1 + r1 + r2 + r3 + r4 positions. Six pairs take 6 (p - 1), and each
     response three times."""

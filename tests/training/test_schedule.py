@@ -68,6 +68,7 @@ def rates(run: Any) -> list[float]:
     return [rate for _, _, rate in run.steps]
 
 
+# promise: other-steps
 # case: B3
 def test_a_resumed_run_takes_the_new_schedule_from_its_step_on(fit: Any, tmp_path: Path) -> None:
     """Peak .003, 4 steps on a line to 0; then 8 steps: (8 - 4) / 8 of .003, and so on. Fewer than 4 are an error; a new
@@ -92,6 +93,7 @@ def test_a_scheduler_of_torch_resumes_with_a_new_peak(fit: Any, tmp_path: Path) 
     assert rates(fit(tmp_path / "own", max_steps=1, model=own, **options)) == [0.25]  # whatever the peak
 
 
+# promise: other-steps
 # case: B2
 @pytest.mark.parametrize(
     ("changed", "total"), [({"accumulate_grad_batches": 2}, 10), ({"data": {"train_batch_size": 4}}, 7), ({}, 16)]

@@ -65,6 +65,7 @@ class AlwaysNan(SFTModule):
         return loss * (float("nan") if self.trainer.training and self.trainer.global_step >= 2 else 1.0), count
 
 
+# promise: finite
 # case: B5
 def test_the_run_stops_after_five_skipped_steps_in_a_row(
     fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -85,6 +86,7 @@ def scaler() -> MixedPrecision:
     return MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1e38, growth_interval=10**6))
 
 
+# promise: nothing-trained
 # case: C3
 def test_a_run_that_trains_nothing_ends_with_the_cause(fit: Any, tmp_path: Path) -> None:
     """A stream whose rows all have no loss token left at 4 tokens; fp16 with 3 of 3 steps skipped. Nothing is saved,
@@ -142,6 +144,7 @@ def hang_up() -> None:
     os.kill(os.getpid(), signal.SIGHUP)
 
 
+# promise: stops
 # case: B14
 def test_a_closing_terminal_saves_unless_nohup_ignores_it(fit: Any, tmp_path: Path) -> None:
     """SIGHUP in step 3 of 4: exit code 129 and last.ckpt of step 3; ignored, the run goes on to its end."""
@@ -214,6 +217,7 @@ def test_sigterm_ends_validate_too(fit: Any, tmp_path: Path) -> None:
     assert saved_step(tmp_path) == 2
 
 
+# promise: stops
 # case: checkpoint-03
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

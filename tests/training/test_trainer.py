@@ -111,6 +111,7 @@ def test_training_outside_the_main_thread_works(fit: Any, tmp_path: Path) -> Non
     assert runs[0].error is None and runs[0].trainer.global_step == 1
 
 
+# promise: with-effect
 # case: D5
 @pytest.mark.parametrize(
     ("options", "sentence"),

@@ -41,6 +41,7 @@ def recorded(folder: Path) -> tuple[list[Any], list[Any], list[Any]]:
     return in_table, sorted((event.step, event.value) for event in events.Scalars("val/loss")), samples
 
 
+# promise: due-validation
 # case: B6
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_due_validation_is_made_up(name: str, fit: Any, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ class Recorder(Callback):
         self.weights[trainer.global_step] = {n: p.detach().clone() for n, p in pl_module.policy.named_parameters()}
 
 
+# promise: averages
 @pytest.mark.parametrize(("kind", "adapter"), [("sft", None), ("dpo", None), ("sft", LoRA(r=2))])
 def test_averages_are_resumed_and_kept(fit: Any, tmp_path: Path, kind: str, adapter: LoRA | None) -> None:
     """Average of decay 0.5: a_1 = w_1, a_s = (a_(s-1) + w_s) / 2. The run ends with the average of its last step; one
@@ -91,6 +92,7 @@ def test_a_finished_run_is_extended_from_the_weights_that_were_trained(fit: Any,
     assert_same_weights(extended.weights, whole.weights)
 
 
+# promise: averages
 @pytest.mark.parametrize("reference", ["frozen", "offloaded"])
 def test_a_reference_that_follows_the_policy_is_resumed(fit: Any, tmp_path: Path, reference: str) -> None:
     """Every 2 of 5 steps, weight 0.25: r_2 = 0.75 r_0 + 0.25 w_2, r_4 = 0.75 r_2 + 0.25 w_4. Stopped at step 3, the run

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from lightning.pytorch import Trainer
 
 from smollit.batch import Batch
 from smollit.commands.estimate.epoch import Epoch, Rows, describe_epoch, heaviest, num_devices, positions
 from smollit.commands.estimate.memory import Parts, measure
 from smollit.data import ChatDataModule
 from smollit.modules import FineTuningModule
+from smollit.training import SmollitTrainer
 from smollit.training.memory.advice import advice
 from smollit.training.memory.budget import trainable
 from smollit.training.memory.device import free_bytes, held_bytes
@@ -37,7 +37,9 @@ class Estimate:
         return sum(self.memory.values())
 
 
-def estimate(trainer: Trainer, module: FineTuningModule, data: ChatDataModule, *, time_probe: bool = True) -> Estimate:
+def estimate(
+    trainer: SmollitTrainer, module: FineTuningModule, data: ChatDataModule, *, time_probe: bool = True
+) -> Estimate:
     """Estimate a run.
 
     Args:
@@ -63,7 +65,7 @@ def estimate(trainer: Trainer, module: FineTuningModule, data: ChatDataModule, *
     batches, device = list(data.sampler()), trainer.strategy.root_device  # micro-batches as for a single device
     free, held = free_bytes(device), held_bytes(device)
     module.trainer, module.compile_policy = trainer, False  # compiled or not, memory is about the same
-    trainer.datamodule = data  # type: ignore[attr-defined]  # as `fit` does: the model gets an embedding for each token
+    trainer.datamodule = data  # as `fit` does: the model gets an embedding for each token
     module.configure_model()
     lengths = data.documents("train").lengths
     sizes = [positions(lengths, batch, module.attention) for batch in batches]

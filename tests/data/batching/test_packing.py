@@ -37,6 +37,7 @@ def fewest_rows(lengths: list[int], capacity: int) -> int:
     return best
 
 
+# promise: packing
 # case: packing-02
 @given(some_lengths)
 def test_every_example_is_in_one_row_and_no_row_is_too_long(lengths: list[int]) -> None:

@@ -29,6 +29,7 @@ RANKING = Ranking("highest [1, 2]")
 ALL_PARTS = sorted({part for kind in LAYOUTS.values() for layout in kind.values() for part in sum(layout, ())})
 
 
+# promise: any-row
 @settings(max_examples=300)
 @given(row=st.dictionaries(st.sampled_from(ALL_PARTS), ANY))
 @example(row={"messages": "\ud800", "text": "x" * 10**6, "chosen": "\n\n" * 10**5, "rejected": "Human:" * 10**5})

@@ -29,6 +29,7 @@ def threads(folder: Path, monkeypatch: pytest.MonkeyPatch, *, convert: str) -> C
     return make(folder, str(folder / "threads.jsonl"), convert=convert)
 
 
+# promise: own-rows
 def test_a_converted_row_is_a_row_of_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`question|reply` -> prompt and completion: only the reply and its end are loss tokens."""
     data = threads(tmp_path, monkeypatch, convert="threads_one.from_threads")
@@ -49,6 +50,7 @@ def test_another_source_of_the_function_meets_no_old_examples(tmp_path: Path, mo
     assert before.folder != after.folder
 
 
+# promise: own-rows
 @pytest.mark.parametrize(
     ("function", "said"),
     [

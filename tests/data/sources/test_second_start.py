@@ -17,6 +17,7 @@ def start(tmp_path: Path) -> ChatDataModule:
     return ready(tmp_path, str(tmp_path / "mine.jsonl"), train_split="all[:200]", val_split="all[200:]")
 
 
+# promise: second-start
 # case: data-01 data-12
 def test_a_second_start_reads_only_the_first_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -37,6 +37,7 @@ def test_values(text: str, value: Any) -> None:
     assert Expression(text)(ROW) == value
 
 
+# promise: row-filters
 @pytest.mark.parametrize(
     "text",
     [

@@ -30,6 +30,7 @@ THOUGHTS = [f"<think>\n{thought}\n</think>\n\n" for thought in ("A sum.", "More.
 CONTENTS = ["I add.", "", "It is 3.<|im_end|>"]
 
 
+# promise: tools
 @pytest.mark.parametrize(
     ("train_on", "expected"),
     [

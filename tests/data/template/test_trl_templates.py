@@ -80,6 +80,7 @@ def every() -> dict[str, Any]:
     return {path.stem: read(path) for path in templates()}
 
 
+# promise: templates
 def test_at_least_62_of_72_are_read_and_none_wrong(every: dict[str, Any]) -> None:
     """Each refusal says what would help; docs/templates.md has the table."""
     assert {name for name, result in every.items() if isinstance(result, str)} == REFUSED

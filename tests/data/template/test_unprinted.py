@@ -24,6 +24,7 @@ def unprinted(tokenizer: PreTrainedTokenizerBase, what: str, messages: list[dict
     return template.unprinted(template.segment_chat(Conversation(messages, variables)))
 
 
+# promise: unprinted
 # case: F1
 @pytest.mark.parametrize(
     ("what", "messages", "expected"),

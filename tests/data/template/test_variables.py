@@ -45,6 +45,7 @@ def texts(module: ChatDataModule, split: str = "train") -> list[list[tuple[str, 
     return found
 
 
+# promise: tools
 # case: F2
 @pytest.mark.parametrize("written", [TOOLS, json.dumps(TOOLS), [json.dumps(tool) for tool in TOOLS]])
 def test_tools_of_a_row_reach_the_template(tmp_path: Path, source: Path, written: Any) -> None:
@@ -106,6 +107,7 @@ def test_malformed_tools_and_switches_are_named(
         ready(tmp_path, write(tmp_path, [{"messages": CHAT, **column}]), chat_template=str(source))
 
 
+# promise: tools
 @pytest.mark.parametrize("variables", [{"tools": TOOLS}, {"mood": 1}, {"tools": TOOLS, "mood": [1]}])
 def test_variables_render_as_transformers_renders_them(
     load: Callable[..., ChatTemplate], tiny_tokenizer: PreTrainedTokenizerBase, variables: dict[str, Any]

@@ -29,6 +29,7 @@ def best(folder: Path) -> tuple[int, float]:
     return checkpoint["global_step"], checkpoint["best"]["value"]
 
 
+# promise: best
 # case: A3
 @pytest.mark.parametrize(
     ("setting", "values", "expected"),

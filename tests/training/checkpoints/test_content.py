@@ -42,6 +42,7 @@ CHANGES = {
 }
 
 
+# promise: same-content
 # case: B4
 @pytest.mark.parametrize("streaming", [False, True])
 def test_changed_content_under_the_same_name_is_refused(

@@ -59,6 +59,7 @@ def test_missing_policy_weight_is_an_error(fit: Any, tmp_path: Path) -> None:
     assert gone in str(run.error) and run.steps == []
 
 
+# promise: same-content
 # case: checkpoint-02
 def test_other_reference_is_refused(fit: Any, tmp_path: Path, tiny_model: Path) -> None:
     """The reference's folder now holds other weights: rewards would not be comparable."""
@@ -184,6 +185,7 @@ def test_a_new_run_and_a_branch_come_after_what_they_replace(fit: Any, tmp_path:
     assert fit(tmp_path, max_steps=3).steps[0][0] == 3
 
 
+# promise: checksums
 # case: checkpoint-05
 @pytest.mark.parametrize("part", ["weights", "pickle", "directory"])
 def test_a_flipped_byte_is_named(part: str, fit: Any, tmp_path: Path) -> None:
@@ -204,6 +206,7 @@ def test_a_flipped_byte_is_named(part: str, fit: Any, tmp_path: Path) -> None:
     assert isinstance(started, ValueError) and str(path) in str(started)
 
 
+# promise: finite
 # case: B5
 def test_weights_that_are_not_finite_are_never_saved(fit: Any, tmp_path: Path) -> None:
     """A NaN in one weight, or infinity in the optimizer's state, from step 3 on, with a ModelCheckpoint of the user's:
@@ -226,6 +229,7 @@ def test_weights_that_are_not_finite_are_never_saved(fit: Any, tmp_path: Path) -
         assert fit(folder, max_steps=3).steps[0][0] == 3
 
 
+# promise: whole-files
 # case: B11
 def test_a_disk_that_fills_up_in_a_save(fit: Any, tmp_path: Path) -> None:
     """No file may be larger than half a checkpoint from step 3 on: the run ends with a sentence, step 2 is whole."""

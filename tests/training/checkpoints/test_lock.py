@@ -32,6 +32,7 @@ def lock(folder: Path, **changes: Any) -> Path:
     return folder / "run.lock"
 
 
+# promise: one-run
 # case: B8
 def test_a_second_run_is_refused_and_changes_nothing(fit: Any, tmp_path: Path, neighbour: psutil.Process) -> None:
     """The lock of a live process, or of another machine: its holder is named, and no file is written."""

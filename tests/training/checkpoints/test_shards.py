@@ -54,6 +54,7 @@ def test_folders_are_replaced_kept_resumed_and_verified(fit_shards: Any, tmp_pat
         assert isinstance(error, ValueError) and str(broken) in str(error) and "step-0000005.ckpt" in str(error)
 
 
+# promise: no-code
 # case: B9
 def test_no_code_runs_from_a_folder(fit_shards: Any, fit: Any, tmp_path: Path) -> None:
     """A pickle that calls a function, as the index, and as a value inside a shard: resume, `init_from` and validate

@@ -173,6 +173,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], int, str]] = {
 }
 
 
+# promise: other-steps
 # case: resume-06
 @pytest.mark.parametrize("name", CHANGES)
 def test_other_batch_sizes_keep_the_order_of_the_epoch(
@@ -208,6 +209,7 @@ def test_other_data_is_refused(fit: Any, tmp_path: Path) -> None:
     assert "13 training rows, and the data now has 12" in str(second.error)
 
 
+# promise: same-tokens
 # case: resume-06 cli-02
 def test_settings_of_tokens_and_order_need_force_and_others_are_shown(
     fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -280,6 +282,7 @@ def test_a_checkpoint_stands_at_the_end_of_a_step_wherever_it_is_saved(fit: Any,
         assert_same_weights(resumed.weights, whole.weights)
 
 
+# promise: plain-trainer
 # case: resume-01
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_plain_trainer_resumes_at_the_right_batch(
