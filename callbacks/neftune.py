@@ -33,7 +33,7 @@ class NEFTune(Callback):
             raise ValueError("NEFTune needs an SFTModule: the noise would count as reward in DPO")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the noise behind the embedding layer, whose output no layer has recomputed."""
+        """Put the noise after the embedding layer, whose output no layer has recomputed."""
         assert isinstance(pl_module, SFTModule)
         model = unwrap(pl_module.policy).model
         self.handles = [

@@ -266,7 +266,7 @@ PROMISES = {
     "inspect": "`inspect` shows what training gets",
     "python": "docs/python.md and the notebook run; models, rows and adapters in memory train as those of files do",
     "import": "Configs of TRL, axolotl and LLaMA-Factory become configs of smollit, setting by setting",
-    "sweep": "A sweep that was killed goes on by the same command, and repeats no run that has ended",
+    "sweep": "A sweep that was killed continues by the same command, and repeats no run that has ended",
     "rows": "`report --rows` finds swapped pairs from what training says about each row",
     "agents": "A program that follows AGENTS.md gets from a CSV file to a verdict in six commands",
     "site": "The docs build as a site without a warning",

@@ -23,7 +23,7 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI | FolderCommand:
 
     Raises:
         SystemExit: With code 2 if the command line or config is wrong, with a sentence (code 1) for other errors that
-            are the user's to mend. Bugs are raised as they are; so is all else where SMOLLIT_TRACEBACK is set.
+            are the user's to fix. Bugs are raised as they are; so is all else where SMOLLIT_TRACEBACK is set.
     """
     words = list(sys.argv[1:] if args is None else args)
     show_logs()

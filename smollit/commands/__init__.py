@@ -39,7 +39,7 @@ GROUPS = {
             "EstimateCommand",
         ),
         "report": Entry(
-            "Say what runs have learned, and write their curves and tables as one page, also while they go on.",
+            "Say what runs have learned, and write their curves and tables as one page, also while they run.",
             "smollit.commands.report.command",
             "ReportCommand",
         ),

@@ -117,7 +117,7 @@ class TokenizedDataModule(TemplatedDataModule):
         return self.select in BY_MODEL and not self._is_selected
 
     def select_by_model(self, logps: NDArray[Any]) -> NDArray[Any]:
-        """Keep the best share of the training pairs by a score of the model, and return the values of these.
+        """Keep the best fraction of the training pairs by a score of the model, and return the values of these.
 
         Args:
             logps: log p of both responses of every training pair under the reference, [N, 2].

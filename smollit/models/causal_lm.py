@@ -157,7 +157,7 @@ class CausalLM(nn.Module):
         left = [self.config.max_position_embeddings - len(ids) for ids in prompts]
         if min(left) >= max_new_tokens:
             return self._continue(prompts, max_new_tokens, stop_ids, temperature, seeds)
-        # Together, the shorter prompts would go on beyond the last position of the longer ones.
+        # Together, the shorter prompts would continue beyond the last position of the longer ones.
         return [
             self._continue([ids], min(max_new_tokens, room), stop_ids, temperature, [own])[0] if room > 0 else []
             for ids, room, own in zip(prompts, left, seeds, strict=True)

@@ -18,7 +18,7 @@ STYLES = {True: "green", False: "red", None: "default"}
 
 @dataclass(kw_only=True)
 class ReportCommand(FolderCommand):
-    """Say what runs have learned, and write their curves and tables as one page, also while they go on.
+    """Say what runs have learned, and write their curves and tables as one page, also while they run.
 
     Args:
         output: Folder of report.html and report.md; null takes the first run folder.

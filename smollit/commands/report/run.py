@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
 
 def read_run(name: str) -> Run:
-    """A run folder, also of a run that goes on.
+    """A run folder, also of one that is still running.
 
     Raises:
         ValueError: If it is none, or nothing was logged yet.

@@ -34,7 +34,7 @@ class Check:
 
     Args:
         name: What.
-        state: `note` works and is worth knowing; `wrong` must be mended.
+        state: `note` works and is worth knowing; `wrong` must be fixed.
         text: What was found, and what to do.
     """
 

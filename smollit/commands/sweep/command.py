@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 FOLDER = "sweep"  # in the run folder
 RESULTS = "sweep.json"
 MODES: dict[str, Mode] = {"min": "min", "max": "max"}
-FAILED = 1  # exit code of a run that can't go on, such as one whose loss is not finite: the others are made
+FAILED = 1  # exit code of a run that can't continue, such as one whose loss is not finite: the others are made
 
 
 @dataclass(frozen=True)

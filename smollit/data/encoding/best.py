@@ -1,4 +1,4 @@
-"""`data.select`: the best share of the examples by a score. docs/select.md says what each score is, and its paper."""
+"""`data.select`: the best fraction of the examples by a score. docs/select.md says what each score is, and its paper."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -98,7 +98,7 @@ def keep_best_by_model(
 
 
 def is_best(scores: Numbers, share: float | None) -> NDArray[np.bool_]:
-    """Which examples are the best share of all, [N]: of equal scores the first; never one without a score, a NaN."""
+    """Which examples are the best fraction of all, [N]: of equal scores the first; never one without a score, a NaN."""
     assert share is not None
     best = np.argsort(-scores, kind="stable")[: round(share * len(scores)) or 1]  # NaN stands last
     found = np.zeros(len(scores), dtype=bool)

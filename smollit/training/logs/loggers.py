@@ -35,7 +35,7 @@ def run_loggers(loggers: list[Logger], folder: Path, *, by_default: bool) -> lis
 
 
 def keep_version(logger: Logger, versions: dict[str, int | str]) -> None:
-    """Let a logger go on in the folder that an earlier start of the run wrote, unless the user names a version."""
+    """Let a logger continue in the folder that an earlier start of the run wrote, unless the user names a version."""
     version = versions.get(type(logger).__name__)
     if isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None and version is not None:
         logger._version = version

@@ -22,7 +22,7 @@ class MetricsTable:
 
     Lightning's writer removes the rows of an earlier start, writes one row per call, and only every 100 steps. Here,
     metrics of the same step share a row, which is written at once; a new metric adds a column. A program may read the
-    file while the run goes on.
+    file while the run continues.
 
     Args:
         folder: The folder of metrics.csv.
