@@ -1,4 +1,4 @@
-"""`data.select`: the best fraction of the examples by a score. docs/select.md says what each score is, and its paper."""
+"""`data.select`: the best fraction of the examples by a score; docs/select.md says what each is, and its paper."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
