@@ -20,6 +20,7 @@ from smollit.commands.estimate.memory import fixed_parts, head_bytes, saved_byte
 from smollit.commands.estimate.view import gib, hours, show
 from smollit.data.batching.collate import collate_chats
 from smollit.main import main
+from smollit.models.adapters import LoRA
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from tests.conftest import edited
 
@@ -116,6 +117,18 @@ def test_most_positions() -> None:
     """100 of weights, 40 for 20 positions; 170 are free: 30 more than needed, 15 positions more."""
     memory = {"weights": 100, "activations": 30, "allocator": 10, "process": 999}
     assert [most_positions(memory, 20, free) for free in (170, 120, 50)] == [35, 10, 0]
+
+
+def test_the_parts_are_those_of_the_micro_batch_that_needs_the_most(make_run: Callable[..., Any]) -> None:
+    """Rows of at most 256 tokens, the longest first: with LoRA that batch, which finds neither gradients nor optimizer
+    state. Of at most 48 they hardly differ: with all weights, a later batch, which finds 4 + 8 bytes per weight."""
+    for model, length, first in (({"adapter": LoRA()}, 256, True), ({}, 48, False)):
+        run = make_run(model=model, data={"max_length": length}, max_epochs=1)
+        found = estimated(run, time_probe=False)
+        sizes = [positions(run.data.documents("train").lengths, rows, "documents") for rows in run.data.sampler()]
+        assert found.heaviest == (2, sizes[0] if first else max(sizes[1:]))
+        later = found.memory["gradients"], found.memory["optimizer"]
+        assert later[0] == (0 if first else 4 * found.trainable) and (later[1] == 0) == first
 
 
 # ---- the epoch

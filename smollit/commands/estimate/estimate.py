@@ -22,7 +22,7 @@ class Estimate:
     parameters: int  # of the policy
     trainable: int  # those of them that training changes
     memory: Parts  # bytes of each part at the peak, on one device; the sum is the peak, a lower bound without a probe
-    heaviest: tuple[int, int]  # rows and positions of the heaviest micro-batch
+    heaviest: tuple[int, int]  # rows and positions of the micro-batch that needs the most memory
     free: int | None  # bytes that the device has free for the run; None if it does not report it
     fits: bool | None  # None if `free` is unknown
     most_positions: int | None  # the largest number of positions of a micro-batch that fits
@@ -71,11 +71,13 @@ def estimate(
     sizes = [positions(lengths, batch, module.attention) for batch in batches]
     epoch = describe_epoch(data, batches, sizes, trainer)
     tried = heaviest(sizes, trainer.accumulate_grad_batches, epoch.run_steps)
-    rows, size = len(batches[tried[-1]]), sizes[tried[-1]]
     micro_batches = [fetch(data, batches[index]) for index in tried]
-    memory, probed = measure(trainer, module, micro_batches, free=free, held=held, probe=time_probe)
-    passes = trainer.accumulate_grad_batches * epoch.computed / len(batches) / size  # of the last one, in a step
-    seconds = passes * probed[0] + probed[1] if probed else None
+    found = measure(trainer, module, micro_batches, free=free, held=held, probe=time_probe)
+    memory, fullest = found.parts, tried[found.fullest]
+    rows, size = len(batches[fullest]), sizes[fullest]
+    # Passes of the last micro-batch that take as long as those of a step.
+    passes = trainer.accumulate_grad_batches * epoch.computed / len(batches) / sizes[tried[-1]]
+    seconds = passes * found.seconds[0] + found.seconds[1] if found.seconds else None
     return Estimate(
         parameters=sum(weight.numel() for weight in module.policy.parameters()),
         trainable=sum(weight.numel() for weight in trainable(module)),

@@ -4,7 +4,9 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -20,34 +22,63 @@ from smollit.training.memory.device import is_sharded, keep_freed_memory, peak_b
 
 log = logging.getLogger(__name__)
 Parts = dict[str, int]  # bytes by name
+LATER = ("gradients", "optimizer")  # parts that come with the first backward pass, and with the first step
 Seconds = tuple[float, float]  # of a micro-batch's forward and backward pass, and of an optimizer step
 LOGIT_BYTES = 8  # an fp32 logit, and its fp32 log-probability or gradient
 SPARED = 0.25  # fraction of the free memory that the probe must not need: no estimate depends on it
 
 
+class Measured(NamedTuple):
+    """What a run needs at its peak.
+
+    Args:
+        parts: Bytes of each part, on one device.
+        fullest: Index of the micro-batch whose forward pass ends at the peak.
+        seconds: The probe's times; None if there was no room for it.
+    """
+
+    parts: Parts
+    fullest: int
+    seconds: Seconds | None
+
+
 def measure(
     trainer: Trainer, module: FineTuningModule, batches: list[Batch], *, free: int | None, held: int, probe: bool
-) -> tuple[Parts, Seconds | None]:
-    """Bytes of each part at the peak, on one device, and the probe's times, if there was room for it.
+) -> Measured:
+    """Bytes of each part at the peak, as they are together at the end of a forward pass, and times.
 
-    The parts are those of the last micro-batch, as they are together at the end of its forward pass. The probe measures
-    the rest, "allocator"; without it that part is missing, and the sum is a lower bound.
+    The probe measures the rest, "allocator"; without it that part is missing, and the sum is a lower bound.
     """
-    device, parts, seconds = trainer.strategy.root_device, fixed_parts(module), None
-    module.to(device if free is None or parts["weights"] + parts["reference"] < free else "cpu")
+    device, fixed, seconds = trainer.strategy.root_device, fixed_parts(module), None
+    module.to(device if free is None or fixed["weights"] + fixed["reference"] < free else "cpu")
     module.policy.train()  # with dropout and checkpointing
     if isinstance(module, DPOModule):
         module.scorer.place(module.device)
-    saved = saved_bytes(trainer, module, batches[-1])
-    rest = {"activations": saved, "head chunk": head_bytes(module, batches[-1])}
-    counted, parts = sum((parts | rest).values()), spread(parts, trainer) | rest
+    counted, fullest, fixed, own = max(candidates(trainer, module, batches, fixed), key=itemgetter(0))
+    parts = spread(fixed, trainer) | own
     if probe and free is not None and counted > (1 - SPARED) * free:
         log.warning("no probe step runs, and no time is estimated: %s has too little memory", device)
     elif probe:
         seconds = run_probe(trainer, module, batches)
         overhead = max((peak_bytes(device) - held) / counted - 1, 0.0)
         parts["allocator"] = int(overhead * sum(parts.values()))
-    return {**parts, "process": held}, seconds
+    return Measured({**parts, "process": held}, fullest, seconds)
+
+
+def candidates(
+    trainer: Trainer, module: FineTuningModule, batches: list[Batch], fixed: Parts
+) -> Iterator[tuple[int, int, Parts, Parts]]:
+    """The largest micro-batch and the last one: bytes on one device, index, and parts, the fixed ones and its own.
+
+    The first micro-batch finds no gradients, and those of the first step find no optimizer state.
+    """
+    accumulates, last = trainer.accumulate_grad_batches > 1, len(batches) - 1
+    largest = max(range(len(batches)), key=lambda index: batches[index].num_tokens)
+    for index in sorted({largest, last}):
+        batch, missing = batches[index], LATER[index:] if index < last and (accumulates or index == 0) else ()
+        own = {"activations": saved_bytes(trainer, module, batch), "head chunk": head_bytes(module, batch)}
+        there = fixed | dict.fromkeys(missing, 0)
+        yield sum((there | own).values()), index, there, own
 
 
 def fixed_parts(module: FineTuningModule) -> Parts:
