@@ -441,6 +441,7 @@ def test_checkpoints_are_whole_and_safe_to_read(kind: str, strategy: str, folder
     assert_same(weights, ranks[0][f"{kind}-{strategy}-adam"]["weights"], 0)
 
 
+# promise: shards
 def test_fsdp2_resumes_from_its_checkpoint(ranks: list[Found], single: Found) -> None:
     """DPO, 3 epochs of a step, resumed for a fourth: the weights of 4 epochs in one process, so AdamW's state was
     restored; the log at step 4 has the means over steps 3 and 4, so the pending metrics of both ranks were too."""

@@ -88,6 +88,7 @@ def test_two_nodes_resume_the_run_of_one_process(tiny_model: Path, cache_dir: Pa
     assert_same(run, whole)
 
 
+# promise: ray
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'smollit[ray]'")
 def test_two_workers_of_ray_make_the_steps_of_one_process(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
@@ -100,6 +101,7 @@ def test_two_workers_of_ray_make_the_steps_of_one_process(tiny_model: Path, cach
     assert_same(run, whole)
 
 
+# promise: many-machines
 @pytest.mark.parametrize(("code", "restarts", "requeues"), [(143, "0", True), (143, "100", False), (1, "0", False)])
 def test_a_slurm_job_goes_back_into_the_queue_after_a_sigterm(
     code: int, restarts: str, requeues: bool, tmp_path: Path

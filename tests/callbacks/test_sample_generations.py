@@ -80,6 +80,7 @@ def test_tensorboard_shows_the_texts(make_run: Any) -> None:
         assert prompt in texts[0].tensor_proto.string_val[0].decode()
 
 
+# promise: samples
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_the_run_is_the_same_with_and_without(make_run: Any, kind: str) -> None:
     """Dropout 0.5 makes the weights depend on the random state: equal to the bit, also with sampling at 1.0."""

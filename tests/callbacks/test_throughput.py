@@ -28,6 +28,7 @@ def logged(run: Run, name: str) -> list[tuple[int, float]]:
     return [(scalar.step, scalar.value) for scalar in events.Scalars(name)]
 
 
+# promise: throughput
 # case: metrics-15
 def test_an_epoch_counts_every_token_once_and_no_padding_and_a_resume_continues(make_run: Any) -> None:
     """8 chats of different lengths in padded batches of 2. One epoch counts each once, a resume to a second one twice;

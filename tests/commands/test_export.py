@@ -340,6 +340,7 @@ def test_a_checkpoint_of_another_model_is_refused(config: list[str], tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+# promise: killed-export
 # case: B13
 def test_what_killed_exports_left_is_cleaned_at_the_next_start_and_not_that_of_a_running_one(
     exported: tuple[CausalLM, Path], tiny_model: Path

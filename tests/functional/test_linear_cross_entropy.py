@@ -41,6 +41,7 @@ def ours(name: str) -> list[Tensor]:
     return [loss, *torch.autograd.grad(loss, (hidden, weight))]
 
 
+# promise: chunked-head
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole logits", "chunks"])
 @pytest.mark.parametrize("name", ["token_logps", "summed_logps"])
 def test_loss_and_gradients_are_torchs(name: str, chunked: bool) -> None:

@@ -42,6 +42,7 @@ def assert_same_gradients(found: Tensor, expected: Tensor, *inputs: Tensor) -> N
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-5)
 
 
+# promise: chunked-head
 # case: perf-03
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
 def test_chunks_give_the_log_probabilities_and_gradients_of_all_logits_at_once(chunk_size: int) -> None:

@@ -31,6 +31,7 @@ def separate_sum(folder: Path, sequences: list[tuple[list[int], int]]) -> torch.
     return total
 
 
+# promise: attention-check
 # case: G1
 @pytest.mark.parametrize("family", ["StableLM", "Nemotron"])
 @pytest.mark.parametrize("checkpointing", [False, True, "selective"])
@@ -89,6 +90,7 @@ def test_the_model_inside_is_still_that_of_transformers(family: str, tmp_path: P
     torch.testing.assert_close(found, expected)
 
 
+# promise: attention-check
 # case: G1, G4
 @pytest.mark.parametrize(
     ("family", "backend"),
@@ -152,6 +154,7 @@ def test_a_head_that_changes_logits_in_another_way_is_refused(
         CausalLM(str(tiny_model))
 
 
+# promise: logits-check
 # case: G3
 @pytest.mark.parametrize("family", ["Gemma 2", "Cohere", "Granite", "Phi-2", "Falcon-H1"])
 @pytest.mark.parametrize("token_gradients", [False, True])
@@ -178,6 +181,7 @@ def test_the_chunked_head_is_the_models_own(family: str, token_gradients: bool, 
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
 
 
+# promise: attention-check
 # case: G2
 @pytest.mark.parametrize("family", ["Gemma 3", "OLMo 3", "Mistral with a window", "Qwen2 with windows", "Gemma 2"])
 @pytest.mark.parametrize("attention", ["documents", "sdpa", "eager", "flex_attention"])

@@ -72,6 +72,7 @@ def with_dropout(tiny_model: Path, tmp_path: Path) -> Path:
     return edited(tiny_model, tmp_path / "model", attention_dropout=0.1)
 
 
+# promise: log-two
 # case: dpo-loss-01, dpo-loss-04
 def test_the_first_loss_is_log_two_and_the_reference_never_trains(with_dropout: Path, tmp_path: Path) -> None:
     """Dropout 0.1 in the config, 2 epochs with validation, then 1 more after a resume: margins 0 at step 0 to 1e-6,

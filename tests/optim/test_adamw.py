@@ -15,6 +15,7 @@ def steps(optimizer: torch.optim.Optimizer, weight: nn.Parameter, count: int) ->
         optimizer.step()
 
 
+# promise: adamw
 def test_fp32_weights_are_torchs_to_the_bit() -> None:
     ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2))
     options = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
@@ -23,6 +24,7 @@ def test_fp32_weights_are_torchs_to_the_bit() -> None:
     assert torch.equal(ours, theirs)
 
 
+# promise: adamw
 def test_small_updates_of_bf16_weights_add_up() -> None:
     """Adam's steps with an equal gradient are lr each: 1 - 100 x 1e-3 = 0.9. In bf16, 1 - 1e-3 rounds back to 1."""
     ours, plain = (nn.Parameter(torch.ones(5, dtype=torch.bfloat16)) for _ in range(2))

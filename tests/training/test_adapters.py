@@ -44,6 +44,7 @@ def test_the_policy_without_its_adapter_is_the_reference(fit: Any, tmp_path: Pat
         torch.testing.assert_close(value, copy.weights[name], rtol=1e-6, atol=1e-7)
 
 
+# promise: adapters
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
 def test_a_merged_adapter_gives_the_same_log_probabilities(tiny_model: Path, adapter: Adapter) -> None:
     """Random adapter weights: the model with its adapter, and the merged copy, which has the names of one without."""

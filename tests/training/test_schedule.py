@@ -126,6 +126,7 @@ def test_the_found_learning_rate_is_the_peak_of_the_schedule(fit: Any, tmp_path:
     assert rates(run) == pytest.approx([found * fraction for fraction in expected])
 
 
+# promise: decay
 # case: C4
 def test_weights_have_their_own_decay_and_rate(fit: Any, tmp_path: Path) -> None:
     """SGD at rate 0.5 with decay 0.1 and no gradient (dropped by a hook): matrices shrink by 1 - 0.05, embeddings,

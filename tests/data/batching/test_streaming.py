@@ -57,6 +57,7 @@ def flat(lists: list[list[int]]) -> list[int]:
 # ---- each row once
 
 
+# promise: streams
 # case: data-08
 # case: data-13
 @pytest.mark.parametrize("shuffle_buffer", [0, 4])

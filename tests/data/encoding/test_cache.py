@@ -99,6 +99,7 @@ def test_a_part_holds_the_good_rows_and_the_report(find: Any) -> None:
     assert part.folder.stat().st_mtime_ns == before
 
 
+# promise: damaged-cache
 # case: B12
 @pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 100), Path.unlink])
 def test_a_damaged_folder_is_named_and_made_anew(find: Any, damage: Any, caplog: pytest.LogCaptureFixture) -> None:

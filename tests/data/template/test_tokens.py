@@ -40,6 +40,7 @@ def encode(template: ChatTemplate, row: dict[str, Any], kind: Kind = "chat", **o
 # ---- the boundary of prompt and response
 
 
+# promise: boundary
 # case: data-02
 @pytest.mark.shared
 def test_no_token_crosses_from_the_prompt_into_the_response(instruct: PreTrainedTokenizerBase) -> None:

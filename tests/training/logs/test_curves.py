@@ -90,6 +90,7 @@ def test_a_step_is_logged_before_its_checkpoint(fit: Any, tmp_path: Path) -> Non
     assert events(tmp_path / "run", "train/loss") == list(range(1, 9))
 
 
+# promise: nothing-to-do
 # case: B7
 def test_a_finished_run_that_is_started_again_changes_no_file(fit: Any, tmp_path: Path) -> None:
     fit(tmp_path / "run", **RUN)

@@ -78,6 +78,7 @@ ERRORS = [
 ]
 
 
+# promise: out-of-memory
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_training_runs_out(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
     """2 rows, the longest of 13, come first: one message, the settings' present values, the same error."""
