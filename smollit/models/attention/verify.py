@@ -114,16 +114,16 @@ def verified_logits(model: PreTrainedModel, model_name: str) -> LogitScaling:
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     known = KNOWN_OUTPUTS.to(model.device).repeat(head.out_features)[: head.out_features]
     hook = head.register_forward_hook(lambda module, inputs, output: known[None, None])
-    logits = model(input_ids=token, use_cache=False).logits.float().flatten()
+    changed = model(input_ids=token, use_cache=False).logits.float().flatten()
     hook.remove()
-    scale, largest = float(logits[0] / known[0]), float(logits.abs().max())
+    scale, largest = float(changed[0] / known[0]), float(changed.abs().max())
     is_capped = largest < 0.99 * abs(scale) * float(known.abs().max())
     # The slope of a cap's curve is 1 only to rounding.
     scaling = LogitScaling(1.0 if abs(scale - 1) < 1e-6 else scale, largest if is_capped else None)
     output = head(model.base_model(input_ids=token, use_cache=False).last_hidden_state).float()
     logits = model(input_ids=token, use_cache=False).logits.float()
     model.train(training)
-    is_right = torch.allclose(scaling.apply(known), logits, rtol=1e-4)
+    is_right = torch.allclose(scaling.apply(known), changed, rtol=1e-4)
     if not is_right or not torch.allclose(scaling.apply(output), logits, rtol=1e-2, atol=1e-5):
         raise ValueError(f"`{model_name}` changes its logits in a way that smollit does not support")
     return scaling
