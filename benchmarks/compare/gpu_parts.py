@@ -20,8 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compare.gpu_report import markdown
+
 BENCHMARKS = Path(__file__).resolve().parent.parent
 MARK = "RESULT "
+SECONDS = 470  # of the whole call
+WHEELS_SECONDS = 20  # of them, for unpacking wheels: the limits of all parts fit into the rest
 TASKS = ("sft", "dpo")
 # Rows of a micro-batch as in configs/ and their overlays; one micro-batch makes a step here.
 ROWS = {"135M": {"sft": 32, "dpo": 8}, "360M": {"sft": 8, "dpo": 8}, "1.7B": {"sft": 2, "dpo": 2}}
@@ -32,7 +36,7 @@ class Part(NamedTuple):
     """One part of the report.
 
     Args:
-        seconds: Its limit.
+        seconds: Its limit, with the time in which its model is made.
         command: What Python runs.
         model: Size of the model that it needs.
     """
@@ -71,18 +75,18 @@ def parts(common: list[str]) -> dict[str, Part]:
     estimated = ["estimate_check.py", "--task", "sft", "--model", "{135M}", "--settings", "shipped", *common]
     return {
         "tests": Part(
-            70, ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", str(BENCHMARKS.parent / "tests/gpu")]
+            60, ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", str(BENCHMARKS.parent / "tests/gpu")]
         ),
         "speed-135M": Part(45, speed("135M"), "135M"),
-        "attention": Part(75, steps("135M", *attention_jobs()), "135M"),
-        "trl-sft": Part(60, compared("sft"), "135M"),
-        "trl-dpo": Part(60, compared("dpo"), "135M"),
-        "speed-360M": Part(35, speed("360M"), "360M"),
-        "speed-1.7B": Part(50, speed("1.7B"), "1.7B"),
-        "compile": Part(60, steps("135M", *(job("135M", task, compile=True) for task in TASKS)), "135M"),
-        "host-memory": Part(35, steps("135M", job("135M", "sft", steps=200)), "135M"),
-        "estimate": Part(40, estimated, "135M"),
-        "switches": Part(60, ["switches.py", "--model", "{135M}", "--precision", "bf16-mixed", *common], "135M"),
+        "attention": Part(60, steps("135M", *attention_jobs()), "135M"),
+        "trl-sft": Part(55, compared("sft"), "135M"),
+        "trl-dpo": Part(55, compared("dpo"), "135M"),
+        "speed-360M": Part(30, speed("360M"), "360M"),
+        "speed-1.7B": Part(40, speed("1.7B"), "1.7B"),
+        "compile": Part(40, steps("135M", *(job("135M", task, compile=True) for task in TASKS)), "135M"),
+        "host-memory": Part(20, steps("135M", job("135M", "sft", steps=200)), "135M"),
+        "estimate": Part(20, estimated, "135M"),
+        "switches": Part(25, ["switches.py", "--model", "{135M}", "--precision", "bf16-mixed", *common], "135M"),
     }
 
 
@@ -115,7 +119,10 @@ class Runner:
         return self.options.seconds - (time.monotonic() - self.begun)
 
     def run(self, name: str, command: Sequence[str], limit: float) -> bool:
-        """Run Python, and keep its results, its last lines, and in the tar all that it said."""
+        """Run Python, and keep its results, its last lines, and in the tar all that it said.
+
+        A job of it that has failed is a failure, whatever its exit code.
+        """
         start, log = time.monotonic(), self.work / "logs" / f"{name}.log"
         print(f"== {name}, at most {limit:.0f} s", flush=True)
         with log.open("w+") as file:
@@ -135,6 +142,7 @@ class Runner:
                 code = 124
         lines = log.read_text(errors="replace").splitlines()
         results = [json.loads(line.removeprefix(MARK)) for line in lines if line.startswith((MARK, '{"'))]
+        code = code or int(any(result.get("failed") for result in results))
         took = round(time.monotonic() - start, 1)
         self.found[name] = {"code": code, "seconds": took, "results": results, "last_lines": lines[-40:]}
         print(f"== {name}: exit code {code}, {took} s, {len(results)} results", flush=True)
@@ -162,33 +170,6 @@ class Runner:
             tar.add(self.work / "logs", arcname="logs")
 
 
-def markdown(found: dict[str, Any]) -> list[str]:
-    """The report for people: a table of each part's results, and how it ended."""
-    lines = ["# GPU report"]
-    for name, part in found.items():
-        ended = {0: "done", 124: "**out of time**"}.get(part["code"], f"**exit code {part['code']}**")
-        lines += ["", f"## {name}: {ended}, {part['seconds']} s", ""]
-        rows = [result for result in part["results"] if "label" in result]
-        if rows:
-            columns = [column for column in rows[0] if column != "profile"]
-            lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-            lines += [f"| {' | '.join(shown(row.get(column)) for column in columns)} |" for row in rows]
-            lines += [
-                text
-                for row in rows
-                if row.get("profile")
-                for text in ("", f"`{row['label']}`, one step:", "", "```", row["profile"], "```")
-            ]
-        else:
-            lines += ["```", *part["last_lines"], "```"]
-    return lines
-
-
-def shown(value: object) -> str:
-    """A number with as many digits as it has meaning."""
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
-
-
 def parse(args: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -199,7 +180,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, help="holds ultrachat_200k/ and ultrafeedback_binarized/; sample rows if left out")
     add("--tokenizer", help="for models with random weights; the package's tiny one if left out")
     add("--model", nargs=2, action="append", metavar=("SIZE", "FOLDER"), help="real weights of 135M, 360M or 1.7B")
-    add("--seconds", type=float, default=470, help="limit of the whole call")
+    add("--seconds", type=float, default=SECONDS, help="limit of the whole call")
     add("--parts", nargs="+", metavar="PART", choices=list(parts([])), help="only these")
     add("--dry", action="store_true", help="on a CPU, with a tiny model and few steps")
     return parser.parse_args(args)
@@ -232,7 +213,7 @@ def run_all(options: argparse.Namespace, runner: Runner) -> int:
         runner.run(
             "wheels",
             ["-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(runner.work / "site"), *wheels],
-            60,
+            min(WHEELS_SECONDS, runner.left()),
         )
     failed = 0
     for name, part in parts(common).items():
@@ -242,9 +223,10 @@ def run_all(options: argparse.Namespace, runner: Runner) -> int:
             runner.found[name] = {"code": 124, "seconds": 0, "results": [], "last_lines": ["no time was left"]}
             failed += 1
             continue
+        ends = time.monotonic() + min(part.seconds * (4 if options.dry else 1), runner.left())
         model = runner.model_of(part.model) if part.model else ""
         command = [word.replace(f"{{{part.model}}}", model) for word in part.command]
-        failed += not runner.run(name, command, min(part.seconds * (4 if options.dry else 1), runner.left()))
+        failed += not runner.run(name, command, ends - time.monotonic())
     runner.write()
     print(f"== the report is in {options.out}: {failed} parts failed")
     return failed

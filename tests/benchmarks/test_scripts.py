@@ -132,6 +132,8 @@ def gpu(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedP
 
 STAND_IN = """#!/bin/sh
 case "$*" in
+    *360M*) echo 'RESULT {"label": "sft 360M", "s/step": 0.5}'
+        echo 'RESULT {"label": "dpo 360M", "failed": "no memory"}' ;;
     *gpu_step*) echo 'RESULT {"label": "sft 135M", "tokens/s": 1234.5}'; sleep 60 ;;
     *pytest*) echo "3 failed"; exit 1 ;;
 esac
@@ -140,24 +142,31 @@ esac
 
 # promise: gpu-report
 def test_gpu_keeps_what_a_part_has_said_when_its_time_is_over(tmp_path: Path) -> None:
-    """With a stand-in for Python that measures one job and then hangs, and 2 seconds for all: the tests fail, the speed
-    is stopped and keeps its first job, for `compile` no time is left. Three files, and three failed parts."""
+    """With a stand-in for Python, and 2 seconds for all: the tests fail; one of two jobs fails; a part that measures
+    one job and then hangs is stopped and keeps it; for the next no time is left. Three files, and four failed parts."""
     python, out = tmp_path / "python", tmp_path / "out"
     python.write_text(STAND_IN)
     python.chmod(0o755)
-    parts = ["--parts", "compile", "speed-135M", "tests"]
-    done = gpu("--out", str(out), "--python", str(python), "--seconds", "2", "--model", "135M", "real", *parts)
-    assert done.returncode == 3, done.stdout + done.stderr
+    words = ["--seconds", "2", "--model", "135M", "real", "--model", "360M", "360M"]
+    words += ["--parts", "compile", "host-memory", "speed-360M", "tests"]
+    done = gpu("--out", str(out), "--python", str(python), *words)
+    assert done.returncode == 4, done.stdout + done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["logs.tar.gz", "report.json", "report.md"]
     found = json.loads((out / "report.json").read_text())
-    assert [(name, part["code"]) for name, part in found.items()] == [
-        ("tests", 1),
-        ("speed-135M", 124),
-        ("compile", 124),
-    ]
-    assert found["speed-135M"]["results"] == [{"label": "sft 135M", "tokens/s": 1234.5}]
+    assert {name: part["code"] for name, part in found.items()} == {
+        "tests": 1, "speed-360M": 1, "compile": 124, "host-memory": 124
+    }  # fmt: skip
+    assert found["compile"]["results"] == [{"label": "sft 135M", "tokens/s": 1234.5}]
     said = (out / "report.md").read_text()
+    assert "Failed: tests, speed-360M, compile, host-memory" in said and "| dpo 360M | None | no memory |" in said
     assert "| sft 135M | 1,234 |" in said and "3 failed" in said and "**out of time**" in said
+
+
+def test_the_limits_of_the_gpu_parts_fit_into_the_whole_call(script: Script) -> None:
+    """With the time for wheels; and the whole call into 8 minutes."""
+    gpu_parts = script("compare.gpu_parts")
+    limits = sum(part.seconds for part in gpu_parts.parts([]).values())
+    assert limits + gpu_parts.WHEELS_SECONDS <= gpu_parts.parse([]).seconds < 8 * 60
 
 
 # promise: gpu-report
