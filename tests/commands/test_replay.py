@@ -12,9 +12,9 @@ from smollit.training.logs.table import read_table
 SAMPLES = "smollit/data/samples"
 
 
-def replayed(capsys: pytest.CaptureFixture[str], run: Path, *step: int) -> dict[str, Any]:
+def replayed(capsys: pytest.CaptureFixture[str], run: Path, *step: str) -> dict[str, Any]:
     capsys.readouterr()
-    main(["replay", str(run), *map(str, step), "--json"])
+    main(["replay", str(run), *step, "--json"])
     found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return found
 
@@ -39,13 +39,14 @@ def test_a_step_is_made_again_to_the_bit(
     """Steps 2 and 5, from the beginning and from the checkpoint of step 4: the metrics of the run in every digit. The
     losses of the 2 x 2 rows, weighted by loss tokens or pairs, have the logged mean; no file of the run changes."""
     words = [*fit_words(kind, data, tiny_model, cache_dir, tmp_path), "--trainer.checkpoint_every_n_steps=2"]
-    words += ["--trainer.keep_best=min:train/loss", "--trainer.callbacks=callbacks.ExportHuggingFace"]
+    words += ["--trainer.callbacks=callbacks.ExportHuggingFace"]
     words += ["--trainer.callbacks.ckpt_path=best", "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"]
     words += [f"--trainer.callbacks.dirpath={tmp_path / 'own'}", "--trainer.callbacks.every_n_train_steps=1"]
+    words += ["--trainer.callbacks.monitor=step", "--trainer.callbacks.mode=max"]
     main(words)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for step in (2, 5):
-        found = replayed(capsys, tmp_path, step)
+        found = replayed(capsys, tmp_path, *([str(step)] if step == 2 else [f"--step={step}"]))
         (logged,) = [row for row in read_table(tmp_path / "metrics.csv") if row["step"] == str(step)]
         assert found["differing"] == [] and len(found["rows"]) == 4
         weights = [row["loss_tokens"] if kind == "SFT" else 1 for row in found["rows"]]

@@ -14,13 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from smollit.commands.command import Command, ConfiguredRun
-from smollit.commands.replay.step import Replay, ReplayedError, Row, compare
+from smollit.commands.replay.step import Replay, ReplayedError, Row
 from smollit.modules.lost_steps import NonFiniteStepError
 from smollit.training.checkpoints.files import FOLDER
 from smollit.training.checkpoints.lineage import checkpoints, lineage_of
+from smollit.training.logs.environment import starts
 from smollit.training.logs.non_finite import FILE as DUMP
 from smollit.training.logs.non_finite import Dump, NonFiniteDump, numbers, read_dump
 from smollit.training.logs.table import FILE, read_table
+
+# Relative, by precision: sums over the rows of several devices are added in another order.
+ROUNDING = {"32-true": 1e-4, "64-true": 1e-4, "bf16-mixed": 2e-2}
 
 
 @dataclass(kw_only=True)
@@ -29,7 +33,8 @@ class ReplayCommand(Command):
 
     `replay RUN STEP` starts from the newest checkpoint of the run folder before that step, and writes nothing there.
     Without STEP it is the one of non_finite.json, which a run writes that a step ends which is not finite. The exit
-    code is 1 if the step's metrics or rows differ from those that the run wrote down.
+    code is 1 if the step's metrics or rows differ from those that the run wrote down. A step of several devices is made
+    by one process, with the micro-batches of all of them, and its metrics must agree to rounding.
 
     Args:
         step: The optimizer step, from 1.
@@ -47,16 +52,17 @@ class ReplayCommand(Command):
 
     @classmethod
     def words(cls, words: Sequence[str]) -> list[str]:
-        """RUN [STEP] -> the settings of the run, without its logger and in a folder that is not the run's."""
+        """RUN [STEP] -> the settings of the run, on one device, without its logger and in a folder of its own."""
         if not words or words[0].startswith("-"):
             return list(words)
         run = Path(words[0]).expanduser()
         if not (run / "config.yaml").is_file():
             raise ValueError(f"{words[0]} is no run folder: it holds no config.yaml, which `fit` writes")
-        has_step = len(words) > 1 and words[1].isdigit()
-        step, rest = (words[1], words[2:]) if has_step else (dumped_step(run), words[1:])
-        settings = ["--config", str(run / "config.yaml"), "--step", step, "--run_folder", words[0]]
-        settings += ["--trainer.logger", "false"]
+        rest = ["--step", *words[1:]] if len(words) > 1 and words[1].isdigit() else list(words[1:])
+        if not any(word.partition("=")[0] == "--step" for word in rest):
+            rest = ["--step", dumped_step(run), *rest]
+        settings = ["--config", str(run / "config.yaml"), "--run_folder", words[0], "--trainer.logger", "false"]
+        settings += ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
         folder = ["--trainer.default_root_dir", str(Path(tempfile.gettempdir(), f"smollit-replay-{os.getpid()}"))]
         return [*settings, *folder, "--trainer.enable_progress_bar", "false", *rest]
 
@@ -66,6 +72,7 @@ class ReplayCommand(Command):
         checkpoint = newest_before(folder, self.step)
         done = lineage_of(checkpoint) if checkpoint else None
         begun = int(done.step) if done else 0
+        devices = check_history(folder, self.step, begun)
         say = Console(stderr=self.json)
         say.print(
             f"step {self.step} of {folder}: {self.step - begun} steps from "
@@ -77,7 +84,14 @@ class ReplayCommand(Command):
                 f"`replay` works in `trainer.default_root_dir` and removes it afterwards, and {run.folder} holds files:"
                 " give a folder that is empty or new"
             )
-        replay, trainer = Replay(self.step, with_text=self.text), run.trainer
+        trainer = run.trainer
+        rounding = ROUNDING.get(str(trainer.precision), ROUNDING["bf16-mixed"])
+        replay = Replay(
+            self.step,
+            with_text=self.text,
+            accumulation=as_one_device(run, devices),
+            tolerance=rounding if devices > 1 else 0.0,
+        )
         trainer.prepare(run.model)
         trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, NonFiniteDump)]
         for callback in trainer.callbacks:
@@ -94,8 +108,8 @@ class ReplayCommand(Command):
             shutil.rmtree(run.folder, ignore_errors=True)
         if not replay.rows:
             raise ValueError(f"the run ends before step {self.step}: its last one is {trainer.global_step}")
-        differing = compare(replay.logged, logged(folder, self.step)) + replay.differs_from(last_dump(folder))
-        show(replay.rows, differing, replay.logged, as_json=self.json)
+        differing = replay.differs_from_metrics(logged(folder, self.step)) + replay.differs_from(last_dump(folder))
+        show(replay.rows, differing, replay.logged, devices=devices, as_json=self.json)
         if differing:
             raise SystemExit(1)
 
@@ -121,6 +135,51 @@ def last_dump(folder: Path) -> Dump | None:
     return None if dump and any(int(row["step"]) >= dump["step"] for row in rows) else dump
 
 
+def check_history(folder: Path, step: int, begun: int) -> int:
+    """The number of devices that made a step of a run.
+
+    Args:
+        folder: The run folder.
+        step: The step.
+        begun: The step of the checkpoint that it is made from; 0 is the beginning.
+
+    Raises:
+        ValueError: If there is no such step, or it can't be made from the beginning.
+    """
+    if step < 1:
+        raise ValueError(f"`step` is counted from 1, got {step}")
+    before = [start for start in starts(folder) if start["step"] < step]
+    if before and not begun and before[0]["step"]:
+        raise ValueError(
+            f"the run in {folder} began at step {before[0]['step']}, with a checkpoint of another folder, and has none"
+            f" before step {step}: copy that checkpoint into {folder / FOLDER}"
+        )
+    return int(before[-1].get("devices", 1)) if before else 1
+
+
+def as_one_device(run: ConfiguredRun, devices: int) -> int | None:
+    """Let one process draw the rows of each optimizer step that so many devices drew.
+
+    Returns:
+        The micro-batches that it accumulates; None leaves that to the settings.
+
+    Raises:
+        ValueError: If the rows of a step depend on the number of devices.
+    """
+    data, trainer = run.datamodule, run.trainer
+    if devices > 1 and data.max_batch_tokens is not None:
+        raise ValueError(
+            f"{devices} devices made this step, and with `data.max_batch_tokens` its rows depend on their number: one"
+            " process can't make it again"
+        )
+    if devices == 1 or data.global_batch_size is not None:
+        return None
+    micro_batches = trainer.accumulate_grad_batches * devices
+    data.global_batch_size = data.train_batch_size * devices  # for which the order of the rows was made
+    trainer.accumulate_grad_batches = 1  # open, until the callbacks' `setup`
+    return micro_batches
+
+
 def newest_before(folder: Path, step: int) -> Path | None:
     """The newest checkpoint of a run folder before a step, or None."""
     for path in checkpoints(folder / FOLDER):
@@ -136,7 +195,7 @@ def logged(folder: Path, step: int) -> dict[str, float]:
     return {name: float(value) for row in rows for name, value in row.items() if name.startswith("train/") and value}
 
 
-def show(rows: list[Row], differing: list[str], metrics: dict[str, float], *, as_json: bool) -> None:
+def show(rows: list[Row], differing: list[str], metrics: dict[str, float], *, devices: int, as_json: bool) -> None:
     """The rows, the largest gradient first or not finite, and whether the step equals the one that was logged."""
     ordered = sorted(rows, key=lambda row: (math.isfinite(row.gradient_norm), -row.gradient_norm))
     if as_json:
@@ -156,6 +215,10 @@ def show(rows: list[Row], differing: list[str], metrics: dict[str, float], *, as
         console.print("the run did not log at this step")
     elif differing:
         console.print(f"NOT the step that was logged: {', '.join(differing)} differ", style="red", markup=False)
+        if devices > 1:
+            console.print(f"One process draws other random numbers, as for dropout, than {devices} devices did")
+    elif devices > 1:
+        console.print(f"the metrics agree with those that {devices} devices wrote down, to rounding")
     else:
         console.print("the metrics equal those that the run wrote down, in every digit")
     for name in ("loss", "gradient_norm"):
