@@ -1,5 +1,6 @@
 """Lightning checkpoints, one file or a folder of shards: read without executing code, and verified."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,11 @@ def read(path: Path) -> dict[str, Any]:
     if path.is_dir() and not file.exists():  # torch wrote it, and Lightning did not
         return {}
     verify_zip(file, values_only=True)
-    checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+    try:
+        checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+    except pickle.UnpicklingError as error:  # with long advice, to load the file in a way that executes code
+        _, _, reason = str(error).rpartition("WeightsUnpickler error: ")
+        raise ValueError(f"it holds more than values: {reason.strip().splitlines()[0].partition('. ')[0]}") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"it holds a {type(checkpoint).__name__}")
     return checkpoint

@@ -68,7 +68,8 @@ def verify_shards(folder: Path) -> None:
         raise ValueError(f"{METADATA} differs from its checksum")
     with (folder / METADATA).open("rb") as file:
         metadata = MetadataUnpickler(file).load()
-    verify_zip(folder / EXTRAS)
+    if (folder / EXTRAS).is_file():
+        verify_zip(folder / EXTRAS)
     for index, place in metadata.storage_data.items():
         content = _slice(folder, place.relative_path, place.offset, place.length)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -87,11 +88,11 @@ def verify_zip(path: Path, *, values_only: bool = False) -> None:
         values_only: Leave out the tensors: the rest is small.
 
     Raises:
-        ValueError: If one differs.
-        BadZipFile: If the file is truncated, or its directory is damaged.
+        ValueError: If one differs, or the file is truncated.
+        BadZipFile: If its directory is damaged.
     """
     if not zipfile.is_zipfile(path):
-        return  # torch.load names what it is instead
+        raise ValueError("it is truncated, or of another kind")
     with zipfile.ZipFile(path) as archive:
         if values_only:
             for name in archive.namelist():

@@ -45,6 +45,7 @@ class PolicyModule(StageMetricsModule):
     """
 
     weights: Literal["pretrained", "random"] = "pretrained"
+    restores_weights = False  # set by SmollitTrainer: a checkpoint's weights follow, so `init_from` is not read
     skipped_rows: frozenset[int] = frozenset()  # of `predict`, whose responses are there already
     policy: nn.Module  # a CausalLM, or its FSDP wrapper; None until configure_model()
 
@@ -108,6 +109,7 @@ class PolicyModule(StageMetricsModule):
         path = Path(checkpoint_path)
         checkpoint, saved = saved_settings(path, settings)
         module = cls(**saved)
+        module.restores_weights = True
         module.configure_model()
         load_weights(unwrap(module.policy), path, module.model_name)
         module.on_load_checkpoint(checkpoint)
@@ -123,8 +125,7 @@ class PolicyModule(StageMetricsModule):
             gradient_checkpointing=self.gradient_checkpointing,
             dropout=self.dropout,
         )
-        resumes = self.trainer_or_none is not None and self.trainer.ckpt_path  # restores its weights
-        if self.init_from and not resumes:
+        if self.init_from and not self.restores_weights:
             load_weights(model, Path(self.init_from), self.model_name)
         if self.adapter is not None:
             self.add_adapter(model)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
 from smollit.errors import first_line
 from smollit.models.checkpoint import read, verify
@@ -143,6 +144,19 @@ def check_resumable(path: str | Path) -> None:
         raise ValueError(
             f"{path} holds only weights, so a run can't resume from it. To start a new run from these weights,"
             " set `model.init_from` to it, and `ckpt_path` to null"
+        )
+
+
+def check_strategy(path: str | Path | None, strategy: Strategy) -> None:
+    """Refuse a folder of shards where the strategy does not read it.
+
+    Raises:
+        ValueError: Names the strategies that do.
+    """
+    if path is not None and Path(path).is_dir() and not isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"{path} is a folder of shards, which only sharded strategies read: set `trainer.strategy` to that of the"
+            " run that wrote it, on any number of devices, or begin a new run with `model.init_from` set to the folder"
         )
 
 

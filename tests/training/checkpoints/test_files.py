@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from smollit.modules import SFTModule
 from smollit.modules.lost_steps import NonFiniteError
 from smollit.training.checkpoints.files import find_checkpoint
 from tests.training.conftest import Act
@@ -108,6 +109,7 @@ def test_damaged_newest_names_the_good_one(fit: Any, tmp_path: Path, damage: str
     run = fit(tmp_path, max_steps=2)
     assert isinstance(run.error, ValueError)
     assert str(path) in str(run.error) and str(path.with_name("step-0000001.ckpt")) in str(run.error)
+    assert "(it is truncated, or of another kind)" in str(run.error)
     assert fit(tmp_path, ckpt_path=str(path.with_name("step-0000001.ckpt")), max_steps=2).steps[0][0] == 2
 
 
@@ -130,7 +132,8 @@ def test_keep_checkpoints_holds_across_resumes(fit: Any, tmp_path: Path) -> None
 
 # case: checkpoint-09
 def test_weights_only_file_starts_a_new_run_and_resumes_none(fit: Any, tmp_path: Path) -> None:
-    """At step 3 only weights are saved: resume names `init_from`; init_from starts at step 1 with these weights."""
+    """At step 3 only weights are saved: resume names `init_from`; init_from starts at step 1 with these weights. A run
+    that resumes does without the file."""
     run = fit(tmp_path / "first", max_steps=3)
     path = tmp_path / "weights.ckpt"
     run.trainer.save_checkpoint(path, weights_only=True)
@@ -141,6 +144,10 @@ def test_weights_only_file_starts_a_new_run_and_resumes_none(fit: Any, tmp_path:
     assert all(state["step"] == 1 for state in started.trainer.optimizers[0].state_dict()["state"].values())
     stopped = fit(tmp_path / "fourth", ckpt_path=None, model={"init_from": str(path)}, max_steps=0)
     assert all(torch.equal(stopped.weights[name], value) for name, value in run.weights.items())
+    path.unlink()
+    assert fit(tmp_path / "third", model={"init_from": str(path)}, max_steps=2).steps[0][0] == 2
+    loaded = SFTModule.load_from_checkpoint(tmp_path / "third/checkpoints/last.ckpt")
+    assert loaded.init_from == str(path)
 
 
 # case: checkpoint-10
