@@ -1,5 +1,6 @@
 """Which errors are messages for the user, and which are bugs that need a traceback."""
 
+import errno
 import re
 import traceback
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ LIBRARIES = {
 }
 RAISED = (ValueError, TypeError, RuntimeError, OSError, ImportError, MisconfigurationException)
 DEBUG = "SMOLLIT_TRACEBACK"
+# What a file system refuses: wherever it happens, the cause is outside.
+OF_DISKS = {
+    number
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EISDIR", "ENOTDIR", "ENAMETOOLONG")
+    if (number := vars(errno).get(name)) is not None
+}
 
 
 # Errors about settings, whenever they come; others may be of the rows, the files or the network.
@@ -74,6 +81,12 @@ def for_the_user(error: BaseException | None) -> Sentence | None:
             return Sentence(
                 f"another process of this run has ended, or can't be reached ({said}): look for its own message."
                 " The same command with `ckpt_path: last` resumes from the newest checkpoint",
+                is_usage=False,
+            )
+        if isinstance(error, OSError) and error.errno in OF_DISKS:
+            return Sentence(
+                f"{error}: make room, set the permissions, or give another folder; the same command goes on"
+                f" ({DEBUG}=1 shows where)",
                 is_usage=False,
             )
         frames = traceback.extract_tb(error.__traceback__)

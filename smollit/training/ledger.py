@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smollit.data import ChatDataModule
+from smollit.errors import first_line
 from smollit.functional.rows import RowValues
 from smollit.modules import FineTuningModule
 from smollit.paths import write_whole
 from smollit.training.checkpoints.ranks import all_ranks
+from smollit.training.checkpoints.saving import NotSavedError
 from smollit.training.checkpoints.state import RunState
 from smollit.training.steps import at_step_end, data_module
 
@@ -101,20 +103,35 @@ class Ledger(Callback):
         self.flush(trainer)
 
     def flush(self, trainer: Trainer) -> None:
-        """Write the entries of all ranks; every rank calls this at the same moments."""
+        """Write the entries of all ranks; every rank calls this at the same moments.
+
+        Raises:
+            NotSavedError: On all ranks, if the file can't be written.
+        """
         if not self.is_kept(trainer):
             return
         of_ranks = [rank for rank in all_ranks(columns(self.entries)) if rank]
         self.entries = []
-        if trainer.is_global_zero and of_ranks:
-            new = pa.concat_tables([pa.table(rank) for rank in of_ranks])
-            new = with_hashes(new, data_module(trainer)).cast(SCHEMA)
-            self.known = pa.concat_tables([self.known, new]).sort_by(
-                [("step", "ascending"), ("split", "ascending"), ("row", "ascending")]
-            )
-            content = io.BytesIO()
-            pq.write_table(self.known, content)
+        failure = self.write(trainer, of_ranks) if trainer.is_global_zero and of_ranks else None
+        # The first rank writes. The others end with it, instead of waiting for it in the next collective.
+        failure = trainer.strategy.broadcast(failure)
+        if failure:
+            raise NotSavedError(f"{path(trainer)} could not be written ({failure}): make room, or remove what is there")
+
+    def write(self, trainer: Trainer, of_ranks: list[dict[str, Any]]) -> str | None:
+        """Add the entries of all ranks to the file; return what went wrong."""
+        new = pa.concat_tables([pa.table(rank) for rank in of_ranks])
+        new = with_hashes(new, data_module(trainer)).cast(SCHEMA)
+        self.known = pa.concat_tables([self.known, new]).sort_by(
+            [("step", "ascending"), ("split", "ascending"), ("row", "ascending")]
+        )
+        content = io.BytesIO()
+        pq.write_table(self.known, content)
+        try:
             write_whole(path(trainer), content.getvalue())
+        except OSError as error:
+            return error.strerror or first_line(error)
+        return None
 
 
 def path(trainer: Trainer) -> Path:

@@ -244,6 +244,13 @@ def test_our_own_errors_are_one_sentence(write: Write, fails: Fails, words: list
     assert "Traceback" not in said and "Union" not in said
 
 
+def test_what_a_file_system_refuses_is_a_sentence(write: Write, fails: Fails, tmp_path: Path) -> None:
+    """A folder stands where metrics.csv is to be written."""
+    (tmp_path / "run" / "metrics.csv").mkdir(parents=True)
+    code, said = fails("fit", write())
+    assert code == 1 and said.startswith("smollit: ") and "Is a directory" in said and "metrics.csv" in said
+
+
 class Faulty(Callback):
     """Fails at the start."""
 
