@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "smollit").rglob("*.py"), *(ROOT / "callbacks").rglob("*.py")])
@@ -38,6 +38,7 @@ LISTED = {
     ("smollit/training/trainer.py", "_checkpoint_connector"): "holds the next one",
     ("smollit/training/trainer.py", "_user_managed"): "Lightning resumes unasked from what a fault or SLURM left",
     ("smollit/training/logs/table.py", "_experiment"): "CSVLogger's own writer removes the rows of an earlier start",
+    ("smollit/training/logs/curves.py", "_experiment"): "a logger whose empty file is removed makes a new one",
     (
         "smollit/training/logs/loggers.py",
         "_version",
@@ -106,6 +107,7 @@ def test_the_installed_versions_still_have_them(tmp_path: Path) -> None:
         assert counts <= set(loops[name]["current"]) and counts <= set(loops[name]["total"])
     assert "is_last_batch" in loops["epoch_loop.batch_progress"]
     assert CSVLogger(tmp_path)._experiment is CSVLogger(tmp_path)._version is None
+    assert TensorBoardLogger(tmp_path)._experiment is None
     assert Dataset.from_dict({"a": [1]})._fingerprint
     assert callable(torch.nn.Module._apply)
     assert torch._C._current_graph_task_id() == -1

@@ -71,7 +71,8 @@ class Curves(Callback):
         """Remove the event files of this process that hold no point."""
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()
+                logger.experiment.close()
+                logger._experiment = None  # the trainer may fit again, and must not write into a file that is removed
                 remove_empty(Path(logger.log_dir))
 
 

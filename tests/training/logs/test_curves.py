@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -106,6 +107,19 @@ def test_a_new_run_in_the_same_folder_starts_new_curves(fit: Any, tmp_path: Path
     fit(tmp_path / "run", ckpt_path=None, max_steps=2, **options)
     assert events(tmp_path / "run", "val/loss") == list(column(tmp_path / "run", "val/loss")) == [0, 2]
     assert events(tmp_path / "run", "train/loss") == [1, 2]
+
+
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_start"])
+def test_the_same_trainer_fits_again_after_a_refused_start(hook: str, fit: Any, tmp_path: Path) -> None:
+    """Refused in a hook, then started again: all of its 8 steps are in the table and in TensorBoard's files."""
+
+    def refuse() -> None:
+        raise ValueError("refused")
+
+    run = fit(tmp_path, Act(hook, act=refuse), **RUN)
+    assert str(run.error) == "refused" and not list(tmp_path.glob("events*"))
+    run.trainer.fit(run.module, datamodule=run.trainer.datamodule)
+    assert events(tmp_path, "train/loss") == list(column(tmp_path, "train/loss")) == list(range(1, 9))
 
 
 # case: B7
