@@ -190,6 +190,8 @@ PROMISES = {
     "slow-precision": "A run whose precision is slow on its device says so at the start, with the setting to change",
     "step-rows": "`data.global_batch_size` keeps the rows and the learning rate of each step on any number of devices",
     "devices": "1 and 2 processes give the same weights, with ddp and with fsdp2",
+    "other-devices": "A run goes on with other devices and another strategy, with the rows and losses of one device",
+    "rank-faults": "A save that fails on one rank ends all of them with its sentence",
     "exact-metrics": "Each logged point is the mean over all that was seen since the last point",
     "non-finite-dump": "A step that is not finite leaves its rows and settings in a file, and is made again from it",
     "adapters": "A run with LoRA resumes to the bit, and its reference is the policy without the adapter",

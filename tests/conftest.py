@@ -12,6 +12,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing downloads
 import json
 import random
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,6 +111,35 @@ def edited(model: Path, folder: Path, **settings: Any) -> Path:
 
 
 # ---- runs
+
+
+def run_two_ranks(program: str, folder: Path, *words: str) -> None:
+    """Run a test file as a program in two processes, whose rank is its first word; with their logs if one fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",  # Lightning then takes the processes as they are
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    logs = [folder / f"rank{rank}.log" for rank in range(2)]
+    processes = []
+    for rank, log in enumerate(logs):
+        own = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, program, str(rank), *words]
+        processes.append(subprocess.Popen(command, env=own, stdout=log.open("w"), stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], "\n".join(log.read_text()[-6000:] for log in logs)
 
 
 def fit_batches(module: FineTuningModule, batches: list[Batch], folder: Path, **options: Any) -> SmollitTrainer:

@@ -7,8 +7,6 @@ a file, and the tests compare.
 import json
 import math
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,9 +36,8 @@ from smollit.training import SmollitTrainer
 from smollit.training import reference as precomputed
 from smollit.training.ledger import FILE as LEDGER
 from smollit.training.ledger import read_ledger
-from tests.conftest import RATED, example_chats, example_pairs, rated_rows
+from tests.conftest import RATED, example_chats, example_pairs, rated_rows, run_two_ranks
 
-ROOT = Path(__file__).parent.parent
 KINDS = ("sft", "dpo")
 STRATEGIES = ("ddp", "fsdp2")
 TRAIN = ((range(0, 1), range(1, 3)), (range(3, 6), range(6, 8)))  # examples of each rank's two micro-batches
@@ -260,32 +257,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranks(tiny_model: Path, folder: Path) -> list[Found]:
     """What the two processes found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",  # Lightning then takes the processes as they are
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    processes = []
-    for rank in range(2):
-        own = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        log = (folder / f"rank{rank}.log").open("w")
-        command = [sys.executable, __file__, str(rank), str(tiny_model), str(folder)]
-        processes.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    logs = "\n".join((folder / f"rank{rank}.log").read_text()[-6000:] for rank in range(2))
-    assert codes == [0, 0], logs
+    run_two_ranks(__file__, folder, str(tiny_model), str(folder))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
