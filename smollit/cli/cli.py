@@ -17,7 +17,6 @@ from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import RunConfigCallback, with_one_learning_rate
 from smollit.cli.trainer_settings import (
     check_accelerator,
-    check_monitors,
     check_strategy,
     check_trainer_settings,
 )
@@ -29,6 +28,7 @@ from smollit.paths import with_home
 from smollit.training import SmollitTrainer
 from smollit.training.checkpoints.files import FOLDER, find_checkpoint
 from smollit.training.checkpoints.folder import local_folder
+from smollit.training.validation import refuse_watching_nothing
 
 SECTIONS = {
     "model": (
@@ -134,7 +134,8 @@ class SmollitCLI(LightningCLI):
             trainer = self.instantiate_trainer()
             assert isinstance(trainer, SmollitTrainer)
             check_strategy(trainer)
-            check_monitors(self.config_init.trainer.callbacks, self.datamodule)
+            if trainer.limit_val_batches == 0 or not self.datamodule.has_validation:
+                refuse_watching_nothing(trainer.callbacks)
         trainer.run_state.config |= {name: self.config[name].as_dict() for name in SECTIONS}
         return trainer
 

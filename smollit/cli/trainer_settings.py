@@ -5,13 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 
 from smollit.cli.wording.words import nearest, shown
-from smollit.data import ChatDataModule
 from smollit.training import SmollitTrainer
 
 DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d|.* days?, .*|\d+:\d\d:\d\d")  # the last two are a timedelta's
@@ -72,23 +70,6 @@ def check_strategy(trainer: Trainer) -> None:
     """
     if isinstance(trainer.strategy, FSDPStrategy) and isinstance(trainer.accelerator, CPUAccelerator):
         raise ValueError("`trainer.strategy`: fsdp needs a GPU, and this run has none: use fsdp2, ddp or auto")
-
-
-def check_monitors(callbacks: Callback | list[Callback] | None, data: ChatDataModule) -> None:
-    """Refuse to watch a validation metric in a run that has no validation.
-
-    Raises:
-        ValueError: Names the callback and the metric.
-    """
-    splits = data.splits
-    given = callbacks if isinstance(callbacks, list) else [callbacks]
-    for callback in given:
-        monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
-        if monitor and monitor.startswith("val/") and splits.val is None and not splits.val_sets:
-            raise ValueError(
-                f"`trainer.callbacks`: {type(callback).__name__} watches {monitor}, and there is no validation: set"
-                " `data.val_split` or `data.val_sets`"
-            )
 
 
 def _check_effects(settings: Mapping[str, Any]) -> None:

@@ -114,3 +114,8 @@ class RowsDataModule(LightningDataModule):
         self.follows_seed_everything = seed is None
         self.seed = int(os.environ.get(SEED_EVERYTHING, "0")) if seed is None else seed
         self.max_dropped_share = max_dropped_share
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are rows to validate on."""
+        return self.splits.val is not None or bool(self.splits.val_sets)

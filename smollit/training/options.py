@@ -11,13 +11,24 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    ModelSummary,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import MixedPrecision
 
 from smollit.models.sharding import unsynchronized
+from smollit.training.checkpoints.files import check_readable
 from smollit.training.checkpoints.folder import local_folder
+from smollit.training.checkpoints.lineage import RUN_STATE
 from smollit.training.checkpoints.state import RunState
 from smollit.training.ledger import Ledger
 from smollit.training.logs.curves import Curves
@@ -80,6 +91,17 @@ class Sharded2Strategy(ModelParallelStrategy):
 
 BY_NAME: dict[str, type[Strategy]] = {"fsdp": ShardedStrategy, "fsdp2": Sharded2Strategy}
 DEFAULT_ROOT = "runs/default"
+# Lightning's callbacks that look at the weights in `setup`, before the model is loaded; and what to do instead.
+TOO_EARLY: dict[type[Callback], str] = {
+    StochasticWeightAveraging: "would average nothing: use EMAWeightAveraging or WeightAveraging",
+    ModelPruning: "would prune nothing: prune the exported model",
+    BaseFinetuning: "finds nothing to freeze: set `model.adapter`, or `model.learning_rate_factors` for slower weights",
+}
+# Callbacks that search a setting when a run begins: they restart a resumed run at step 0, with the weights it has.
+SEARCHES: dict[type[Callback], str] = {
+    LearningRateFinder: "model.learning_rate",
+    BatchSizeFinder: "data.train_batch_size",
+}
 
 
 def trainer_options(options: dict[str, Any], named: dict[str, Any], root: str | Path | None) -> dict[str, Any]:
@@ -99,6 +121,38 @@ def trainer_options(options: dict[str, Any], named: dict[str, Any], root: str | 
     if root != DEFAULT_ROOT or "default_root_dir" not in found:
         found["default_root_dir"] = str(local_folder(root)) if root is not None else None
     return found
+
+
+def refuse_callbacks(callbacks: Sequence[Callback], resumed: str | None) -> None:
+    """Refuse callbacks of Lightning that would have no effect, or spoil a resumed run.
+
+    Args:
+        callbacks: The callbacks of a run.
+        resumed: The checkpoint that the run resumes from; None for a new run.
+
+    Raises:
+        ValueError: Names the callback, and what to do instead.
+    """
+    for callback in callbacks:
+        name = f"`trainer.callbacks`: {type(callback).__name__}"
+        for kind, why in TOO_EARLY.items():
+            if isinstance(callback, kind):
+                raise ValueError(f"{name} looks at the weights before smollit loads them, and {why}")
+        for kind, setting in SEARCHES.items():
+            if resumed is not None and isinstance(callback, kind):
+                raise ValueError(
+                    f"{name} would search `{setting}` again, and lose the position of {resumed}: leave it out, and set"
+                    f" `{setting}` to {found_before(resumed, setting)}, which it found"
+                )
+
+
+def found_before(checkpoint: str, setting: str) -> float | int:
+    """What a search found when the run began, from its checkpoint."""
+    saved = check_readable(checkpoint)
+    if setting == "model.learning_rate":
+        return float(saved["hyper_parameters"]["learning_rate"])
+    (position,) = [state for state in saved.values() if isinstance(state, dict) and "global_batch_size" in state]
+    return int(position["global_batch_size"]) // int(saved[RUN_STATE]["world_size"])
 
 
 def from_environment() -> dict[str, Any]:

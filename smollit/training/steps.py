@@ -4,6 +4,7 @@ import math
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from smollit.data.batching.position import TrainingBatches
 from smollit.data.encoding.report import Report
@@ -84,15 +85,22 @@ def num_steps(trainer: Trainer, begun: Begun) -> int | None:
     epochs = trainer.max_epochs
     if batches is None or epochs is None or epochs < 0 or trainer.limit_train_batches != 1.0:
         return None
-    left = epochs - begun.epoch
-    lengths = [batches.num_batches(begun.epoch + number) for number in range(left if batches.epochs_differ else 1)]
-    if None in lengths:  # a stream
-        return trainer.max_steps if trainer.max_steps != -1 else None
-    steps = [math.ceil(length / trainer.accumulate_grad_batches) for length in lengths if length is not None]
-    total = begun.step + (sum(steps) if batches.epochs_differ else sum(steps) * max(left, 0))
-    if left > 0 and begun.batches and lengths[0] is not None:
-        total += math.ceil((lengths[0] - begun.batches) / trainer.accumulate_grad_batches) - steps[0]
+    total = begun.step
+    for epoch in range(begun.epoch, epochs):
+        length = batches.num_batches(epoch if batches.epochs_differ else begun.epoch)
+        if length is None:  # a stream
+            return trainer.max_steps if trainer.max_steps != -1 else None
+        left = length - (begun.batches if epoch == begun.epoch else 0)
+        total += math.ceil(left / accumulation(trainer, epoch))
     return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+
+
+def accumulation(trainer: Trainer, epoch: int) -> int:
+    """Micro-batches per optimizer step in an epoch, which a GradientAccumulationScheduler changes."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
 
 
 def refuse_fewer_steps(trainer: Trainer, begun: Begun) -> None:

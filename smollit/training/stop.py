@@ -70,13 +70,14 @@ class GracefulStop(Callback):
         self.inside_step = False
         self.begins_step = True  # the next micro-batch is the first of an optimizer step
         self.has_news = False  # since this start of the run: a step, or a validation
+        self.ends_after_step = False  # since something asked for it in mid-window
         self.pid = 0
         self._before: dict[int, Any] = {}
 
     # ---- signals
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.has_news = False
+        self.has_news = self.ends_after_step = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.listen()
@@ -136,6 +137,10 @@ class GracefulStop(Callback):
     ) -> None:
         if at_step_end(trainer):
             self.inside_step, self.begins_step, self.has_news = False, True, True
+            trainer.should_stop |= self.ends_after_step
+            self.ends_after_step = False
+        elif trainer.should_stop:  # by Lightning's Timer: what is left of the accumulation window would be lost
+            self.ends_after_step, trainer.should_stop = True, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_news |= trainer.state.fn == "fit" and not trainer.sanity_checking

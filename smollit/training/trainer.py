@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
 from smollit.modules import FineTuningModule
-from smollit.training.checkpoints.files import FOLDER, resume_path
+from smollit.training.checkpoints.files import FOLDER, check_strategy, resume_path
 from smollit.training.checkpoints.folder import local_folder, run_folder
 from smollit.training.checkpoints.periodic import savers
 from smollit.training.checkpoints.saving import AtomicCheckpointIO
@@ -23,7 +23,7 @@ from smollit.training.evaluation import EvaluatingTrainer
 from smollit.training.logs.loggers import run_loggers
 from smollit.training.logs.quiet import quiet
 from smollit.training.memory.device import keep_freed_memory
-from smollit.training.options import DEFAULT_ROOT, trainer_options, with_built_in
+from smollit.training.options import DEFAULT_ROOT, refuse_callbacks, trainer_options, with_built_in
 from smollit.training.steps import num_steps
 from smollit.training.stop import ctrl_c_exits
 from smollit.training.validation import ValidateEverySteps, interval_in_batches
@@ -176,15 +176,17 @@ class SmollitTrainer(EvaluatingTrainer):
         data = (train_dataloaders, val_dataloaders, datamodule)
         if not self.prepare(model):
             return super().fit(model, *data, ckpt_path, weights_only)
+        assert isinstance(model, FineTuningModule)
         with run_folder(self, saves=self._saves):
             path = resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
-            self.run_state.resumes = path is not None
+            self.run_state.resumes = model.restores_weights = path is not None
+            refuse_callbacks(self.callbacks, path)
+            check_strategy(path, self.strategy)
             if isinstance(self.accelerator, CPUAccelerator):
                 keep_freed_memory()
             with quiet(), ctrl_c_exits(), self._resumes_only_from(path):
                 super().fit(model, *data, path, True if weights_only is None else weights_only)
         if path is not None and not self.run_state.has_news:
-            assert isinstance(model, FineTuningModule)
             model.lost_steps.refuse_nothing_trained(self.global_step)
             log.info("nothing to do: %s is at step %s, and %s", path, self.global_step, self.run_state.why_ended(self))
         return None

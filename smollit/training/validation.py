@@ -2,12 +2,16 @@
 
 import inspect
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from smollit.data.rows import RowsDataModule
+from smollit.training.checkpoints.best import KeepBest
 from smollit.training.checkpoints.state import RunState
-from smollit.training.steps import at_step_end
+from smollit.training.steps import at_step_end, data_module
 
 DEFAULTS = inspect.signature(Trainer).parameters
 NEVER = sys.maxsize  # an interval in micro-batches that is never reached
@@ -46,6 +50,12 @@ class DueValidation(Callback):
     def __init__(self, run_state: RunState) -> None:
         self.run_state = run_state
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = data_module(trainer)
+        has_rows = not isinstance(data, RowsDataModule) or data.has_validation
+        if stage == "fit" and not (trainer.enable_validation and has_rows):
+            refuse_watching_nothing(trainer.callbacks)  # type: ignore[attr-defined]
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -69,6 +79,25 @@ class DueValidation(Callback):
         loop.run()
         trainer.training = True
         self.run_state.validation_is_due, self.run_state.has_news = False, True
+
+
+def refuse_watching_nothing(callbacks: Iterable[Callback]) -> None:
+    """Refuse callbacks that watch a validation metric in a run without validation.
+
+    Raises:
+        ValueError: Names the callback and the metric.
+    """
+    for callback in callbacks:
+        if isinstance(callback, KeepBest):
+            name, metric = "`trainer.keep_best`", callback.metric
+        elif isinstance(callback, EarlyStopping | ModelCheckpoint) and (callback.monitor or "").startswith("val/"):
+            name, metric = f"`trainer.callbacks`: {type(callback).__name__}", callback.monitor
+        else:
+            continue
+        raise ValueError(
+            f"{name} watches {metric}, and there is no validation: set `data.val_split` or `data.val_sets`, and"
+            " `trainer.limit_val_batches` above 0"
+        )
 
 
 def interval_in_batches(every_n_steps: int, options: dict[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,31 @@
 
 import csv
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelPruning,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 
 from smollit.modules import SFTModule
 from smollit.training.checkpoints.files import find_checkpoint
+from tests.training.conftest import assert_same_weights, stop_at
 
 
 class Scripted(SFTModule):
@@ -92,3 +107,83 @@ def test_logged_metrics_hold_what_was_logged_last(fit: Any, tmp_path: Path) -> N
         assert [step for step, _ in points] == steps
         assert float(run.trainer.logged_metrics[name]) == pytest.approx(points[-1][1])
         assert float(run.trainer.callback_metrics[name]) == pytest.approx(points[-1][1])
+
+
+def test_a_scheduled_accumulation_is_counted_and_resumed(fit: Any, tmp_path: Path) -> None:
+    """7 micro-batches an epoch: 7 steps of one, then 2 x 4 of two, are 15, and the rate falls on a line over 15.
+    Stopped in the second epoch and resumed, the run is the same."""
+
+    def run(folder: str, *callbacks: Callback) -> Any:
+        scheduled = GradientAccumulationScheduler({0: 1, 1: 2})
+        return fit(tmp_path / folder, scheduled, *callbacks, accumulate_grad_batches=1)
+
+    whole = run("whole")
+    assert whole.diary.validated == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert [rate for _, _, rate in whole.steps] == pytest.approx([1e-3 * (15 - k) / 15 for k in range(15)])
+    broken, resumed = run("broken", stop_at(9)), run("broken")
+    assert broken.steps + resumed.steps == whole.steps
+    assert_same_weights(resumed.weights, whole.weights)
+
+
+STOCK: dict[str, tuple[Callable[[], list[Callback]], dict[str, Any]]] = {
+    "rates": (lambda: [LearningRateMonitor(log_momentum=True)], {"logger": True}),
+    "device": (lambda: [DeviceStatsMonitor(cpu_stats=True)], {"logger": True, "log_every_n_steps": 1}),
+    "timer": (lambda: [Timer("00:01:00:00")], {}),
+    "averages": (lambda: [WeightAveraging()], {}),
+    "bars": (lambda: [RichProgressBar()], {"enable_progress_bar": True}),
+    "overfit_batches": (list, {"overfit_batches": 5, "max_epochs": 4}),
+    "limit_train_batches": (list, {"limit_train_batches": 5, "limit_val_batches": 0.5}),
+    "detect_anomaly": (list, {"detect_anomaly": True, "inference_mode": False}),
+    "reloaded": (list, {"reload_dataloaders_every_n_epochs": 2, "profiler": "simple"}),
+    "torch's profiler": (list, {"profiler": "pytorch"}),
+    "a fraction": (list, {"val_every_n_steps": None, "val_check_interval": 0.5}),
+    "a time": (list, {"val_every_n_steps": None, "val_check_interval": "00:00:00:01"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_callbacks_and_flags_resume_to_the_bit(name: str, fit: Any, tmp_path: Path) -> None:
+    """Stopped at step 7 of 9 to 12, and resumed; then the same command once more, which makes no step."""
+    callbacks, options = STOCK[name]
+    whole = fit(tmp_path / "whole", *callbacks(), **options)
+    broken = fit(tmp_path / "broken", *callbacks(), stop_at(7), **options)
+    resumed = fit(tmp_path / "broken", *callbacks(), **options)
+    again = fit(tmp_path / "broken", *callbacks(), **options)
+    assert whole.error is None and resumed.error is None and again.error is None and again.steps == []
+    assert len(broken.steps) == 7 and broken.steps + resumed.steps == whole.steps
+    assert_same_weights(resumed.weights, whole.weights)
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (StochasticWeightAveraging(1e-3), "would average nothing: use EMAWeightAveraging"),
+        (ModelPruning("l1_unstructured"), "would prune nothing"),
+        (BackboneFinetuning(), "finds nothing to freeze: set `model.adapter`"),
+    ],
+)
+def test_callbacks_that_come_before_the_weights_are_refused(
+    callback: Callback, said: str, fit: Any, tmp_path: Path
+) -> None:
+    run = fit(tmp_path, callback)
+    assert isinstance(run.error, ValueError) and said in str(run.error) and run.steps == []
+
+
+@pytest.mark.parametrize("off", [{"data": {"val_split": None}}, {"limit_val_batches": 0}])
+def test_nothing_watches_a_validation_that_there_is_not(off: Any, fit: Any, tmp_path: Path) -> None:
+    options = {"`trainer.keep_best` watches val/loss": ([], {"keep_best": "val/loss"})}
+    options |= {"EarlyStopping watches val/loss": ([EarlyStopping("val/loss")], {})}
+    for said, (callbacks, trainer) in options.items():
+        assert f"{said}, and there is no validation" in str(fit(tmp_path, *callbacks, **off, **trainer).error)
+
+
+def test_a_stop_in_mid_window_finishes_the_step_and_validates_once(fit: Any, tmp_path: Path) -> None:
+    """As Lightning's Timer does, after the third micro-batch of windows of 2, with a validation every 3 steps."""
+
+    class TimeIsOver(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            trainer.should_stop = batch_idx == 2
+
+    run = fit(tmp_path, TimeIsOver(), val_every_n_steps=3)
+    assert run.error is None and run.trainer.global_step == 2 and run.diary.validated == [2]

@@ -115,7 +115,8 @@ def test_steps_made_and_steps_left_are_the_run(fit: Any, tmp_path: Path, changed
 # case: A5
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_the_found_learning_rate_is_the_peak_of_the_schedule(fit: Any, tmp_path: Path, warmup: int) -> None:
-    """Found r, on a line over 48 steps: r, 47/48 r, 46/48 r; with 2 warm-up steps r/2, r, r."""
+    """Found r, on a line over 48 steps: r, 47/48 r, 46/48 r; with 2 warm-up steps r/2, r, r. A resumed run does not
+    search again: it is refused, and the sentence names r, with which it goes on."""
     finder = LearningRateFinder(num_training_steps=20, max_lr=0.1)
     options = {"max_epochs": -1, "accumulate_grad_batches": 1, "max_steps": 48, "model": {"num_warmup_steps": warmup}}
     run = fit(tmp_path, finder, stop_at(3), **options)
@@ -124,6 +125,10 @@ def test_the_found_learning_rate_is_the_peak_of_the_schedule(fit: Any, tmp_path:
     assert found and found != 1e-3
     expected = [1 / 2, 1, 1] if warmup else [1, 47 / 48, 46 / 48]
     assert rates(run) == pytest.approx([found * fraction for fraction in expected])
+    again = fit(tmp_path, LearningRateFinder(num_training_steps=20, max_lr=0.1), **options)
+    assert f"set `model.learning_rate` to {found}, which it found" in str(again.error)
+    resumed = fit(tmp_path, stop_at(4), **options | {"model": options["model"] | {"learning_rate": found}})
+    assert rates(resumed) == pytest.approx([found * (46 / 47 if warmup else 45 / 48)])
 
 
 # promise: decay

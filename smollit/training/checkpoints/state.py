@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 
 from smollit.modules import FineTuningModule
@@ -25,6 +26,7 @@ from smollit.training.checkpoints.settings import (
 )
 from smollit.training.steps import (
     Begun,
+    accumulation,
     at_step_end,
     num_steps,
     positioned_data,
@@ -81,7 +83,7 @@ class RunState(Callback):
         if batches is not None and batches.epochs_differ:
             # Lightning assumes that all epochs are as long as the first loader.
             trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-        if stage == "fit" and trainer.ckpt_path is None and isinstance(pl_module, FineTuningModule):
+        if stage == "fit" and not self.resumes and isinstance(pl_module, FineTuningModule):
             steps = num_steps(trainer, self.begun)
             if steps is not None:  # a warm-up that is too long is refused before models are loaded and files written
                 pl_module.rates.set_steps(steps)
@@ -93,14 +95,14 @@ class RunState(Callback):
         self.lineage = begin(path, Path(trainer.default_root_dir) / FOLDER)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.limits is not None:
-            trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self.limits
-            self.limits = None
+        self.restore_limits(trainer)
         apply_changes(trainer, self.optimizers_before, self.optimizers)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.begins_step:
             return
+        # Lightning tells a GradientAccumulationScheduler of an epoch at its beginning, which a resumed run may not see.
+        trainer.accumulate_grad_batches = accumulation(trainer, trainer.current_epoch)
         # Validation, callbacks and new loaders draw random numbers between steps, and a resumed run does not repeat
         # them: training continues from where its own last step ended.
         if self.random_state is None:
@@ -121,11 +123,20 @@ class RunState(Callback):
             if isinstance(pl_module, FineTuningModule):
                 self.pending = pl_module.pending_metrics()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.restore_limits(trainer)
+
+    def restore_limits(self, trainer: Trainer) -> None:
+        """Set `max_steps` and `max_epochs` back to what they were before `raise_limits`."""
+        if self.limits is not None:
+            trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = self.limits
+            self.limits = None
+
     # ---- saving
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         checkpoint[RUN_STATE] = {
-            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "accumulate_grad_batches": accumulation(trainer, 0),
             "world_size": trainer.world_size,
             "random_states": all_ranks(self.random_state or get_random_state()),
             "pending": over_ranks(self.pending),
@@ -153,7 +164,7 @@ class RunState(Callback):
         check_settings(state.get("config", {}), self.config, fixed_settings(trainer), force=self.force)
         check_content(state.get("content", {}), self.content, force=self.force)
         for name, now in (
-            ("accumulate_grad_batches", trainer.accumulate_grad_batches),
+            ("accumulate_grad_batches", accumulation(trainer, 0)),
             ("world_size", trainer.world_size),
         ):
             if now != state.get(name, now):
@@ -192,6 +203,8 @@ class RunState(Callback):
         self.batches, self.total_batches = done, position["epoch"] * whole + done
         self.begun = Begun(checkpoint["global_step"], position["epoch"], done)
         refuse_fewer_steps(trainer, self.begun)
+        if num_steps(trainer, self.begun) == self.begun.step:
+            trainer.profiler = PassThroughProfiler()  # PyTorchProfiler fails at the end of a start without a step
         set_counters(checkpoint, position["epoch"], done, self.total_batches)
         log.info("resumed in epoch %s, with %s of its rows done", position["epoch"], f"{position['rows']:,}")
 
