@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from smollit.modules import FineTuningModule
-from smollit.training.checkpoints.files import best_checkpoint, check_strategy, find_checkpoint
+from smollit.training.checkpoints.files import best_checkpoint, find_checkpoint, refuse_shards
 from smollit.training.checkpoints.saving import SavingTrainer
 from smollit.training.logs.quiet import quiet
 from smollit.training.stop import ctrl_c_exits
@@ -119,5 +119,5 @@ class EvaluatingTrainer(SavingTrainer):
         module = model or self.lightning_module
         assert isinstance(module, FineTuningModule)
         module.restores_weights = path is not None
-        check_strategy(path, self.strategy)
+        refuse_shards(path, self.strategy)
         return model, path, True if weights_only is None else weights_only

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
 from smollit.modules import FineTuningModule
-from smollit.training.checkpoints.files import FOLDER, check_strategy, resume_path
+from smollit.training.checkpoints.files import FOLDER, refuse_shards, resume_path
 from smollit.training.checkpoints.folder import local_folder, run_folder
 from smollit.training.checkpoints.periodic import savers
 from smollit.training.checkpoints.saving import AtomicCheckpointIO
@@ -181,7 +181,7 @@ class SmollitTrainer(EvaluatingTrainer):
             path = resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
             self.run_state.resumes = model.restores_weights = path is not None
             refuse_callbacks(self.callbacks, path)
-            check_strategy(path, self.strategy)
+            refuse_shards(path, self.strategy)
             if isinstance(self.accelerator, CPUAccelerator):
                 keep_freed_memory()
             with quiet(), ctrl_c_exits(), self._resumes_only_from(path):

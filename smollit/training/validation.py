@@ -89,13 +89,13 @@ def refuse_watching_nothing(callbacks: Iterable[Callback]) -> None:
     """
     for callback in callbacks:
         if isinstance(callback, KeepBest):
-            name, metric = "`trainer.keep_best`", callback.metric
+            watches = f"`trainer.keep_best` watches {callback.metric}"
         elif isinstance(callback, EarlyStopping | ModelCheckpoint) and (callback.monitor or "").startswith("val/"):
-            name, metric = f"`trainer.callbacks`: {type(callback).__name__}", callback.monitor
+            watches = f"`trainer.callbacks`: {type(callback).__name__} watches {callback.monitor}"
         else:
             continue
         raise ValueError(
-            f"{name} watches {metric}, and there is no validation: set `data.val_split` or `data.val_sets`, and"
+            f"{watches}, and there is no validation: set `data.val_split` or `data.val_sets`, and"
             " `trainer.limit_val_batches` above 0"
         )
 

@@ -147,7 +147,7 @@ def check_resumable(path: str | Path) -> None:
         )
 
 
-def check_strategy(path: str | Path | None, strategy: Strategy) -> None:
+def refuse_shards(path: str | Path | None, strategy: Strategy) -> None:
     """Refuse a folder of shards where the strategy does not read it.
 
     Raises:
