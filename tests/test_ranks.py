@@ -232,7 +232,7 @@ def test_all_ranks_end_with_the_sentence_of_a_failed_save(name: str, ranks: list
 def test_a_step_of_two_ranks_is_replayed_by_one_process(
     step: int, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the beginning, and from the checkpoint of step 2: the rows of both ranks, 12 in a step and fewer in the last;
+    """From the beginning, and from the checkpoint of step 2: the rows of both ranks, 12 in a step, fewer in the last;
     their weighted mean is the loss that was logged, and all metrics agree to 1e-4."""
     capsys.readouterr()
     main(["replay", str(folder / "cli"), str(step), "--json"])

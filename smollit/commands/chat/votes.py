@@ -49,5 +49,5 @@ class Votes:
         return [
             f"{rows} votes ({wins}), {self.counts['=']} ties, in {self.path}",
             "Train on them: python -m smollit fit --config configs/dpo.yaml"
-            f" --data.dataset {self.path} --data.train_split train --data.val_split null",
+            f" --data.dataset {self.path} --data.train_split 'train[:90%]' --data.val_split 'train[90%:]'",
         ]
