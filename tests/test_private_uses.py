@@ -38,7 +38,7 @@ LISTED = {
     ("smollit/training/trainer.py", "_checkpoint_connector"): "holds the next one",
     ("smollit/training/trainer.py", "_user_managed"): "Lightning resumes unasked from what a fault or SLURM left",
     ("smollit/training/logs/table.py", "_experiment"): "CSVLogger's own writer removes the rows of an earlier start",
-    ("smollit/training/logs/curves.py", "_experiment"): "a logger whose empty file is removed makes a new one",
+    ("smollit/training/logs/curves.py", "_experiment"): "a logger whose writer is closed makes a new one",
     (
         "smollit/training/logs/loggers.py",
         "_version",

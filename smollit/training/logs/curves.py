@@ -33,6 +33,12 @@ class Curves(Callback):
         self.run_state = run_state
         self.set_aside: list[Logger] = []  # while `validate` or `test` repeats what they have
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for logger in trainer.loggers:
+            # An earlier start of this trainer has closed its writer, and may have removed its file.
+            if isinstance(logger, TensorBoardLogger) and logger.experiment.file_writer is None:
+                logger._experiment = None
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None and trainer.is_global_zero:  # a new run, before the validation of step 0
             forget_after(trainer, -1)
@@ -71,8 +77,7 @@ class Curves(Callback):
         """Remove the event files of this process that hold no point."""
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.close()
-                logger._experiment = None  # the trainer may fit again, and must not write into a file that is removed
+                logger.experiment.flush()
                 remove_empty(Path(logger.log_dir))
 
 
