@@ -226,7 +226,7 @@ PROMISES = {
     "checksums": "A flipped byte in a checkpoint is named",
     "best": "`trainer.keep_best` keeps the checkpoint of the best validation",
     "one-run": "A second run in a run folder is refused, and changes nothing",
-    "no-code": "No code runs from a folder of shards",
+    "no-code": "No code runs from a model, a tokenizer, or a folder of shards",
     "sentences": "A changed config ends well or in a sentence, not in a traceback",
     "with-effect": "A setting without effect is refused",
     "loggers": "Any Lightning logger works by its short name, and several do",

@@ -82,7 +82,7 @@ def verify(folder: Path) -> Iterator[Check]:
         yield check_files(folder, certificate)
     try:
         model, missing = load(folder)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file makes of a library
         yield Check("loads", False, f"transformers can't load it: {first_line(error)}")
         return
@@ -94,7 +94,7 @@ def verify(folder: Path) -> Iterator[Check]:
 def load(folder: Path) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the weights of its config.json that the folder lacks."""
     with no_progress_bar(True):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
     model, info = loaded
     return model.eval(), sorted(info["missing_keys"])
 

@@ -55,7 +55,7 @@ def on_disk(model: InMemory, *, may_be_frozen: bool) -> str:
         _write(whole, folder)
     if whole.name_or_path and not (folder / "tokenizer_config.json").is_file():
         with suppress(OSError, ValueError):  # it may be gone: then `data.tokenizer_name` must say which
-            AutoTokenizer.from_pretrained(whole.name_or_path).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(whole.name_or_path, trust_remote_code=False).save_pretrained(folder)
     return str(folder)
 
 

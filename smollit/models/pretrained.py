@@ -93,7 +93,7 @@ def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtyp
     try:
         with no_progress_bar(is_folder):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                model_name, config=config, dtype=dtype, output_loading_info=True
+                model_name, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
@@ -147,8 +147,13 @@ def load_config(model_name: str) -> PretrainedConfig:
         raise ValueError(f"`model_name` is the folder {path}, but it holds no config.json: give a Hugging Face folder")
     check_folder(model_name, "model_name")
     try:
-        return AutoConfig.from_pretrained(model_name)
+        return AutoConfig.from_pretrained(model_name, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "custom code" in str(error):
+            raise ValueError(
+                f"`{model_name}` brings code of its own, which smollit never runs: give a model whose architecture"
+                " transformers has"
+            ) from error
         raise ValueError(
             f"could not load `{model_name}`: not a local folder, and not found on the Hub"
             f" ({first_line(error)}). Check the name and the network, or give a local folder"

@@ -100,7 +100,6 @@ class SmollitTrainer(EvaluatingTrainer):
         options = trainer_options(options, named, default_root_dir)
         own: dict[str, Any] = {"strategy": strategy, "val_every_n_steps": val_every_n_steps, "keep_best": keep_best}
         own |= {"checkpoint_every_n_steps": checkpoint_every_n_steps, "keep_checkpoints": keep_checkpoints}
-        self.callbacks: list[Callback]
         self.run_state = RunState(options | own, force=force_resume)
         self.checkpoint_folder = Path(options["default_root_dir"] or Path.cwd()) / FOLDER
         # All other callbacks were added by Lightning by default.

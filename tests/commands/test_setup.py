@@ -38,18 +38,22 @@ def test_doctor_finds_what_would_fail_later(
 ) -> None:
     """A malicious version and a folder that is a file are wrong, with exit code 1; all else here is fine."""
     good = tmp_path / "runs"
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("glibc", "2.36"))
     main(["doctor", str(good), "--json"])
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
     assert {check["state"] for check in checks.values()} <= {"ok", "note"}
     assert {"torch", "lightning", "precision", "Hub", str(good)} <= set(checks) and not good.exists()
+    assert "jemalloc" in checks["allocator"]["text"]
     (tmp_path / "file").touch()
     versions = {"lightning": "2.6.3"}
+    monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so.2")
     monkeypatch.setattr(doctor, "version", lambda name: versions.get(name, "99.0"))
     with pytest.raises(SystemExit, match="1"):
         main(["doctor", str(tmp_path / "file")])
     said = capsys.readouterr().out
     assert "WRONG  lightning: 2.6.3: malicious" in said and "WRONG  transformers: 99.0: smollit needs" in said
-    assert f"WRONG  {tmp_path}/file: " in said
+    assert f"WRONG  {tmp_path}/file: " in said and "allocator" not in said
 
 
 # promise: lock-file

@@ -1,11 +1,13 @@
 """Models that can't be loaded, or whose log-probabilities would be wrong, are refused in one sentence."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
 
 import pytest
 
+from smollit.data.template.tokenize import load_tokenizer
 from smollit.models import CausalLM
 from smollit.models.pretrained import weights_fingerprint
 from tests.conftest import edited
@@ -22,6 +24,29 @@ def test_a_folder_that_lacks_something_is_named(tmp_path: Path, tiny_model: Path
     shutil.copy(tiny_model / "config.json", tmp_path)
     with pytest.raises(ValueError, match=r"no weights.*or set `weights: random`"):
         CausalLM(str(tmp_path))
+
+
+# promise: no-code
+def test_code_that_a_model_brings_is_refused_without_a_question(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks by default, and the answer here would be yes."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    names = {
+        "config.json": ("AutoConfig", "own.Config"),
+        "tokenizer_config.json": ("AutoTokenizer", ["own.Words", None]),
+    }
+    for file, (auto, name) in names.items():
+        changed = json.loads((folder / file).read_text()) | {"auto_map": {auto: name}, "model_type": "own"}
+        changed.pop("tokenizer_class", None)
+        (folder / file).write_text(json.dumps(changed))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Config: ...\nclass Words: ...\n")
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    with pytest.raises(ValueError, match="brings code of its own, which smollit never runs"):
+        CausalLM(str(folder))
+    with pytest.raises(ValueError, match="could not load the tokenizer"):
+        load_tokenizer(str(folder))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_hub_that_can_not_be_reached_is_named() -> None:

@@ -84,8 +84,10 @@ class Speaker:
         try:
             with no_progress_bar(Path(source).is_dir()):
                 dtype = torch.float32 if device == "cpu" else "auto"  # bf16 is slow on most CPUs
-                model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(source)
+                model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                    source, dtype=dtype, trust_remote_code=False
+                )
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"could not load {source}: {first_line(error)}") from error
         if not tokenizer.chat_template:

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 from rich.console import Console
 
 from smollit import __version__
@@ -25,6 +26,7 @@ from smollit.training.precision import bf16_flag
 # Versions that must not be used, whatever else is installed, and why.
 KNOWN_BAD = {("lightning", found): "malicious, see GHSA-w37p-236h-pfx3: remove it" for found in ("2.6.2", "2.6.3")}
 SCARCE = 10 * 1024**3  # bytes: a checkpoint of a 360M model with its optimizer has 4.3 GB
+MERGES = Version("2.39")  # the first glibc that merges what aligned allocations leave
 MARKS = {"ok": "ok  ", "note": "note", "wrong": "WRONG"}
 
 
@@ -110,6 +112,10 @@ def check_device() -> Iterator[Check]:
     slow = "bf16 is slow on this CPU, which has neither AVX512-BF16 nor AMX: set `trainer.precision` to 32-true"
     fast = f"bf16-mixed is fast on this CPU ({flag}), for models of 100 million parameters or more"
     yield Check("precision", "ok" if flag else "note", fast if flag else slow)
+    library, found = platform.libc_ver()
+    if library == "glibc" and Version(found) < MERGES and "malloc" not in os.environ.get("LD_PRELOAD", ""):
+        said = "keeps memory of freed tensors that later ones do not fit into, most of all with `model.adapter`"
+        yield Check("allocator", "note", f"glibc {found} {said}; jemalloc by LD_PRELOAD does not: docs/performance.md")
 
 
 def check_folder(name: str) -> Iterator[Check]:

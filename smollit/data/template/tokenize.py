@@ -208,7 +208,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     check_folder(name, "tokenizer_name")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # of many types: the Hub's, the network's, and those of broken files
         raise ValueError(
             f"could not load the tokenizer `{name}` ({first_line(error)}). Check the name and the network, or set"
