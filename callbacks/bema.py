@@ -70,25 +70,30 @@ class BEMA(Callback):
         self.start: Weights = {}
         self.ema: Weights = {}
         self.average: Weights = {}  # the weights in training, while the module has the average
-        self.is_swapped = False
+        self.is_swapped = False  # whether the module has the average
+        self.is_training = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier run."""
         if not isinstance(pl_module, FineTuningModule):
             raise ValueError(f"BEMA averages the policy of a smollit module, got {type(pl_module).__name__}")
-        self.start, self.ema, self.average, self.is_swapped = {}, {}, {}, False
+        self.start, self.ema, self.average = {}, {}, {}
+        self.is_swapped = self.is_training = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run that would end before the first update; begin, unless the run was resumed."""
         first = self.update_starting_at_step + self.update_every_n_steps
-        if trainer.estimated_stepping_batches < first:
+        is_rehearsal = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.estimated_stepping_batches < first and not is_rehearsal:
             raise ValueError(
                 f"the run has {int(trainer.estimated_stepping_batches)} optimizer steps, and BEMA updates its average"
                 f" at step {first} for the first time: set a smaller `update_every_n_steps`"
             )
         weights = trained_weights(pl_module)
+        self._show(pl_module, average=False)
         if not self.average:
             self._begin(weights)
+        self.is_training = True
         self.start, self.ema, self.average = (
             {name: value.to(self.device or weights[name].device) for name, value in copies.items()}
             for copies in (self.start, self.ema, self.average)
@@ -107,14 +112,15 @@ class BEMA(Callback):
             self._update(trained_weights(pl_module), step)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap(pl_module)
+        self._show(pl_module, average=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap(pl_module)
+        self._show(pl_module, average=not self.is_training)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the module."""
-        self._swap(pl_module)
+        self.is_training = False
+        self._show(pl_module, average=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average as the weights, and the weights in training beside them."""
@@ -128,19 +134,18 @@ class BEMA(Callback):
         checkpoint["state_dict"] = {name: found.get(value.data_ptr(), value) for name, value in saved.items()}
         checkpoint[KEY] = {"weights": weights, "start": self.start, "ema": self.ema}
 
-    @torch.no_grad()
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume: the module, which has loaded the average, gets the weights in training."""
+        """Resume: the module, which has loaded the average, gets the weights in training once it trains."""
         if trainer.state.fn != "fit":
             return
         if KEY not in checkpoint:
             log.info("BEMA begins at step %s: the checkpoint was saved without it", checkpoint["global_step"])
             return
         saved: dict[str, Weights] = checkpoint[KEY]
-        self.start, self.ema = ({name: value.clone() for name, value in saved[key].items()} for key in ("start", "ema"))
-        for name, weight in trained_weights(pl_module).items():
-            self.average[name] = weight.clone()
-            weight.copy_(saved["weights"][name])
+        self.start, self.ema, self.average = (
+            {name: value.clone() for name, value in saved[key].items()} for key in ("start", "ema", "weights")
+        )
+        self.is_swapped = True
 
     def _begin(self, weights: Weights) -> None:
         """Average from these weights on; in fp32 at least, since an average moves in small steps."""
@@ -157,15 +162,15 @@ class BEMA(Callback):
             ema.lerp_(now, beta)
             self.average[name].copy_(ema + alpha * (now - self.start[name]))
 
-    def _swap(self, module: LightningModule) -> None:
-        """Exchange the weights of the module and their average."""
-        if not self.average:  # before training starts, and in `validate`
+    def _show(self, module: LightningModule, *, average: bool) -> None:
+        """Let the module have the average, or the weights in training; in `validate` it has what it loaded."""
+        if not self.average or self.is_swapped == average:
             return
         for name, weight in trained_weights(module).items():
             held = weight.clone()
             weight.copy_(self.average[name])
             self.average[name].copy_(held)
-        self.is_swapped = not self.is_swapped
+        self.is_swapped = average
 
 
 def trained_weights(module: LightningModule) -> Weights:

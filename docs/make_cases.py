@@ -194,6 +194,7 @@ PROMISES = {
     "rank-faults": "A save that fails on one rank ends all of them with its sentence",
     "exact-metrics": "Each logged point is the mean over all that was seen since the last point",
     "non-finite-dump": "A step that is not finite leaves its rows and settings in a file, and is made again from it",
+    "quantize": "A run with LoRA on weights in 4 bits resumes to the bit, and exports the model that was trained",
     "adapters": "A run with LoRA resumes to the bit, and its reference is the policy without the adapter",
     "resume": "A stopped run, started again by the same command, ends in the same weights, to the bit",
     "mixtures": "Parts of a mixture are seen as often as their weights say",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smollit.errors import first_line
-from smollit.models.adapters import trained_weights, tuners
+from smollit.models.adapters import quantized_layers, trained_weights, tuners
 from smollit.models.shards import EXTRAS, read_shards, verify_shards, verify_zip
 
 POLICY = "policy."  # prefix of the policy's parameters in the LightningModule
@@ -30,9 +30,13 @@ def load_weights(model: nn.Module, path: Path, model_name: str) -> None:
 
 def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights around an adapter, which checkpoints do not hold; none without one."""
+    if not tuners(model):
+        return {}
     state = model.state_dict()
-    trained = trained_weights(model, state) if tuners(model) else state
-    return {name: value for name, value in state.items() if name not in trained}
+    trained = trained_weights(model, state)
+    # The scales of weights in 4 bits are in the state too, and can't be loaded.
+    scales = tuple(f"{name}.weight." for name, _ in quantized_layers(model))
+    return {name: value for name, value in state.items() if name not in trained and not name.startswith(scales)}
 
 
 def policy_weights(path: Path) -> dict[str, Tensor]:

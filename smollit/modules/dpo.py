@@ -66,7 +66,13 @@ class DPOModule(FineTuningModule):
             )
         reference_name = reference_name and os.path.expanduser(on_disk(reference_name, may_be_frozen=True))
         self.save_hyperparameters({"reference_name": reference_name})
-        self.scorer = ReferenceScorer(reference_name or self.model_name, self._scorer_mode(reference_name, reference))
+        mode = self._scorer_mode(reference_name, reference)
+        if self.quantize is not None and mode not in ("adapter", "none"):
+            raise ValueError(
+                "`model.quantize` needs the policy without its adapter as the reference, with the same weights in 4"
+                " bits: leave out `model.reference`, `reference_name`, `init_from` and `model.adapter.vocabulary`"
+            )
+        self.scorer = ReferenceScorer(reference_name or self.model_name, mode)
 
     def _scorer_mode(self, reference_name: str | None, reference: ReferenceMode) -> ScorerMode:
         """Without its adapter, the policy is the model that it started from, so no second one is needed."""

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from smollit.batch import Batch
 from smollit.functional.attention import AttentionSetting
-from smollit.models.adapters import ADAPTERS, Adapter, add_adapter, trained_weights
+from smollit.models.adapters import ADAPTERS, Adapter, Quantize, add_adapter, quantize, trained_weights
 from smollit.models.causal_lm import CausalLM
 from smollit.models.checkpoint import POLICY, load_weights
 from smollit.models.compile import compile_layers
@@ -29,6 +30,8 @@ class PolicyModule(StageMetricsModule):
         model_name: Hub id or local folder of the model to train.
         adapter: Small weights to train instead of the model's, by class: `LoRA`, `RSLoRA`, `DoRA`, or `Peft` for
             others. Its arguments are below `model.adapter`. null trains all weights.
+        quantize: Store the frozen weights below `adapter` in 4 bits, by bitsandbytes: `nf4`, or `nf4-dq`, which
+            quantizes the scales too. The embeddings, the head and the norms stay as they are. null leaves all of them.
         init_from: A checkpoint whose weights a new run starts from, at step 0; null uses those of `model_name`.
         attention: How documents are separated. `auto` takes the first of `varlen` (on CUDA in half precision),
             `documents`, `sdpa`, `eager` and `rows` that is right for the model; it is verified when the model is
@@ -54,6 +57,7 @@ class PolicyModule(StageMetricsModule):
         model_name: str = "HuggingFaceTB/SmolLM-135M",
         *,
         adapter: Adapter | None = None,
+        quantize: Quantize | None = None,
         init_from: str | None = None,
         attention: AttentionSetting = "auto",
         chunk_size: int = 512,
@@ -80,6 +84,9 @@ class PolicyModule(StageMetricsModule):
         if self.adapter is not None:
             self.save_hyperparameters({"adapter": ADAPTERS.as_settings(self.adapter)})
             self.strict_loading = False  # checkpoints hold the trained weights alone
+        elif quantize is not None:
+            raise ValueError("`model.quantize` freezes the weights in 4 bits: set `model.adapter` too, such as LoRA")
+        self.quantize = quantize
         self.model_name = os.path.expanduser(model_name)
         self.init_from = init_from
         self.attention: AttentionSetting = attention
@@ -160,10 +167,10 @@ class PolicyModule(StageMetricsModule):
         return model
 
     def add_adapter(self, model: CausalLM) -> None:
-        """Freeze the model, and put the adapter into it.
+        """Freeze the model, in 4 bits if `quantize` says so, and put the adapter into it.
 
         Raises:
-            ValueError: If tokens were added whose embeddings would stay untrained.
+            ValueError: If tokens were added whose embeddings would stay untrained, or weights in 4 bits are sharded.
         """
         assert self.adapter is not None
         grows = self.token_source is not None and self.token_source.add_tokens
@@ -172,6 +179,12 @@ class PolicyModule(StageMetricsModule):
                 "`data.add_tokens` adds embeddings, which `model.adapter` leaves untrained: set"
                 " `model.adapter.vocabulary: true`"
             )
+        trainer = self.trainer_or_none
+        if self.quantize is not None:
+            if self.device_mesh is not None or (trainer is not None and isinstance(trainer.strategy, FSDPStrategy)):
+                raise ValueError("`model.quantize` can't be sharded: set `trainer.strategy: ddp`")
+            device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
+            quantize(model.model, self.quantize, device=device, compute_dtype=self.compute_dtype())
         add_adapter(model.model, self.adapter)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -46,13 +46,13 @@ class HalfLife:
             )
         self.tokens_per_step = tokens_per_step
         for group in optimizer.param_groups:
-            beta1, own = group["betas"]
-            if own != betas.default[1]:
+            beta1, own, *others = group["betas"]
+            if betas.default is betas.empty or own != betas.default[1]:
                 raise ValueError(
                     f"`model.optimizer.betas` has a beta2 of {own:g}, and `model.beta2_half_life` would set"
                     f" {self.beta2:g}: set only one of them"
                 )
-            group["betas"] = (beta1, self.beta2)
+            group["betas"] = (beta1, self.beta2, *others)
 
     def describe(self) -> str:
         """`0.9931, half-life 1,000,000 loss tokens at 10,000 per step`."""

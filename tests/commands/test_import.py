@@ -49,7 +49,8 @@ flash_attention: true
 LLAMA_FACTORY = """
 stage: dpo
 model_name_or_path: meta-llama/Llama-3.2-1B-Instruct
-finetuning_type: full
+finetuning_type: lora
+quantization_bit: 4
 dataset: dpo_en_demo
 cutoff_len: 1024
 pref_beta: 0.2
@@ -77,6 +78,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     }),
     ("factory.yaml", LLAMA_FACTORY, {
         "model": "smollit.modules.DPOModule", "model.loss": "orpo", "model.loss.beta": 0.2, "data.max_length": 1024,
+        "model.adapter": "LoRA", "model.quantize": "nf4-dq",
         "trainer.gradient_clip_val": 1.0,
     }),
     ("arguments.json", ARGUMENTS, {
@@ -124,7 +126,7 @@ def test_what_has_no_counterpart_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "eval_steps: 0.1  ->  an interval as a fraction of the run has no counterpart" in said
     source.with_suffix(".yml").write_text(AXOLOTL.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true"))
     main(["import", str(source.with_suffix(".yml")), "--output", str(tmp_path / "c.yaml")])
-    assert "load_in_4bit: True  ->  there is no quantised base model (QLoRA)" in capsys.readouterr().out
+    assert "load_in_4bit: True  ->  model.quantize: nf4" in capsys.readouterr().out
     (tmp_path / "b.yaml").write_text("colour: red")
     with pytest.raises(SystemExit, match="expected the settings of axolotl, LLaMA-Factory, TRL or a TrainingArguments"):
         main(["import", str(tmp_path / "b.yaml")])

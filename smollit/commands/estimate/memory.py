@@ -15,6 +15,7 @@ from torch import Tensor
 
 from smollit.batch import Batch
 from smollit.commands.estimate.epoch import num_devices
+from smollit.models.adapters import quantized_layers
 from smollit.models.sharding import unwrap
 from smollit.modules import DPOModule, FineTuningModule
 from smollit.training.memory.budget import optimizer_bytes, trainable
@@ -83,9 +84,10 @@ def candidates(
 
 def fixed_parts(module: FineTuningModule) -> Parts:
     """Bytes of the parts that do not depend on the batch, on a device that holds all of them."""
+    scales = sum(layer.weight.quant_state.absmax.nbytes for _, layer in quantized_layers(module.policy))
     reference = module.reference if isinstance(module, DPOModule) and module.scorer.has_model else None
     return {
-        "weights": unwrap(module.policy).model.get_memory_footprint(),
+        "weights": unwrap(module.policy).model.get_memory_footprint() + scales,
         "reference": unwrap(reference).model.get_memory_footprint() if reference is not None else 0,
         "gradients": sum(weight.nbytes for weight in trainable(module)),
         "optimizer": optimizer_bytes(module),

@@ -34,24 +34,30 @@ def write_adapter(
         folder: An empty folder.
         config: Configuration of the base model.
         adapter: The adapter of the run.
-        weights: Weights of the model with the adapter, under transformers' names.
+        weights: Weights of the model with the adapter, under transformers' names, but those in 4 bits.
         base: Hub id or folder of the base model, which the folder names.
 
     Raises:
         RuntimeError: If the base model with the adapter that was read gives other logits.
     """
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = base_model(base, config)
     wrapped = get_peft_model(model, adapter.peft_config())
-    model.load_state_dict(weights)
+    unknown = model.load_state_dict(weights, strict=False).unexpected_keys  # those in 4 bits are missing
+    assert not unknown, unknown
     wrapped.peft_config["default"].base_model_name_or_path = base
     wrapped.save_pretrained(str(folder), save_embedding_layers=adapter.vocabulary)
-    reread = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if reread.config.vocab_size < config.vocab_size:
-        reread.resize_token_embeddings(config.vocab_size)
-    reread_wrapped = PeftModel.from_pretrained(reread, folder).eval()
+    reread_wrapped = PeftModel.from_pretrained(base_model(base, config), folder).eval()
     ids = torch.arange(1, 17)[None] % config.vocab_size
     with torch.no_grad():
         if not torch.allclose(wrapped.eval()(ids).logits, reread_wrapped(ids).logits, rtol=1e-5, atol=1e-5):
             raise RuntimeError(
                 "the exported adapter, on top of its base model, gives other logits than the trained one"
             )
+
+
+def base_model(base: str, config: PretrainedConfig) -> PreTrainedModel:
+    """The base model in fp32, with an embedding for each token of the configuration."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if model.config.vocab_size < config.vocab_size:
+        model.resize_token_embeddings(config.vocab_size)
+    return model

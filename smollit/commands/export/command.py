@@ -9,7 +9,6 @@ from smollit.commands.export.push import check_name, push
 from smollit.commands.export.run import ExportForm, TrainedRun, method_of
 from smollit.data.tokenized import TokenizedDataModule
 from smollit.models import CausalLM
-from smollit.models.adapters import add_adapter
 from smollit.models.checkpoint import load_weights
 from smollit.models.vocabulary import fit_vocabulary
 from smollit.modules import FineTuningModule
@@ -64,7 +63,7 @@ def policy_of(model: FineTuningModule, data: TokenizedDataModule, checkpoint: Pa
     policy = CausalLM(model.model_name, weights=model.weights)
     fit_vocabulary(policy.model, data.vocabulary_size, data.add_tokens)
     if model.adapter is not None:
-        add_adapter(policy.model, model.adapter)
+        model.add_adapter(policy)
     load_weights(policy, checkpoint, model.model_name)
     return policy
 

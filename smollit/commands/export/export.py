@@ -24,7 +24,7 @@ from smollit.commands.export.generation import set_generation, source_generation
 from smollit.commands.export.other_readers import spell_config, spell_tokenizer
 from smollit.commands.export.run import ExportForm, TrainedRun
 from smollit.data.template.template import ChatTemplate
-from smollit.models.adapters import Adapter
+from smollit.models.adapters import Adapter, dequantized, quantized_layers, trained_weights
 from smollit.models.pretrained import load_config, no_progress_bar
 from smollit.models.sharding import is_sharded, unwrap
 
@@ -70,6 +70,11 @@ def export(
     weights = whole_weights(policy)
     if not writes:
         return
+    if form == "adapter" and quantized_layers(policy):
+        weights = trained_weights(unwrap(policy).model, weights)
+        log.warning(
+            "the adapter was trained on weights in 4 bits: on the whole base model, it responds a little differently"
+        )
     output = output.resolve()
     check_output(output)
     source = load_config(model_name)
@@ -115,7 +120,7 @@ def whole_weights(policy: nn.Module) -> dict[str, Tensor]:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: dict[str, Any] = get_model_state_dict(policy, options=options)
     else:
-        state = policy.state_dict()
+        state = dequantized(policy, policy.state_dict())
     return {name.removeprefix(PREFIX): tensor.detach().cpu() for name, tensor in state.items()}
 
 

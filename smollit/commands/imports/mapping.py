@@ -56,6 +56,17 @@ def flag(name: str, value: Any) -> Convert:
     return lambda given: {name: value} if given in (True, "auto", "true") else {}
 
 
+def four_bits(value: Any) -> Settings:
+    """A number of bits of the frozen weights.
+
+    Raises:
+        ValueError: If it is not 4.
+    """
+    if value != 4:
+        raise ValueError("the frozen weights are stored in 4 bits or as they are: `model.quantize`")
+    return {"model.quantize": "nf4-dq"}
+
+
 def positive(name: str) -> Convert:
     """A number that counts only above 0: -1 and 0 mean that there is no limit."""
     return lambda value: {name: value} if value and value > 0 else {}

@@ -7,6 +7,7 @@ from smollit.commands.imports.mapping import (
     epochs,
     every,
     flag,
+    four_bits,
     loss,
     optimizer,
     positive,
@@ -59,15 +60,12 @@ ADAPTER: dict[str, Convert | None] = {
     "lora_rank": to("model.adapter.r"),
     "lora_alpha": to("model.adapter.alpha", float),
     "lora_dropout": to("model.adapter.dropout", float),
-    "load_in_4bit": None,
+    "load_in_4bit": flag("model.quantize", "nf4"),
     "load_in_8bit": None,
-    "quantization_bit": None,
+    "quantization_bit": four_bits,
 }
-QUANTISED = "there is no quantised base model (QLoRA): the adapter is trained on the whole one, which needs more memory"
 REASONS = {
-    "load_in_4bit": QUANTISED,
-    "load_in_8bit": QUANTISED,
-    "quantization_bit": QUANTISED,
+    "load_in_8bit": "the frozen weights are stored in 4 bits or as they are: `model.quantize`",
     "neftune_noise_alpha": "add `callbacks.NEFTune` with its `alpha` to `trainer.callbacks`",
     "push_to_hub": "`python -m smollit export --push_to_hub NAME` does it",
     "report_to": "`trainer.logger`: TensorBoard and metrics.csv by default, or `--trainer.logger WandbLogger`",

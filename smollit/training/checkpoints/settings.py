@@ -19,7 +19,7 @@ SCHEDULED = ("params", "lr", "initial_lr")
 # Settings that change the meaning of the saved state: a resumed run may not change them, nor those that the data module
 # names in `token_settings` and `order_settings`. Classes may have settings below them that may change.
 FIXED_CLASSES = ("model", "model.optimizer", "data")
-FIXED = ("model.model_name", "model.reference_name", "model.adapter")
+FIXED = ("model.model_name", "model.reference_name", "model.adapter", "model.quantize")
 # Settings of a start, not of the run.
 OF_A_START = {"trainer.default_root_dir", "trainer.force_resume"}
 

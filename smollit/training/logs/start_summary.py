@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.data.encoding.report import Report
+from smollit.models.adapters import quantized_layers
 from smollit.models.sharding import unwrap
 from smollit.training.precision import has_fast_bf16, slow_precision
 from smollit.training.steps import described_data
@@ -35,7 +36,9 @@ def describe(trainer: Trainer, module: Any) -> dict[str, str]:
     """The entries of the summary, by name."""
     policy, parameters = unwrap(module.policy), list(module.policy.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    packed = quantized_layers(policy)  # two weights in a byte
     total = sum(parameter.numel() for parameter in parameters)
+    total += sum(layer.in_features * layer.out_features - layer.weight.numel() for _, layer in packed)
     data = described_data(trainer)
     rows = describe_rows(data.reports if data else {})
     batch = data.train_batch_size if data else 1
@@ -44,7 +47,8 @@ def describe(trainer: Trainer, module: Any) -> dict[str, str]:
     steps = trainer.estimated_stepping_batches
     return {
         "parameters": f"{trainable:,} trainable of {total:,}",
-        "weights": str(parameters[0].dtype).removeprefix("torch."),
+        "weights": str(parameters[0].dtype).removeprefix("torch.")
+        + (f", and {module.quantize} in {len(packed)} linear layers" if packed else ""),
         "mode": "train" if module.policy.training else "eval",
         "attention": f"{attention}, gradient checkpointing {CHECKPOINTING[module.gradient_checkpointing]}",
         "precision": str(trainer.precision),

@@ -77,6 +77,8 @@ def test_bema_is_its_sum_over_all_steps_and_is_resumed(fit: Any, tmp_path: Path,
     resumed = fit(tmp_path / "broken", bema(), **options)
     assert resumed.error is None
     assert_same_weights(resumed.weights, whole.weights)
+    again = fit(tmp_path / "whole", bema(), **options)  # a finished run makes no step, and has the average
+    assert_same_weights(again.weights, whole.weights)
     late = fit(tmp_path / "late", BEMA(), **options)
     assert "6 optimizer steps, and BEMA updates its average at step 400 for the first time" in str(late.error)
 
