@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
 from smollit.commands.export.command import policy_of, run_of
@@ -48,6 +49,7 @@ class ExportHuggingFace(Callback):
         self.ckpt_path = ckpt_path
         self.push_to_hub = push_to_hub
         self.private = private
+        self.has_trained = False  # in this start of the run
 
     def folder(self, trainer: Trainer) -> Path:
         """The folder to write."""
@@ -55,11 +57,15 @@ class ExportHuggingFace(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what can't be exported before training, not after it: folder, push, or a best that nothing keeps."""
+        self.has_trained = False
         check_name(self.push_to_hub)
         if self.ckpt_path == "best" and not any(map(keeps_best, trainer.callbacks)):  # type: ignore[attr-defined]
             raise ValueError("ExportHuggingFace with `ckpt_path: best` needs `trainer.keep_best`, such as val/loss")
         if trainer.is_global_zero:
             check_output(self.folder(trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_trained = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export. Not in on_train_end, which comes before the last checkpoint is saved and is not called when a
@@ -77,10 +83,12 @@ class ExportHuggingFace(Callback):
         content = trainer.run_state.content if isinstance(trainer, SmollitTrainer) else {}
         folder = Path(trainer.default_root_dir)
         run = TrainedRun(folder, method_of(pl_module), trainer.global_step, content)
-        if self.ckpt_path == "best":
+        averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        # Of a finished run, the checkpoint has the average, and the module the weights before it.
+        if self.ckpt_path == "best" or (averages and not self.has_trained):
             if not trainer.is_global_zero:
                 return
-            path = find_checkpoint("best", folder / FOLDER, trainer.callbacks)  # type: ignore[attr-defined]
+            path = find_checkpoint(self.ckpt_path, folder / FOLDER, trainer.callbacks)  # type: ignore[attr-defined]
             policy, run = policy_of(pl_module, data, path), run_of(folder, pl_module, path)
         export(
             policy,

@@ -175,7 +175,7 @@ def in_4_bits(layer: nn.Linear, kind: Quantize, compute_dtype: torch.dtype) -> n
     # Else bitsandbytes packs weights on CPUs with AVX512-BF16 for inference when a model is in eval mode: products are
     # then in bf16, and have no gradient in training afterwards.
     result.support_avx512bf16_for_cpu = False
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def quantized_layers(model: nn.Module) -> list[tuple[str, Any]]:

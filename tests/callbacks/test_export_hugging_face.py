@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from transformers import AutoModelForCausalLM
 
-from callbacks import ExportHuggingFace
+from callbacks import BEMA, ExportHuggingFace
 from smollit.commands.export import push as push_module
 
 
@@ -73,6 +74,15 @@ def test_resuming_a_finished_run_exports(make_run: Any) -> None:
     run = make_run([ExportHuggingFace()], max_steps=2).fit(ckpt_path="last")
     assert run.trainer.global_step == 2
     assert torch.equal(embedding(run.folder / "export"), first.module.policy.model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("average", [lambda: EMAWeightAveraging(decay=0.5), lambda: BEMA(1)])
+def test_a_finished_run_exports_its_average(make_run: Any, average: Any) -> None:
+    """At the end of training and at a second start, which trains nothing: the weights of last.ckpt."""
+    for _ in range(2):
+        run = make_run([average(), ExportHuggingFace()], max_steps=2).fit(ckpt_path="last")
+        saved = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        assert torch.equal(embedding(run.folder / "export"), saved["policy.model.model.embed_tokens.weight"])
 
 
 def test_last_ckpt_is_saved_before_the_export_begins(make_run: Any, tmp_path: Path) -> None:
