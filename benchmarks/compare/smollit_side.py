@@ -17,7 +17,7 @@ from compare.rows import make_data
 from smollit.batch import Batch
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import ReferenceScores, SmollitTrainer
-from smollit.training.reference import reference_scores_are_needed
+from smollit.training.scores.reference import reference_scores_are_needed
 from smollit.training.steps import at_step_end
 
 Settings = dict[str, dict[str, Any]]

@@ -169,9 +169,10 @@ class BatchedDataModule(TokenizedDataModule):
 
     def _sampler(self) -> BatchSampler:
         if self.waits_for_selection:
+            needed = "SFTModule" if self.select == "ifd" else "the pass that `model.reference: precomputed` makes"
             raise ValueError(
-                f"`data.select: {self.select}` needs the pass that `model.reference: precomputed` makes: set that, or"
-                " select by a score of the data"
+                f"`data.select: {self.select}` needs {needed}, and SmollitTrainer: use these, or select by a score of"
+                " the data"
             )
         documents = self.documents("train")
         order = Order(

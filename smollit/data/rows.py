@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule
 from smollit.data.checks import check_at_least
 from smollit.data.encoding.best import SelectBy, check_select
 from smollit.data.encoding.select import Same
-from smollit.data.formats.messages import OddTurns
+from smollit.data.formats.messages.roles import OddTurns
 from smollit.data.formats.ranking import PairsOf
 from smollit.data.sources.mixture import FormatName, Part, Splits
 
@@ -36,9 +36,10 @@ class RowsDataModule(LightningDataModule):
         max_rows: At most this many training rows of each part, drawn at random; when streaming, the first ones.
         dedup: Leave out training rows whose `prompt`, or whole `row`, repeats an earlier one; `off` keeps them.
         drop_val_rows: Leave out training rows whose `prompt`, or whole `row`, stands in validation; `off` keeps them.
-        select: Keep the training rows of each part that are best by a score, of pairs: `score_gap` (score_chosen minus
-            score_rejected), `length_controlled_gap` (the gap that the lengths do not explain), or, with
-            `model.reference: precomputed`, `reference_margin` or `response_perplexity`; `off` keeps all.
+        select: Keep the training rows of each part that are best by a score: of chats `ifd` (how little the prompt
+            helps the model with the response); of pairs `score_gap` (score_chosen minus score_rejected),
+            `length_controlled_gap` (the gap that the lengths do not explain), or, with `model.reference: precomputed`,
+            `reference_margin` or `response_perplexity`; `off` keeps all.
         select_share: Fraction of the rows that `select` keeps, above 0 and at most 1.
         format: Format of the rows: `messages`, `prompt_completion`, `sharegpt`, `alpaca`, `text`, `dialogue` (texts
             with turns that start with `Human:` and `Assistant:`), `thread` (one message a row), `preference`, `ranked`

@@ -113,14 +113,14 @@ class TokenizedDataModule(TemplatedDataModule):
 
     @property
     def waits_for_selection(self) -> bool:
-        """Whether `select` is a score of the model, and the training pairs are not selected yet."""
+        """Whether `select` is a score of the model, and the training rows are not selected yet."""
         return self.select in BY_MODEL and not self._is_selected
 
     def select_by_model(self, logps: NDArray[Any]) -> NDArray[Any]:
-        """Keep the best fraction of the training pairs by a score of the model, and return the values of these.
+        """Keep the best fraction of the training rows by a score of the model, and return the values of these.
 
         Args:
-            logps: log p of both responses of every training pair under the reference, [N, 2].
+            logps: Two log-probabilities of every training row, [N, 2]: encoding/best.py.
         """
         parts, loaded = self._used["train"]
         left, kept = keep_best_by_model(loaded, logps, self.select, self.select_share)

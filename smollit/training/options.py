@@ -41,7 +41,8 @@ from smollit.training.logs.start_summary import StartSummary
 from smollit.training.memory.advice import OutOfMemory
 from smollit.training.memory.budget import BatchTokens
 from smollit.training.predictions import WritePredictions
-from smollit.training.reference import ReferenceScores
+from smollit.training.scores.difficulty import InstructionDifficulty
+from smollit.training.scores.reference import ReferenceScores
 from smollit.training.stop import GracefulStop, RefuseNothingTrained, SaveAtEnd
 from smollit.training.validation import DueValidation
 
@@ -188,7 +189,8 @@ def with_built_in(
     replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
     kept = [callback for callback in callbacks if callback not in replaced]
     stop = GracefulStop(folder)
-    scores = [callback for callback in kept if isinstance(callback, ReferenceScores)] or [ReferenceScores()]
+    scorers: tuple[Callback, ...] = (ReferenceScores(), InstructionDifficulty())
+    scores = [next((given for given in kept if isinstance(given, type(ours))), ours) for ours in scorers]
     first: list[Callback] = [
         *scores,  # before all that counts rows: they may be selected by these scores
         RefuseNothingTrained(),

@@ -10,7 +10,7 @@ from smollit.data.encoding.counts import column
 from smollit.data.encoding.select import LoadedPart
 
 Numbers = NDArray[np.float64]
-SelectBy = Literal["off", "score_gap", "length_controlled_gap", "reference_margin", "response_perplexity"]
+SelectBy = Literal["off", "score_gap", "length_controlled_gap", "reference_margin", "response_perplexity", "ifd"]
 
 
 def score_gap(part: LoadedPart) -> Numbers:
@@ -41,6 +41,20 @@ def response_perplexity(part: LoadedPart, logps: NDArray[Any]) -> Numbers:
     return -np.exp(-logps[:, 0] / column(part.examples, "chosen_tokens"))
 
 
+def ifd(part: LoadedPart, logps: NDArray[Any]) -> Numbers:
+    """Instruction-following difficulty of chats, [N]: log p of the responses after their prompts / log p of them alone.
+
+    https://arxiv.org/abs/2308.12032: both means are over the same tokens. The highest one below 1 is best.
+    From 1 on, the prompt does not help with the response, and the score is a NaN.
+
+    Args:
+        part: The chats.
+        logps: Sums of log p over the loss tokens, after the prompts and alone, [N, 2].
+    """
+    found = logps[:, 0].astype(np.float64) / logps[:, 1]
+    return np.where(found < 1, found, np.nan)
+
+
 BY_DATA: dict[SelectBy, Callable[[LoadedPart], Numbers]] = {
     "score_gap": score_gap,
     "length_controlled_gap": length_controlled_gap,
@@ -48,7 +62,9 @@ BY_DATA: dict[SelectBy, Callable[[LoadedPart], Numbers]] = {
 BY_MODEL: dict[SelectBy, Callable[[LoadedPart, NDArray[Any]], Numbers]] = {
     "reference_margin": reference_margin,
     "response_perplexity": response_perplexity,
+    "ifd": ifd,
 }
+OF_CHATS: tuple[SelectBy, ...] = ("ifd",)  # the others are of pairs
 
 
 def check_select(by: SelectBy, share: float | None, *, streaming: bool) -> None:
@@ -70,12 +86,14 @@ def keep_best(parts: Sequence[LoadedPart], by: SelectBy, share: float | None) ->
     """Of each part the best share by a score of the data; by a score of the model, the parts as they are.
 
     Raises:
-        ValueError: If a part has no scores.
+        ValueError: If a part has no scores, or the score is not one of such rows.
     """
+    has_pairs = any("score_gap" in part.examples.column_names for part in parts)
+    if by != "off" and has_pairs == (by in OF_CHATS):
+        scored, rows = ("chats", "pairs") if has_pairs else ("pairs", "chats")
+        raise ValueError(f"`data.select: {by}` is a score of {scored}, and these rows are {rows}")
     if by not in BY_DATA:
         return list(parts)
-    if not all("score_gap" in part.examples.column_names for part in parts):
-        raise ValueError(f"`data.select: {by}` compares the scores of pairs, and these rows are chats")
     return [_without_rest(part, BY_DATA[by](part), by, share) for part in parts]
 
 
@@ -85,8 +103,9 @@ def keep_best_by_model(
     """Of each part the best share by a score of the model, and which examples of all parts these are.
 
     Args:
-        parts: The parts, of pairs.
-        logps: log p of the chosen and of the rejected response of all their pairs, [N, 2].
+        parts: The parts.
+        logps: Two log-probabilities of each of their examples, [N, 2]: of the chosen and of the rejected response of a
+            pair; of the responses of a chat after their prompts and alone.
         by: The score.
         share: The fraction to keep.
     """

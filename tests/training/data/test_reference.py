@@ -21,8 +21,9 @@ from smollit.data.sources.mixture import Part
 from smollit.losses import IPO
 from smollit.models.causal_lm import CausalLM
 from smollit.modules import DPOModule
-from smollit.training import ReferenceScores, SmollitTrainer, reference
-from smollit.training.reference import PART, Store
+from smollit.training import ReferenceScores, SmollitTrainer
+from smollit.training.scores import store
+from smollit.training.scores.store import PART, Store
 
 NUM_TRAIN, NUM_VAL = 6, 3
 Data = Callable[..., UltraFeedbackDataModule]
@@ -229,7 +230,7 @@ def test_a_killed_run_scores_only_what_is_missing(
 ) -> None:
     """Files of 2 pairs: 3 for training, 2 for validation. Of a killed run, 2 are there, a third that is
     truncated, and half of a fourth; the next run writes 3, and trains as with the frozen reference."""
-    monkeypatch.setattr(reference, "PART", 2)
+    monkeypatch.setattr(store, "PART", 2)
     fit(tiny_model, data(), tmp_path)
     whole = files(tmp_path)
     assert len(whole) == 5
