@@ -1,6 +1,7 @@
 """The counts of a report, from a split's examples: columns of numbers, read from Arrow in slices."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +24,7 @@ COUNTED = (
     "loss_tokens",
     "row",
     "digest",
-    "chosen_ids",
-    "rejected_ids",
+    "chosen_tokens",
     "score_gap",
 )
 Columns = dict[str, NDArray[Any]]
@@ -37,22 +37,34 @@ def count_examples(examples: Dataset) -> Report:
     lengths = np.sort(columns["full_length"][columns["full_length"] > 0])
     return Report(
         rows=len(columns["good"]),
-        kept=len(good["good"]),
-        truncated=int(good["truncated"].sum()),
-        control=int((good["control"] > 0).sum()),
-        trailing=int(good["trailing"].sum()),
-        tokens=int(good["length"].sum()),
-        loss_tokens=int(good["loss_tokens"].sum()),
+        **count_kept(good),
         lengths={f"p{percent}": quantile(lengths, percent) for percent in (50, 90, 99)}
         | {"max": quantile(lengths, 100)},
         keep95=quantile(lengths, 95),
-        duplicates=num_repeats(good["row"], good["digest"]),
         dropped=dict(tally.dropped),
         examples=tally.examples,
         unprinted=dict(tally.unprinted),
         first_unprinted=tally.first_unprinted,
-        **(_count_pairs(good) if "score_gap" in good else {}),
     )
+
+
+def count_kept(kept: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """What a report says of the examples that are kept, by the columns in `COUNTED` that they have."""
+    return {
+        "kept": len(kept["row"]),
+        "truncated": int(kept["truncated"].sum()),
+        "control": int((kept["control"] > 0).sum()),
+        "trailing": int(kept["trailing"].sum()),
+        "tokens": int(kept["length"].sum()),
+        "loss_tokens": int(kept["loss_tokens"].sum()),
+        "duplicates": num_repeats(kept["row"], kept["digest"]),
+        **(_count_pairs(kept) if "score_gap" in kept else {}),
+    }
+
+
+def counted(examples: Dataset) -> list[str]:
+    """The columns that are counted."""
+    return [name for name in COUNTED if name in examples.column_names]
 
 
 def quantile(ordered: NDArray[Any], percent: int) -> int:
@@ -74,8 +86,9 @@ def num_repeats(rows: NDArray[Any], digests: NDArray[Any]) -> int:
     return int(is_new.sum()) - len(np.unique(digests))
 
 
-def _count_pairs(good: Columns) -> dict[str, Any]:
-    chosen, rejected, gaps = good["chosen_ids"], good["rejected_ids"], good["score_gap"]
+def _count_pairs(kept: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    chosen, gaps = kept["chosen_tokens"], kept["score_gap"]
+    rejected = kept["loss_tokens"] - chosen
     return {
         "chosen_mean": float(chosen.mean()) if len(chosen) else 0.0,
         "rejected_mean": float(rejected.mean()) if len(rejected) else 0.0,
@@ -112,8 +125,8 @@ class _Tally:
 
 
 def _read_columns(examples: Dataset) -> tuple[Columns, _Tally]:
-    """Numbers of all rows by column (of lists of ids, their lengths), and the tally of their texts."""
-    names = [name for name in COUNTED if name in examples.column_names]
+    """Numbers of all rows by column, and the tally of their texts."""
+    names = counted(examples)
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in [*names, "good"]}
     tally = _Tally()
     texts = [name for name in ("problem", "detail", "unprinted") if name in examples.column_names]
@@ -122,13 +135,9 @@ def _read_columns(examples: Dataset) -> tuple[Columns, _Tally]:
         good = pc.equal(table["problem"], "")
         parts["good"].append(good.to_numpy())
         for name in names:
-            parts[name].append(_numbers(table[name]))
+            parts[name].append(table[name].to_numpy())
         tally.add_dropped(table.filter(pc.invert(good)))
         if "unprinted" in texts:
             tally.add_unprinted(table)
     none = np.zeros(0, dtype=bool)
     return {name: np.concatenate(found) if found else none for name, found in parts.items()}, tally
-
-
-def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
-    return (pc.list_value_length(column) if pa.types.is_list(column.type) else column).to_numpy()

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from smollit.data.encoding.counts import column, num_repeats
+from smollit.data.encoding.counts import column, count_kept, counted
 from smollit.data.encoding.report import Report
 
 Same = Literal["off", "prompt", "row"]
@@ -42,18 +42,9 @@ class LoadedPart:
         kept = np.flatnonzero(~is_out)
         key = f"{self.key}-{hashlib.sha256(kept.tobytes()).hexdigest()[:16]}"
         examples = self.examples.select(kept)
-        tokens, loss_tokens, truncated = (
-            int(column(examples, name).sum()) for name in ("length", "loss_tokens", "truncated")
-        )
-        report = replace(
-            self.report,
-            kept=len(kept),
-            tokens=tokens,
-            loss_tokens=loss_tokens,
-            truncated=truncated,
-            duplicates=num_repeats(column(examples, "row"), column(examples, "digest")),
-            left_out=self.report.left_out | {setting: int(is_out.sum())},
-        )
+        counts = count_kept({name: column(examples, name) for name in counted(examples)})
+        left_out = self.report.left_out | {setting: int(is_out.sum())}
+        report = replace(self.report, **counts, left_out=left_out)
         return LoadedPart(key, examples, report)
 
 
