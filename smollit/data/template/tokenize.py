@@ -75,14 +75,17 @@ class SegmentTokenizer:
         return _encode(self.tokenizer.backend_tokenizer, texts, escape=False)
 
     def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
-        """Token ids of each segment separately; special tokens that an escaped segment spells are plain text."""
-        texts = [segment.text for segment in segments if not segment.escaped]
-        ids = iter(self.encode(texts))
-        if len(texts) == len(segments):
-            return list(ids)
-        spelled = [segment.text for segment in segments if segment.escaped]
-        escaped = iter(_encode(self.control.escaping_tokenizer, spelled, escape=True))
-        return [next(escaped if segment.escaped else ids) for segment in segments]
+        """Token ids of each segment separately; special tokens that an escaped segment spells are plain text.
+
+        A text that several segments have, as the prompt of several pairs, is tokenized once.
+        """
+        texts = list(dict.fromkeys(segment.text for segment in segments if not segment.escaped))
+        ids = dict(zip(texts, self.encode(texts), strict=True))
+        spelled = list(dict.fromkeys(segment.text for segment in segments if segment.escaped))
+        if not spelled:
+            return [ids[segment.text] for segment in segments]
+        escaped = dict(zip(spelled, _encode(self.control.escaping_tokenizer, spelled, escape=True), strict=True))
+        return [(escaped if segment.escaped else ids)[segment.text] for segment in segments]
 
     def segment_text(self, text: str) -> SegmentedRow:
         """A plain text after BOS, if the tokenizer adds one before texts, and before EOS, if it has one.
