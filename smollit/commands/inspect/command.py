@@ -162,7 +162,7 @@ class InspectCommand(Command):
 
 def print_findings(console: Console, findings: list[Finding]) -> None:
     """Print the findings, a paragraph each."""
-    if not findings:
+    if not any(finding.severity == "wrong" for finding in findings):
         say(console, "nothing looks wrong")
     for finding in findings:
         mark, style = MARKS[finding.severity]

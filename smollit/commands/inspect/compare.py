@@ -1,32 +1,40 @@
 """What rows say and their chats do not: rows that are evenly spread over a split are compared with their records."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from smollit.commands.inspect.split_view import SplitView
+from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.report import fraction
-from smollit.data.encoding.steps import DroppedRow
+from smollit.data.encoding.steps import DroppedRow, RenderedRow
 from smollit.data.formats.converters import decode_row
-from smollit.data.formats.groups import GROUP
-from smollit.data.formats.types import Conversation, Message, Preference, Record
+from smollit.data.formats.types import Conversation, Message, Preference, Record, Text
 from smollit.data.sources.files import Row
 
 NUM_COMPARED = 500  # rows
 SHORTEST_QUESTION = 20  # characters; shorter questions may occur in a response by chance
-SHORTEST_LOST = 20  # characters of a text, in a column that is left alone, that are worth a sentence
 MAX_REPEATS = 0.05  # fraction of these rows
+# Marks of a chat that is written out as text, and of its questions and responses if it has only words.
+MARKS = re.compile(
+    r"<\|im_start\|>\w|<\|start_header_id\|>|<start_of_turn>|<\|(?:user|assistant|system)\|>|\[INST\]"
+    r"|^#+ *(?:Human|Assistant|User|Instruction|Response|Input)\b *:",
+    re.MULTILINE,
+)
+QUESTION = re.compile(r"^(?:Human|User|Q|Question) *:", re.MULTILINE)
+RESPONSE = re.compile(r"^(?:AI|Assistant|Bot|A|Answer) *:", re.MULTILINE)
 PLACEHOLDER = re.compile(r"<(?:image|video|audio)>|<\|(?:image|video|audio)_pad\|>")
 
 
 class Compared(NamedTuple):
-    """A row and its records."""
+    """A row, its records, and their texts as the template renders them."""
 
     row: Row
     records: list[Record]
+    rendered: str
 
     @property
     def messages(self) -> list[Message]:
@@ -53,7 +61,10 @@ def compared_rows(view: SplitView) -> list[Compared]:
     chosen = numbers[np.unique(np.linspace(0, len(numbers) - 1, NUM_COMPARED).astype(int))] if len(numbers) else []
     rows = [view.row(int(number)) for number in chosen]
     parsed = [[record for record in view.encoder.parse(row) if not isinstance(record, DroppedRow)] for row in rows]
-    return [Compared(decode_row(row), records) for row, records in zip(rows, parsed, strict=True)]
+    return [
+        Compared(decode_row(row), records, rendered(view.encoder, records))
+        for row, records in zip(rows, parsed, strict=True)
+    ]
 
 
 def repeated_prompts(compared: list[Compared]) -> list[str]:
@@ -88,6 +99,33 @@ def _exchanges(messages: list[Message]) -> Iterator[tuple[str, str]]:
             yield before["content"].strip(), after["content"].strip()
 
 
+def written_chats(compared: list[Compared]) -> list[str]:
+    """Whether texts, or the turns of chats, hold whole chats that are written out."""
+    found = [_mark("\n".join(turn["content"] for turn in row.messages)) for row in compared]
+    if 2 * sum(map(bool, found)) <= len(found):
+        return []
+    marks = ", ".join(sorted({match[0].strip()[:20] for match in found if match})[:3])
+    is_text = any(isinstance(record, Text) for row in compared for record in row.records)
+    what = "questions count in the loss too" if is_text else "these marks are plain text inside of a turn"
+    return [
+        f"in {fraction(sum(map(bool, found)), len(found), 'compared rows')} a text seems to be a chat that is written"
+        f" out ({marks}): {what}. Give the messages themselves, as `data.convert` can"
+    ]
+
+
+def _mark(text: str) -> re.Match[str] | None:
+    """What shows that a text is a chat."""
+    return MARKS.search(text) or (RESPONSE.search(text) and QUESTION.search(text))
+
+
+def empty_questions(compared: list[Compared]) -> list[str]:
+    """Whether user turns have no text."""
+    found = [any(turn["role"] == "user" and not turn["content"].strip() for turn in row.messages) for row in compared]
+    if not any(found):
+        return []
+    return [f"in {fraction(sum(found), len(found), 'compared rows')} a user turn has no text"]
+
+
 def placeholders(compared: list[Compared]) -> list[str]:
     """Whether messages have placeholders of images, videos or sounds, which are not there."""
     found = [PLACEHOLDER.search(row.text) for row in compared]
@@ -100,32 +138,11 @@ def placeholders(compared: list[Compared]) -> list[str]:
     ]
 
 
-def columns_left_alone(compared: list[Compared], unused: tuple[str, ...]) -> dict[str, str]:
-    """A sentence for each column that no part uses, and that has texts which the chats do not have."""
-    sentences = {}
-    for column in unused:
-        lost = [_longest_lost(row, column) for row in compared]
-        count = sum(length >= SHORTEST_LOST for length in lost)
-        if count:
-            sentences[column] = (
-                f"the column `{column}` is not used, and has texts of up to {max(lost):,} characters in"
-                f" {fraction(count, len(lost), 'compared rows')}: `data.columns` can map it to a part"
-            )
-    return sentences
-
-
-def _longest_lost(compared: Compared, column: str) -> int:
-    """Characters of the longest text of a column that no message has."""
-    values = [row.get(column) for row in compared.row.get(GROUP, [compared.row])]
-    return max(
-        (len(text) for value in values for text in _texts_of(value) if text.strip() not in compared.text), default=0
+def rendered(encoder: Encoder, records: Iterable[Record]) -> str:
+    """The texts of records as the template renders them; of those that it refuses, none."""
+    rows = [row for row in map(encoder.render, records) if isinstance(row, RenderedRow)]
+    return "\n".join(
+        text
+        for row in rows
+        for text in ([chat.text for chat in row.row.chats] or [segment.text for segment in row.row.segments])
     )
-
-
-def _texts_of(value: Any) -> Iterator[str]:
-    """The texts of several words in a value."""
-    if isinstance(value, str):
-        yield from [value] if len(value.split()) > 1 else []
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts_of(item)

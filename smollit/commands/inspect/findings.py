@@ -6,22 +6,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from smollit.commands.inspect.compare import columns_left_alone, compared_rows, placeholders, repeated_prompts
+from smollit.commands.inspect.compare import (
+    compared_rows,
+    empty_questions,
+    placeholders,
+    repeated_prompts,
+    written_chats,
+)
+from smollit.commands.inspect.left_alone import left_alone
 from smollit.commands.inspect.split_view import SplitView
 from smollit.data.encoding.report import fraction, verify_report
 
-# Columns whose texts belong into the chat, wherever they are there.
-MEANINGFUL = (
-    "history",
-    "context",
-    "input",
-    "system",
-    "system_prompt",
-    "reasoning",
-    "reasoning_content",
-    "thinking",
-    "tools",
-)
 SLICE = 10_000  # examples per read
 
 
@@ -35,13 +30,13 @@ class Finding(NamedTuple):
 def find_all(view: SplitView) -> list[Finding]:
     """All findings about a split, the worst first."""
     compared = compared_rows(view)
-    alone = columns_left_alone(compared, view.encoder.format.unused)
+    alone_wrong, alone_notes = left_alone(compared, view.encoder)
     wrong = [line for check in (refusal, split_markers, ends_outside_loss, shared_rows) for line in check(view)]
-    wrong += [*repeated_prompts(compared), *placeholders(compared), *view.report.concerns()]
-    wrong += [line for column, line in alone.items() if column in MEANINGFUL]
+    wrong += [*repeated_prompts(compared), *placeholders(compared), *written_chats(compared), *view.report.concerns()]
+    wrong += alone_wrong
     known = "\n".join(wrong)  # a refusal names the dropped rows already
     notes = [line for line in view.report.notes() if line not in known]
-    notes += [line for column, line in alone.items() if column not in MEANINGFUL]
+    notes += [*empty_questions(compared), *alone_notes]
     return [Finding("wrong", line) for line in wrong] + [Finding("note", line) for line in notes]
 
 

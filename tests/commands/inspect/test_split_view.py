@@ -99,16 +99,31 @@ def test_a_stream_can_be_looked_at(tmp_path: Path) -> None:
 
 # case: F5
 def test_texts_that_no_message_has_are_named_with_their_weight(tmp_path: Path) -> None:
-    """`prompt` repeats the message, `id` is one word; `history` belongs into the chat, `notes` may; and an image."""
+    """`prompt` repeats the message; `history` belongs into the chat, `notes` are as long as half of it; of `id`, single
+    words, and `text`, which has the chat once more, a note is enough. `mine` is said to be left alone on purpose. The
+    template prints `documents` where it gets them, however short they are. And there is an image."""
     words = "more than twenty characters"
-    rows = [row | {"prompt": "q", "id": "1", "history": words, "notes": [{"text": words}]} for row in chats(*"abcd")]
+    rows = chats(*"abcd")
     rows[0]["messages"][0]["content"] = "<image> What is this?"
-    (view,) = views(make(tmp_path, write(tmp_path / "mine.jsonl", rows), val_split=None))["train"]
-    found = {finding.text.split(" (")[0]: finding.severity for finding in find_all(view)}
+    for row in rows:
+        question, response = (message["content"] for message in row["messages"])
+        row |= {"prompt": question, "id": "1", "history": words, "notes": [{"text": words}], "mine": words}
+        row |= {"documents": ["d"], "text": f"Question: {question} Answer: {response}, as a text"}
+    path = tmp_path / "documents.jinja"
+    path.write_text(
+        "{% if documents %}{{ documents | join }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    options = {"chat_template": str(path), "columns": {"mine": ""}, "val_split": None}
+    (view,) = views(make(tmp_path, write(tmp_path / "mine.jsonl", rows), **options))["train"]
+    found = {finding.text.split(" (")[0].split(":")[0]: finding.severity for finding in find_all(view)}
     assert found == {
         "in 1 of 4 compared rows": "wrong",
         "the column `history` is not used, and has texts of up to 27 characters in 4 of 4 compared rows": "wrong",
-        "the column `notes` is not used, and has texts of up to 27 characters in 4 of 4 compared rows": "note",
+        "the column `notes` is not used, and has texts of up to 27 characters in 4 of 4 compared rows": "wrong",
+        "the column `documents` is not used, and the chat template prints it where it gets it": "wrong",
+        "the column `text` is not used, and has texts of up to 52 characters in 4 of 4 compared rows": "note",
+        "columns that are not used, and whose values the chats lack, in up to 4 of 4 compared rows": "note",
     }
 
 
