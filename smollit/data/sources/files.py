@@ -21,22 +21,24 @@ from smollit.paths import is_path
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
-KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-ENDINGS = (*KINDS, *(kind + packed for kind in (".jsonl", ".json", ".csv") for packed in COMPRESSIONS))
-READABLE = f"{', '.join(KINDS)} files (the first three also as {' or '.join(COMPRESSIONS)})"
+TEXTS = {".jsonl": ".jsonl", ".ndjson": ".jsonl", ".json": ".json", ".csv": ".csv", ".tsv": ".csv"}  # ending -> kind
+TABLES = {".parquet": ".parquet", ".arrow": ".arrow"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+KINDS = TEXTS | TABLES | {end + packed: kind for end, kind in TEXTS.items() for packed in COMPRESSIONS}
+READABLE = f"{', '.join(TEXTS)} files (also as {', '.join(COMPRESSIONS)}), {' and '.join(TABLES)} files"
 SHARD = re.compile(r"-\d+-of-\d+$")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a drive letter of Windows has one character
 
 
 def ending(file: Path | str) -> str:
     """The file ending that determines how a file is read, such as `.jsonl.gz`; empty for files that can't be read."""
-    return next((end for end in ENDINGS if str(file).endswith(end)), "")
+    name = str(file).lower()
+    return max((end for end in KINDS if name.endswith(end)), key=len, default="")
 
 
 def kind_of(file: Path) -> str:
     """`.jsonl`, `.json`, `.csv`, `.parquet` or `.arrow`, compressed or not."""
-    return next(kind for kind in KINDS if ending(file).removesuffix(".gz").removesuffix(".zst") == kind)
+    return KINDS[ending(file)]
 
 
 # ---- which files
@@ -164,7 +166,7 @@ def _files_of_split(folder: Path, split: str) -> tuple[Path, ...]:
     by_split: dict[str, list[Path]] = {}
     for file in sorted([*folder.glob("*"), *folder.glob("data/*")]):
         if ending(file):
-            by_split.setdefault(SHARD.sub("", file.name.removesuffix(ending(file))), []).append(file)
+            by_split.setdefault(SHARD.sub("", file.name[: -len(ending(file))]), []).append(file)
     readme = folder / "README.md"
     has_own_layout = readme.is_file() and "\nconfigs:" in readme.read_text(encoding="utf-8", errors="replace")
     if by_split and split not in by_split and not has_own_layout:
@@ -187,10 +189,10 @@ def open_bytes(file: Path) -> Iterator[BufferedReader]:
         ValueError: If the archive is broken or truncated.
     """
     try:
-        with BufferedReader(pa.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix))) as content:
+        with BufferedReader(pa.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix.lower()))) as content:
             yield content
     except OSError as error:
-        if file.suffix not in COMPRESSIONS:
+        if file.suffix.lower() not in COMPRESSIONS:
             raise
         raise ValueError(
             f"{file} is not a whole {file.suffix} file: {first_line(error)}. Download it or compress it again"

@@ -1,25 +1,35 @@
 """JSON and JSON Lines: which texts a file holds, and its bad lines named."""
 
 import json
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from smollit.data.sources.files import Row, kind_of, open_bytes
+from smollit.data.sources.files import Row, kind_of, names_of, open_bytes
 from smollit.errors import first_line
 
 # The key of the rows in a file that is one object, as in {"version": 1, "data": [...]}.
 ROWS_KEYS = ("data", "rows", "examples", "instances", "train")
+MESSAGE_KEYS = {"role", "from"}
+SPLITS_KEYS = {"train", "validation", "val", "dev", "test"}
 
 
 # ---- texts of rows
 
 
 def is_lines(file: Path) -> bool:
-    """Whether a .jsonl file has a row in each line: not if its first line is no object, and the whole file is JSON."""
+    """Whether a .jsonl file has a row in each line: not if its first line is no row, and the whole file is JSON.
+
+    A list of messages is a row if it is not the only line: alone, it may be a list of rows.
+    """
     with open_bytes(file) as content:
-        first = next((line for line in content if line.strip()), b"{}")
+        lines = list(islice((line for line in content if line.strip()), 2)) or [b"{}"]
     try:
-        parse_line(first.decode("utf-8-sig"))
+        parse_line(lines[0].decode("utf-8-sig"))
+        if len(lines) == 1 and lines[0].decode("utf-8-sig").lstrip().startswith("["):
+            return False
     except ValueError:  # text that is not UTF-8 is named when it is read
         try:
             return not list(_values(_text(file)))
@@ -37,9 +47,9 @@ def json_texts(file: Path) -> list[str]:
         if text.lstrip().startswith("["):
             raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
         return [line for line in text.split("\n") if line.strip()]
-    rows = _rows_of(values[0]) if len(values) == 1 else values
+    rows = _rows_of(values[0], file) if len(values) == 1 else values
     for index, row in enumerate(rows):
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) and not _are_messages(row):
             raise ValueError(f"{file}: row {index} must be an object {{...}}, got {type(row).__name__}")
     return [json.dumps(row) for row in rows]
 
@@ -68,8 +78,12 @@ def _values(text: str) -> list[Any]:
         values.append(value)
 
 
-def _rows_of(value: Any) -> list[Any]:
-    """The rows in the one value of a file: a list, an object of columns, an object with a list of rows, or a row."""
+def _rows_of(value: Any, file: Path) -> list[Any]:
+    """The rows in the one value of a file: a list, an object of columns, an object with a list of rows, or a row.
+
+    Raises:
+        ValueError: If it has the rows of several splits.
+    """
     if not isinstance(value, dict) or not value:
         return value if isinstance(value, list) else [value]
     columns = list(value.values())
@@ -81,22 +95,36 @@ def _rows_of(value: Any) -> list[Any]:
         isinstance(item, (dict, list)) for column in columns for item in column
     ):
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
-    for name in ROWS_KEYS:
-        rows = value.get(name)
-        if (
-            isinstance(rows, list)
-            and rows
-            and all(isinstance(row, dict) and not row.keys() & {"role", "from"} for row in rows)
-        ):
-            return rows
-    return [value]
+    lists = [name for name, rows in value.items() if _are_rows(rows)]
+    splits = sorted(SPLITS_KEYS.intersection(lists))
+    if len(splits) > 1:
+        raise ValueError(f"{file} holds the rows of several splits, {', '.join(splits)}: give each a file of its own")
+    return next((value[name] for name in ROWS_KEYS if name in lists), [value])
+
+
+def _are_rows(value: Any) -> bool:
+    """Whether a value is a list of objects that are no messages."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(row, dict) and not row.keys() & MESSAGE_KEYS for row in value)
+    )
+
+
+def _are_messages(value: Any) -> bool:
+    """Whether a value is a list of objects with roles."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, dict) and bool(message.keys() & MESSAGE_KEYS) for message in value)
+    )
 
 
 # ---- lines, and what is wrong with them
 
 
 def parse_line(line: str) -> Row:
-    """The JSON object that a line of a JSON Lines file holds.
+    """The JSON object that a line of a JSON Lines file holds; a list of messages is its column `messages`.
 
     Raises:
         ValueError: If the line is not JSON, or not an object.
@@ -107,6 +135,8 @@ def parse_line(line: str) -> Row:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     except (ValueError, RecursionError) as error:  # a number of more digits than Python reads; lists without end
         raise ValueError(f"not JSON ({first_line(error)})") from error
+    if _are_messages(row):
+        return {"messages": row}
     if not isinstance(row, dict):
         raise ValueError(f"expected an object {{...}}, got {type(row).__name__}")
     return row
@@ -114,7 +144,31 @@ def parse_line(line: str) -> Row:
 
 def not_utf8(file: Path) -> ValueError:
     """The error for a file with bytes that are not text."""
-    return ValueError("text that is not UTF-8:\n" + "\n".join(malformed_lines((file,))))
+    lines = "\n".join(malformed_lines((file,)))
+    return ValueError(f"text that is not UTF-8, convert it, as with iconv -f latin1 -t utf-8:\n{lines}")
+
+
+def check_keys(texts: Iterable[str], files: tuple[Path, ...]) -> None:
+    """Refuse JSON texts with an object that has a key twice, of which the parser would keep the last.
+
+    Raises:
+        ValueError: Names the key, and shows the text.
+    """
+    for text in texts:
+        found: list[str] = []
+
+        def look(pairs: list[tuple[str, Any]], found: list[str] = found) -> None:
+            names = [name for name, _ in pairs]
+            if len(set(names)) < len(names):
+                found += [name for name in names if names.count(name) > 1]
+
+        with suppress(ValueError, RecursionError):
+            json.loads(text, object_pairs_hook=look)
+        if found:
+            raise ValueError(
+                f"{names_of(files)}: an object has the key {found[0]!r} twice, and one of its values would be lost:"
+                f" {text:.200}"
+            )
 
 
 def malformed(files: tuple[Path, ...]) -> ValueError:

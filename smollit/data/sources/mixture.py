@@ -14,7 +14,7 @@ from smollit.data.sources.where import Expression
 
 SPLIT = re.compile(r"^(?P<name>[\w.\-]+)(?P<slice>\[-?\d*%?:-?\d*%?\])?$")
 DEFAULT_SPLIT = "train"  # of a part without a configured split
-# Names of the formats; formats/detect.py defines them.
+# Names of the formats; formats/detection/detect.py defines them.
 FormatName = Literal[
     "auto",
     "messages",

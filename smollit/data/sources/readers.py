@@ -29,7 +29,7 @@ from datasets import (
     load_dataset,
 )
 
-from smollit.data.sources.files import Row, kind_of, names_of, open_bytes, root_cause
+from smollit.data.sources.files import Row, ending, kind_of, names_of, open_bytes, root_cause
 from smollit.data.sources.json_text import is_lines, json_texts, malformed, not_utf8, parse_line
 from smollit.errors import first_line
 
@@ -97,7 +97,7 @@ def _csv_rows(file: Path) -> Iterator[Row]:
         text = TextIOWrapper(content, encoding="utf-8-sig", newline="")
         try:
             cells = csv.reader(text, delimiter=_delimiter(file), strict=True)
-            header = next(cells, [])
+            header = [name.strip() for name in next(cells, [])]
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
                 raise ValueError(f"could not read {file}: its header names the column {twice[0]!r} twice (line 1)")
@@ -115,10 +115,12 @@ def _csv_rows(file: Path) -> Iterator[Row]:
 
 
 def _delimiter(file: Path) -> str:
-    """`,`, or `;` or a tab where the header has one of these and no comma."""
+    """`,`, or `;`, a tab or `|` where the header has one of these and no comma; a tab in .tsv files."""
+    if ending(file).startswith(".tsv"):
+        return "\t"
     with open_bytes(file) as content:
         header = content.readline()
-    return next((mark.decode() for mark in (b",", b";", b"\t") if mark in header), ",")
+    return next((mark.decode() for mark in (b",", b";", b"\t", b"|") if mark in header), ",")
 
 
 def csv_header(files: tuple[Path, ...]) -> list[str]:
@@ -131,7 +133,7 @@ def csv_header(files: tuple[Path, ...]) -> list[str]:
     for file in files:
         with open_bytes(file) as content:
             text = TextIOWrapper(content, encoding="utf-8-sig", errors="replace")
-            headers[file] = next(csv.reader(text, delimiter=_delimiter(file)), [])
+            headers[file] = [name.strip() for name in next(csv.reader(text, delimiter=_delimiter(file)), [])]
     first = headers[files[0]]
     for file, header in headers.items():
         if sorted(header) != sorted(first):

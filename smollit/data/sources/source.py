@@ -19,7 +19,7 @@ from smollit.data.sources import readers
 from smollit.data.sources.files import Row, ending, names_of
 from smollit.data.sources.hashes import file_hashes
 from smollit.data.sources.hub import HubSplit
-from smollit.data.sources.json_text import malformed, parse_line
+from smollit.data.sources.json_text import check_keys, malformed, parse_line
 from smollit.data.sources.readers import RAW
 from smollit.data.sources.where import Expression
 
@@ -143,7 +143,8 @@ class Source:
         rows = _parsed(first)
         if not rows:
             raise malformed(self.files)
-        return sorted({name for row in rows for name in row})
+        check_keys((row[RAW] for row in first), self.files)
+        return list(dict.fromkeys(name for row in rows for name in row))
 
     def head(self, num_rows: int) -> list[Row]:
         """The first rows (of files, whatever the slice), with JSON parsed; encoding names the malformed ones."""

@@ -49,10 +49,14 @@ class Expression:
 
     @property
     def names(self) -> set[str]:
-        """The columns that it reads."""
+        """The columns, or the paths of columns, that it reads."""
         tree = ast.parse(self.text.strip(), mode="eval")
         functions = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
         found = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in functions}
+        for node in ast.walk(tree):
+            match node:
+                case ast.Subscript(value=ast.Name(id="row"), slice=ast.Constant(value=str() as path)):
+                    found.add(path)
         return found - CONSTANTS.keys() - {"row"}
 
     def __call__(self, row: Row) -> Any:

@@ -1,5 +1,6 @@
 """Files of every kind, and the rows that come of them: `from tests.data.sources.conftest import write`."""
 
+import bz2
 import csv
 import gzip
 import io
@@ -20,20 +21,22 @@ ROWS: list[Row] = [{"prompt": f"p{number}", "chosen": "4", "rejected": "NA"} for
 
 
 def pack(content: bytes, ending: str) -> bytes:
-    """Content as a .gz, .zst or plain file."""
-    if ending.endswith(".gz"):
-        return gzip.compress(content)
+    """Content as a .gz, .bz2, .zst or plain file."""
+    if ending.endswith((".gz", ".bz2")):
+        return gzip.compress(content) if ending.endswith(".gz") else bz2.compress(content)
     return pa.Codec("zstd").compress(content, asbytes=True) if ending.endswith(".zst") else content
 
 
 def text(rows: list[Row], ending: str) -> bytes:
-    if ".csv" in ending:
+    if ".csv" in ending or ".tsv" in ending:
         file = io.StringIO()
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if ".tsv" in ending else ",")
         writer.writeheader()
         writer.writerows(rows)
         return file.getvalue().encode()
-    return (json.dumps(rows) if ".jsonl" not in ending else "\n".join(map(json.dumps, rows))).encode()
+    return (
+        json.dumps(rows) if ".json" in ending and ".jsonl" not in ending else "\n".join(map(json.dumps, rows))
+    ).encode()
 
 
 def write(path: Path, rows: list[Row] | str | bytes) -> str:

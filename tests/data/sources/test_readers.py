@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from smollit.data.sources.files import ENDINGS
+from smollit.data.sources.files import KINDS
 from smollit.data.sources.mixture import load_source
 from smollit.data.sources.readers import quiet_datasets
 from tests.data.sources.conftest import ROWS, pack, read_error, rows_of, text, write
@@ -18,7 +18,7 @@ from tests.data.sources.conftest import ROWS, pack, read_error, rows_of, text, w
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", KINDS)
 def test_every_kind_of_file_gives_the_same_rows_loaded_streamed_and_looked_at(tmp_path: Path, ending: str) -> None:
     """Rows 2 and 3 of 6 by number; `head` looks at the start of the file."""
     path = write(tmp_path / f"mine{ending}", ROWS)
