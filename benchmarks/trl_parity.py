@@ -32,7 +32,7 @@ from smollit.data.datamodule import ChatDataModule
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.options import EncodeOptions
 from smollit.data.formats.converters import decode_row
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.mixture import load_source
 from smollit.data.template.template import load_template

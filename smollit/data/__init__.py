@@ -2,7 +2,7 @@
 
  1. sources/files.py, readers.py     the files of a split, and the rows in them
  2. sources/source.py, mixture.py    one split of one data set (`Source`); several with weights and caps (`Part`)
- 3. formats/detect.py                which format the rows have: detected once per part
+ 3. formats/detection/detect.py     which format the rows have: detected once per part
  4. formats/converters.py            a row -> `Conversation`, `Preference` or `Text`
  5. template/template.py             rendered by the chat template (`render`), its loss spans found (`loss_spans`),
                                      split into segments, each tokenized separately (`tokenize`)

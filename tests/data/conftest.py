@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from smollit.data import ChatDataModule
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.options import EncodeOptions
-from smollit.data.formats.detect import Format, detect_format
+from smollit.data.formats.detection.detect import Format, detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template

@@ -170,7 +170,7 @@ class Encoder:
             "row": index,
             "full_length": tokenized.full_length,
             "truncated": row.truncated.is_truncated,
-            "control": rendered.num_control,
+            "control": 0 if isinstance(rendered.record, Text) else rendered.num_control,  # a text keeps its tokens
             "digest": rendered.digests[0],
             "other_digest": rendered.digests[1],
             "trailing": has_turns_after_loss(rendered),

@@ -19,11 +19,12 @@ from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.options import EncodeOptions
 from smollit.data.encoding.report import Report, verify_report
 from smollit.data.encoding.select import LoadedPart
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.format import GROUPED
 from smollit.data.formats.groups import Groups
-from smollit.data.formats.messages import OddTurns
+from smollit.data.formats.messages.roles import OddTurns
 from smollit.data.formats.ranking import PairsOf
+from smollit.data.sources.columns import has_column
 from smollit.data.sources.converter import Converter
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import Part, load_part
@@ -144,10 +145,11 @@ def find_part(
     source = load_part(part, seed=seed, cache_dir=cache_dir, streaming=streaming)
     columns, where = source.columns(), f"split {part.split} of {part.dataset}"
     filtered = source.where.names if source.where else set()
-    if filtered - set(columns):
+    missing = sorted(name for name in filtered if not has_column(columns, name))
+    if missing:
         raise ValueError(
-            f"`data.where` reads the column {sorted(filtered - set(columns))[0]!r}, which {where} does not have. Its"
-            f" columns are {', '.join(columns)}"
+            f"`data.where` reads the column {missing[0]!r}, which {where} does not have. Its columns are"
+            f" {', '.join(columns)}"
         )
     head = source.head(NUM_HEAD_ROWS)
     converter = Converter(convert) if convert else None

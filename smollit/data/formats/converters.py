@@ -7,7 +7,15 @@ from typing import Any
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import GROUPED, Fields, Format
 from smollit.data.formats.groups import GROUP, from_thread, from_unpaired
-from smollit.data.formats.messages import DIALOGUE, DIALOGUE_TURN, parse_messages, parse_text
+from smollit.data.formats.messages.contents import parse_text
+from smollit.data.formats.messages.dialogue import (
+    is_open_dialogue,
+    parse_dialogue,
+    parse_dialogue_prompt,
+    parse_dialogue_response,
+)
+from smollit.data.formats.messages.parse import parse_messages
+from smollit.data.formats.messages.roles import OddTurns
 from smollit.data.formats.pairs import (
     check_ends_with_assistant,
     from_preference,
@@ -25,14 +33,18 @@ from smollit.data.formats.types import (
     Text,
     drop_nulls,
     make_conversation,
-    shown,
 )
 from smollit.data.formats.variables import parse_variables
 from smollit.data.sources.files import Row
 from smollit.data.sources.json_text import parse_line
 from smollit.data.sources.readers import RAW
 
-DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
+# What turns out of order are counted under, by what `odd_turns` says of them.
+ODD_TURNS: dict[OddTurns, DropReason] = {
+    "drop": DropReason.ROLE_ORDER,
+    "merge": DropReason.NOT_MERGED,
+    "error": DropReason.ROLE_ORDER_ERROR,
+}
 
 
 def decode_row(row: Row) -> Row:
@@ -70,12 +82,18 @@ def to_records(row: Row, format: Format) -> Records:
 def _try(read: Callable[[Any, Format], Records], row: Any, format: Format) -> Records:
     """The records that `read` finds, or the reason why there are none."""
     try:
-        return read(row, format)
+        records = read(row, format)
     except RecursionError:
-        return [BadRow(DropReason.MALFORMED_MESSAGES, "lists or objects are nested too deeply")]
+        records = [BadRow(DropReason.MALFORMED_MESSAGES, "lists or objects are nested too deeply")]
     except BadRow as bad:
-        is_error = bad.reason == DropReason.ROLE_ORDER and format.roles.odd_turns == "error"
-        return [BadRow(DropReason.ROLE_ORDER_ERROR, bad.detail) if is_error else bad]
+        records = [bad]
+    reason = ODD_TURNS[format.roles.odd_turns]
+    return [
+        BadRow(reason, record.detail)
+        if isinstance(record, BadRow) and record.reason == DropReason.ROLE_ORDER
+        else record
+        for record in records
+    ]
 
 
 def _from_group(rows: list[Row], format: Format) -> Records:
@@ -110,7 +128,7 @@ def _convert(fields: Fields, format: Format) -> Records:
         case "ranked":
             return from_ranked(fields, format)
         case _:
-            return [from_preference(fields)]
+            return from_preference(fields)
 
 
 # ---- chats
@@ -131,12 +149,12 @@ def from_prompt_completion(fields: Fields) -> Conversation:
     prompt = prompt_turns(fields)
     if not prompt:
         raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('prompt')}` is missing or empty")
-    if context := fields.text("context"):
-        prompt = [*prompt[:-1], _after(context, prompt[-1])]
     # The assistant turns of the prompt are context, unless the row itself sets `train`.
     prompt = [{"train": False, **turn} if turn["role"] == "assistant" else turn for turn in prompt]
     name = fields.name("completion")
     completion = fields.turns("completion", "assistant")
+    if is_open_dialogue(fields.get("prompt")):  # "Assistant:" and the response have a space between them
+        completion = [turn | {"content": turn["content"].strip()} for turn in completion]
     check_ends_with_assistant(completion, name)
     where = [*indexed(fields.name("prompt"), prompt), *indexed(name, completion)]
     return _conversation([*prompt, *completion], where, fields, continued=len(prompt))
@@ -147,14 +165,24 @@ def from_alpaca(fields: Fields) -> Conversation:
 
     The exchanges of `history` come before.
     """
-    asked = "\n\n".join(filter(None, (fields.text("instruction"), fields.text("input"))))
-    if not asked:
-        raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('instruction')}` is missing or empty")
+    asked = asked_in_alpaca(fields)
     output = parse_text(fields.need("output"), fields.name("output"))
     before = history_turns(fields)
     messages = [*before, {"role": "user", "content": asked}, {"role": "assistant", "content": output}]
     where = [*indexed(fields.name("history"), before), fields.name("instruction"), fields.name("output")]
     return _conversation(messages, where, fields)
+
+
+def asked_in_alpaca(fields: Fields) -> str:
+    """The text of `instruction`, and after an empty line that of `input`.
+
+    Raises:
+        BadRow: If both are empty.
+    """
+    asked = "\n\n".join(filter(None, (fields.text("instruction"), fields.text("input"))))
+    if not asked:
+        raise BadRow(DropReason.NO_PROMPT, f"`{fields.name('instruction')}` is missing or empty")
+    return asked
 
 
 def from_dialogue(fields: Fields) -> Conversation:
@@ -173,9 +201,6 @@ def from_text(fields: Fields) -> Text:
     return Text(text)
 
 
-# ---- dialogues, as Anthropic writes them: one text, with turns that begin with "\\n\\nHuman:" and "\\n\\nAssistant:"
-
-
 def from_dialogue_pair(fields: Fields) -> Preference:
     """The pair in `chosen` and `rejected`: Human/Assistant dialogues, or the responses to the one in `prompt`."""
     names = (fields.name("chosen"), fields.name("rejected"))
@@ -188,53 +213,17 @@ def from_dialogue_pair(fields: Fields) -> Preference:
     return make_pair(prompt, (chosen, rejected), names, fields)
 
 
-def parse_dialogue(text: str, where: str) -> list[Message]:
-    """The turns of a dialogue, without the whitespace around their texts.
-
-    Raises:
-        BadRow: If the text does not begin with a turn.
-    """
-    before, *rest = DIALOGUE_TURN.split(text)
-    if before.strip() or not rest:
-        raise BadRow(
-            DropReason.MALFORMED_DIALOGUE, f"{where} must begin with 'Human:' or 'Assistant:', got {shown(text)}"
-        )
-    return [
-        {"role": DIALOGUE_ROLES[name], "content": turn.strip()}
-        for name, turn in zip(rest[::2], rest[1::2], strict=True)
-    ]
-
-
-def parse_dialogue_prompt(text: str, where: str) -> list[Message]:
-    """The turns before a response: a dialogue without its empty last "Assistant:", or a text as one user turn."""
-    if not DIALOGUE.match(text):
-        return [{"role": "user", "content": text}]
-    turns = parse_dialogue(text, where)
-    is_open = turns[-1] == {"role": "assistant", "content": ""}
-    return turns[:-1] if is_open else turns
-
-
-def parse_dialogue_response(text: str, where: str) -> list[Message]:
-    """A dialogue that ends with the response, or the response alone."""
-    return parse_dialogue(text, where) if DIALOGUE.match(text) else [{"role": "assistant", "content": text.strip()}]
-
-
 # ---- helpers
-
-
-def _after(context: str, turn: Message) -> Message:
-    """The turn with a text before its own."""
-    return turn | {"content": f"{context}\n\n{turn['content']}"}
 
 
 def _conversation(
     messages: list[Message], where: list[str], fields: Fields, continued: int | None = None
 ) -> Conversation:
     conversation = make_conversation(messages, where, continued)
-    return Conversation(_add_system(conversation.messages, fields))
+    return Conversation(add_system(conversation.messages, fields))
 
 
-def _add_system(messages: list[Message], fields: Fields) -> list[Message]:
+def add_system(messages: list[Message], fields: Fields) -> list[Message]:
     """The messages after the text of `system`, if that has one."""
     text = fields.text("system")
     if not text:

@@ -26,6 +26,7 @@ class DropReason(StrEnum):
     NO_ASSISTANT_TURN = "no assistant turn"
     ROLE_ORDER = "odd role order"
     ROLE_ORDER_ERROR = "odd role order, which `data.odd_turns` refuses"
+    NOT_MERGED = "odd role order, which can't be merged"
     PROMPTS_DIFFER = "prompts differ"
     TWO_SYSTEM_TEXTS = "two system texts"
     NOT_AN_ASSISTANT_TURN = "response is not an assistant turn"

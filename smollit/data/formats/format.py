@@ -5,7 +5,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.messages import ALIASES, Roles, parse_text, parse_turns
+from smollit.data.formats.messages.contents import parse_text
+from smollit.data.formats.messages.parse import parse_turns
+from smollit.data.formats.messages.roles import ALIASES, Roles
 from smollit.data.formats.ranking import PairsOf, Ranking
 from smollit.data.formats.types import Kind, Message, shown
 from smollit.data.sources.columns import JOIN, value_at
@@ -17,23 +19,25 @@ Parts = dict[str, str]  # part -> column
 SCORES = ("score_chosen", "score_rejected")
 TOGETHER = (SCORES, ("id", "parent"))  # parts that say something only beside each other
 VARIABLES = ("tools", "chat_template_kwargs")  # what the chat template gets besides messages
-LABELS = ("label", "kto_tag", "desirable", "thumbs_up")  # whether a completion is a good one
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
-# The columns of a part without a mapping: the first of these that is there, else the one of the part's name.
+# The columns of a part without a mapping, in any case: the first of these that is there.
 USUAL = {
     "messages": ("messages", "conversations", "conversation"),
-    "prompt": ("prompt", "question", "query", "article", "INSTRUCTION"),
-    "completion": ("completion", "response", "answer", "generation", "summary", "RESPONSE"),
-    "output": ("output", "response"),
+    "prompt": ("prompt", "question", "query", "problem", "article"),
+    "completion": ("completion", "response", "solution", "answer", "generation", "summary"),
+    "output": ("output", "response", "completion", "answer"),
     "input": ("input", "context"),
-    "system": ("system", "system_prompt"),
+    "system": ("system", "system_prompt", "system_message"),
+    "tools": ("tools", "functions"),
     "chosen": ("chosen", "chosen_response"),
     "rejected": ("rejected", "rejected_response"),
+    "score_chosen": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating"),
+    "score_rejected": ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating"),
     "text": ("text", "content"),
+    "role": ("role", "speaker", "author", "sender", "from"),
     "thread": ("conversation_id", "thread_id", "thread"),
     "id": ("message_id", "id"),
     "parent": ("parent_id", "parent"),
-    "label": LABELS,
 }
 
 
@@ -58,7 +62,7 @@ LAYOUTS: dict[Kind, dict[FormatName, Layout]] = {
     "preference": {
         "ranked": Layout(("responses", "chosen_if"), ("prompt", "history", "system", *VARIABLES)),
         "dialogue": Layout(("chosen", "rejected"), ("prompt", "system", *SCORES, *VARIABLES)),
-        "preference": Layout(("chosen", "rejected"), ("prompt", "history", "system", *SCORES, *VARIABLES)),
+        "preference": Layout(("chosen", "rejected"), ("prompt", "context", "history", "system", *SCORES, *VARIABLES)),
         "thread": Layout(("role", "text", "id", "parent", "chosen_if")),
         "unpaired": Layout(("chosen_if",), ("prompt", "history", "completion", "messages", "system")),
     },
@@ -226,4 +230,4 @@ def _value_of(row: Row, column: str) -> Any:
 def listed(names: Sequence[str], most: int = 12) -> str:
     """Names with commas; of many, the first."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "(none)") + more
+    return (", ".join(name or "''" for name in names[:most]) or "(none)") + more

@@ -7,7 +7,8 @@ from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import Fields, Format
-from smollit.data.formats.messages import merge_odd_turns, parse_message
+from smollit.data.formats.messages.parse import parse_message
+from smollit.data.formats.messages.shapes import merge_odd_turns
 from smollit.data.formats.pairs import prompt_turns, rated_pairs
 from smollit.data.formats.types import Conversation, Message, Records, drop_nulls, make_conversation, shown
 from smollit.data.sources.files import Row

@@ -1,19 +1,47 @@
 """Rows -> Preference: pairs that the row holds, and pairs that are made of several rated responses."""
 
+from itertools import product
 from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import Fields, Format
-from smollit.data.formats.messages import parse_messages, parse_turns
+from smollit.data.formats.messages.dialogue import is_open_dialogue, parse_dialogue_prompt
+from smollit.data.formats.messages.parse import parse_messages, parse_turns
+from smollit.data.formats.messages.shapes import find_messages
 from smollit.data.formats.ranking import ordered_pairs, parse_score
 from smollit.data.formats.types import Message, Preference, Records, check_not_empty, check_order, shown
 from smollit.data.sources.columns import LIST, decoded_cell, value_at
 
 
-def from_preference(fields: Fields) -> Preference:
-    """The pair in `chosen` and `rejected`: texts, messages, or whole conversations that repeat the prompt."""
-    chosen, rejected = (fields.turns(part, "assistant") for part in ("chosen", "rejected"))
-    return make_pair(prompt_turns(fields), (chosen, rejected), (fields.name("chosen"), fields.name("rejected")), fields)
+def from_preference(fields: Fields) -> Records:
+    """The pair in `chosen` and `rejected`: texts, messages, or whole conversations that repeat the prompt.
+
+    Where one of them is a list of texts, each of these is a response, and there are several pairs.
+    """
+    prompt = prompt_turns(fields)
+    pairs: Records = []
+    responses = [_responses(fields, part, other) for part, other in (("chosen", "rejected"), ("rejected", "chosen"))]
+    for (name, chosen), (other, rejected) in product(*responses):
+        try:
+            pairs.append(make_pair(prompt, (chosen, rejected), (name, other), fields))
+        except BadRow as bad:
+            pairs.append(bad)
+    return pairs
+
+
+def _responses(fields: Fields, part: str, other: str) -> list[tuple[str, list[Message]]]:
+    """The responses of a part, each with its place in the row; of two lists of texts, none."""
+    value, name = fields.need(part), fields.name(part)
+    if _are_texts(value) and not _are_texts(fields.get(other)):
+        return [
+            (f"{name}[{n}]", parse_turns(item, "assistant", f"{name}[{n}]", fields.roles))
+            for n, item in enumerate(value)
+        ]
+    return [(name, fields.turns(part, "assistant"))]
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value)
 
 
 def from_ranked(fields: Fields, format: Format) -> Records:
@@ -66,6 +94,8 @@ def make_pair(
 ) -> Preference:
     """A pair; a prompt that the responses repeat must be the same everywhere, and is removed from them.
 
+    Whitespace around a text makes no difference. A response that comes alone responds to the prompt of the other one.
+
     Args:
         prompt: The turns of the prompt's column; empty if the responses alone have them.
         responses: The turns of the chosen and of the rejected one.
@@ -77,20 +107,20 @@ def make_pair(
         check_ends_with_assistant(turns, name)
     asked, repeated, other = map(_without_system, (prompt, responses[0][:-1], responses[1][:-1]))
     differ = ""
-    if repeated != other:
+    if repeated and other and _stripped(repeated) != _stripped(other):
         differ = f"the turns before the response are not the same in {names[0]} and {names[1]}"
-    elif asked and repeated and asked != repeated and not _is_part_of(asked, repeated):
+    elif asked and (repeated or other) and not _is_part_of(_stripped(asked), _stripped(repeated or other)):
         differ = f"`{fields.name('prompt')}` is not what {names[0]} and {names[1]} begin with"
     if differ:
         raise BadRow(DropReason.PROMPTS_DIFFER, differ)
-    turns = max(repeated, asked, key=len)
+    turns = max(repeated or other, asked, key=len)
     system = _the_system([prompt, *responses], fields)
     if not turns and not system:
         raise BadRow(
             DropReason.NO_PROMPT,
             f"there is no `{fields.name('prompt')}`, and `{names[0]}` has no turns before the response",
         )
-    where = indexed(names[0] if repeated else fields.name("prompt"), turns, first=len(system))
+    where = indexed(names[0] if repeated or other else fields.name("prompt"), turns, first=len(system))
     prompt = [*system, *turns]
     where = ["the system text"] * len(system) + where
     chosen, rejected = responses[0][-1], responses[1][-1]
@@ -99,16 +129,24 @@ def make_pair(
 
 
 def prompt_turns(fields: Fields) -> list[Message]:
-    """The turns of `history` and `prompt`: a text is one user turn; an empty value is an empty list."""
-    value = fields.get("prompt")
+    """The turns of `history` and `prompt`, the last one after the text, or the turns, of `context`; of no value, none.
+
+    A text is one user turn, or a dialogue whose last turn is left open.
+    """
+    value, name = fields.get("prompt"), fields.name("prompt")
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return []
-    return [*history_turns(fields), *fields.turns("prompt", "user")]
+    turns = parse_dialogue_prompt(value, name) if is_open_dialogue(value) else fields.turns("prompt", "user")
+    if find_messages(fields.get("context")):
+        turns = [*fields.turns("context", "user"), *turns]
+    elif context := fields.text("context"):
+        turns = [*turns[:-1], turns[-1] | {"content": f"{context}\n\n{turns[-1]['content']}"}]
+    return [*history_turns(fields), *turns]
 
 
 def history_turns(fields: Fields) -> list[Message]:
     """The turns of `history`, which has the exchanges before a prompt."""
-    history = fields.get("history") if fields.name("history") != fields.name("prompt") else None
+    history = decoded_cell(fields.get("history"))
     return parse_messages(history, fields.name("history"), fields.roles) if history else []
 
 
@@ -129,8 +167,12 @@ def _without_system(turns: list[Message]) -> list[Message]:
     return turns[1:] if turns and turns[0]["role"] == "system" else turns
 
 
+def _stripped(turns: list[Message]) -> list[Message]:
+    return [turn | {"content": turn["content"].strip()} for turn in turns]
+
+
 def _is_part_of(asked: list[Message], repeated: list[Message]) -> bool:
-    """Whether the prompt is only the first or the last user turn, or the responses repeat only the prompt's end."""
+    """Whether the prompt is repeated, or only its end, or is only the first or the last user turn that is repeated."""
     if asked[-len(repeated) :] == repeated:
         return True
     users = [turn for turn in repeated if turn["role"] == "user"]
@@ -147,7 +189,8 @@ def _the_system(chats: list[list[Message]], fields: Fields) -> list[Message]:
     text = fields.text("system")
     if text:
         found.append({"role": "system", "content": text})
-    if any(message["content"] != found[0]["content"] for message in found):
+    found = [message for message in found if message["content"].strip()] or found
+    if any(message["content"].strip() != found[0]["content"].strip() for message in found):
         where = f"`{fields.name('system')}`" if text else "the prompt, the chosen and the rejected conversation"
         raise BadRow(DropReason.TWO_SYSTEM_TEXTS, f"the system texts differ: see {where}")
     return found[:1]

@@ -12,7 +12,7 @@ from smollit.data.sources.where import Expression
 
 PairsOf = Literal["best-worst", "all"]
 EXAMPLE = "`highest score`, `lowest answers.rank`, or, of two responses, `highest winner == 'a', winner == 'b'`"
-MISSING = ("", "N/A")  # texts of a score that was not given
+MISSING = ("", "n/a", "nan", "null", "none")  # texts of a score that was not given, in lower case
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Ranking:
 
 
 def parse_score(value: Any, name: str) -> float | None:
-    """A score from a number or its text; None if it is null or an empty cell."""
-    if value is None or value in MISSING:
+    """A score from a number or its text; None if it is null, an empty cell, or the NaN that pandas writes for it."""
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    if is_missing or (isinstance(value, str) and value.strip().lower() in MISSING):
         return None
     try:
         score = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan

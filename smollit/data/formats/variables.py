@@ -4,7 +4,8 @@ from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import Fields
-from smollit.data.formats.messages import decode
+from smollit.data.formats.messages.contents import parse_objects
+from smollit.data.formats.messages.shapes import decode
 from smollit.data.formats.types import Variables, shown
 
 RESERVED = ("messages", "tools", "add_generation_prompt")  # variables of a template that are no switches
@@ -16,25 +17,21 @@ def parse_variables(fields: Fields) -> Variables:
     Raises:
         BadRow: If tools are not a list of objects, or the switches not an object.
     """
-    tools, switches = (_decoded(fields, part) for part in ("tools", "chat_template_kwargs"))
-    if tools is None and switches is None:
+    given, switches = fields.get("tools"), _decoded(fields, "chat_template_kwargs")
+    if given is None and switches is None:
         return {}
-    return {**_parse_switches(switches, fields), **({"tools": _parse_tools(tools, fields)} if tools else {})}
+    tools = _parse_tools(given, fields) if given is not None else []
+    return {**_parse_switches(switches, fields), **({"tools": tools} if tools else {})}
 
 
 def _parse_tools(tools: Any, fields: Fields) -> list[dict[str, Any]]:
+    """The tools, as transformers takes them: OpenAI's `functions` had no `type` yet."""
     name = fields.name("tools")
-    if not isinstance(tools, list):
-        raise BadRow(
-            DropReason.MALFORMED_TOOLS,
-            f'`{name}` must be a list of tools, or its JSON text, got {shown(tools)} (`data.columns: {{tools: ""}}`'
-            " leaves the column alone)",
-        )
-    tools = [decode(tool, f"{name}[{index}]") if isinstance(tool, str) else tool for index, tool in enumerate(tools)]
-    for index, tool in enumerate(tools):
-        if not isinstance(tool, dict):
-            raise BadRow(DropReason.MALFORMED_TOOLS, f"{name}[{index}] must be an object, got {shown(tool)}")
-    return tools
+    try:
+        found = parse_objects(tools, name, "tools")
+    except BadRow as bad:
+        raise BadRow(bad.reason, f'{bad.detail} (`data.columns: {{tools: ""}}` leaves the column alone)') from bad
+    return [{"type": "function", "function": tool} for tool in found] if name == "functions" else found
 
 
 def _parse_switches(switches: Any, fields: Fields) -> Variables:

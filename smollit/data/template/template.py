@@ -148,9 +148,14 @@ class ChatTemplate:
         """
         self._segment_tokenizer.verify_special_tokens(row, ids)
 
-    def prompt_text(self, messages: list[Message]) -> str:
-        """The model's input at inference: the messages and the header of the next assistant turn."""
-        return self._renderer.prompt_text(messages)
+    def prompt_text(self, messages: list[Message], variables: Variables | None = None) -> str:
+        """The model's input at inference: the messages and the header of the next assistant turn.
+
+        Args:
+            messages: The messages.
+            variables: What the template gets besides, as tools.
+        """
+        return self._renderer.bind(variables or {}).prompt_text(messages)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, tokenized separately. The tokenizer adds no special tokens: the template has them."""

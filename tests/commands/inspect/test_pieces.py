@@ -10,7 +10,7 @@ from smollit.commands.inspect.pieces import inspect_row
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.options import EncodeOptions
 from smollit.data.encoding.steps import TOKEN_COLUMNS
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template

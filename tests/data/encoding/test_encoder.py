@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data.encoding.encoder import Encoder
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.sources.readers import RAW
 from tests.data.conftest import Row, assistant, user
 

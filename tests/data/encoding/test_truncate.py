@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smollit.data.encoding.encoder import Encoder
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.types import Kind
 
 Row = dict[str, Any]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from smollit.data.formats.converters import to_records
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.format import Format
 from smollit.data.formats.types import Conversation, Kind, Preference, Text

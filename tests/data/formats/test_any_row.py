@@ -7,11 +7,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smollit.data.formats.converters import to_records
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.format import GROUPED, LAYOUTS, Format
 from smollit.data.formats.groups import Groups
-from smollit.data.formats.messages import Roles
+from smollit.data.formats.messages.roles import Roles
 from smollit.data.formats.ranking import Ranking
 from smollit.data.formats.types import Conversation, Kind, Preference, Text
 from smollit.data.sources.mixture import FormatName

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
-from smollit.data.formats.messages import Roles
+from smollit.data.formats.messages.roles import Roles
 from smollit.data.formats.types import Kind
 from tests.data.conftest import Row, assistant, user
 from tests.data.formats.conftest import HI, columns_of, gpt, human, known, pair, to_record, turns

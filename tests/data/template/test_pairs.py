@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from smollit.data.batching.collate import collate_pairs, unpacked
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.options import EncodeOptions
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.sources.readers import RAW
 from smollit.data.template.template import load_template
 from smollit.functional.attention import AttentionBackend

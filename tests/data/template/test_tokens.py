@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.options import EncodeOptions
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.types import Kind, Preference
 from smollit.data.template.template import ChatTemplate, load_template
 from tests.data.conftest import assistant, user

@@ -11,10 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from smollit.data import ChatDataModule, PreferenceDataModule
 from smollit.data.batching.collate import collate_prompts
+from smollit.data.prompts import prompt_examples
 from smollit.data.template.template import ChatTemplate
 from tests.data.conftest import assistant, make, ready, user
+from tests.data.formats.conftest import bad, turns
 
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "mul")]
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
 SOURCE = (
     "T:{{ tools[0].function.name if tools }}|{{ mood }}|{% for m in messages %}<{{ m.role }}>{{ m.content }}"
     "{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>{% endfor %}"
@@ -47,7 +50,7 @@ def texts(module: ChatDataModule, split: str = "train") -> list[list[tuple[str, 
 
 # promise: tools
 # case: F2
-@pytest.mark.parametrize("written", [TOOLS, json.dumps(TOOLS), [json.dumps(tool) for tool in TOOLS]])
+@pytest.mark.parametrize("written", [TOOLS, json.dumps(TOOLS), [json.dumps(tool) for tool in TOOLS], TOOLS[0]])
 def test_tools_of_a_row_reach_the_template(tmp_path: Path, source: Path, written: Any) -> None:
     """The text starts with T:add, which is context, also in the prompt of `predict`; another row has none."""
     rows = [{"messages": CHAT, "tools": written}, {"messages": CHAT, "tools": None}]
@@ -58,6 +61,34 @@ def test_tools_of_a_row_reach_the_template(tmp_path: Path, source: Path, written
     prompts = collate_prompts([[module.examples["train"][0]]])
     prompt = module.template.tokenizer.decode(prompts.input_ids[0])
     assert prompt == "T:add||<user>a?<|im_end|><assistant>b.<|im_end|><user>c?<|im_end|><assistant>"
+    prompts = prompt_examples(
+        Path(write(tmp_path, [{"Question": "a?", "system_prompt": "s", "tools": written}])), module.template
+    )
+    assert (
+        module.template.tokenizer.decode(prompts[0]["prompt_ids"])
+        == "T:add||<system>s<|im_end|><user>a?<|im_end|><assistant>"
+    )
+
+
+# case: F1
+@pytest.mark.parametrize("written", [[CALL], json.dumps([CALL]), [json.dumps(CALL)], CALL, json.dumps(CALL)])
+def test_calls_and_results_as_data_sets_write_them(written: Any) -> None:
+    """Calls are a list of objects, whatever they were written as, and what a tool returns is its JSON text."""
+    row = {
+        "messages": [
+            user("q"),
+            {"role": "assistant", "tool_calls": written},
+            {"role": "tool", "content": {"sum": 3}},
+            assistant("a"),
+        ]
+    }
+    _, call, result, _ = turns(row)
+    assert call == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert result["content"] == '{"sum": 3}'
+    assert (
+        "messages[1].tool_calls is a text that is not JSON"
+        in bad({"messages": [user("q"), {"role": "assistant", "tool_calls": "f()"}]}).detail
+    )
 
 
 def test_tools_of_a_pair_reach_the_template(tmp_path: Path, source: Path) -> None:
@@ -86,8 +117,8 @@ def test_switches_of_all_rows_and_of_a_row(tmp_path: Path, source: Path) -> None
 @pytest.mark.parametrize(
     ("column", "what"),
     [
-        ({"tools": "hammer"}, "`tools` is a text that is not JSON"),
-        ({"tools": {"name": "add"}}, "`tools` must be a list of tools, or its JSON text, got dict"),
+        ({"tools": "hammer"}, "tools is a text that is not JSON"),
+        ({"tools": 3}, "tools must be a list of tools, or its JSON text, got 3"),
         ({"tools": [3]}, r"tools\[0\] must be an object, got 3"),
         ({"chat_template_kwargs": [3]}, "`chat_template_kwargs` must be an object, got list"),
         (

@@ -1,20 +1,15 @@
 """Split: what is known of a split before its format, and which formats fit it."""
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from smollit.data.formats.format import LABELS, LAYOUTS, MEDIA, TOGETHER, USUAL, Parts, parts_of
-from smollit.data.formats.messages import (
-    ALIASES,
-    DIALOGUE,
-    DIALOGUE_TURN,
-    ROLES,
-    WRITTEN_MESSAGES,
-    Roles,
-    from_columns,
-    printed_by_python,
-)
+from smollit.data.formats.detection.labels import LABELS, is_good, is_label
+from smollit.data.formats.format import LAYOUTS, MEDIA, TOGETHER, USUAL, Parts, parts_of
+from smollit.data.formats.messages.dialogue import is_dialogue
+from smollit.data.formats.messages.roles import ALIASES, ROLE_KEYS, ROLES, TEXT_KEYS, Roles, is_role, is_sharegpt
+from smollit.data.formats.messages.shapes import find_messages, is_written
 from smollit.data.formats.ranking import Ranking
 from smollit.data.formats.types import Kind, Message
 from smollit.data.sources.columns import JOIN, heads, value_at
@@ -58,18 +53,54 @@ class Split:
 
     def parts(self, kind: Kind) -> Parts:
         """The column of each part of any format; a part that is mapped to "" is not used."""
-        parts = {}
-        for part in dict.fromkeys(part for name in LAYOUTS[kind] for part in parts_of(kind, name)):
-            usual = next((name for name in USUAL.get(part, (part,)) if name in self.columns), "")
-            parts[part] = self.mapping.get(part, usual)
-        is_input = "input" in self.columns and not {"instruction", "prompt"} & {*self.columns, *self.mapping}
-        if kind == "chat" and is_input and not parts["prompt"]:
-            parts["prompt"], parts["completion"] = "input", parts["completion"] or parts["output"]
+        of_kind = dict.fromkeys(part for name in LAYOUTS[kind] for part in parts_of(kind, name))
+        mapped = {part: column for part, column in self.mapping.items() if part in of_kind}
+        parts = {part: self.named(USUAL.get(part, (part,))) for part in of_kind} | mapped
+        parts |= self._inferred(kind, parts) | mapped
+        prompt = parts["prompt"]  # the column of the prompt is no other part too
+        return {part: column for part, column in parts.items() if column and (part == "prompt" or column != prompt)}
+
+    def named(self, names: Iterable[str]) -> str:
+        """The first column with one of these names, in whatever case; empty if there is none."""
+        names = list(names)
+        exact = next((name for name in names if name in self.columns), "")
+        return exact or next((self._by_lower[name] for name in names if name in self._by_lower), "")
+
+    @cached_property
+    def _by_lower(self) -> dict[str, str]:
+        return {column.lower(): column for column in reversed(self.columns)}
+
+    def _inferred(self, kind: Kind, parts: Parts) -> Parts:
+        """The columns of parts for which no column has the usual name."""
+        completion = parts["completion"] or self.named(USUAL["output"])
         if kind == "preference":
-            parts["completion"] = parts["completion"] or next(filter(self.columns.__contains__, USUAL["output"]), "")
-            parts["prompt"] = parts["prompt"] or self._prompt_of_pairs(parts)
-            parts["chosen_if"] = parts["chosen_if"] or self._chosen_if_label()
-        return {part: column for part, column in parts.items() if column}
+            prompt = parts["prompt"] or self._prompt_of_pairs(parts)
+            return {
+                "completion": completion,
+                "prompt": prompt,
+                "chosen_if": parts["chosen_if"] or self._chosen_if_label(),
+            }
+        if parts["instruction"]:
+            completion = parts["completion"]
+        prompt = parts["prompt"] or ("" if parts["instruction"] else self.named(["input"]))
+        is_known = (prompt and completion) or (parts["instruction"] and parts["output"]) or parts["text"]
+        messages = parts["messages"] or ("" if is_known else self._column_of_messages(parts))
+        return {"prompt": prompt, "completion": completion, "messages": messages}
+
+    def _column_of_messages(self, parts: Parts) -> str:
+        """The only column that holds messages, whatever its name; empty if there is none."""
+        known = {*parts.values(), *USUAL["chosen"], *USUAL["rejected"]}
+        found = [column for column in self.columns if column not in known and self._holds_messages(column)]
+        return found[0] if len(found) == 1 else ""
+
+    def _holds_messages(self, column: str) -> bool:
+        found = [find_messages(value) for value in self.values(column)]
+        return bool(found) and all(messages and all(map(self._is_message, messages)) for messages in found)
+
+    def _is_message(self, message: Message) -> bool:
+        """Whether an object has the role of a chat, and a text."""
+        role = next((message[key] for key in ROLE_KEYS if key in message), None)
+        return is_role(role, self.extra_roles) and bool(message.keys() & set(TEXT_KEYS))
 
     def _prompt_of_pairs(self, parts: Parts) -> str:
         """The columns of the prompt of responses that come alone, where no column has the usual name."""
@@ -84,13 +115,13 @@ class Split:
 
     def _chosen_if_label(self) -> str:
         """What makes a response a good one in data with a label of true and false."""
-        label = self.mapping.get("label") or next(filter(self.is_label, LABELS), "")
-        return f"highest {self.is_true(label)}" if label and self.mapping.get("label") != "" else ""
+        label = self.label()
+        return f"highest {is_good(label, self.values(label))}" if label else ""
 
-    def is_true(self, label: str) -> str:
-        """The expression for a label that is true; in CSV files, true and false are texts."""
-        is_text = any(isinstance(value, str) for value in self.values(label))
-        return f"lower({label}) in ['true', '1']" if is_text else label
+    def label(self) -> str:
+        """The column that says of each completion whether it is a good one; empty if there is none."""
+        named = (self.named([name]) for name in LABELS)
+        return self.mapping.get("label", next((name for name in named if name and is_label(self.values(name))), ""))
 
     def list_of_responses(self) -> str:
         """The first column of lists of texts or objects, which may be responses; empty if there is none."""
@@ -101,19 +132,18 @@ class Split:
                 return column
         return ""
 
-    def is_label(self, column: str) -> bool:
-        """Whether a column holds true and false, or 1 and 0."""
-        values = self.values(column)
-        return bool(values) and all(str(value).lower() in ("true", "false", "1", "0") for value in values)
+    @property
+    def asked(self) -> set[str]:
+        """The parts that the user maps to a column."""
+        return {part for part, column in self.mapping.items() if column} - {"label", *MEDIA}
 
     def fitting(self, kind: Kind) -> list[FormatName]:
         """The formats whose needs are met and that have all parts of the mapping, best first."""
         parts = self.parts(kind)
-        asked = self.mapping.keys() - {"label", *MEDIA}
         return [
             name
             for name, layout in LAYOUTS[kind].items()
-            if parts.keys() >= set(layout.needs) and asked <= set(parts_of(kind, name))
+            if parts.keys() >= set(layout.needs) and self.asked <= set(parts_of(kind, name))
             if parts.keys() >= any_of_needs(name, parts)
         ]
 
@@ -131,11 +161,14 @@ class Split:
         return {part: column for part, column in parts.items() if part not in lone}
 
     def unused(self, parts: Parts, filtered: set[str]) -> tuple[str, ...]:
-        """The columns that no part, no filter and no setting uses."""
+        """The columns that no part, no filter and no setting uses, without those that the user maps to nothing."""
         used = {name.split(".")[0] for column in parts.values() for name in (column, *heads(column))} | filtered
         if "chosen_if" in parts:
-            used |= Ranking(parts["chosen_if"]).expression.names
-        return tuple(column for column in self.columns if column not in used | set(parts.values()))
+            used |= {
+                name for path in Ranking(parts["chosen_if"]).expression.names for name in (path, path.split(".")[0])
+            }
+        used |= {*parts.values(), *(name for name, column in self.mapping.items() if not column)}
+        return tuple(column for column in self.columns if column not in used)
 
     # ---- first rows
 
@@ -144,10 +177,21 @@ class Split:
         parts = self.parts(self.kind)
         if name == "sharegpt":
             return self.is_sharegpt({"messages": parts["messages"]})
+        if name == "thread":
+            return parts["role"].lower() == "role" or self.holds_roles(parts["role"])
         if name == "dialogue":
-            texts = [text for text in self.values(parts["text" if self.kind == "chat" else "chosen"]) if text != ""]
-            return 2 * sum(map(is_dialogue, texts)) > len(texts)
+            wanted = ("text",) if self.kind == "chat" else ("chosen", "prompt")
+            return any(self._holds_dialogues(parts[part]) for part in wanted if part in parts)
         return True
+
+    def holds_roles(self, column: str) -> bool:
+        """Whether a column holds nothing but names of roles."""
+        values = self.values(column)
+        return bool(values) and all(is_role(value, self.extra_roles) for value in values)
+
+    def _holds_dialogues(self, column: str) -> bool:
+        texts = [text for text in self.values(column) if text != ""]
+        return 2 * sum(map(is_dialogue, texts)) > len(texts)
 
     def is_sharegpt(self, parts: Parts) -> bool:
         """Whether a message of these parts has ShareGPT's keys or names of roles."""
@@ -184,36 +228,6 @@ def any_of_needs(name: FormatName, parts: Parts) -> set[str]:
 
 def is_response_alone(value: Any) -> bool:
     """Whether a response comes without the turns before it."""
-    if isinstance(value, str) and not WRITTEN_MESSAGES.match(value):
+    if isinstance(value, str) and not is_written(value):
         return not is_dialogue(value)
     return len(find_messages(value)) == 1
-
-
-def find_messages(value: Any) -> list[Message]:
-    """The objects in a value of the first rows, whose format is not known yet, that may be messages; without nulls."""
-    if isinstance(value, str) and WRITTEN_MESSAGES.match(value):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = printed_by_python(value)
-    value = from_columns(value)
-    found = value if isinstance(value, list) else [value]
-    return [
-        {key: item for key, item in message.items() if item is not None}
-        for message in found
-        if isinstance(message, dict)
-    ]
-
-
-def is_sharegpt(message: Message, extra: tuple[str, ...]) -> bool:
-    """Whether a message without nulls has ShareGPT's keys, or one of its names of roles."""
-    role = message.get("role")
-    if role is None:
-        return isinstance(message.get("from"), str)
-    known = isinstance(role, str) and role not in ROLES and role not in extra
-    return known and role.strip().lower() in ALIASES
-
-
-def is_dialogue(text: object) -> bool:
-    """Whether a value is a text that begins with a turn and contains the assistant's name."""
-    return isinstance(text, str) and bool(DIALOGUE.match(text)) and "Assistant" in DIALOGUE_TURN.findall(text)

@@ -3,21 +3,16 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from smollit.data.formats.format import LABELS, LAYOUTS, MEDIA, Format, Parts, listed, parts_of
-from smollit.data.formats.messages import ROLES, OddTurns, Roles
+from smollit.data.formats.detection.advice import likely_prompt, one_message_a_row, why_not
+from smollit.data.formats.detection.labels import is_good
+from smollit.data.formats.detection.split import Split, is_response_alone
+from smollit.data.formats.format import LAYOUTS, MEDIA, Format, Parts, listed, parts_of
+from smollit.data.formats.messages.roles import OddTurns, Roles
 from smollit.data.formats.ranking import PairsOf, Ranking
-from smollit.data.formats.split import Split, is_response_alone, is_sharegpt
 from smollit.data.formats.types import Kind
 from smollit.data.sources.columns import has_column, heads
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import FormatName
-
-NEEDED = {
-    "chat": "`messages` (or `conversations`), `prompt` and `completion`, `instruction` and `output`, or `text`",
-    "preference": "`chosen` and `rejected`",
-}
-PLURAL = {"chat": "chats", "preference": "preference pairs"}
-MODULES = {"chat": "UltraChatDataModule", "preference": "UltraFeedbackDataModule"}
 
 
 def detect_format(
@@ -40,7 +35,8 @@ def detect_format(
         rows: Its first rows, which distinguish ShareGPT from messages, and dialogues from other texts.
         kind: What its rows must become.
         format: The format that the user wants, or `auto`.
-        mapping: {part: column} for columns that are not named after their part; "" for a part not to be used.
+        mapping: {part: column} for columns that are not named after their part; "" for a part or a column that is not
+            to be used.
         extra_roles: Roles that messages may have besides system, user, assistant and tool.
         odd_turns: What happens to turns that follow their own kind.
         pairs_of: Which pairs are made of several responses.
@@ -64,7 +60,7 @@ def detect_format(
     else:
         name = format if format in fits else None
     if name is None:
-        raise ValueError(_why_not(split, format))
+        raise ValueError(why_not(split, format))
     used = split.used_parts(name)
     _check(split, name, used, set(filtered))
     ranking = _ranking(split, used.get("chosen_if"), pairs_of)
@@ -94,7 +90,7 @@ def _read_mapping(mapping: dict[str, str], columns: list[str], where: str) -> Pa
     )
     wanted = {"messages" if part == "conversations" else part: column for part, column in mapping.items()}
     for part, column in wanted.items():
-        if part not in known:
+        if part not in known and (column or part not in columns):
             raise ValueError(f"`data.columns` has the key {part!r}, which must be one of {', '.join(known)}")
         names = [] if part == "chosen_if" or column in columns else heads(column)
         missing = next((name for name in names if not has_column(columns, name)), None)
@@ -121,7 +117,7 @@ def _ranking(split: Split, chosen_if: str | None, pairs_of: PairsOf) -> Ranking 
             )
         return None
     ranking = Ranking(chosen_if)
-    missing = sorted(ranking.expression.names - set(split.columns))
+    missing = sorted(name for name in ranking.expression.names if not has_column(split.columns, name))
     if missing:
         raise ValueError(
             f"`data.columns.chosen_if` reads the column {missing[0]!r}, which {split.where} does not have. Its columns"
@@ -137,70 +133,25 @@ def _check(split: Split, name: FormatName, parts: Parts, filtered: set[str]) -> 
     """Reject at once what would be misread: pairs without their prompt, bad completions, messages as texts."""
     if name in ("preference", "dialogue") and split.kind == "preference":
         _check_prompt(split, parts)
-    label = next(filter(split.is_label, LABELS), "")
-    if split.kind == "chat" and name != "text" and label and label not in filtered and "label" not in split.mapping:
+    label = split.label()
+    if split.kind == "chat" and name != "text" and label and label not in filtered:
+        values = split.values(label)
         raise ValueError(
-            f"{split.where} has the column `{label}` of true and false, which says of each completion whether it is"
-            f" a good one. `data.where: {split.is_true(label)}` takes the good ones, `data.columns: {{label: ''}}` all"
+            f"{split.where} has the column `{label}` ({', '.join(dict.fromkeys(map(str, values)))}), which says of each"
+            f" completion whether it is a good one. `data.where: {is_good(label, values)}` takes the good ones,"
+            " `data.columns: {label: ''}` all"
         )
-    if name == "text" and any(is_sharegpt({"role": role}, ()) or role in ROLES for role in split.values("role")):
-        raise ValueError(
-            f"{split.where} has the columns {listed(split.columns)}: with a `role`, each row is one message of a"
-            " thread. Name its column, as in `data.columns: {thread: conversation_id}`, or of the message's"
-            " own id and of the one that it follows, as in `data.columns: {id: message_id, parent: parent_id}`"
-        )
+    if name == "text" and (advice := one_message_a_row(split)):
+        raise ValueError(f"{split.where} has the columns {listed(split.columns)}{advice}")
 
 
 def _check_prompt(split: Split, parts: Parts) -> None:
     """Reject pairs at once whose responses come alone while no column holds the prompt."""
     responses = split.values(parts["chosen"])
     alone = [value for value in responses if is_response_alone(value)]
-    likely = next((name for name in split.columns if name not in parts.values()), "question")
     if "prompt" not in parts and alone and len(alone) == len(responses):
         raise ValueError(
             f"{split.where} has the columns {listed(split.columns)}: `{parts['chosen']}` holds responses without"
-            " their prompt, and there is no `prompt`. Name its column, such as"
-            f" `data.columns: {{prompt: {likely}}}`"
+            " their prompt, and there is no `prompt`. Name its column, such as `data.columns: {prompt:"
+            f" {likely_prompt(split)}}}`"
         )
-
-
-def _why_not(split: Split, format: FormatName) -> str:
-    """Why no format fits, or not the one that the user wants."""
-    kind, mapping = split.kind, split.mapping
-    if format != "auto" and format not in LAYOUTS[kind]:
-        names = ", ".join(LAYOUTS[kind])
-        return f"`data.format` is {format}, but {PLURAL[kind]} have the formats {names}{_hint(split)}"
-    asked = [format] if format != "auto" else list(LAYOUTS[kind])
-    if not any(mapping.keys() <= set(parts_of(kind, name)) for name in asked):
-        return f"`data.columns` maps {listed(list(mapping))}, and none of the formats {listed(asked)} has all of these"
-    needed = f"{PLURAL[kind]} need {NEEDED[kind]}"
-    if format != "auto":
-        parts = " and ".join(f"`{part}`" for part in LAYOUTS[kind][format].needs)
-        needed = f"`data.format: {format}` needs {parts}"
-    mapped = f" with `data.columns` {mapping}" if mapping else ""
-    hint = _hint(split) or f". Map parts to columns with `data.columns`{_example(split)}"
-    if kind == "preference" and split.parts(kind).keys() >= {"prompt", "completion"}:
-        hint += (
-            ". If rows with the same prompt hold rated responses, name the rating, as in"
-            " `data.columns: {chosen_if: highest score}`"
-        )
-    if kind == "preference" and (responses := split.list_of_responses()):
-        hint += (
-            f". If `{responses}` holds several responses, `responses` maps them and `chosen_if` says which is better:"
-            f" `data.columns: {{responses: {responses}.text, chosen_if: highest {responses}.score}}`"
-        )
-    return f"{split.where} has the columns {listed(split.columns)}, but {needed}{mapped}{hint}"
-
-
-def _example(split: Split) -> str:
-    """A mapping of the columns that hold texts, in their order."""
-    texts = [name for name in split.columns if any(isinstance(value, str) for value in split.values(name))]
-    parts = ("prompt", "completion") if split.kind == "chat" else ("prompt", "chosen", "rejected")
-    if len(texts) < len(parts):
-        return ""
-    return f", as in {{{', '.join(f'{part}: {name}' for part, name in zip(parts, texts, strict=False))}}}"
-
-
-def _hint(split: Split) -> str:
-    other: Kind = "preference" if split.kind == "chat" else "chat"
-    return f". These are {PLURAL[other]}: use {MODULES[other]}" if split.fitting(other) else ""
