@@ -123,7 +123,7 @@ def test_columns_formats_and_a_system_column(tmp_path: Path) -> None:
     assert whole(ready(tmp_path, dataset, format="text")) == ["t<|endoftext|>"]
     module = ready(tmp_path, dataset, columns={"messages": "dialog"})
     assert whole(module) == [f"<|im_start|>system\ns{END}\n<|im_start|>user\nq{END}\n<|im_start|>assistant\na{END}"]
-    with pytest.raises(ValueError, match="the columns dialog, system, text"):
+    with pytest.raises(ValueError, match="the columns dialog, text, system"):
         ready(tmp_path, dataset, format="alpaca")
 
 

@@ -89,7 +89,7 @@ def test_the_best_pairs_by_their_scores(
             "`data.select: score_gap` needs a `data.select_share` above 0 and at most 1, got None",
         ),
         ({"select_share": 0.5}, "`data.select_share` has no effect without `data.select`"),
-        ({"select": "score_gap", "select_share": 0.5}, "compares the scores of pairs, and these rows are chats"),
+        ({"select": "score_gap", "select_share": 0.5}, "is a score of pairs, and these rows are chats"),
         ({"select": "score_gap", "select_share": 0.5, "streaming": True}, "`data.select` compares all rows"),
         ({"where": "scores > 3"}, "`data.where` reads the column 'scores', which split train of .* does not have"),
         ({"where": "score > 99"}, "`data.where: score > 99` is true for no row"),

@@ -30,6 +30,7 @@ def pair(prompt: int, chosen: int, rejected: int, gap: float = math.nan, **more:
     """The columns of one pair's example."""
     return {
         "prompt_ids": [5] * prompt, "chosen_ids": [6] * chosen, "rejected_ids": [7] * rejected,
+        "chosen_tokens": chosen,
         "length": prompt + chosen + rejected, "full_length": prompt + max(chosen, rejected),
         "loss_tokens": chosen + rejected, "truncated": False, "control": 0, "problem": "", "detail": "",
         "trailing": False, "digest": hash((prompt, chosen, rejected)), "score_gap": gap,

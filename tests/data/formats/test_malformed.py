@@ -269,7 +269,7 @@ CHATS: dict[str, tuple[Row, str, str]] = {
     # what is wrong: row, reason, pattern of the detail
     "not a list": ({"messages": 5}, "malformed messages", "messages must be a list"),
     "a text": ({"messages": "hello"}, "malformed messages", "messages is a text that is not JSON"),
-    "by NumPy": ({"messages": f"[{user('q')}\n {user('r')}]"}, "malformed messages", "is a text that is not JSON"),
+    "half a list": ({"messages": "[{'role': 'user'"}, "malformed messages", "is a text that is not JSON"),
     "nothing": ({}, "missing value", "`messages` is null or missing"),
     "null": ({"messages": None}, "missing value", "`messages` is null or missing"),
     "empty": ({"messages": []}, "empty conversation", "messages is an empty list"),
@@ -326,8 +326,6 @@ PAIRS: dict[str, tuple[Row, str, str]] = {
     "other prompt": ({"prompt": "q", "chosen": [user("r"), assistant("a")], "rejected": [user("r"), assistant("b")]},
                      "prompts differ", "`prompt` is not what chosen and rejected begin with"),
     "two prompts": ({"chosen": [user("q"), assistant("a")], "rejected": [user("r"), assistant("b")]},
-                    "prompts differ", "chosen"),
-    "one repeats": ({"prompt": "q", "chosen": [user("q"), assistant("a")], "rejected": "b"},
                     "prompts differ", "chosen"),
     "score": ({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": "high", "score_rejected": 1},
               "malformed score", "`score_chosen` must be a number, got 'high'"),

@@ -78,7 +78,7 @@ def test_a_split_without_rows_is_named(tmp_path: Path, name: str, content: str, 
 def test_first_rows_name_the_columns_and_leave_malformed_lines_out(tmp_path: Path) -> None:
     source = load_source(write(tmp_path / "mine.jsonl", '{"b": 1}\noops\n[2]\n{"a": 3}\n'), "train")
     assert source.head(10) == [{"b": 1}, {"a": 3}]
-    assert source.columns() == ["a", "b"]
+    assert source.columns() == ["b", "a"]
 
 
 def test_first_rows_that_are_missing_or_not_json_are_named(tmp_path: Path) -> None:
