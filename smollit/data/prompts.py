@@ -10,7 +10,7 @@ from smollit.data.batching.dataset import Examples
 from smollit.data.formats.converters import add_system, asked_in_alpaca, decode_row
 from smollit.data.formats.detection.split import Split
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.format import Fields
+from smollit.data.formats.format import Fields, Parts
 from smollit.data.formats.messages.parse import parse_messages
 from smollit.data.formats.messages.roles import Roles
 from smollit.data.formats.pairs import history_turns, prompt_turns
@@ -36,10 +36,10 @@ def prompt_examples(path: Path, template: ChatTemplate) -> Examples:
         raise ValueError(f"`prompts` is {path}, which is not a file")
     texts, bad = [], []
     rows = list(iter_file(path))
-    split = _split_of(rows, path)
+    parts, roles = _parts_of(rows, path)
     for number, row in enumerate(rows):
         try:
-            fields = _fields(decode_row(row), split)
+            fields = Fields(decode_row(row), parts, roles)
             texts.append(template.prompt_text(read_prompt(fields), parse_variables(fields)))
         except BadRow as error:
             bad.append(f"row {number}: {error}")
@@ -73,13 +73,8 @@ def read_prompt(fields: Fields) -> list[Message]:
     return add_system(messages, fields)
 
 
-def _fields(row: Row, split: Split) -> Fields:
-    parts = split.parts("chat")
-    return Fields(row, parts, Roles(sharegpt=split.is_sharegpt(parts)))
-
-
-def _split_of(rows: list[Row], path: Path) -> Split:
-    """The columns and first rows of the file; a row that can't be decoded is named when it is read."""
+def _parts_of(rows: list[Row], path: Path) -> tuple[Parts, Roles]:
+    """The column of each part, and how messages are written, by the first rows; a bad row is named when it is read."""
     head = []
     for row in rows[:NUM_HEAD_ROWS]:
         try:
@@ -87,4 +82,6 @@ def _split_of(rows: list[Row], path: Path) -> Split:
         except BadRow:
             continue
     columns = list(dict.fromkeys(name for row in head for name in row))
-    return Split(kind="chat", columns=columns, rows=head, mapping={}, extra_roles=(), where=str(path))
+    split = Split(kind="chat", columns=columns, rows=head, mapping={}, extra_roles=(), where=str(path))
+    parts = split.parts("chat")
+    return parts, Roles(sharegpt=split.is_sharegpt(parts))
