@@ -20,7 +20,7 @@ from smollit.commands.inspect.split_view import SplitView
 from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.options import EncodeOptions
-from smollit.data.formats.detect import detect_format
+from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.types import Kind
 from smollit.data.sources.mixture import load_source
 from smollit.data.template.template import load_template

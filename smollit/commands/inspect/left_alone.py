@@ -15,7 +15,7 @@ from smollit.data.template.rendering.jinja import read_variables
 
 SHORTEST_LOST = 20  # characters of a text, in a column that is left alone, that may be an error
 MIN_WEIGHT = 0.1  # characters of such a column per character of the chats
-RESPONSES = (*USUAL["chosen"], *USUAL["rejected"])  # of data for pairs, of which chats need one
+OTHER_CHATS = (*USUAL["chosen"], *USUAL["rejected"], *USUAL["messages"])  # where one of these is used, it is enough
 # Columns whose texts belong into the chat, wherever they are there.
 MEANINGFUL = (
     "history",
@@ -55,7 +55,7 @@ class LeftAlone(NamedTuple):
     def is_wrong(self) -> bool:
         """Whether so much should not be lacking."""
         is_heavy = self.has_words and self.longest >= SHORTEST_LOST and self.weight >= MIN_WEIGHT
-        return self.is_read or (is_heavy and self.name not in RESPONSES) or self.name.lower() in MEANINGFUL
+        return self.is_read or (is_heavy and self.name not in OTHER_CHATS) or self.name.lower() in MEANINGFUL
 
     def sentence(self, total: int) -> str:
         """What is lacking, in how many of all compared rows, and what to do."""

@@ -89,5 +89,5 @@ class ChatScorer(Scorer):
         """The sum of log p over the loss tokens of each chat."""
         batch: Batch = move_data_to_device(collate_chats(unpacked(chats)), self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
-            found = RowValues.of_chats(batch, self.model(batch).logps)
+            found = RowValues.of_chats("train", batch, self.model(batch).logps)
         return (-found.losses * found.weights).cpu().numpy()
