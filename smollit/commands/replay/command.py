@@ -92,26 +92,32 @@ class ReplayCommand(Command):
             accumulation=as_one_device(run, devices),
             tolerance=rounding if devices > 1 else 0.0,
         )
-        trainer.prepare(run.model)
-        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, NonFiniteDump)]
-        for callback in trainer.callbacks:
-            if isinstance(callback, ModelCheckpoint):  # one of the config may write into the run folder
-                callback.dirpath = str(run.folder / FOLDER)
-        trainer.callbacks.append(replay)
-        try:
-            trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=checkpoint)
-        except ReplayedError:
-            pass
-        except NonFiniteStepError as ended:
-            replay.note_bad(ended.bad)
-        finally:
-            shutil.rmtree(run.folder, ignore_errors=True)
+        make_steps(run, replay, checkpoint)
         if not replay.rows:
             raise ValueError(f"the run ends before step {self.step}: its last one is {trainer.global_step}")
         differing = replay.differs_from_metrics(logged(folder, self.step)) + replay.differs_from(last_dump(folder))
         show(replay.rows, differing, replay.logged, devices=devices, as_json=self.json)
         if differing:
             raise SystemExit(1)
+
+
+def make_steps(run: ConfiguredRun, replay: Replay, checkpoint: Path | None) -> None:
+    """Train up to the step of `replay`, in a folder that is removed afterwards."""
+    trainer = run.trainer
+    trainer.prepare(run.model)
+    trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, NonFiniteDump)]
+    for callback in trainer.callbacks:
+        if isinstance(callback, ModelCheckpoint):  # one of the config may write into the run folder
+            callback.dirpath = str(run.folder / FOLDER)
+    trainer.callbacks.append(replay)
+    try:
+        trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=checkpoint)
+    except ReplayedError:
+        pass
+    except NonFiniteStepError as ended:
+        replay.note_bad(ended.bad)
+    finally:
+        shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def dumped_step(folder: Path) -> str:
