@@ -75,10 +75,12 @@ def check_strategy(trainer: Trainer) -> None:
 def _check_effects(settings: Mapping[str, Any]) -> None:
     """Refuse settings that another one leaves without effect."""
     saves = settings.get("checkpoint_every_n_steps") is not None
+    can_save = settings.get("enable_checkpointing") is not False
     clips = (settings.get("gradient_clip_val") or 0) > 0
     without_effect = {
-        "`trainer.checkpoint_every_n_steps` has no effect with `enable_checkpointing: false`": (
-            saves and settings.get("enable_checkpointing") is False
+        "`trainer.checkpoint_every_n_steps` has no effect with `enable_checkpointing: false`": saves and not can_save,
+        "`trainer.keep_best` has no effect with `enable_checkpointing: false`": (
+            settings.get("keep_best") is not None and not can_save
         ),
         "`trainer.keep_checkpoints` has no effect without `checkpoint_every_n_steps`": (
             settings.get("keep_checkpoints", KEPT) != KEPT and not saves

@@ -179,6 +179,8 @@ def test_what_a_shipped_callback_refuses_is_a_sentence(
         ("sft", ["--trainer.keep_checkpoints=3"], "trainer.keep_checkpoints", "checkpoint_every_n_steps"),
         ("sft", ["--trainer.enable_checkpointing=false", "--trainer.checkpoint_every_n_steps=1"],
          "trainer.checkpoint_every_n_steps", "enable_checkpointing"),
+        ("sft", ["--trainer.enable_checkpointing=false", "--trainer.keep_best=val/loss"],
+         "trainer.keep_best", "enable_checkpointing"),
         ("sft", ["--trainer.gradient_clip_algorithm=norm"], "trainer.gradient_clip_algorithm", "gradient_clip_val"),
         ("sft", ["--trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch", "val_every_n_steps"),
         ("sft", ["--trainer.val_check_interval=2"], "trainer.val_check_interval", "val_every_n_steps"),
