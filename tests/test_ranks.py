@@ -26,6 +26,7 @@ from smollit.models.checkpoint import policy_weights
 from smollit.models.sharding import shard, unsynchronized
 from smollit.modules import DPOModule, SFTModule
 from smollit.training import SmollitTrainer
+from smollit.training.checkpoints.files import best_record
 from smollit.training.checkpoints.saving import NotSavedError
 from smollit.training.ledger import FILE as LEDGER
 from smollit.training.ledger import read_ledger
@@ -61,6 +62,7 @@ class Runs:
             log_every_n_steps=1,
             val_every_n_steps=2,
             checkpoint_every_n_steps=1,
+            keep_best="val/loss",
             enable_progress_bar=False,
             num_sanity_val_steps=0,
         )
@@ -186,8 +188,8 @@ def ranks(folder: Path) -> list[Found]:
 # promise: other-devices
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_a_run_goes_on_with_other_devices_and_another_strategy(kind: str, folder: Path) -> None:
-    """2 of 6 steps, 2 more elsewhere, and 2 more on one device: the rows, losses and curves of the run on one device,
-    and its weights, to 1e-6."""
+    """2 of 6 steps, 2 more elsewhere, and 2 more on one device: the rows, losses, curves and best validation of the run
+    on one device, and its weights, to 1e-6."""
     mine, whole = (read_ledger(folder / name / LEDGER) for name in (kind, f"{kind}-whole"))
     rows = ["split", "epoch", "step", "row", "hash"]
     assert max(mine["step"].to_pylist()) == 6 and mine.select(rows).equals(whole.select(rows))
@@ -196,6 +198,8 @@ def test_a_run_goes_on_with_other_devices_and_another_strategy(kind: str, folder
     for name in ("train/loss", "train/learning_rate", "val/loss"):
         found, expected = ({row["step"]: float(row[name]) for row in curve if row[name]} for curve in curves)
         assert found == pytest.approx(expected, rel=1e-6), name
+    bests = [best_record(folder / name / "checkpoints/best.ckpt")["value"] for name in (kind, f"{kind}-whole")]
+    assert bests[0] == pytest.approx(bests[1], rel=1e-6)
     found, expected = (policy_weights(folder / name / "checkpoints/last.ckpt") for name in (kind, f"{kind}-whole"))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 

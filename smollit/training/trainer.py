@@ -144,9 +144,12 @@ class SmollitTrainer(EvaluatingTrainer):
 
     @contextmanager
     def _resumes_only_from(self, path: str | None) -> Iterator[None]:
-        """Only `ckpt_path` resumes: Lightning also uses what OnExceptionCheckpoint and SLURM left in the folder."""
-        self.ckpt_path = None
-        self._checkpoint_connector._user_managed = path is None
+        """Only `ckpt_path` resumes: Lightning also uses what OnExceptionCheckpoint and SLURM left in the folder.
+
+        All hooks know it: given to Trainer.fit, a sharded strategy would set it after `on_fit_start`.
+        """
+        self.ckpt_path = path
+        self._checkpoint_connector._user_managed = True
         try:
             yield
         finally:
@@ -184,7 +187,7 @@ class SmollitTrainer(EvaluatingTrainer):
             if isinstance(self.accelerator, CPUAccelerator):
                 keep_freed_memory()
             with quiet(), ctrl_c_exits(), self._resumes_only_from(path):
-                super().fit(model, *data, path, True if weights_only is None else weights_only)
+                super().fit(model, *data, weights_only=True if weights_only is None else weights_only)
         if path is not None and not self.run_state.has_news:
             model.lost_steps.refuse_nothing_trained(self.global_step)
             log.info("nothing to do: %s is at step %s, and %s", path, self.global_step, self.run_state.why_ended(self))
