@@ -135,7 +135,6 @@ STOCK: dict[str, tuple[Callable[[], list[Callback]], dict[str, Any]]] = {
     "limit_train_batches": (list, {"limit_train_batches": 5, "limit_val_batches": 0.5}),
     "detect_anomaly": (list, {"detect_anomaly": True, "inference_mode": False}),
     "reloaded": (list, {"reload_dataloaders_every_n_epochs": 2, "profiler": "simple"}),
-    "torch's profiler": (list, {"profiler": "pytorch"}),
     "a fraction": (list, {"val_every_n_steps": None, "val_check_interval": 0.5}),
     "a time": (list, {"val_every_n_steps": None, "val_check_interval": "00:00:00:01"}),
 }

@@ -6,7 +6,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
 
 from smollit.modules import FineTuningModule
@@ -203,8 +202,6 @@ class RunState(Callback):
         self.batches, self.total_batches = done, position["epoch"] * whole + done
         self.begun = Begun(checkpoint["global_step"], position["epoch"], done)
         refuse_fewer_steps(trainer, self.begun)
-        if num_steps(trainer, self.begun) == self.begun.step:  # PyTorchProfiler fails at the end of such a start
-            trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
         set_counters(checkpoint, position["epoch"], done, self.total_batches)
         log.info("resumed in epoch %s, with %s of its rows done", position["epoch"], f"{position['rows']:,}")
 
