@@ -84,7 +84,8 @@ def pieces_of(template: ChatTemplate, row: TruncatedRow) -> list[Piece]:
     for number, (segment, ids, kept) in enumerate(zip(rendered.row.segments, tokenized.ids, row.kept, strict=True)):
         ends = [0, *template.token_ends(segment)]
         states = token_states(segment, len(ids), kept, is_first=number == 0)
-        roles = [(end - start, role) for end, role in turns if end > start] or [(0, _role(row, segment))]
+        of_turn = [(0, _role(row, segment))]  # a turn has more than its content: reasoning, calls, its end
+        roles = of_turn if segment.in_loss else [(end - start, role) for end, role in turns if end > start] or of_turn
         marks = [
             (state, next((role for end, role in roles if ends[token] < end), roles[-1][1]))
             for token, state in enumerate(states)
