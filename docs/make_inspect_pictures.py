@@ -40,6 +40,24 @@ RATED: Row = {
         {"response": "The Sun.", "score": 1},
     ],
 }
+CALL: Row = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+REASONED: Row = {
+    "tools": [{"type": "function", "function": {"name": "weather", "description": "The weather of a city."}}],
+    "messages": [
+        {"role": "user", "content": "Do I need an umbrella in Rome?"},
+        {"role": "assistant", "reasoning_content": "I need the weather.", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "sunny"},
+        {"role": "assistant", "reasoning_content": "No rain, so no umbrella.", "content": "No, it is sunny."},
+    ],
+}
+# ChatML that prints tools, reasoning and tool calls, as templates of reasoning models do.
+REASONING_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>\n{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 RATED_FORMAT = {
     "mapping": {"prompt": "instruction", "responses": "completions.response", "chosen_if": "highest completions.score"},
     "pairs_of": "all",
@@ -59,14 +77,18 @@ def draw_all(output: Path, shared: Path | None = None) -> list[Path]:
         folder, tokenizer = shared / "data", shared / "models" / "smollm2-tokenizer" / "instruct-135M"
         names = ("ultrachat_200k", "ultrafeedback_binarized")
     chats, pairs = str(folder / names[0]), str(folder / names[1])
+    output.mkdir(parents=True, exist_ok=True)
+    template = output / "reasoning.jinja"
+    template.write_text(REASONING_TEMPLATE, encoding="utf-8")
     views = {
         "inspect_chat": make_view(chats, "train_sft", "chat", str(tokenizer), "chatml"),
         "inspect_pair": make_view(pairs, "train_prefs", "preference", str(tokenizer), "chatml"),
         "inspect_responses": view_of([RATED], "rated", "preference", str(tokenizer), "chatml", **RATED_FORMAT),
+        "inspect_reasoning": view_of([REASONED], "tools", "chat", str(tokenizer), str(template)),
         "inspect_article": make_view(chats, "train_sft", "chat", str(tokenizer), "article"),
         "inspect_broken": make_view(pairs, "train_prefs", "preference", str(tokenizer), "chatml", same_responses),
     }
-    output.mkdir(parents=True, exist_ok=True)
+    template.unlink()
     return [draw(view, output / f"{name}.svg") for name, view in views.items()]
 
 

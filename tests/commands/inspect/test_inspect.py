@@ -1,5 +1,6 @@
 """`inspect`: which rows are shown, that they are those of training, and the findings about a split."""
 
+import html
 import importlib.util
 import json
 import re
@@ -256,13 +257,14 @@ def load_script() -> ModuleType:
 
 
 def test_the_pictures_of_the_docs(tmp_path: Path) -> None:
-    """All five, and each shows what it is for; nothing is loaded from elsewhere."""
+    """All six, and each shows what it is for; nothing is loaded from elsewhere."""
     pictures = {path.stem: path.read_text(encoding="utf-8") for path in load_script().draw_all(tmp_path)}
     texts = {name: re.sub(r"<[^>]+>", "", svg).replace("&#160;", " ") for name, svg in pictures.items()}
     assert "loss tokens" in texts["inspect_chat"]
     assert "prompt, shared by both responses" in texts["inspect_pair"]
     assert "6 pairs of 4 responses: 1 over 2 by 2, 1 over 3 by 5, 1 over 4 by 8" in texts["inspect_responses"]
     assert texts["inspect_responses"].count("Jupiter.") == 2  # each response once
+    assert "<think>I need the weather.</think>" in html.unescape(texts["inspect_reasoning"])
     assert "are several tokens each" in texts["inspect_article"]
     assert "training refuses this split: in all 200 pairs" in texts["inspect_broken"]
     assert not any("http" in re.sub(r'xmlns="[^"]+"|<!--.*?-->', "", svg) for svg in pictures.values())
