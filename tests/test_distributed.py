@@ -33,9 +33,9 @@ from smollit.metrics import preference_metrics, values
 from smollit.models.adapters import LoRA
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training import SmollitTrainer
-from smollit.training import reference as precomputed
 from smollit.training.ledger import FILE as LEDGER
 from smollit.training.ledger import read_ledger
+from smollit.training.scores import scorer, store
 from tests.conftest import RATED, example_chats, example_pairs, rated_rows, run_two_ranks
 
 KINDS = ("sft", "dpo")
@@ -184,9 +184,9 @@ def precomputed_run(model: str, folder: Path, devices: int) -> Found:
     which of them this rank wrote."""
     written: list[str] = []
 
-    class Noting(precomputed.Store):
+    class Noting(store.Store):
         def write(self, part: range, values: Any) -> None:
-            written.append(f"{self.num_pairs} {part.start}")
+            written.append(f"{self.num_examples} {part.start}")
             super().write(part, values)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,8 +217,8 @@ def precomputed_run(model: str, folder: Path, devices: int) -> Found:
         num_sanity_val_steps=0,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precomputed, "PART", 2)
-        patch.setattr(precomputed, "Store", Noting)
+        patch.setattr(store, "PART", 2)
+        patch.setattr(scorer, "Store", Noting)
         trainer.fit(module, datamodule=data)
     sizes = [len(data.examples[split]) for split in ("train", "val")]
     return {"weights": whole_weights(module.policy), "logged": module.logged, "written": written, "sizes": sizes}

@@ -41,9 +41,10 @@ class PolicyEntropy(MeanOfSums):
         self.column = SIDES.index(side)
 
     def update(self, pairs: Pairs) -> None:
-        """Add P pairs."""
-        assert pairs.entropies is not None, "the policy is called with entropy=True"
-        self.add(pairs.entropies[:, self.column].sum(dtype=self.total.dtype), pairs.num_tokens[:, self.column].sum())
+        """Add P pairs; a module of one's own may leave the entropies out."""
+        if pairs.entropies is not None:
+            sums, num_tokens = pairs.entropies[:, self.column], pairs.num_tokens[:, self.column]
+            self.add(sums.sum(dtype=self.total.dtype), num_tokens.sum())
 
 
 class RewardQuantile(MeanOfSums):

@@ -37,9 +37,10 @@ class TokenAccuracy(MeanOfSums):
 class TokenEntropy(MeanOfSums):
     """Mean entropy of the model's distribution over the vocabulary, over the loss tokens, in nats."""
 
-    def update(self, entropies: Tensor) -> None:
-        """Add M loss tokens, [M]."""
-        self.add_values(entropies)
+    def update(self, entropies: Tensor | None = None) -> None:
+        """Add M loss tokens, [M]; a module of one's own may leave them out."""
+        if entropies is not None:
+            self.add_values(entropies)
 
 
 def language_metrics(prefix: str, *, entropy: bool = False) -> MetricCollection:

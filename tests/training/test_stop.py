@@ -148,11 +148,13 @@ def hang_up() -> None:
 # case: B14
 def test_a_closing_terminal_saves_unless_nohup_ignores_it(fit: Any, tmp_path: Path) -> None:
     """SIGHUP in step 3 of 4: exit code 129 and last.ckpt of step 3; ignored, the run goes on to its end."""
-    stopped = fit(tmp_path / "stopped", Act("on_after_backward", lambda t: t.global_step == 2, hang_up), max_epochs=1)
-    assert isinstance(stopped.error, SystemExit) and stopped.error.code == 129
-    assert saved_step(tmp_path / "stopped") == 3
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests were started by
     try:
+        act = Act("on_after_backward", lambda trainer: trainer.global_step == 2, hang_up)
+        stopped = fit(tmp_path / "stopped", act, max_epochs=1)
+        assert isinstance(stopped.error, SystemExit) and stopped.error.code == 129
+        assert saved_step(tmp_path / "stopped") == 3
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         run = fit(tmp_path / "nohup", Act("on_after_backward", act=hang_up), max_epochs=1)
     finally:
         signal.signal(signal.SIGHUP, before)
