@@ -2,13 +2,22 @@
 
 import html
 import io
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smollit.commands.report.run import Run, table
 from smollit.paths import write_whole
+from smollit.verdict.curves import Points
+from smollit.verdict.preferences import interval
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BOUNDED = ("val/rewards/accuracies",)  # fractions of the validation pairs
+WINDOW = 10  # values of a moving mean
 MARK = {True: "✓", False: "✗", None: "·"}
 PLOTS = {  # title -> metrics of the chart
     "Loss": ("train/loss", "val/loss"),
@@ -30,7 +39,8 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; text-align: right; }
-li.bad { color: #c0392b; } li.good { color: #1e8449; }
+ul { list-style: none; padding-left: .5rem; }
+li.bad { color: light-dark(#b03a2e, #ff8a7a); } li.good { color: light-dark(#1e7a42, #6fdc98); }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots svg { background: #fff; border-radius: 6px; }
 .wide { overflow-x: auto; }
 """
@@ -63,8 +73,8 @@ def page(runs: Sequence[Run]) -> str:
         body.append(f"<h2>{html.escape(run.name)}</h2><p><code>{html.escape(str(run.folder))}</code></p><ul>")
         for each in run.findings:
             kind = {True: "good", False: "bad", None: ""}[each.good]
-            advice = f" → <em>{html.escape(each.advice)}</em>" if each.advice else ""
-            body.append(f'<li class="{kind}">{MARK[each.good]} {html.escape(each.text)}{advice}</li>')
+            advice = f" → <em>{as_html(each.advice)}</em>" if each.advice else ""
+            body.append(f'<li class="{kind}">{MARK[each.good]} {as_html(each.text)}{advice}</li>')
         body.append("</ul>")
     body.append('<h2>Curves</h2><div class="plots">' + "\n".join(charts(runs)) + "</div>")
     for run in runs:
@@ -74,6 +84,11 @@ def page(runs: Sequence[Run]) -> str:
         body += ["</tr>", *("<tr>" + "".join(f"<td>{value}</td>" for value in row) + "</tr>" for row in rows)]
         body.append("</table></div>")
     return f"<!doctype html><html><head>{META}<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+
+
+def as_html(text: str) -> str:
+    """Escaped, with what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def charts(runs: Sequence[Run]) -> list[str]:
@@ -88,7 +103,7 @@ def charts(runs: Sequence[Run]) -> list[str]:
 
 
 def chart(title: str, names: Sequence[str], runs: Sequence[Run]) -> str:
-    """A chart of one or several metrics, of all runs."""
+    """A chart of one or several metrics, of all runs: long curves with their moving mean, accuracies with intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 3.0), layout="constrained")
@@ -98,13 +113,7 @@ def chart(title: str, names: Sequence[str], runs: Sequence[Run]) -> str:
             points = run.curves.points(name)
             if points:
                 label = name if len(runs) == 1 else f"{run.name}: {name}"
-                axes.plot(
-                    list(points),
-                    list(points.values()),
-                    marker="o" if name.startswith("val/") else "",
-                    ms=3,
-                    label=label,
-                )
+                draw(axes, points, label, num_pairs=run.curves.num_val if name in BOUNDED else None)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -114,3 +123,26 @@ def chart(title: str, names: Sequence[str], runs: Sequence[Run]) -> str:
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :]
+
+
+def draw(axes: "Axes", points: Points, label: str, *, num_pairs: int | None) -> None:
+    """One curve.
+
+    Args:
+        axes: Where.
+        points: Its values by step.
+        label: Its name.
+        num_pairs: Pairs that each value is a fraction of, for 95 % intervals; None draws none.
+    """
+    steps, values = list(points), list(points.values())
+    is_long = len(values) > 4 * WINDOW
+    [line] = axes.plot(steps, values, marker="" if is_long else "o", ms=3, lw=0.8 if is_long else 1.5)
+    if is_long:  # each step has few rows
+        line.set_alpha(0.3)
+        means = [sum(values[end - WINDOW : end]) / WINDOW for end in range(WINDOW, len(values) + 1)]
+        [line] = axes.plot(steps[WINDOW - 1 :], means, color=line.get_color(), lw=1.5)
+        label = f"{label}, mean of {WINDOW}"
+    line.set_label(label)
+    if num_pairs:
+        lows, highs = zip(*(interval(value, num_pairs) for value in values), strict=True)
+        axes.fill_between(steps, lows, highs, color=line.get_color(), alpha=0.15, lw=0)
