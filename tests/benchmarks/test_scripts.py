@@ -173,7 +173,7 @@ def test_the_limits_of_the_gpu_parts_fit_into_the_whole_call(script: Script) -> 
 @pytest.mark.slow
 def test_a_dry_gpu_report_has_all_parts(tmp_path: Path) -> None:
     """On a CPU with a tiny model: each part that needs no GPU ends well, and each measured job has its numbers."""
-    done = gpu("--out", str(tmp_path), "--dry", "--seconds", "900")
+    done = gpu("--out", str(tmp_path), "--dry", "--seconds", "1500")
     found = json.loads((tmp_path / "report.json").read_text())
     needs_nothing = found.keys() - {"trl-sft", "trl-dpo"} if importlib.util.find_spec("trl") is None else found.keys()
     failed = {name: found[name]["last_lines"] for name in needs_nothing if found[name]["code"] not in (0, 5)}
