@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -17,6 +18,7 @@ import docstring_parser
 
 import callbacks
 from smollit.choices import Choice
+from smollit.cli.parser import arguments
 from smollit.commands import COMMANDS, find
 from smollit.commands.command import Command, FolderCommand
 from smollit.data import ChatDataModule, PreferenceDataModule, UltraChatDataModule, UltraFeedbackDataModule
@@ -51,15 +53,16 @@ def schema_of(kind: Any) -> Schema:
 def settings(known: type) -> Schema:
     """The settings of a class and of the bases to which it passes `**options`, each with its help."""
     found: Schema = {}
-    for base in known.__mro__[:-1]:
-        if "__init__" not in vars(base) or not base.__module__.startswith(("smollit", "callbacks", "lightning")):
-            continue
-        kinds = typing.get_type_hints(base.__init__)
-        helps = descriptions(base)
-        for parameter in inspect.signature(base.__init__).parameters.values():
-            if parameter.name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                found.setdefault(parameter.name, setting(parameter, kinds.get(parameter.name), helps))
+    for base, parameter in arguments(known):
+        if base.__module__.startswith(("smollit", "callbacks", "lightning")) and parameter.name not in found:
+            found[parameter.name] = setting(parameter, kinds_of(base).get(parameter.name), descriptions(base))
     return found
+
+
+@cache
+def kinds_of(known: type) -> dict[str, Any]:
+    """The type of each argument of a constructor."""
+    return typing.get_type_hints(vars(known)["__init__"])
 
 
 def setting(parameter: inspect.Parameter, kind: Any, helps: Mapping[str, str]) -> Schema:
@@ -71,6 +74,7 @@ def setting(parameter: inspect.Parameter, kind: Any, helps: Mapping[str, str]) -
     return described | ({"default": parameter.default} if plain and parameter.default == parameter.default else {})
 
 
+@cache
 def descriptions(known: type) -> dict[str, str]:
     """The help of each argument, from the docstring of the class or of its constructor."""
     texts = (known.__doc__ or "", known.__init__.__doc__ or "")

@@ -106,12 +106,18 @@ def is_inner(problem: Problem) -> bool:
     return bool(problem.owner) and problem.keys not in [(name,) for name in SECTIONS]
 
 
-def argument_names(known: type) -> list[str]:
-    """The arguments of a class and of its bases, to which it passes `**options`."""
-    inits = [vars(base)["__init__"] for base in known.__mro__[:-1] if "__init__" in vars(base)]
-    named = [parameter for init in inits for parameter in inspect.signature(init).parameters.values()]
+def arguments(known: type) -> Iterator[tuple[type, inspect.Parameter]]:
+    """The arguments of a class and of its bases, to which it passes `**options`, each with the class that has it."""
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return [parameter.name for parameter in named if parameter.kind not in kinds and parameter.name != "self"]
+    for base in known.__mro__[:-1]:
+        if "__init__" in vars(base):
+            named = inspect.signature(vars(base)["__init__"]).parameters.values()
+            yield from ((base, each) for each in named if each.kind not in kinds and each.name != "self")
+
+
+def argument_names(known: type) -> list[str]:
+    """The names of `arguments`."""
+    return [parameter.name for _, parameter in arguments(known)]
 
 
 def _all_settings() -> Iterator[str]:

@@ -71,8 +71,8 @@ def token_logps(
     Raises:
         ValueError: If the shapes do not match or `chunk_size` is below 1.
     """
-    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, softcap=softcap)
-    options = options._replace(correct=correct, entropy=entropy)
+    dtype = _checked_dtype(hidden_MH, weight_VH, labels_M, chunk_size)
+    options = _Options(chunk_size, dtype, softcap, correct, entropy)
     return HeadOutput(*_ChunkedHead.apply(hidden_MH, weight_VH, labels_M, options))
 
 
@@ -98,8 +98,8 @@ def summed_logps(
         hidden_MH, weight_VH, labels_M, chunk_size, correct, entropy, softcap: As for `token_logps`, same errors.
         lengths: Loss tokens of each of the S sequences, which follow one another; M in all.
     """
-    options = _check(hidden_MH, weight_VH, labels_M, chunk_size=chunk_size, softcap=softcap)
-    options = options._replace(correct=correct, entropy=entropy)
+    dtype = _checked_dtype(hidden_MH, weight_VH, labels_M, chunk_size)
+    options = _Options(chunk_size, dtype, softcap, correct, entropy)
     if sum(lengths) != len(labels_M):
         raise ValueError(f"`lengths` must sum to the number of labels, {len(labels_M)}, got {sum(lengths)}")
     # The same way whether or not the head is frozen: a policy that equals its reference has its values to the bit.
@@ -112,9 +112,7 @@ def summed_logps(
     return SummedOutput(sums_S, logps_M.detach(), correct_M, entropy_M)
 
 
-def _check(
-    hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, *, chunk_size: int, softcap: float | None
-) -> _Options:
+def _checked_dtype(hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, chunk_size: int) -> torch.dtype:
     """Verify the shapes; the dtype of the products is that of autocast, or of the weight."""
     expected = (labels_M.numel(), weight_VH.shape[1])
     if hidden_MH.shape != expected:
@@ -122,8 +120,7 @@ def _check(
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
     device = hidden_MH.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
-    return _Options(chunk_size, dtype, softcap, correct=False, entropy=False)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
 
 
 class _ChunkedHead(torch.autograd.Function):

@@ -41,9 +41,13 @@ def validated_rows(folder: Path, metric: str, step: int) -> ValidatedRows | None
     Returns:
         None for other metrics, and where the ledger has no such rows.
     """
+    return _measured(read_ledger(folder / FILE), metric, step)
+
+
+def _measured(entries: pa.Table, metric: str, step: int) -> ValidatedRows | None:
     for name, of_entries in MEASURES.items():
         if metric.endswith(f"/{name}"):
-            entries, split = read_ledger(folder / FILE), metric.removesuffix(f"/{name}")
+            split = metric.removesuffix(f"/{name}")
             is_split = pc.or_(pc.equal(entries["split"], split), pc.starts_with(entries["split"], f"{split}/"))
             chosen = entries.filter(pc.and_(is_split, pc.equal(entries["step"], step)))
             chosen = chosen.sort_by([("split", "ascending"), ("row", "ascending")])
@@ -76,19 +80,21 @@ def compared(runs: Sequence[Run]) -> Iterator[list[Finding]]:
     """What tells each run from the first one, on the validation rows that both have at their last common validation."""
     first, *others = runs
     yield []
+    of_first = read_ledger(first.folder / FILE) if others else None
     for run in others:
         shared = set(run.curves.points("val/loss")) & set(first.curves.points("val/loss"))
-        yield list(_differences(run, first, max(shared))) if shared else []
+        ledgers = read_ledger(run.folder / FILE), of_first
+        yield list(_differences(ledgers, first.name, max(shared))) if shared else []
 
 
-def _differences(run: Run, first: Run, step: int) -> Iterator[Finding]:
+def _differences(ledgers: tuple[pa.Table, pa.Table], first: str, step: int) -> Iterator[Finding]:
     said = []
     for name in MEASURES:
-        mine, theirs = (validated_rows(each.folder, f"val/{name}", step) for each in (run, first))
+        mine, theirs = (_measured(entries, f"val/{name}", step) for entries in ledgers)
         change = mine.change(theirs) if mine and theirs else None
         if change:
             clear = "" if change.low > 0 or change.high < 0 else ", no clear difference"
             said.append(f"`val/{name}` {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f}{clear})")
     if said:
-        text = f"against {first.name} on the same validation rows, at step {step}, with 95 % intervals: "
+        text = f"against {first} on the same validation rows, at step {step}, with 95 % intervals: "
         yield Finding("compared", None, text + "; ".join(said))
