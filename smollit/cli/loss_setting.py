@@ -4,6 +4,7 @@ import logging
 import re
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 from smollit.choices import Choice
@@ -52,6 +53,8 @@ class LossParser(LoggerParser):
                 families = self.family if choice is LOSS else None
                 if name in obj:
                     obj[name] = self._full(choice, obj[name], namespace.get(name) if namespace else None, families)
+            if "optimizer" in obj:
+                obj["optimizer"] = _of_torch(_plain(obj["optimizer"]))
         return super().parse_object(obj, namespace, *args, **options)
 
     def _refuse_moved(self, given: Namespace, before: Namespace | None) -> None:
@@ -79,6 +82,13 @@ def find_sentence(message: str) -> str | None:
         return moved["text"].replace("\n" + moved["indent"], "\n")
     unknown = UNKNOWN_NAME.search(message)
     return unknown[0] if unknown else None
+
+
+def _of_torch(given: Any) -> Any:
+    """The optimizer with torch's class where only its name is given: other packages have one of the same name."""
+    if isinstance(given, dict) and "class_path" in given:
+        return given | {"class_path": _of_torch(given["class_path"])}
+    return f"torch.optim.{given}" if isinstance(given, str) and hasattr(torch.optim, given) else given
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.main import main
@@ -149,6 +150,23 @@ def test_what_a_library_refuses_later_is_a_sentence_too(
     """At the first validation, when rows are prepared, or when the optimizer is made; still exit code 2, since the settings are wrong."""
     code, said = fails("fit", write(**over), *words)
     assert code == 2 and said.rstrip().splitlines()[-1].startswith("smollit: `") and expected in said
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({}, ["--model.optimizer=AdamW", "--model.optimizer.betas=[2,3]"]),
+        ({"model": {"optimizer": {"class_path": "AdamW", "init_args": {"betas": [2, 3]}}}}, []),
+    ],
+)
+def test_a_name_that_other_packages_also_have_is_torchs(
+    write: Write, fails: Fails, over: dict[str, Any], words: list[str]
+) -> None:
+    """bitsandbytes has an AdamW too; jsonargparse looks a name up among all classes that are imported."""
+    other = type("AdamW", (torch.optim.Optimizer,), {"__module__": __name__})
+    code, said = fails("fit", write(**over), *words)
+    assert code == 2 and "Invalid beta parameter at index 0: 2.0" in said
+    del other
 
 
 @pytest.mark.parametrize(
