@@ -200,6 +200,7 @@ PROMISES = {
     "mixtures": "Parts of a mixture are seen as often as their weights say",
     "row-filters": "`data.where` runs nothing but columns and listed functions; rows that are left out are counted",
     "select": "`data.select` keeps the best pairs by their scores, or by values of the reference",
+    "own-data": "Five lines of JSON, `init` and three settings are enough for a run",
     "own-rows": "`data.convert` reads rows of any shape, and its errors name function and row",
     "any-row": "Of a row of any content comes an example, or a counted reason",
     "unprinted": "What a row says and its template does not print is named with its weight",

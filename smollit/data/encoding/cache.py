@@ -10,8 +10,10 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,17 +139,19 @@ class Numbered:
 
 def _write(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) -> None:
     """Encode the rows into files of an empty folder: examples/ with the good ones, and report.json."""
-    examples = source.rows.map(
-        Numbered(encoder, source.numbers),
-        batched=True,
-        with_indices=True,
-        num_proc=num_proc if num_proc and num_proc > 1 else None,
-        remove_columns=source.rows.column_names,
-        features=features_of(encoder),
-        cache_file_name=str(folder / "all.arrow"),
-        new_fingerprint=folder.name.strip(".")[:32],  # datasets takes no more than 64 characters
-        desc="tokenizing",
-    )
+    num_proc = min(num_proc or 1, len(source.rows))
+    with nullcontext() if sys.stderr.isatty() else quiet_datasets():
+        examples = source.rows.map(
+            Numbered(encoder, source.numbers),
+            batched=True,
+            with_indices=True,
+            num_proc=num_proc if num_proc > 1 else None,
+            remove_columns=source.rows.column_names,
+            features=features_of(encoder),
+            cache_file_name=str(folder / "all.arrow"),
+            new_fingerprint=folder.name.strip(".")[:32],  # datasets takes no more than 64 characters
+            desc="tokenizing",
+        )
     report = replace(count_examples(examples), source_rows=source.num_rows, left_out=source.left_out)
     with quiet_datasets():
         kept = examples.filter(_is_good, input_columns="problem", keep_in_memory=False)

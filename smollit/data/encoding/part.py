@@ -69,6 +69,7 @@ class EncodedPart:
             log.warning("%s: the cache is damaged (%s): its rows are tokenized again", self.label, found)
             shutil.rmtree(self.folder)
         if not self.folder.exists():
+            log.info("%s: tokenizing %s rows", self.label, f"{self.source.num_rows:,}")
             build(self.source, self.encoder, self.folder, num_proc)
 
     def read(self) -> LoadedPart:
