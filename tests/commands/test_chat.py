@@ -85,7 +85,9 @@ def test_a_conversation_has_a_memory_and_commands(models: tuple[str, str], talk:
     expected = [first, second, second, first, third]
     assert len({first, second, third}) == 3
     body = said.partition("lists the commands\n")[2]
-    assert body == "".join(f"{text}\n[ends at max_new_tokens]\n" for text in expected)
+    texts = [f"{text}\n[ends at max_new_tokens]\n" for text in expected]
+    texts[2] += "[decoded greedily, so a retry is the same: /temperature 0.7 draws another response]\n"
+    assert body == "".join(texts)
 
 
 def test_sampling_follows_the_seed_and_what_is_wrong_is_said(models: tuple[str, str], talk: Talk) -> None:
@@ -95,6 +97,7 @@ def test_sampling_follows_the_seed_and_what_is_wrong_is_said(models: tuple[str, 
     assert runs[0] == runs[1] != runs[2]
     assert "needs a number of at least 0, got '-1'" in runs[0] and "/reset               forget" in runs[0]
     assert "there is nothing to retry" in talk(["/retry"], models[0])
+    assert "greedily" not in talk(["/temperature 1", "Hi", "/retry"], models[0], "--max_new_tokens=2")
 
 
 # case: E5

@@ -73,6 +73,8 @@ class Session:
             asked = next(turn["content"] for turn in reversed(self.histories[0]) if turn["role"] == "user")
             self.histories = [history[:-2] for history in self.histories]
             self.message(asked)
+            if all(speaker.is_greedy(self.sampling) for speaker in self.speakers):
+                self.view.say("[decoded greedily, so a retry is the same: /temperature 0.7 draws another response]")
         else:
             self.view.say("there is nothing to retry" if name == "/retry" else HELP)
 

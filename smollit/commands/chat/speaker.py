@@ -133,6 +133,11 @@ class Speaker:
         limits = {"max_new_tokens": sampling.max_new_tokens, "positions": self.positions}
         self.finish = finish_of(ids.shape[1], generation.num_tokens, **limits)
 
+    def is_greedy(self, sampling: Sampling) -> bool:
+        """Whether a prompt always has the same response."""
+        own = self.model.generation_config and self.model.generation_config.do_sample
+        return not sampling.options().get("do_sample", own)
+
     def stop_texts(self) -> list[str]:
         """Texts that end a response, where no single token does."""
         return (self.model.generation_config and self.model.generation_config.stop_strings) or []
