@@ -26,6 +26,7 @@ MARKS = re.compile(
 )
 QUESTION = re.compile(r"^(?:Human|User|Q|Question) *:", re.MULTILINE)
 RESPONSE = re.compile(r"^(?:AI|Assistant|Bot|A|Answer) *:", re.MULTILINE)
+MISSING_WORDS = {"nan", "none", "null", "undefined", "<na>"}
 PLACEHOLDER = re.compile(r"<(?:image|video|audio)>|<\|(?:image|video|audio)_pad\|>")
 
 
@@ -116,6 +117,18 @@ def written_chats(compared: list[Compared]) -> list[str]:
 def _mark(text: str) -> re.Match[str] | None:
     """What shows that a text is a chat."""
     return MARKS.search(text) or (RESPONSE.search(text) and QUESTION.search(text))
+
+
+def missing_values(compared: list[Compared]) -> list[str]:
+    """Whether turns are no more than what programs write for a missing value."""
+    texts = [{turn["content"].strip().lower() for turn in row.messages} & MISSING_WORDS for row in compared]
+    if not any(texts):
+        return []
+    words = ", ".join(sorted({f"`{word}`" for found in texts for word in found}))
+    return [
+        f"in {fraction(sum(map(bool, texts)), len(texts), 'compared rows')} a turn is no more than {words}, as programs"
+        " write a missing value. `data.where` can leave such rows out"
+    ]
 
 
 def empty_questions(compared: list[Compared]) -> list[str]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from smollit.commands.inspect.compare import (
     compared_rows,
     empty_questions,
+    missing_values,
     placeholders,
     repeated_prompts,
     written_chats,
@@ -36,7 +37,7 @@ def find_all(view: SplitView) -> list[Finding]:
     wrong += alone_wrong
     known = "\n".join(wrong)  # a refusal names the dropped rows already
     notes = [line for line in view.report.notes() if line not in known]
-    notes += [*empty_questions(compared), *alone_notes]
+    notes += [*empty_questions(compared), *missing_values(compared), *alone_notes]
     return [Finding("wrong", line) for line in wrong] + [Finding("note", line) for line in notes]
 
 

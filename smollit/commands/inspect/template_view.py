@@ -11,6 +11,7 @@ from smollit.data.formats.types import Conversation, Message
 from smollit.data.template.notes import notes
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.data.template.tokenize import Segment, load_tokenizer
+from smollit.data.template.train_on import through_last_loss
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"  # its tokenizer serves a template without a model
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"one": "1", "two": "2"}}}
@@ -71,7 +72,7 @@ SHAPES: dict[str, Shape] = {
 def try_shape(template: ChatTemplate, shape: Shape) -> Tried:
     """Render a chat, find its loss spans, and compare them with its messages by another way than they are found.
 
-    The text must be transformers' own; each assistant turn's text must be in a loss span of its own, together with its
+    The text must be transformers' own, of the messages through the last assistant turn; each assistant turn's text must be in a loss span of its own, together with its
     calls; and no other message's text in any.
     """
     try:
@@ -79,7 +80,7 @@ def try_shape(template: ChatTemplate, shape: Shape) -> Tried:
     except BadRow as bad:
         return Tried("refused", detail=bad.detail)
     loss = _spans(row.segments)
-    messages = template.as_rendered(shape.messages)
+    messages = template.as_rendered(through_last_loss(shape.messages, "assistant"))
     text = template.tokenizer.apply_chat_template(
         messages, chat_template=template.source, tokenize=False, **shape.variables
     )

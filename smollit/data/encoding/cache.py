@@ -38,20 +38,20 @@ STALE_SECONDS = 3600  # a build writes every few seconds: one that has not writt
 
 def cache_key(source: Source, encoder: Encoder) -> str:
     """Hash of everything that changes the tokens: rows and their format, tokenizer, template, options, version."""
-    tokenizer = encoder.template.tokenizer
+    tokenizer, form = encoder.template.tokenizer, encoder.format
     parts: dict[str, object] = {
         "source": source.fingerprint,
-        "format": [encoder.format.name, encoder.format.columns, asdict(encoder.format.roles), encoder.format.media],
+        "format": [form.name, form.columns, form.late, asdict(form.roles), form.media],
         "tokenizer": encoder.template.tokenizer_hash,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "template": encoder.template.cache_text,
         "options": asdict(encoder.options),
         "version": FORMAT_VERSION,
     }
-    if encoder.format.ranking:
-        parts["ranking"] = [encoder.format.ranking.text, encoder.format.pairs_of]
-    if encoder.format.convert:
-        parts["convert"] = encoder.format.convert.key
+    if form.ranking:
+        parts["ranking"] = [form.ranking.text, form.pairs_of]
+    if form.convert:
+        parts["convert"] = form.convert.key
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

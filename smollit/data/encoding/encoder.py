@@ -36,7 +36,7 @@ from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
 from smollit.data.template.unprinted import EARLIER
 
-FORMAT_VERSION = 7  # part of the cache key: raise it when examples change
+FORMAT_VERSION = 8  # part of the cache key: raise it when examples change
 ROWS_AT_ONCE = 100  # rows that are tokenized together
 BATCHES_AHEAD = 2  # batches of rows that are rendered before the encoder waits for the tokens of the first
 
@@ -189,10 +189,8 @@ class Encoder:
         """
         if isinstance(record, Text):
             found = self.template.control.pattern.findall(record.text)
-        elif isinstance(record, Preference):
-            found = self.template.control.find([*record.prompt, record.chosen, record.rejected, record.variables])
         else:
-            found = self.template.control.find([*record.messages, record.variables])
+            found = self.template.control.find_in(record)
         if found and self.options.control_text != "escape":
             reason = DropReason.CONTROL_TEXT if self.options.control_text == "drop" else DropReason.CONTROL_TEXT_ERROR
             raise BadRow(reason, f"{found[0]!r} is a control token of the tokenizer or the template")

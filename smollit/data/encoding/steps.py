@@ -146,8 +146,8 @@ def has_turns_after_loss(rendered: RenderedRow) -> bool:
     """Whether a chat ends with turns that no response follows, and that are not in the loss themselves."""
     if not isinstance(rendered.record, Conversation):
         return False
-    (chat,), last = rendered.row.chats, rendered.row.segments[-1].message
-    return last < len(chat.messages) - 1 and chat.messages[-1]["role"] in ("system", "user", "tool")
+    end, last = rendered.record.messages[-1], rendered.row.segments[-1].message
+    return end["role"] in ("system", "user", "tool") and rendered.row.chats[0].messages[last] is not end
 
 
 def _digest(text: str) -> int:
@@ -196,7 +196,7 @@ def encode_pair(row: TruncatedRow) -> EncodedRow:
     if chosen == rejected:
         whole = TruncatedRow(row.tokenized, [(0, len(ids)) for ids in row.tokenized.ids])
         if whole.ids("chosen") == whole.ids("rejected"):
-            raise BadRow(DropReason.IDENTICAL, "`chosen` and `rejected` are the same text")
+            raise _why_identical(row.tokenized.rendered.record)
         same = f"the first {len(chosen)} tokens" if len(chosen) > 1 else "their first token"
         raise BadRow(DropReason.IDENTICAL_AFTER_CUT, f"the responses are identical in {same}")
     columns = {
@@ -212,6 +212,16 @@ def encode_pair(row: TruncatedRow) -> EncodedRow:
         "loss_tokens": len(chosen) + len(rejected),
     }
     return EncodedRow(row, columns)
+
+
+def _why_identical(record: Record) -> BadRow:
+    """What makes two responses the same text: the rows, or a template that does not print in what they differ."""
+    assert isinstance(record, Preference)
+    keys = [key for key in record.chosen | record.rejected if record.chosen.get(key) != record.rejected.get(key)]
+    if not keys:
+        return BadRow(DropReason.IDENTICAL, "`chosen` and `rejected` are the same text")
+    said = f"`chosen` and `rejected` differ in {', '.join(keys)}, and the template prints the same text for both"
+    return BadRow(DropReason.IDENTICAL_AS_PRINTED, said)
 
 
 def _why_no_loss_tokens(row: TokenizedRow, max_length: int) -> str:

@@ -104,7 +104,7 @@ def _from_row(row: Row, format: Format) -> Records:
     for name in format.media:
         if row.get(name):
             raise BadRow(DropReason.NOT_TEXT, f"`{name}` holds {type(row[name]).__name__}, and only text can be read")
-    fields = Fields(row, format.columns, format.roles)
+    fields = Fields(row, format.columns, format.roles, format.late)
     if format.name == "text":
         return [from_text(fields)]
     records, variables = _convert(fields, format), parse_variables(fields)

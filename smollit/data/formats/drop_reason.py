@@ -51,6 +51,7 @@ class DropReason(StrEnum):
     TOO_LONG_ERROR = "longer than max_length, which `data.truncate` refuses"
     IDENTICAL = "identical responses"
     IDENTICAL_AFTER_CUT = "identical responses after truncation"
+    IDENTICAL_AS_PRINTED = "identical responses as the template prints them"
 
     @property
     def advice(self) -> str:
@@ -87,6 +88,7 @@ ADVICE = {
     DropReason.TIED: "set `data.score_ties` to keep",
     DropReason.NO_SCORES: "leave `data.min_score_gap` out",
     DropReason.UNPRINTED: "set `data.chat_template` to a Jinja file that prints tool calls",
+    DropReason.IDENTICAL_AS_PRINTED: "set `data.chat_template` to a Jinja file that prints in what they differ",
     DropReason.REFUSED_BY_TEMPLATE: "set `data.chat_template` to chatml or to a Jinja file that fits these chats",
 }
 REQUESTED = {

@@ -19,6 +19,8 @@ Parts = dict[str, str]  # part -> column
 SCORES = ("score_chosen", "score_rejected")
 TOGETHER = (SCORES, ("id", "parent"))  # parts that say something only beside each other
 VARIABLES = ("tools", "chat_template_kwargs")  # what the chat template gets besides messages
+# Parts that are read also where the first rows lack their column.
+OPTIONAL = ("system", "history", "context", "input", *VARIABLES)
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # The columns of a part without a mapping, in any case: the first of these that is there.
 USUAL = {
@@ -86,6 +88,7 @@ class Format:
         columns: The column of each part, such as {"messages": "conversations"}.
         roles: Which roles its messages may have, and whether ShareGPT's keys and names are read.
         seen: Names of roles in the first rows that are read as other roles.
+        late: Names of the columns of parts that the first rows lack: JSON has other keys in each row.
         unused: Columns that no part uses.
         media: Columns of images, videos and sounds, which can't be read.
         ranking: Which of several responses is preferred; None where a format says it itself.
@@ -99,6 +102,7 @@ class Format:
     _: KW_ONLY
     roles: Roles = field(default_factory=Roles)
     seen: tuple[str, ...] = ()
+    late: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
     ranking: Ranking | None = None
@@ -178,11 +182,13 @@ class Fields:
         row: Columns and their values.
         columns: The column of each part.
         roles: Which roles its messages may have.
+        late: Names that the column of a part without one may have in this row.
     """
 
     row: Row
     columns: dict[str, str]
     roles: Roles
+    late: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def name(self, part: str) -> str:
         """The name of the part's column, for errors."""
@@ -190,7 +196,7 @@ class Fields:
 
     def get(self, part: str) -> Any:
         """The value, or None if the part has no column or the row no value."""
-        column = self.columns.get(part)
+        column = self.columns.get(part) or next(filter(self.row.__contains__, self.late.get(part, ())), None)
         if column is None:
             return None
         value = self.row.get(column)

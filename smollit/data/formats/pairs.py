@@ -109,6 +109,8 @@ def make_pair(
     differ = ""
     if repeated and other and _stripped(repeated) != _stripped(other):
         differ = f"the turns before the response are not the same in {names[0]} and {names[1]}"
+    elif repeated and other and _is_continued(asked, repeated):
+        asked = [*asked, *repeated]
     elif asked and (repeated or other) and not _is_part_of(_stripped(asked), _stripped(repeated or other)):
         differ = f"`{fields.name('prompt')}` is not what {names[0]} and {names[1]} begin with"
     if differ:
@@ -169,6 +171,11 @@ def _without_system(turns: list[Message]) -> list[Message]:
 
 def _stripped(turns: list[Message]) -> list[Message]:
     return [turn | {"content": turn["content"].strip()} for turn in turns]
+
+
+def _is_continued(asked: list[Message], turns: list[Message]) -> bool:
+    """Whether turns do not repeat the prompt, but follow it, as TRL's responses of several turns do."""
+    return bool(asked) and asked[-1]["role"] != "assistant" and turns[0]["role"] == "assistant"
 
 
 def _is_part_of(asked: list[Message], repeated: list[Message]) -> bool:

@@ -27,6 +27,19 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 KINDS = TEXTS | TABLES | {end + packed: kind for end, kind in TEXTS.items() for packed in COMPRESSIONS}
 READABLE = f"{', '.join(TEXTS)} files (also as {', '.join(COMPRESSIONS)}), {' and '.join(TABLES)} files"
 SHARD = re.compile(r"-\d+-of-\d+$")
+# How files begin that are something else than their name says, what they are, and what to do.
+SIGNATURES = (
+    (b"version https://git-lfs", "a Git LFS pointer and not the data: fetch it with `git lfs pull`"),
+    (b"<!doctype html", "a web page: download the file itself"),
+    (b"<html", "a web page: download the file itself"),
+    (b"\xff\xfe", "UTF-16 text: convert it, as with iconv -f utf-16 -t utf-8"),
+    (b"\xfe\xff", "UTF-16 text: convert it, as with iconv -f utf-16 -t utf-8"),
+    (b"PK\x03\x04", "a zip archive: unpack it"),
+    (b"\x1f\x8b", "a gzip archive: its name must end in .gz"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive: its name must end in .zst"),
+    (b"BZh", "a bzip2 archive: its name must end in .bz2"),
+    (b"PAR1", "a parquet file: its name must end in .parquet"),
+)
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a drive letter of Windows has one character
 
 
@@ -81,7 +94,7 @@ def check_files(files: tuple[Path, ...], split: str) -> None:
     """Reject files that can be recognized as wrong without reading them.
 
     Raises:
-        ValueError: If a file is missing or empty, or the files are of several kinds.
+        ValueError: If a file is missing, empty, or not what its name says, or the files are of several kinds.
     """
     if len({kind_of(file) for file in files}) > 1:
         raise ValueError(f"the files of split {split!r} are of several kinds: {names_of(files)}")
@@ -90,6 +103,16 @@ def check_files(files: tuple[Path, ...], split: str) -> None:
             raise ValueError(f"{file} is missing: the folder was not copied whole")
         if file.stat().st_size == 0:
             raise ValueError(f"{file} is empty: a data set needs at least one row")
+        if other := _other_content(file):
+            raise ValueError(f"{file} is {other}")
+
+
+def _other_content(file: Path) -> str:
+    """What a file is, and what to do, if it begins as a file of another kind does; else empty."""
+    with file.open("rb") as content:
+        start = content.read(64).lower()
+    found = next((said for mark, said in SIGNATURES if start.startswith(mark.lower())), "")
+    return "" if found.endswith(f" {file.suffix.lower()}") else found
 
 
 def download(url: str, cache_dir: Path | None) -> tuple[Path, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.types import Message
+from smollit.data.formats.types import Conversation, Message, Preference
+from smollit.data.template.rendering.as_read import as_read
 from smollit.data.template.rendering.jinja import Span
 from smollit.data.template.rendering.marks import MARKER
 from smollit.data.template.rendering.renderer import RenderedChat, Renderer
@@ -30,6 +31,18 @@ class ControlText:
     def find(self, messages: Iterable[Message]) -> list[str]:
         """Every occurrence of control text in all that messages hold."""
         return [found for message in messages for text in _texts(message) for found in self.pattern.findall(text)]
+
+    def find_in(self, record: Conversation | Preference) -> list[str]:
+        """Every occurrence of control text in a record, as the template reads its messages."""
+        pair = (record.chosen, record.rejected) if isinstance(record, Preference) else ()
+        messages = record.prompt if isinstance(record, Preference) else record.messages
+        if not self.find([*messages, *pair, record.variables]):
+            return []
+        renderer = self.renderer.bind(record.variables)
+        if not pair:
+            return self.find([*as_read(renderer, messages, {}), record.variables])
+        (*before, chosen), (*_, rejected) = (as_read(renderer, [*messages, response], {}) for response in pair)
+        return self.find([*before, chosen, rejected, record.variables])
 
     def locate(self, chat: RenderedChat) -> list[Span]:
         """The spans of control text in the contents of a rendered chat.

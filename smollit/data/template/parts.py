@@ -7,14 +7,12 @@ from typing import NamedTuple
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message
 from smollit.data.template.loss_spans import LossSpan
+from smollit.data.template.rendering.as_read import CLOSES, REASONING
 from smollit.data.template.rendering.jinja import Span
 from smollit.data.template.rendering.marks import MARKER, Printed
 from smollit.data.template.rendering.renderer import RenderedChat, Renderer
 from smollit.data.template.train_on import ALL, PARTS, TrainOn
 from smollit.data.template.turns import TurnFinder
-
-REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of messages: transformers reads them as one
-CLOSES = "</think>"  # ends reasoning that is written into the content
 
 
 class TurnPart(NamedTuple):

@@ -16,11 +16,12 @@ from smollit.data.template.control import ControlText
 from smollit.data.template.loss_spans import Headers, LossSpan, LossSpanFinder, SpanSource
 from smollit.data.template.parts import TurnPart, split_turns
 from smollit.data.template.probe import SystemTurn, change_default_system, choose_span_source, find_default_system
+from smollit.data.template.rendering.as_read import as_read
 from smollit.data.template.rendering.jinja import read_source, with_defaults
 from smollit.data.template.rendering.renderer import RenderedChat, Renderer, in_parts
 from smollit.data.template.rendering.shapes import Shape
 from smollit.data.template.tokenize import Segment, SegmentedRow, SegmentTokenizer, join_pair
-from smollit.data.template.train_on import TrainOn, join_continued
+from smollit.data.template.train_on import TrainOn, join_continued, through_last_loss
 from smollit.data.template.unprinted import find_unprinted
 
 
@@ -66,6 +67,7 @@ class ChatTemplate:
         """
         joined, given = join_continued(messages)
         renderer = self._renderer.bind(variables or {})
+        joined = as_read(renderer, joined, given)
         chat = renderer.render(joined, with_blocks=self.span_source == "markers", like=like)
         return chat._replace(given=given) if given else chat
 
@@ -100,7 +102,8 @@ class ChatTemplate:
         Raises:
             BadRow: If the template can't render it, no message counts in the loss, or a span can't be verified.
         """
-        chat = self.render(conversation.messages, variables=conversation.variables)
+        messages = through_last_loss(conversation.messages, train_on)
+        chat = self.render(messages, variables=conversation.variables)
         return self._segment_tokenizer.cut(chat, self._parts(chat, train_on), has_control=has_control)
 
     def segment_pair(self, pair: Preference, *, has_control: bool = True) -> SegmentedRow:
@@ -155,7 +158,8 @@ class ChatTemplate:
             messages: The messages.
             variables: What the template gets besides, as tools.
         """
-        return self._renderer.bind(variables or {}).prompt_text(messages)
+        renderer = self._renderer.bind(variables or {})
+        return renderer.prompt_text(as_read(renderer, messages, {}))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, tokenized separately. The tokenizer adds no special tokens: the template has them."""

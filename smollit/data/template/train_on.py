@@ -43,6 +43,18 @@ def messages_with_loss(messages: list[Message], train_on: TrainOn) -> list[int]:
     return wanted
 
 
+def through_last_loss(messages: list[Message], train_on: TrainOn) -> list[Message]:
+    """The messages through the last one that counts in the loss.
+
+    What follows is not used, and templates of reasoning models would print the turns before it in another way than
+    inference does, which ends there.
+
+    Raises:
+        BadRow: If none counts.
+    """
+    return messages if train_on == ALL else messages[: messages_with_loss(messages, train_on)[-1] + 1]
+
+
 @lru_cache
 def roles_with_loss(train_on: TrainOn) -> frozenset[str]:
     """The roles that `train_on` names, or whose turns it names parts of."""

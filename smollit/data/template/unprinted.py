@@ -47,9 +47,18 @@ def _keys(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:
         without = [{name: value for name, value in message.items() if name != key} for message in chat.messages]
         having = [index for index, message in enumerate(chat.messages) if message.get(key) not in (None, "", [], {})]
         if having and _text(renderer, without) == chat.text:
-            yield f"{key} {OF_RESULTS}" if {chat.messages[index]["role"] for index in having} == {"tool"} else key
+            roles = {chat.messages[index]["role"] for index in having}
+            is_earlier = any(_is_printed_at_the_end(renderer, chat, without, index) for index in having)
+            yield f"{key} {OF_RESULTS}" if roles == {"tool"} else f"{key} {EARLIER}" if is_earlier else key
         elif len(having) > 1 and any(_is_same(renderer, chat, index, without[index]) for index in having):
             yield f"{key} {EARLIER}" if chat.messages[having[0]]["role"] == "assistant" else f"{key} of some turns"
+
+
+def _is_printed_at_the_end(renderer: Renderer, chat: RenderedChat, without: list[Message], index: int) -> bool:
+    """Whether a key of an assistant turn is printed where the chat ends with that turn."""
+    if chat.messages[index]["role"] != "assistant" or index == len(chat.messages) - 1:
+        return False
+    return _text(renderer, chat.messages[: index + 1]) != _text(renderer, without[: index + 1])
 
 
 def _calls(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:

@@ -31,6 +31,16 @@ def pair(prompt: Any, chosen: Any, rejected: Any) -> Row:
 # ---- chats
 
 
+def test_responses_that_differ_in_what_is_not_printed(make_encoder: Make, encode: Encode) -> None:
+    """ChatML prints no reasoning: these are the same text, and the rows are not to blame."""
+    rows = [
+        pair("q", [assistant("a", reasoning_content=one)], [assistant("a", reasoning_content="no")]) for one in "ab"
+    ]
+    (first, _) = encode(make_encoder("preference"), rows)
+    assert first["problem"] == "identical responses as the template prints them"
+    assert first["detail"].startswith("`chosen` and `rejected` differ in reasoning_content, and the template prints")
+
+
 # case: mask-02
 def test_a_chat_whose_response_is_truncated_away_is_dropped_with_the_length(
     make_encoder: Make, encode: Encode, words: Words, bare: str

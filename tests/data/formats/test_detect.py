@@ -8,7 +8,7 @@ import pytest
 from smollit.data.formats.detection.detect import detect_format
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.messages.roles import Roles
-from smollit.data.formats.types import Kind
+from smollit.data.formats.types import Conversation, Kind
 from tests.data.conftest import Row, assistant, user
 from tests.data.formats.conftest import HI, columns_of, gpt, human, known, pair, to_record, turns
 
@@ -193,3 +193,17 @@ def test_pairs_of_which_some_lack_a_prompt_are_counted_row_by_row() -> None:
 def test_without_rows_there_is_nothing_to_refuse() -> None:
     """Only null responses: the rows are counted, not the split refused."""
     assert known([{"chosen": None, "rejected": None}], "preference").name == "preference"
+
+
+def test_columns_that_only_later_rows_have_are_used_unless_the_user_says_otherwise() -> None:
+    """JSON has other keys in each row. A column that the first rows have and no part uses stays unused."""
+    late = {"messages": HI, "system_prompt": "S", "tools": [{"name": "add"}], "context": "C"}
+    format = known([{"messages": HI, "context": "C"}])
+    found = to_record(late, format)
+    assert isinstance(found, Conversation) and format.unused == ("context",)
+    assert [turn["content"] for turn in found.messages] == ["S", "hi", "yo"]
+    assert found.variables == {"tools": [{"name": "add"}]}
+    found = to_record(late, known([{"messages": HI}], mapping={"system": "", "tools": ""}))
+    assert isinstance(found, Conversation) and found == Conversation(HI)
+    asked = to_record({"prompt": "Q", "completion": "A", "context": "C"}, known([{"prompt": "Q", "completion": "A"}]))
+    assert isinstance(asked, Conversation) and asked.messages[0]["content"] == "C\n\nQ"

@@ -46,6 +46,23 @@ def test_a_glob_is_the_files_that_it_matches_in_order(tmp_path: Path) -> None:
     assert [file.name for file in find_files(f"{tmp_path}/b/**", "train")] == ["1.jsonl.gz", "2.jsonl.gz"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a Git LFS pointer.*`git lfs pull`"),
+        ("a.jsonl", b"<!DOCTYPE html>\n<html></html>", "a web page"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16 text: convert it, as with iconv -f utf-16"),
+        ("a.jsonl", b"\x1f\x8b\x08\x00", "a gzip archive: its name must end in .gz"),
+        ("a.jsonl.gz", b"PK\x03\x04", "a zip archive: unpack it"),
+        ("a.csv", b"PAR1\x15", "a parquet file: its name must end in .parquet"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is {said}"):
+        load_source(str(tmp_path / name), "train")
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
     assert rows_of(write(tmp_path / "mine[1].jsonl", ROWS)) == ROWS
 

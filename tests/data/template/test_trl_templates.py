@@ -52,14 +52,14 @@ TURNS = {
 
 
 def expected(name: str, shape: Shape) -> list[str]:
-    """What each turn of a chat of plain texts must count: by its family, and by whether a user turn follows."""
+    """What each turn of a chat of plain texts must count: by its family, and by whether a user turn follows that a response follows."""
     family = next(family for family in sorted(TURNS, key=len, reverse=True) if name.startswith(family))
     last_lead, lead, last_end, *more = TURNS[family]
     said = [index for index, message in enumerate(shape.messages) if message["role"] == "assistant"]
     spans = []
     for index in said:
-        is_last = all(message["role"] != "user" for message in shape.messages[index:])
-        end = last_end if index == len(shape.messages) - 1 or not more else more[0]
+        is_last = all(message["role"] != "user" for message in shape.messages[index : said[-1]])
+        end = last_end if index == said[-1] or not more else more[0]
         spans.append((last_lead if is_last else lead) + shape.messages[index]["content"] + end)
     return spans
 
@@ -103,7 +103,8 @@ def test_spans_are_the_turns_of_transformers_text(
             found = positions(template, shape)
         except BadRow:
             continue
-        messages = template.as_rendered(shape.messages)
+        last = max(index for index, message in enumerate(shape.messages) if message["role"] == "assistant")
+        messages = template.as_rendered(shape.messages[: last + 1])
         text = tiny_tokenizer.apply_chat_template(messages, chat_template=template.source, tokenize=False)
         cursor, wanted = 0, []
         for number, turn in enumerate(expected(name, shape)):

@@ -72,6 +72,7 @@ def detect_format(
         {part: column for part, column in used.items() if part != "chosen_if"},
         roles=roles,
         seen=split.renamed_roles(used, roles),
+        late=split.late_parts(name, used),
         unused=split.unused(used, set(filtered)),
         media=tuple(name for name in MEDIA if name in columns and split.mapping.get(name) != ""),
         ranking=ranking,

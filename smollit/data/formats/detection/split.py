@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from smollit.data.formats.detection.labels import LABELS, is_good, is_label
-from smollit.data.formats.format import LAYOUTS, MEDIA, TOGETHER, USUAL, Parts, parts_of
+from smollit.data.formats.format import LAYOUTS, MEDIA, OPTIONAL, TOGETHER, USUAL, Parts, parts_of
 from smollit.data.formats.messages.dialogue import is_dialogue
 from smollit.data.formats.messages.roles import ALIASES, ROLE_KEYS, ROLES, TEXT_KEYS, Roles, is_role, is_sharegpt
 from smollit.data.formats.messages.shapes import find_messages, is_written
@@ -159,6 +159,14 @@ class Split:
         for part in filter(self.mapping.__contains__, lone):
             raise ValueError(f"`data.columns` maps {part} alone: map both {' and '.join(lone[part])}, or neither")
         return {part: column for part, column in parts.items() if part not in lone}
+
+    def late_parts(self, name: FormatName, used: Parts) -> dict[str, tuple[str, ...]]:
+        """The names that columns of optional parts usually have, where the first rows have none of them."""
+        taken = {*self.columns, *used.values(), *self.mapping}
+        parts = [
+            part for part in OPTIONAL if part in LAYOUTS[self.kind][name].may and part not in {*used, *self.mapping}
+        ]
+        return {part: tuple(column for column in USUAL.get(part, (part,)) if column not in taken) for part in parts}
 
     def unused(self, parts: Parts, filtered: set[str]) -> tuple[str, ...]:
         """The columns that no part, no filter and no setting uses, without those that the user maps to nothing."""

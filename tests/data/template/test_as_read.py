@@ -1,0 +1,112 @@
+"""Reasoning and calls that a data set writes into texts are read as the template reads them; rendering decides."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from smollit.data import ChatDataModule
+from tests.conftest import TINY
+from tests.data.conftest import Row, assistant, ready, spans, user
+
+# As Qwen3: reasoning is printed after the last user turn only, from a key or from what `</think>` in the content ends.
+THINKS = (
+    "{% set ns = namespace(last=-1) %}{% for m in messages if m.role == 'user' %}{% set ns.last = m.content %}{% endfor %}"
+    "{% set ns.after = false %}{% for m in messages %}{% set r, c = m.reasoning_content or '', m.content %}"
+    "{% if '</think>' in c %}{% set r = c.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\\n') %}{% endif %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and ns.after %}<think>\n{{ r }}\n</think>\n\n{% endif %}{{ c }}CALLS<|im_end|>\n"
+    "{% set ns.after = ns.after or m.content == ns.last %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QUOTES = "{% for t in m.tool_calls or [] %}<call>{{ t.function.name }} {{ t.function.arguments | tojson }}{% endfor %}"
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+DONE = "three.<|im_end|>"
+Read = Callable[..., ChatDataModule]
+
+
+@pytest.fixture
+def read(tmp_path: Path, write: Callable[..., str]) -> Read:
+    """A data module of rows, with <think> and </think> as single tokens that are not special, as Qwen3 has them."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+    def of(rows: list[Row], template: str = THINKS.replace("CALLS", ""), **options: Any) -> ChatDataModule:
+        (tmp_path / "mine.jinja").write_text(template)
+        given = {"tokenizer_name": str(tmp_path / "tokenizer"), "chat_template": str(tmp_path / "mine.jinja")}
+        return ready(tmp_path, write(rows), **given | options)
+
+    return of
+
+
+@pytest.mark.parametrize("more", [[], [user("and?")], [user("and?"), assistant("<think>\nOr\n</think>\n\nB.")]])
+def test_reasoning_in_the_content_is_the_same_as_in_a_key(read: Read, more: list[Row]) -> None:
+    """The tokens are those of transformers' text through the last response: `<think>` is one token, and a user turn
+    after it, which is not used, does not remove the reasoning. What an earlier turn loses is named."""
+    question = user("why <think>?")
+    written = [question, assistant("<think>\nHm\n</think>\n\nA."), *more]
+    apart = [question, assistant("A.", reasoning_content="Hm"), *more]
+    module = read([{"messages": written}, {"messages": apart}], control_text="escape")
+    first, second = module.examples["train"].rows
+    assert (first["input_ids"], first["spans"]) == (second["input_ids"], second["spans"])
+    tokenizer, chat = module.template.tokenizer, written[:2] if len(more) < 2 else written
+    text = tokenizer.apply_chat_template(chat, chat_template=module.template.source, tokenize=False)
+    assert tokenizer.decode(first["input_ids"]) == text.removesuffix("\n")
+    thinks = tokenizer.convert_tokens_to_ids("<think>")
+    assert first["input_ids"].count(thinks) == 1, "the model's own, and not the user's"
+    last = spans(module)[0][-1]
+    assert last == (
+        "<think>\nOr\n</think>\n\nB.<|im_end|>" if len(more) == 2 else "<think>\nHm\n</think>\n\nA.<|im_end|>"
+    )
+    report = module.reports["train"]
+    assert report.trailing == (2 if len(more) == 1 else 0)
+    assert report.unprinted == ({"reasoning_content of earlier turns": 2} if len(more) == 2 else {})
+
+
+def test_reasoning_is_no_control_text(read: Read) -> None:
+    """Also where the template prints it as any other text, and where control text drops a row: the user's does."""
+    chat = [user("Q"), assistant("<think>\nHm\n</think>\n\nA.")]
+    rows = [{"messages": chat}, {"messages": [user("<think>"), *chat[1:]]}]
+    module = read(rows, control_text="drop", max_dropped_share=0.9)
+    assert module.reports["train"].dropped == {"control text in a message": 1}
+    assert spans(module) == [["<think>\nHm\n</think>\n\nA.<|im_end|>"]]
+    assert spans(read(rows[:1], chat_template="chatml")) == spans(module)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prints", "expected"),
+    [
+        ('{"a": "ü"}', "{{ t.function.arguments | tojson }}", '{"a": "ü"}'),  # Llama 3.1, Qwen2.5: not "{\"a\": ...}"
+        ('{"a": "ü"}', "{% for k, v in t.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}", "a=ü"),  # GLM
+        ({"a": "ü"}, "{{ 'x' + t.function.arguments }}", 'x{"a": "ü"}'),  # DeepSeek
+        ('{"a": "ü"}', "{{ t.function.arguments }}", '{"a": "ü"}'),  # text that is printed as it is
+        ("a = 1", "{{ t.function.arguments | tojson }}", '"a = 1"'),  # no object
+    ],
+)
+def test_arguments_are_given_as_the_template_prints_them(
+    read: Read, arguments: Any, prints: str, expected: str
+) -> None:
+    calls = [{"type": "function", "function": {"name": "add", "arguments": arguments}}]
+    chat = [user("Q"), assistant("", tool_calls=calls), {"role": "tool", "content": "3"}, assistant("three.")]
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}CALLS<|im_end|>{% endfor %}"
+    source += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    module = read(
+        [{"messages": chat}], source.replace("CALLS", QUOTES.replace("{{ t.function.arguments | tojson }}", prints))
+    )
+    assert spans(module) == [[f"<call>add {expected}<|im_end|>", DONE]]
+
+
+def test_a_call_of_sharegpt_is_a_call_where_the_template_prints_calls(read: Read) -> None:
+    """Else, and of another function than the row's tools, it stays the text that it is. What tools return is context."""
+    called = '{"name": "add", "arguments": {"a": 1}}'
+    turns = [("system", "S"), ("human", "Q"), ("function_call", called), ("observation", "3"), ("gpt", "three.")]
+    row = {"conversations": [{"from": name, "value": text} for name, text in turns], "tools": [TOOL]}
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}" + QUOTES + "<|im_end|>{% endfor %}"
+    source += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    assert spans(read([row], source)) == [['<call>add {"a": 1}<|im_end|>', DONE]]
+    assert spans(read([row], chat_template="chatml")) == [[called + "<|im_end|>", DONE]]
+    other = row | {"tools": [{"type": "function", "function": {"name": "mul"}}]}
+    assert spans(read([other], source)) == [[called + "<|im_end|>", DONE]]
