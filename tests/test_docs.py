@@ -89,7 +89,7 @@ def test_a_command_in_the_docs_is_one(
 def test_the_five_lines_of_the_readme_train(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With its settings in the config that `init` writes, 80 % of 5 rows train for a step, and 20 % are validated on."""
+    """With its settings in the config that `init` writes, 80 % of 5 rows train for a step, 20 % are validated on."""
     monkeypatch.chdir(tmp_path)
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Your own data")[2].partition("\n## ")[0]
     (rows,), (settings,) = (re.findall(rf"```{language}\n(.*?)```", section, re.S) for language in ("json", "yaml"))

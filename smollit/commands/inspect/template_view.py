@@ -72,8 +72,8 @@ SHAPES: dict[str, Shape] = {
 def try_shape(template: ChatTemplate, shape: Shape) -> Tried:
     """Render a chat, find its loss spans, and compare them with its messages by another way than they are found.
 
-    The text must be transformers' own, of the messages through the last assistant turn; each assistant turn's text must be in a loss span of its own, together with its
-    calls; and no other message's text in any.
+    The text must be transformers' own, of the messages through the last assistant turn; each assistant turn's text must
+    be in a loss span of its own, together with its calls; and no other message's text in any.
     """
     try:
         row = template.segment_chat(Conversation(shape.messages, shape.variables))

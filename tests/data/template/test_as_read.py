@@ -11,10 +11,10 @@ from smollit.data import ChatDataModule
 from tests.conftest import TINY
 from tests.data.conftest import Row, assistant, ready, spans, user
 
-# As Qwen3: reasoning is printed after the last user turn only, from a key or from what `</think>` in the content ends.
+# As Qwen3: reasoning is printed after the last user turn only, from a key or from the content before `</think>`.
 THINKS = (
-    "{% set ns = namespace(last=-1) %}{% for m in messages if m.role == 'user' %}{% set ns.last = m.content %}{% endfor %}"
-    "{% set ns.after = false %}{% for m in messages %}{% set r, c = m.reasoning_content or '', m.content %}"
+    "{% set ns = namespace(last='') %}{% for m in messages if m.role == 'user' %}{% set ns.last = m.content %}"
+    "{% endfor %}{% set ns.after = false %}{% for m in messages %}{% set r, c = m.reasoning_content or '', m.content %}"
     "{% if '</think>' in c %}{% set r = c.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
     "{% set c = c.split('</think>')[-1].lstrip('\\n') %}{% endif %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' and ns.after %}<think>\n{{ r }}\n</think>\n\n{% endif %}{{ c }}CALLS<|im_end|>\n"
@@ -100,7 +100,7 @@ def test_arguments_are_given_as_the_template_prints_them(
 
 
 def test_a_call_of_sharegpt_is_a_call_where_the_template_prints_calls(read: Read) -> None:
-    """Else, and of another function than the row's tools, it stays the text that it is. What tools return is context."""
+    """Else, and of another function than the row's tools, it stays a text. What tools return is context."""
     called = '{"name": "add", "arguments": {"a": 1}}'
     turns = [("system", "S"), ("human", "Q"), ("function_call", called), ("observation", "3"), ("gpt", "three.")]
     row = {"conversations": [{"from": name, "value": text} for name, text in turns], "tools": [TOOL]}

@@ -52,7 +52,7 @@ TURNS = {
 
 
 def expected(name: str, shape: Shape) -> list[str]:
-    """What each turn of a chat of plain texts must count: by its family, and by whether a user turn follows that a response follows."""
+    """What each turn of a chat of plain texts must count: by its family, and its place."""
     family = next(family for family in sorted(TURNS, key=len, reverse=True) if name.startswith(family))
     last_lead, lead, last_end, *more = TURNS[family]
     said = [index for index, message in enumerate(shape.messages) if message["role"] == "assistant"]
