@@ -1,13 +1,18 @@
-"""Paths: whether a name is one, the home folder in one, and files that are written whole or not at all."""
+"""Paths: whether a name is one, the home folder in one, and files that are written and read whole or not at all."""
 
 import glob
+import json
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
+
+from smollit.errors import first_line
 
 
 def cache_folder() -> Path:
@@ -64,3 +69,34 @@ def remove_unfinished(temporary: Iterable[Path]) -> None:
         _, found, number = path.stem.rpartition(ours)
         if found and number.isdigit() and not psutil.pid_exists(int(number)):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file whose content can't be read, as after a fault of a disk or an edit.
+
+    Raises:
+        ValueError: If the content is not what was expected.
+    """
+    try:
+        yield
+    except (ValueError, yaml.YAMLError) as error:  # those of json, pyarrow and of decoding are ValueErrors
+        raise ValueError(
+            f"{path} can't be read ({first_line(error).rstrip('.')}): put a whole copy in its place, or move it away"
+        ) from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file of a run or an export; empty if there is no such file.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if not isinstance(found, dict):
+            raise ValueError("it is empty or cut" if found is None else f"expected a mapping, got {found!r:.40}")
+    return found

@@ -29,7 +29,7 @@ ARROWS = {
     },
     "batch": set(),
     "errors": set(),
-    "paths": set(),
+    "paths": {"errors"},
     "choices": set(),
     "schedules": {"choices"},
     "functional": {"batch"},

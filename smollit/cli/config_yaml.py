@@ -76,6 +76,8 @@ def load(text: str) -> Any:
     is_one_line = "\n" not in text.strip()
     if is_one_line and isinstance(value, dict) and value and all(inner is None for inner in value.values()):
         return value if ": " in text else text
+    if isinstance(value, dict) and value.get("trainer", ...) is None:
+        del value["trainer"]  # a section without a setting, as where all are comments
     return with_full_names(value)
 
 

@@ -21,6 +21,7 @@ from smollit.losses import DPO
 from smollit.modules import DPOModule, FineTuningModule
 from smollit.training import SmollitTrainer
 
+NO_SETTINGS = re.compile(r"Unexpected config: ?(?P<found>.*)", re.DOTALL)
 NO_VALUE = re.compile(r"argument (?P<flag>--[\w.+]+): expected (?:one|at least one) argument")
 # By the last part of a setting: the class that its value names.
 BASES: dict[str, type] = {
@@ -46,7 +47,10 @@ class SmollitParser(LossParser):
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> Namespace:
         """Parse a config; an error in it names the file."""
         self.file = os.fspath(path)
-        parsed = super().parse_path(path, *args, **options)
+        try:
+            parsed = super().parse_path(path, *args, **options)
+        except UnicodeDecodeError:
+            self.error("`config`: the file is not a text in UTF-8")
         self.file = ""
         return parsed
 
@@ -64,6 +68,9 @@ class SmollitParser(LossParser):
         """An error of jsonargparse as a sentence; one that is not known stays as it is."""
         if sentence := find_sentence(message):
             return sentence
+        if found := NO_SETTINGS.search(message):
+            given = found["found"].strip()
+            return f"`config`: expected settings, such as `model`, got {shown(given) if given else 'none'}"
         if found := NO_VALUE.search(message):
             return f"`{found['flag']}`, or a setting inside it, has no value: write --SETTING VALUE"
         problem = take_apart(message)

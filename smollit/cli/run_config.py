@@ -27,7 +27,7 @@ class RunConfigCallback(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(with_one_learning_rate(self.config), skip_unset=False)
-        if text not in [path.read_text(encoding="utf-8") for path in folder.glob("config*.yaml")]:
+        if text.encode() not in [path.read_bytes() for path in folder.glob("config*.yaml")]:
             free_name(folder).write_text(text, encoding="utf-8")
 
 

@@ -43,6 +43,10 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     devices = settings.get("devices")
     if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"-1|\d+(,\d*)*", devices):
         raise ValueError(f"`trainer.devices`: expected a number, a list of device numbers or auto, got {devices!r}")
+    if settings.get("limit_train_batches") == 0:  # also 0.0
+        raise ValueError(
+            "`trainer.limit_train_batches` is 0: no step would be trained: set 1 or more, or run `validate`"
+        )
     duration = settings.get("max_time")
     is_named = isinstance(duration, Mapping) and duration.keys() <= UNITS
     if duration is not None and not is_named and not DURATION.fullmatch(str(duration)):
@@ -76,6 +80,7 @@ def _check_effects(settings: Mapping[str, Any]) -> None:
     """Refuse settings that another one leaves without effect."""
     saves = settings.get("checkpoint_every_n_steps") is not None
     can_save = settings.get("enable_checkpointing") is not False
+    most = settings.get("max_steps", -1)
     clips = (settings.get("gradient_clip_val") or 0) > 0
     without_effect = {
         "`trainer.checkpoint_every_n_steps` has no effect with `enable_checkpointing: false`": saves and not can_save,
@@ -88,6 +93,7 @@ def _check_effects(settings: Mapping[str, Any]) -> None:
         "`trainer.gradient_clip_algorithm` has no effect without `gradient_clip_val`": (
             settings.get("gradient_clip_algorithm") is not None and not clips
         ),
+        "`trainer.min_steps` has no effect above `max_steps`": -1 < most < (settings.get("min_steps") or 0),
         "`trainer.check_val_every_n_epoch` has no effect with `val_every_n_steps`": (
             settings.get("check_val_every_n_epoch") not in (None, 1) and settings.get("val_every_n_steps") is not None
         ),

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from smollit.commands.command import FolderCommand
 from smollit.commands.drill.compare import metrics
+from smollit.paths import read_mapping
 from smollit.training.checkpoints.settings import as_typed
 from smollit.training.logs.environment import starts
 
@@ -99,15 +98,13 @@ def first_step(first: Path, second: Path) -> FirstStep | None:
 
 def settings(folder: Path) -> dict[str, Any]:
     """The settings that the run began with."""
-    path = folder / "config.yaml"
-    found = as_typed(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    found = as_typed(read_mapping(folder / "config.yaml"))
     return {name: value for name, value in found.items() if name not in PLACES}
 
 
 def data(folder: Path) -> dict[str, Any]:
     """Counts of each split."""
-    path = folder / "data_report.json"
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    report = read_mapping(folder / "data_report.json")
     return {f"{split}.{name}": counts.get(name) for split, counts in report.items() for name in REPORTED}
 
 

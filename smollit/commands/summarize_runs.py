@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from smollit.paths import reading
+
 SHOWN = ("val/loss", "val/perplexity", "val/token_accuracy", "val/rewards/accuracies", "val/rewards/margins")
 
 
@@ -44,7 +46,8 @@ def sample_responses(run: Path, most: int = 5) -> list[tuple[str, str, str]]:
     file = run / "samples.jsonl"
     if not file.is_file():
         return []
-    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with reading(file):
+        samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     prompts = list(dict.fromkeys(sample["prompt"] for sample in samples))[:most]
     of = {prompt: [s["policy"] for s in samples if s["prompt"] == prompt] for prompt in prompts}
     return [(prompt, of[prompt][0], of[prompt][-1]) for prompt in prompts]

@@ -42,7 +42,7 @@ def named_reports(key: str, parts: Sequence[EncodedPart], loaded: Sequence[Loade
 def write_reports(reports: dict[str, Report], folder: Path) -> Path:
     """Write data_report.json, a report per split, into a run folder; it appears complete or not at all."""
     path, text = folder / "data_report.json", to_json(reports)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".data_report.json.{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")

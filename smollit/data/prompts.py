@@ -16,7 +16,7 @@ from smollit.data.formats.messages.roles import Roles
 from smollit.data.formats.pairs import history_turns, prompt_turns
 from smollit.data.formats.types import Message
 from smollit.data.formats.variables import parse_variables
-from smollit.data.sources.files import Row
+from smollit.data.sources.files import READABLE, Row, ending
 from smollit.data.sources.readers import iter_file
 from smollit.data.template.template import ChatTemplate
 
@@ -34,6 +34,8 @@ def prompt_examples(path: Path, template: ChatTemplate) -> Examples:
     """
     if not path.is_file():
         raise ValueError(f"`prompts` is {path}, which is not a file")
+    if not ending(path):
+        raise ValueError(f"`prompts` is {path}, but only {READABLE} can be read")
     texts, bad = [], []
     rows = list(iter_file(path))
     parts, roles = _parts_of(rows, path)

@@ -17,7 +17,7 @@ from smollit.data import ChatDataModule
 from smollit.errors import first_line
 from smollit.functional.rows import RowValues
 from smollit.modules import FineTuningModule
-from smollit.paths import write_whole
+from smollit.paths import reading, write_whole
 from smollit.training.checkpoints.ranks import all_ranks
 from smollit.training.checkpoints.saving import NotSavedError
 from smollit.training.checkpoints.state import RunState
@@ -140,8 +140,13 @@ def path(trainer: Trainer) -> Path:
 
 
 def read_ledger(file: Path) -> pa.Table:
-    """A ledger; an empty one if there is no file."""
-    return pq.read_table(file, schema=SCHEMA) if file.is_file() else SCHEMA.empty_table()
+    """A ledger; an empty one if there is no file.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    with reading(file):
+        return pq.read_table(file, schema=SCHEMA) if file.is_file() else SCHEMA.empty_table()
 
 
 def columns(entries: list[Entry]) -> dict[str, Any]:

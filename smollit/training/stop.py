@@ -10,11 +10,12 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from smollit.modules import FineTuningModule
 from smollit.modules.lost_steps import NonFiniteError, NothingTrainedError
 from smollit.training.checkpoints.saving import NotSavedError, all_finite, trained_tensors
-from smollit.training.steps import at_step_end
+from smollit.training.steps import Begun, at_step_end, num_steps
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,27 @@ def ctrl_c_exits() -> Iterator[None]:
 
 
 class RefuseNothingTrained(Callback):
-    """Ends a run in which no optimizer step changed a weight with an error: before anything is saved or exported."""
+    """Ends a run in which no optimizer step changed a weight with an error: before anything is saved or exported; and
+    one whose average of the weights would have none of the steps in it, before it starts."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        steps = num_steps(trainer, Begun()) or trainer.max_steps
+        if stage != "fit" or steps == -1:  # as long as `max_time` allows
+            return
+        epochs = steps if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            # A `should_update` of the user's own may depend on more than the numbers.
+            if not isinstance(callback, EMAWeightAveraging) or (
+                type(callback).should_update is not EMAWeightAveraging.should_update
+            ):
+                continue
+            in_steps = any(callback.should_update(step_idx=step) for step in range(steps))
+            if not in_steps and not any(callback.should_update(epoch_idx=epoch) for epoch in range(epochs or 0)):
+                raise ValueError(
+                    f"`trainer.callbacks`: {type(callback).__name__} would average none of the {steps} steps, and leave"
+                    " the weights of the start: set `update_every_n_steps` to 1 or more, and"
+                    f" `update_starting_at_step` below {steps}"
+                )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, FineTuningModule)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from smollit.commands.export.run import TrainedRun, versions, without_folders
 from smollit.data.template.template import ChatTemplate
+from smollit.paths import read_mapping
 
 FILE = "smollit_export.json"  # marks a folder as an export, and lists its files
 PROBE = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
@@ -55,11 +56,7 @@ def write_certificate(
 
 def read_certificate(folder: Path) -> Certificate | None:
     """The certificate of a folder; None if it is no export."""
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    certificate: Certificate = json.loads(path.read_text(encoding="utf-8"))
-    return certificate
+    return read_mapping(folder / FILE) or None
 
 
 def changed_files(folder: Path, certificate: Certificate, *, largest: int | None = None) -> list[str]:

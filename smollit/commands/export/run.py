@@ -1,16 +1,14 @@
 """What the run folder says of the run that trained the weights: settings, data, and validation curve."""
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
 from smollit import __version__
 from smollit.modules import FineTuningModule
+from smollit.paths import read_mapping
 from smollit.training.logs.table import Row, read_table
 
 Settings = dict[str, Any]
@@ -48,7 +46,7 @@ class TrainedRun(NamedTuple):
         files = sorted(self.folder.glob("config*.yaml"), key=lambda path: (len(path.name), path.name))
         if not files:
             return {}
-        config = yaml.safe_load(files[-1].read_text(encoding="utf-8"))
+        config = read_mapping(files[-1])
         trainer = {name: config.get("trainer", {}).get(name) for name in TRAINER}
         kept = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
         found: Settings = without_folders(kept | {"trainer": trainer})
@@ -56,8 +54,7 @@ class TrainedRun(NamedTuple):
 
     def data(self) -> dict[str, Settings]:
         """Counts of each split, without examples of rows."""
-        path = self.folder / "data_report.json"
-        reports = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        reports = read_mapping(self.folder / "data_report.json")
         return {split: {name: report.get(name) for name in COUNTS} for split, report in reports.items()}
 
     def curve(self) -> list[Row]:

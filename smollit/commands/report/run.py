@@ -1,11 +1,9 @@
 """One run of a report: its curves, settings and counts, from the files of its folder."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from smollit.paths import read_mapping
 from smollit.training.logs.table import FILE, read_table
 from smollit.verdict import Curves, Finding, verdict
 
@@ -38,8 +36,8 @@ def read_run(name: str) -> Run:
     rows = read_table(folder / FILE)
     if not rows:
         raise ValueError(f"{folder} is no run folder, or its run has logged nothing yet: there is no {FILE}")
-    settings = _read(folder / "config.yaml")
-    report = json.loads((folder / "data_report.json").read_text()) if (folder / "data_report.json").is_file() else {}
+    settings = read_mapping(folder / "config.yaml")
+    report = read_mapping(folder / "data_report.json")
     train = [part for split, part in report.items() if split.partition(":")[0] == "train"]
     kept = sum(part["kept"] for part in train)
     curves = Curves(
@@ -85,11 +83,6 @@ def cell(points: dict[int, float], step: int) -> str:
     """The value at a step, or the newest before it: training is logged at other steps than validation."""
     before = [known for known in points if known <= step]
     return f"{points[max(before)]:.4f}" if before else ""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
 
 
 def _setting(settings: dict[str, Any], section: str, name: str) -> Any:

@@ -84,12 +84,13 @@ def compared(runs: Sequence[Run]) -> Iterator[list[Finding]]:
     for run in others:
         shared = set(run.curves.points("val/loss")) & set(first.curves.points("val/loss"))
         ledgers = read_ledger(run.folder / FILE), of_first
-        yield list(_differences(ledgers, first.name, max(shared))) if shared else []
+        names = [name for name in MEASURES if run.curves.points(f"val/{name}")]
+        yield list(_differences(ledgers, names, first.name, max(shared))) if shared else []
 
 
-def _differences(ledgers: tuple[pa.Table, pa.Table], first: str, step: int) -> Iterator[Finding]:
+def _differences(ledgers: tuple[pa.Table, pa.Table], names: list[str], first: str, step: int) -> Iterator[Finding]:
     said = []
-    for name in MEASURES:
+    for name in names:
         mine, theirs = (_measured(entries, f"val/{name}", step) for entries in ledgers)
         change = mine.change(theirs) if mine and theirs else None
         if change:

@@ -13,6 +13,7 @@ from smollit.commands.score.interval import Rows, rows_of
 from smollit.data.batching.collate import collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate
 from smollit.models import CausalLM
+from smollit.paths import reading
 from smollit.training.predictions import response_text
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ def read_rows(path: Path, needed: str, max_rows: int) -> list[Row]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file: `score` needs JSON Lines with `{needed}`")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:max_rows]]
-    if not rows or any(needed not in row for row in rows):
+    with reading(path):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:max_rows] if line.strip()]
+    if not rows or any(not isinstance(row, dict) or needed not in row for row in rows):
         raise ValueError(f"the rows of {path} have no `{needed}`")
     return rows
 

@@ -123,7 +123,7 @@ def about(trainer: Trainer) -> dict[str, str]:
     config = Path(trainer.default_root_dir) / "config.yaml"
     found = {}
     if config.is_file():
-        found["config"] = f"```yaml\n{config.read_text(encoding='utf-8')}\n```"
+        found["config"] = f"```yaml\n{config.read_text(encoding='utf-8', errors='replace')}\n```"
     data = described_data(trainer)
     if data and data.reports:
         found["data"] = report_table(data.reports)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from smollit.paths import write_whole
+from smollit.paths import reading, write_whole
 
 FILE = "environment.json"
 PACKAGES = ("smollit", "torch", "lightning", "transformers", "tokenizers", "datasets")
@@ -45,7 +45,12 @@ def describe(trainer: Trainer) -> dict[str, Any]:
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:
-    """The entries of a run folder, the first start first; none in runs of older versions."""
+    """The entries of a run folder, the first start first; none in runs of older versions.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     path = folder / FILE
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    with reading(path):
+        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return found

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from smollit.paths import read_mapping
 from smollit.training.logs.dashboard import RunTensorBoard
 from smollit.training.logs.table import use_table
 
@@ -43,8 +44,7 @@ def keep_version(logger: Logger, versions: dict[str, int | str]) -> None:
 
 def known_versions(folder: Path) -> dict[str, int | str]:
     """The version, or the id, that each logger of a run folder has, by the name of its class."""
-    path = folder / VERSIONS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_mapping(folder / VERSIONS)
 
 
 def note_versions(folder: Path, loggers: list[Logger]) -> None:

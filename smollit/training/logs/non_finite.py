@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.batch import Batch
 from smollit.modules.lost_steps import NonFiniteStepError
-from smollit.paths import write_whole
+from smollit.paths import read_mapping, write_whole
 from smollit.training.checkpoints.ranks import all_ranks
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.environment import describe
@@ -91,6 +91,4 @@ def numbers(named: Mapping[str, Any]) -> Dump:
 
 def read_dump(folder: Path) -> Dump | None:
     """The dump of a run folder, or None."""
-    path = folder / FILE
-    found: Dump | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return found
+    return read_mapping(folder / FILE) or None

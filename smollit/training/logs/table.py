@@ -11,7 +11,7 @@ from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from smollit.paths import write_whole
+from smollit.paths import reading, write_whole
 
 FILE = "metrics.csv"
 Row = dict[str, str]
@@ -94,11 +94,19 @@ def use_table(logger: CSVLogger) -> MetricsTable:
 
 
 def read_table(path: Path) -> list[Row]:
-    """The rows of a metrics.csv, with empty values for metrics that were not logged at a step."""
+    """The rows of a metrics.csv, with empty values for metrics that were not logged at a step.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     if not path.is_file():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a kill may leave an incomplete line
-    return list(csv.DictReader(io.StringIO(whole)))
+    with reading(path):
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a kill may leave an incomplete line
+        rows = list(csv.DictReader(io.StringIO(whole)))
+        for row in rows:
+            int(row.get("step") or "no step")
+    return rows
 
 
 def merged(rows: list[Row], values: Row) -> list[Row]:

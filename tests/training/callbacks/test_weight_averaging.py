@@ -120,3 +120,10 @@ def test_a_reference_that_can_not_move_is_refused(fit: Any, tmp_path: Path) -> N
     assert isinstance(run.error, ValueError) and "SyncReference needs a DPOModule with `model.reference" in str(
         run.error
     )
+
+
+@pytest.mark.parametrize("options", [{"update_every_n_steps": 0}, {"update_starting_at_step": 4}])
+def test_an_average_of_no_step_is_refused(options: dict[str, int], make_run: Any) -> None:
+    """4 steps, whose indices are 0 to 3: from index 4 on, the average would be the weights of the start."""
+    with pytest.raises(ValueError, match="EMAWeightAveraging would average none of the 4 steps"):
+        make_run([EMAWeightAveraging(**options)], max_steps=4).fit()
