@@ -27,6 +27,10 @@ MARKS = re.compile(
 QUESTION = re.compile(r"^(?:Human|User|Q|Question) *:", re.MULTILINE)
 RESPONSE = re.compile(r"^(?:AI|Assistant|Bot|A|Answer) *:", re.MULTILINE)
 MISSING_WORDS = {"nan", "none", "null", "undefined", "<na>"}
+# What ends a turn in some template, at the end of a text.
+END = re.compile(
+    r"(?:</s>|<eos>|<(?:end_of_turn|end_of_utterance)>|<\|[a-z_]*(?:end|eot)[a-z_]*\|>)\s*\Z", re.IGNORECASE
+)
 PLACEHOLDER = re.compile(r"<(?:image|video|audio)>|<\|(?:image|video|audio)_pad\|>")
 
 
@@ -117,6 +121,21 @@ def written_chats(compared: list[Compared]) -> list[str]:
 def _mark(text: str) -> re.Match[str] | None:
     """What shows that a text is a chat."""
     return MARKS.search(text) or (RESPONSE.search(text) and QUESTION.search(text))
+
+
+def written_ends(compared: list[Compared]) -> list[str]:
+    """Whether responses end with what ends a turn, which the template writes itself."""
+    found = [
+        [end for turn in row.messages if turn["role"] == "assistant" and (end := END.search(turn["content"]))]
+        for row in compared
+    ]
+    if not any(found):
+        return []
+    names = ", ".join(sorted({f"`{end[0].strip()}`" for ends in found for end in ends}))
+    return [
+        f"in {fraction(sum(map(bool, found)), len(found), 'compared rows')} a response ends with {names} as plain text,"
+        " before the template's own end: the model would learn to write it. `data.convert` can remove it"
+    ]
 
 
 def missing_values(compared: list[Compared]) -> list[str]:

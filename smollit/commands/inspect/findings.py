@@ -13,6 +13,7 @@ from smollit.commands.inspect.compare import (
     placeholders,
     repeated_prompts,
     written_chats,
+    written_ends,
 )
 from smollit.commands.inspect.left_alone import left_alone
 from smollit.commands.inspect.split_view import SplitView
@@ -32,8 +33,15 @@ def find_all(view: SplitView) -> list[Finding]:
     """All findings about a split, the worst first."""
     compared = compared_rows(view)
     alone_wrong, alone_notes = left_alone(compared, view.encoder)
-    wrong = [line for check in (refusal, split_markers, ends_outside_loss, shared_rows) for line in check(view)]
-    wrong += [*repeated_prompts(compared), *placeholders(compared), *written_chats(compared), *view.report.concerns()]
+    wrong = [
+        line
+        for check in (refusal, split_markers, ends_outside_loss, shared_rows, contradictions)
+        for line in check(view)
+    ]
+    wrong += [
+        line for check in (repeated_prompts, placeholders, written_chats, written_ends) for line in check(compared)
+    ]
+    wrong += view.report.concerns()
     wrong += alone_wrong
     known = "\n".join(wrong)  # a refusal names the dropped rows already
     notes = [line for line in view.report.notes() if line not in known]
@@ -101,6 +109,21 @@ def shared_rows(view: SplitView) -> list[str]:
                 " validation would measure memorization. Remove them from one of the two, or set `data.drop_val_rows`"
             )
     return lines
+
+
+def contradictions(view: SplitView) -> list[str]:
+    """Pairs of which another one prefers the other response to the same prompt."""
+    if view.has_chats or not view.report.kept:
+        return []
+    prompt, chosen, rejected = (view.column(f"{name}_digest").tolist() for name in ("prompt", "chosen", "rejected"))
+    pairs = set(zip(prompt, chosen, rejected, strict=True))
+    count = sum((asked, bad, good) in pairs for asked, good, bad in zip(prompt, chosen, rejected, strict=True))
+    if not count:
+        return []
+    return [
+        f"{fraction(count, view.report.kept, 'pairs')} prefer what another pair of the same prompt rejects: one of the"
+        " two is wrong. Check the step that made this data"
+    ]
 
 
 def _last_tokens(table: pa.Table) -> NDArray[Any]:

@@ -87,6 +87,7 @@ ADVICE = {
     DropReason.SMALL_GAP: "lower `data.min_score_gap`",
     DropReason.TIED: "set `data.score_ties` to keep",
     DropReason.NO_SCORES: "leave `data.min_score_gap` out",
+    DropReason.END_INSIDE: "remove the end marker from the texts, as `data.convert` can: the template writes it",
     DropReason.UNPRINTED: "set `data.chat_template` to a Jinja file that prints tool calls",
     DropReason.IDENTICAL_AS_PRINTED: "set `data.chat_template` to a Jinja file that prints in what they differ",
     DropReason.REFUSED_BY_TEMPLATE: "set `data.chat_template` to chatml or to a Jinja file that fits these chats",

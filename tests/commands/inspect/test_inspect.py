@@ -171,6 +171,17 @@ def test_responses_that_repeat_the_question(make: Make) -> None:
     assert any("starts with the question" in line for line in wrong(make([(a, c, b) for a, b, c in pairs])))
 
 
+def test_texts_that_are_no_responses_and_pairs_that_contradict_each_other(make: Make) -> None:
+    chats = [["Q", "A</s>"], ["R", "B <|eot_id|>\n"], ["S", "It ends with </s>, he said."], ["T", "NaN"]]
+    view = make(chats)
+    (found,) = wrong(view)
+    assert "in 2 of 4 compared rows (50.0%) a response ends with `</s>`, `<|eot_id|>` as plain text" in found
+    (note,) = [finding.text for finding in find_all(view) if finding.severity == "note"]
+    assert note.startswith("in 1 of 4 compared rows (25.0%) a turn is no more than `nan`")
+    pairs = [("Q", "A is it", "B is it"), ("Q", "B is it", "A is it"), ("Q", "A is it", "C is it")]
+    assert any("2 of 3 pairs (66.7%) prefer what another pair of the same prompt" in line for line in wrong(make(pairs)))
+
+
 # ---- the command
 
 

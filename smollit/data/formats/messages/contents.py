@@ -7,6 +7,7 @@ from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.messages.shapes import decode
 from smollit.data.formats.types import Message, shown
 
+LOSS_KEYS = ("train", "weight", "training", "loss")  # `weight` is OpenAI's, `training` axolotl's, `loss` ms-swift's
 TEXT_PARTS = ("text", "input_text", "output_text")  # types of parts that hold text; the last two are OpenAI's
 
 
@@ -74,18 +75,24 @@ def parse_objects(value: Any, where: str, what: str) -> list[dict[str, Any]]:
 
 
 def parse_train(message: Message, where: str) -> dict[str, bool]:
-    """{"train": whether the message has loss tokens}, from `train` or OpenAI's `weight`; empty if the row has neither.
+    """{"train": whether the message has loss tokens}, from one of `LOSS_KEYS`; empty if the row has none.
 
     A weight of 0 takes a message out of the loss; a weight of 1 is the default, and changes nothing.
     """
-    said = {key: message[key] for key in ("train", "weight") if key in message}
+    said = {key: message[key] for key in loss_keys(message)}
     for key, value in said.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise BadRow(DropReason.MALFORMED_WEIGHT, f"{where}.{key} must be true, false, 1 or 0, got {shown(value)}")
     wanted = {bool(value) for value in said.values()}
     if len(wanted) > 1:
-        raise BadRow(DropReason.MALFORMED_WEIGHT, f"{where}.train and {where}.weight disagree")
-    return {"train": wanted.pop()} if "train" in said or wanted == {False} else {}
+        raise BadRow(DropReason.MALFORMED_WEIGHT, f"{' and '.join(f'{where}.{key}' for key in said)} disagree")
+    return {"train": wanted.pop()} if said.keys() - {"weight"} or wanted == {False} else {}
+
+
+def loss_keys(message: Message) -> list[str]:
+    """The keys of a message that say whether it counts in the loss; `loss` may be a number that says something else."""
+    found = [key for key in LOSS_KEYS if key in message]
+    return [key for key in found if key in ("train", "weight") or isinstance(message[key], bool)]
 
 
 # ---- helpers

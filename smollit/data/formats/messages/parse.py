@@ -3,7 +3,7 @@
 from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
-from smollit.data.formats.messages.contents import parse_calls, parse_content, parse_train
+from smollit.data.formats.messages.contents import loss_keys, parse_calls, parse_content, parse_train
 from smollit.data.formats.messages.roles import ROLES, Roles
 from smollit.data.formats.messages.shapes import decode, from_columns, from_exchanges, is_written, merge_odd_turns
 from smollit.data.formats.types import Message, shown
@@ -67,5 +67,6 @@ def parse_message(message: Any, where: str, roles: Roles) -> Message:
     role = roles.read(kept[role_key], f"{where}.{role_key}")
     kept = parse_calls(kept, where)
     content = parse_content(kept.get(content_key), f"{where}.{content_key}", kept, role)
-    other = {key: value for key, value in kept.items() if key not in ("train", "weight", role_key, content_key)}
+    read = {role_key, content_key, *loss_keys(kept)}
+    other = {key: value for key, value in kept.items() if key not in read}
     return {"role": role, "content": content, **other, **parse_train(kept, where)}
