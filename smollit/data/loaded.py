@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smollit.data.batching.dataset import Examples
 from smollit.data.encoding.part import EncodedPart
-from smollit.data.encoding.report import Report
-from smollit.data.encoding.select import LoadedPart
+from smollit.data.encoding.report import Report, fraction
+from smollit.data.encoding.select import LoadedPart, Same
 
 log = logging.getLogger("smollit.data")
 
@@ -63,6 +64,23 @@ def warn_of_shared_rows(examples: Mapping[str, Examples]) -> None:
         log.warning(
             "validation uses the training rows. To split one data set, set e.g. `data.train_split` to train[:95%]"
             " and `data.val_split` to train[95%:]; or set `data.val_split` to null"
+        )
+
+
+@rank_zero_only
+def warn_of_held_out(train: Sequence[LoadedPart], held_out: Sequence[LoadedPart]) -> None:
+    """Warn if some chats, or prompts of pairs, of training stand in validation too."""
+    if not held_out or {part.key for part in train} & {part.key for part in held_out}:
+        return  # `warn_of_shared_rows` names a whole split
+    same: Same = "prompt" if "prompt_ids" in train[0].examples.column_names else "row"
+    there = np.concatenate([part.digests(same) for part in held_out])
+    count = sum(int(np.isin(part.digests(same), there).sum()) for part in train)
+    if count:
+        total = sum(len(part.examples) for part in train)
+        log.warning(
+            "%s stand in validation too, which would measure memorization: `data.drop_val_rows: %s` leaves them out",
+            fraction(count, total, "training chats" if same == "row" else "training prompts"),
+            same,
         )
 
 

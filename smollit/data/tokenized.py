@@ -15,7 +15,7 @@ from smollit.data.encoding.part import EncodedPart, find_part
 from smollit.data.encoding.report import Report
 from smollit.data.encoding.select import LoadedPart, drop_held_out, drop_repeats
 from smollit.data.encoding.truncate import Truncate
-from smollit.data.loaded import examples_of, named_reports, warn_of_shared_rows, write_reports
+from smollit.data.loaded import examples_of, named_reports, warn_of_held_out, warn_of_shared_rows, write_reports
 from smollit.data.rows import SOURCE_SETTINGS
 from smollit.data.sources.in_memory import on_disk
 from smollit.data.sources.mixture import Part, label
@@ -163,6 +163,8 @@ class TokenizedDataModule(TemplatedDataModule):
             held_out = [part for key, parts in loaded.items() if key.startswith("val") for part in parts]
             loaded["train"] = drop_repeats(loaded["train"], self.dedup)
             loaded["train"] = drop_held_out(loaded["train"], held_out, self.drop_val_rows)
+            if verify:
+                warn_of_held_out(loaded["train"], held_out)
             loaded["train"] = keep_best(loaded["train"], self.select, self.select_share)
         return loaded
 

@@ -42,6 +42,19 @@ def test_rows_are_left_out_and_counted(
     assert all(f"left out by {name}" in data.reports["train"].summary("train") for name in left_out)
 
 
+def test_training_rows_that_stand_in_validation_too_are_named(
+    write: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows 1 to 11 and 0 to 2 share rows 1 and 2, of which rows 9 and 10 are repeats; and other slices share none."""
+    ready(tmp_path, write(ROWS), train_split="all[1:]", val_split="all[:3]")
+    assert "5 of 11 training chats (45.5%) stand in validation too" in caplog.text
+    assert "`data.drop_val_rows: row` leaves them out" in caplog.text
+    caplog.clear()
+    ready(tmp_path, write(ROWS[:8]), train_split="all[3:]", val_split="all[:3]")
+    assert "stand in validation" not in caplog.text
+
+
+# promise: row-filters
 def test_max_rows_are_drawn_among_those_of_where_under_their_own_numbers(
     write: Callable[..., str], tmp_path: Path
 ) -> None:
