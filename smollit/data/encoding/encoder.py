@@ -199,7 +199,7 @@ class Encoder:
     def _unprinted(self, row: SegmentedRow) -> tuple[str, ...]:
         """What the template does not print; of earlier turns whether they count in the loss is said too."""
         names = self.template.unprinted(row)
-        if self.options.train_on != "last":
+        if self.options.kind == "chat" and self.options.train_on != "last":
             return names
         return tuple(f"{name}{WITHOUT_LOSS}" if name.endswith(EARLIER) else name for name in names)
 

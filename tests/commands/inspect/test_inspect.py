@@ -179,7 +179,7 @@ def test_texts_that_are_no_responses_and_pairs_that_contradict_each_other(make: 
     (note,) = [finding.text for finding in find_all(view) if finding.severity == "note"]
     assert note.startswith("in 1 of 4 compared rows (25.0%) a turn is no more than `nan`")
     pairs = [("Q", "A is it", "B is it"), ("Q", "B is it", "A is it"), ("Q", "A is it", "C is it")]
-    assert any("2 of 3 pairs (66.7%) prefer what another pair of the same prompt" in line for line in wrong(make(pairs)))
+    assert any("2 of 3 pairs (66.7%) prefer what another pair" in line for line in wrong(make(pairs)))
 
 
 # ---- the command

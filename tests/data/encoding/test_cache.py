@@ -1,6 +1,7 @@
 """The cache of examples: its key, that it appears complete or not at all, and that a second start repeats no work."""
 
 import logging
+import sys
 import multiprocessing
 import os
 import shutil
@@ -138,7 +139,11 @@ def test_finding_a_part_tokenizes_nothing_and_logs_its_format_once(
     assert not (tmp_path / "cache").exists()
 
 
-def test_only_the_tokenizing_shows_a_bar(part: EncodedPart, capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_the_tokenizing_shows_a_bar(
+    part: EncodedPart, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a terminal: elsewhere, a line says it."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     datasets.enable_progress_bars()
     part.build(None)
     shown = capfd.readouterr().err

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from smollit.data import ChatDataModule
+from smollit.data import ChatDataModule, PreferenceDataModule
 from tests.conftest import TINY
-from tests.data.conftest import Row, assistant, ready, spans, user
+from tests.data.conftest import Row, assistant, pair_texts, ready, spans, user
 
 # As Qwen3: reasoning is printed after the last user turn only, from a key or from the content before `</think>`.
 THINKS = (
@@ -74,6 +74,17 @@ def test_reasoning_is_no_control_text(read: Read) -> None:
     assert module.reports["train"].dropped == {"control text in a message": 1}
     assert spans(module) == [["<think>\nHm\n</think>\n\nA.<|im_end|>"]]
     assert spans(read(rows[:1], chat_template="chatml")) == spans(module)
+
+
+def test_earlier_reasoning_of_a_prompt_is_harmless(read: Read) -> None:
+    """The prompt of a pair has no loss, and at inference it lacks that reasoning too."""
+    prompt = [user("Q"), assistant("<think>\nHm\n</think>\n\nA."), user("and?")]
+    pair = {"prompt": prompt, "chosen": "<think>\nOr\n</think>\n\nB.", "rejected": "C."}
+    module = read([pair], kind=PreferenceDataModule)
+    ((asked, chosen, rejected),) = pair_texts(module)
+    assert "<think>" not in asked and chosen == "<think>\nOr\n</think>\n\nB.<|im_end|>"
+    assert rejected == "<think>\n\n</think>\n\nC.<|im_end|>", "the template's own, empty one"
+    assert not any("reasoning" in line for line in module.reports["train"].concerns())
 
 
 @pytest.mark.parametrize(
