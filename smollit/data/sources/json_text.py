@@ -91,8 +91,8 @@ def _rows_of(value: Any, file: Path) -> list[Any]:
         column.keys() == columns[0].keys() for column in columns
     ):
         return [{name: column[key] for name, column in value.items()} for key in columns[0]]  # as pandas writes them
-    if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns) and not any(
-        isinstance(item, (dict, list)) for column in columns for item in column
+    if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns) and all(
+        _are_messages(item) or not isinstance(item, (dict, list)) for column in columns for item in column
     ):
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
     lists = [name for name, rows in value.items() if _are_rows(rows)]

@@ -1,10 +1,10 @@
 """The cache of examples: its key, that it appears complete or not at all, and that a second start repeats no work."""
 
 import logging
-import sys
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path

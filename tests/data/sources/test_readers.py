@@ -164,6 +164,12 @@ def test_rows_as_other_tools_write_them(tmp_path: Path, name: str, content: str 
     assert rows_of(write(tmp_path / name, content)) == ROWS
 
 
+def test_columns_of_chats(tmp_path: Path) -> None:
+    chats = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}] for answer in "ab"]
+    written = json.dumps({"messages": chats, "id": [1, 2]})
+    assert rows_of(write(tmp_path / "columns.json", written)) == [{"messages": chats[n], "id": n + 1} for n in (0, 1)]
+
+
 @pytest.mark.parametrize(
     "row", [{"prompt": "q", "data": [{"role": "user"}]}, {"completions": ["a", "b"], "prompt": "q"}]
 )

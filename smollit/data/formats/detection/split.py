@@ -19,6 +19,7 @@ from smollit.data.sources.mixture import FormatName
 MESSAGES = ("messages", "prompt", "completion", "chosen", "rejected")  # parts that may be messages
 # Columns of pairs that hold the prompt where there is no `prompt`, and the responses come alone.
 PROMPT_LIKE = (
+    "input.messages",  # OpenAI's, beside `input.tools`
     f"instruction{JOIN}input",
     "instruction",
     "input",
@@ -75,9 +76,11 @@ class Split:
         completion = parts["completion"] or self.named(USUAL["output"])
         if kind == "preference":
             prompt = parts["prompt"] or self._prompt_of_pairs(parts)
+            tools = "input.tools" if prompt == "input.messages" and self.values("input.tools") else ""
             return {
                 "completion": completion,
                 "prompt": prompt,
+                "tools": parts["tools"] or tools,
                 "chosen_if": parts["chosen_if"] or self._chosen_if_label(),
             }
         if parts["instruction"]:
@@ -109,9 +112,13 @@ class Split:
         responses = [value for values in found for value in values]
         if "prompt" in self.mapping or not all(map(is_response_alone, responses)):
             return ""
-        known = (name for name in PROMPT_LIKE if all(column in self.columns for column in heads(name)))
+        known = (name for name in PROMPT_LIKE if all(map(self._is_there, heads(name))))
         is_needed = responses or (not parts["chosen"] and parts["completion"])
         return next(known, "") if is_needed else ""
+
+    def _is_there(self, name: str) -> bool:
+        """Whether a column, or what a dotted path leads to, is in the first rows."""
+        return name in self.columns or ("." in name and bool(self.values(name)))
 
     def _chosen_if_label(self) -> str:
         """What makes a response a good one in data with a label of true and false."""
