@@ -52,7 +52,10 @@ def through_last_loss(messages: list[Message], train_on: TrainOn) -> list[Messag
     Raises:
         BadRow: If none counts.
     """
-    return messages if train_on == ALL else messages[: messages_with_loss(messages, train_on)[-1] + 1]
+    end = messages[-1]
+    if train_on == ALL or (end["role"] in roles_with_loss(train_on) and "train" not in end):
+        return messages
+    return messages[: messages_with_loss(messages, train_on)[-1] + 1]
 
 
 @lru_cache

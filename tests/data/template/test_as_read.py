@@ -119,5 +119,5 @@ def test_a_call_of_sharegpt_is_a_call_where_the_template_prints_calls(read: Read
     source += "{% if add_generation_prompt %}<assistant>{% endif %}"
     assert spans(read([row], source)) == [['<call>add {"a": 1}<|im_end|>', DONE]]
     assert spans(read([row], chat_template="chatml")) == [[called + "<|im_end|>", DONE]]
-    other = row | {"tools": [{"type": "function", "function": {"name": "mul"}}]}
+    other = row | {"tools": [{"type": "function", "function": {"name": "mul"}}, {"name": ["add"]}, {}]}
     assert spans(read([other], source)) == [[called + "<|im_end|>", DONE]]

@@ -80,7 +80,7 @@ def _calls_in(content: str, names: set[str]) -> Iterator[dict[str, Any]]:
         return
     value = _decoded(content)
     calls = value if isinstance(value, list) else [value]
-    if not all(isinstance(call, dict) and call.keys() in CALL_KEYS and call["name"] in names for call in calls):
+    if not all(isinstance(call, dict) and call.keys() in CALL_KEYS and str(call["name"]) in names for call in calls):
         return
     for call in calls:
         arguments = call.get("arguments", call.get("parameters"))
