@@ -188,3 +188,16 @@ def test_gpu_names_what_is_missing() -> None:
     assert done.returncode == 2 and "invalid choice: 'speeed'" in done.stderr
     done = gpu(env={"PATH": os.environ["PATH"]})
     assert done.returncode == 2 and "--out" in done.stderr
+
+
+@pytest.mark.slow
+def test_lora_is_compared_with_all_weights(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """4 steps of each: the same loss at step 0, where LoRA adds nothing yet; afterwards all differ, and all learn."""
+    words = ["--steps", "4", "--rows", "2", "--val-rows", "4", "--max-length", "128", "--learning-rate", "1e-3"]
+    assert script("adapters").main([*words, "--json", str(tmp_path / "a.json"), "--out", str(tmp_path / "a.png")]) == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [each["name"] for each in found] == ["all weights, 0.001", "LoRA, 0.001", "LoRA, 0.01"]
+    first, last = ([each["val_loss"][step] for each in found] for step in ("0", "4"))
+    assert first == pytest.approx([first[0]] * 3) and len(set(last)) == 3
+    assert all(after < before for before, after in zip(first, last, strict=True))
+    assert capsys.readouterr().out.count("\n") == 5 and (tmp_path / "a.png").stat().st_size > 10_000
