@@ -1,12 +1,15 @@
 """Curves: the metrics of a run by step, and Finding: one thing that they say."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 Points = dict[int, float]  # value by step
 LN_2 = math.log(2)
 FLAT = 2e-3  # change of a DPO loss, in nats, below which nothing was learned
+NEAR = 1e-2  # distance from ln 2, noise included, up to which a training loss is said to stay there
+AT_START = 5e-2  # distance from ln 2 of a first logged loss, up to which the policy starts as its reference
 
 
 class Finding(NamedTuple):
@@ -23,6 +26,31 @@ class Finding(NamedTuple):
     good: bool | None
     text: str
     advice: str = ""
+
+
+class Ends(NamedTuple):
+    """The first and last values of a curve, as means over a quarter of its points each, since single steps are noisy.
+
+    Args:
+        first: Mean of the first quarter.
+        last: Mean of the last quarter.
+        size: Points in each.
+        error: Standard error of the difference; 0 for one point each.
+    """
+
+    first: float
+    last: float
+    size: int
+    error: float
+
+
+def ends(points: Points) -> Ends:
+    """The ends of a curve that has a point."""
+    values = [points[step] for step in sorted(points)]
+    count = max(len(values) // 4, 1)
+    parts = values[:count], values[-count:]
+    error = math.sqrt(sum(statistics.variance(part) for part in parts) / count) if count > 1 else 0.0
+    return Ends(statistics.fmean(parts[0]), statistics.fmean(parts[1]), count, error)
 
 
 def curve(rows: Iterable[Mapping[str, str]], name: str) -> Points:
@@ -67,3 +95,29 @@ class Curves:
     def is_dpo(self) -> bool:
         """Whether the run trained on preferences."""
         return any(row.get("train/rewards/margins") or row.get("val/rewards/margins") for row in self.rows)
+
+    @property
+    def starts_at_ln_2(self) -> bool:
+        """Whether the policy of a DPO run starts as its reference: the loss of each pair is ln 2 at step 0."""
+        points = self.points("train/loss")
+        return self.is_dpo and bool(points) and abs(points[min(points)] - LN_2) < AT_START
+
+    @property
+    def stays_at_ln_2(self) -> bool:
+        """Whether the losses of a DPO run are ln 2 and noise, which bf16 makes even where no weight moves."""
+        points = self.points("train/loss")
+        if not self.is_dpo or not points:
+            return False
+        later = [points[step] for step in sorted(points)][len(points) // 2 :]
+        error = statistics.stdev(later) / math.sqrt(len(later)) if len(later) > 1 else 0.0
+        is_near = abs(statistics.fmean(later) - LN_2) + 2 * error < NEAR
+        allowed = FLAT + 2 * (self.row_spread(later) / math.sqrt(self.num_val) if self.num_val else 0.0)
+        return is_near and all(abs(value - LN_2) < allowed for value in self.points("val/loss").values())
+
+    def row_spread(self, losses: Sequence[float]) -> float:
+        """Standard deviation of the loss of single rows, from logged means over rows; 0 if their number is unknown."""
+        epochs = self.points("train/epoch")
+        if len(losses) < 2 or not epochs or not self.num_train:
+            return 0.0
+        rows = self.num_train * max(epochs.values()) / len(epochs)
+        return statistics.stdev(losses) * math.sqrt(rows)

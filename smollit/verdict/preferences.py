@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
-from smollit.verdict.curves import FLAT, LN_2, Curves, Finding
+from smollit.verdict.curves import Curves, Finding, ends
 
 LENGTH_BIAS = 0.2  # difference of the accuracies where the chosen response is the longer one, and the shorter one
 FALL = 0.1  # relative fall of the chosen log-probability
@@ -22,8 +22,7 @@ def interval(accuracy: float, count: int) -> tuple[float, float]:
 
 def at_ln_2(curves: Curves) -> Iterator[Finding]:
     """DPO whose loss stays at ln 2: the policy equals its reference, eq. 7 of https://arxiv.org/abs/2305.18290."""
-    points = curves.points("train/loss")
-    if not curves.is_dpo or not points or any(abs(value - LN_2) >= FLAT for value in points.values()):
+    if not curves.stays_at_ln_2:
         return
     norms, rates = curves.points("train/gradient_norm"), curves.points("train/learning_rate")
     if norms and max(norms.values()) < 1e-8:
@@ -56,8 +55,9 @@ def chosen_falls(curves: Curves) -> Iterator[Finding]:
     points = curves.points(name)
     if len(points) < 2 or not curves.is_dpo:
         return
-    first, last = points[min(points)], points[max(points)]
-    if last < first - FALL * abs(first):
+    is_val = name.startswith("val/")
+    first, last, _, error = (points[min(points)], points[max(points)], 1, 0.0) if is_val else ends(points)
+    if last < first - max(FALL * abs(first), 2 * error):
         text = f"the chosen responses became less likely: `{name}` fell from {first:.1f} to {last:.1f}"
         yield Finding("chosen-falls", None, text, "set `model.loss.nll_weight`, or lower `model.learning_rate`")
 

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator
 
-from smollit.verdict.curves import FLAT, LN_2, Curves, Finding
+from smollit.verdict.curves import FLAT, LN_2, Curves, Finding, ends
 
 SPIKE = 10.0  # gradient norm over its median
 OVERFIT = 0.01  # relative rise of the validation loss above its best
@@ -11,23 +11,35 @@ TRUNCATED = 0.1  # fraction of the training rows
 
 
 def learned(curves: Curves) -> Iterator[Finding]:
-    """The loss of the validation split, or without one of training, against its first value."""
-    name = "val/loss" if len(curves.points("val/loss")) > 1 else "train/loss"
-    points = curves.points(name)
-    if len(points) < 2:
+    """The loss of the validation split, or without one of training, against its first value.
+
+    In DPO the first value is ln 2 where the policy starts as its reference. Of training losses the first and the last
+    quarter are compared, with their noise.
+    """
+    if curves.stays_at_ln_2:
+        return  # at_ln_2 speaks
+    val, train = curves.points("val/loss"), curves.points("train/loss")
+    if val and 0 not in val and curves.starts_at_ln_2:
+        val = {0: LN_2} | val
+    if len(val) > 1:
+        first, last, noise = val[min(val)], val[max(val)], 0.0
+        numbers = f"`val/loss` {first:.4f} at step {min(val)}, {last:.4f} at step {max(val)}"
+    elif len(train) > 1:
+        first, last, count, error = ends(train)
+        noise, over = 2 * error, "at" if count == 1 else f"over the {count} logged steps from"
+        until = "at" if count == 1 else f"over the {count} until"
+        numbers = f"`train/loss` {first:.4f} {over} step {min(train)}, {last:.4f} {until} step {max(train)}"
+    else:
         yield Finding("learned", None, "too few points to say whether the run learned", "log or validate more often")
         return
-    first, last = points[min(points)], points[max(points)]
-    numbers = f"`{name}` {first:.4f} at step {min(points)}, {last:.4f} at step {max(points)}"
-    if curves.is_dpo and abs(last - LN_2) < FLAT and abs(first - LN_2) < FLAT:
-        return  # at_ln_2 speaks
-    if last < first - (FLAT if curves.is_dpo else 0.005 * abs(first)):
+    if last < first - max(FLAT if curves.is_dpo else 0.005 * abs(first), noise):
         yield Finding("learned", True, f"the run learned: {numbers}")
-    elif last > first * 1.01:
+    elif last > first + max(0.01 * abs(first), noise):
         yield Finding("learned", False, f"the loss rose: {numbers}", "lower `model.learning_rate`")
     else:
+        within = f", and its noise is {noise:.4f}" if noise else ""
         advice = "raise `model.learning_rate`, or train longer"
-        yield Finding("learned", False, f"the loss has not moved: {numbers}", advice)
+        yield Finding("learned", False, f"the loss has not moved: {numbers}{within}", advice)
 
 
 def warm_up(curves: Curves) -> Iterator[Finding]:
@@ -57,8 +69,7 @@ def overfitting(curves: Curves) -> Iterator[Finding]:
     if len(val) < 3 or len(train) < 2:
         return
     best, last = min(val, key=val.__getitem__), max(val)
-    falls = train[max(train)] < train[min(train)]
-    if val[last] > val[best] * (1 + OVERFIT) and falls:
+    if val[last] > val[best] * (1 + OVERFIT) and ends(train).last < ends(train).first:
         text = (
             f"overfitting: `val/loss` was best at step {best}, {val[best]:.4f}, and is {val[last]:.4f} at step {last}"
         )

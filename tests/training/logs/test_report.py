@@ -1,6 +1,7 @@
 """`report`: each rule of the verdict on made curves, and the page of a run."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ CASES: list[tuple[str, bool | None, str, dict[str, Any]]] = [
      DPO | {"train_loss": [0.6931] * 3, "train_gradient_norm": [0.0] * 3}),
     ("at-ln-2", False, "the learning rate is at most 1.0e-09",
      DPO | {"train_loss": [0.6931] * 3, "train_gradient_norm": [1.0] * 3, "train_learning_rate": [1e-9] * 3}),
+    # single steps of few rows say little: means of 4 and their noise, 2 x sqrt((0.0225 + 0.0225) / 4) x 2 / sqrt(3)
+    ("learned", False, "0.7000 over the 4 logged steps from step 0, 0.8000 over the 4 until step 150, and its noise"
+     " is 0.2449",
+     {"train_loss": [0.55, 0.85] * 2 + [0.6] * 8 + [0.65, 0.95] * 2}),
+    # a DPO run starts at ln 2, before its first validation
+    ("learned", True, "0.6931 at step 0, 0.6626 at step 20",
+     DPO | {"train_loss": [0.6931, 0.75, 0.63], "val_loss": [math.nan, 0.6558, 0.6626]}),
+    # bf16 moves losses of single rows where no weight moves: 16 logged means of 8 rows, to 0.02
+    ("at-ln-2", False, "the learning rate is at most 1.0e-09",
+     DPO | {"train_loss": [0.6931 + 0.01 * (-1) ** n for n in range(16)], "val_loss": [0.6931] * 15 + [0.6961],
+            "train_gradient_norm": [1.0] * 16, "train_learning_rate": [1e-9] * 16, "num_val": 100,
+            "train_epoch": [n / 16 for n in range(1, 17)], "num_train": 128}),
     ("warm-up", False, "still rising", {"train_loss": [5.0, 4.0, 3.0], "train_learning_rate": [1e-5, 2e-5, 3e-5]}),
     ("unstable", False, "reached 50 at step 30, 50 times",
      {"train_loss": [5.0, 4.0], "train_gradient_norm": [1.0, 1.0, 1.0, 50.0, 1.0]}),
