@@ -42,6 +42,7 @@ class LeftAlone(NamedTuple):
         has_words: Whether one of these has several words.
         weight: Characters that are lacking for each character of the chats; of copies of the chat, 0.
         is_read: Whether the template renders another text when it gets the column.
+        is_partly_used: Whether a part is a path into it, so that the user has seen what it holds.
     """
 
     name: str
@@ -50,16 +51,19 @@ class LeftAlone(NamedTuple):
     has_words: bool
     weight: float
     is_read: bool
+    is_partly_used: bool = False
 
     @property
     def is_wrong(self) -> bool:
         """Whether so much should not be lacking."""
+        if self.is_partly_used:
+            return False
         is_heavy = self.has_words and self.longest >= SHORTEST_LOST and self.weight >= MIN_WEIGHT
         return self.is_read or (is_heavy and self.name not in OTHER_CHATS) or self.name.lower() in MEANINGFUL
 
     def sentence(self, total: int) -> str:
         """What is lacking, in how many of all compared rows, and what to do."""
-        start = f"the column `{self.name}` is not used"
+        start = f"the column `{self.name}` is not used" + (" as a whole" if self.is_partly_used else "")
         if self.is_read:
             return (
                 f"{start}, and the chat template prints it where it gets it: `data.convert` can put it into"
@@ -93,8 +97,11 @@ def left_alone(compared: list[Compared], encoder: Encoder) -> tuple[list[str], l
 
 def columns_left_alone(compared: list[Compared], encoder: Encoder) -> list[LeftAlone]:
     """The columns that no part uses, and whose values the rendered chats do not have."""
-    unused = encoder.format.unused
-    found = [_left_alone(compared, column, read=_is_read(compared, column, encoder)) for column in unused]
+    form = encoder.format
+    found = [_left_alone(compared, column, read=_is_read(compared, column, encoder)) for column in form.unused]
+    if form.ranking is None:  # else the responses that are in no pair are lacking
+        parts = [_left_alone(compared, column, read=False) for column in form.partly_used]
+        found += [column._replace(is_partly_used=True) for column in parts if column.has_words]
     return [column for column in found if column.rows or column.is_read]
 
 

@@ -10,7 +10,7 @@ from smollit.data.formats.messages.parse import parse_turns
 from smollit.data.formats.messages.roles import ALIASES, Roles
 from smollit.data.formats.ranking import PairsOf, Ranking
 from smollit.data.formats.types import Kind, Message, shown
-from smollit.data.sources.columns import JOIN, value_at
+from smollit.data.sources.columns import JOIN, heads, value_at
 from smollit.data.sources.converter import Converter
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import FormatName
@@ -108,6 +108,12 @@ class Format:
     ranking: Ranking | None = None
     pairs_of: PairsOf = "best-worst"
     convert: Converter | None = None
+
+    @property
+    def partly_used(self) -> list[str]:
+        """The columns into which parts are paths."""
+        paths = [path for column in self.columns.values() for path in heads(column) if "." in path]
+        return list(dict.fromkeys(path.split(".")[0] for path in paths))
 
     @property
     def has_scores(self) -> bool:

@@ -182,6 +182,20 @@ def test_texts_that_are_no_responses_and_pairs_that_contradict_each_other(make: 
     assert any("2 of 3 pairs (66.7%) prefer what another pair" in line for line in wrong(make(pairs)))
 
 
+def test_what_a_path_leaves_of_its_column_is_noted(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`meta.q` is printed, and `meta.note` is not; `meta.lang`, a single word, is no text of the chat."""
+    row = {"meta": {"q": "Who?", "note": "Ask politely, please", "lang": "en"}, "a": "Nobody."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    main(["inspect", "--data", "ChatDataModule", "--data.dataset", str(tmp_path / "rows.jsonl"),
+          "--data.tokenizer_name", str(tiny_model), "--data.val_split", "null", "--data.cache_dir", str(tmp_path),
+          "--data.columns", "{prompt: meta.q, completion: a}", "--model", "SFTModule", "--model.model_name",
+          str(tiny_model), "--strict", "true"])  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the column `meta` is not used as a whole, and has texts of up to 20 characters in 1 of 1" in said
+
+
 # ---- the command
 
 
