@@ -1,5 +1,6 @@
 """`python -m smollit fit --config configs/sft.yaml`."""
 
+import io
 import sys
 
 from smollit import __version__
@@ -8,6 +9,9 @@ from smollit.commands import overview
 
 def run() -> None:
     """Handle at once what needs no torch; hand all else to main()."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding can't show or read becomes a `?`
+            stream.reconfigure(errors="replace")
     words = sys.argv[1:]
     if words in ([], ["-h"], ["--help"]):
         print(overview(), end="")

@@ -12,7 +12,7 @@ from smollit.cli import config_yaml
 from smollit.cli.command_words import command_words
 from smollit.cli.errors import building
 from smollit.cli.logger_setting import complete_loggers, words_with_full_names
-from smollit.cli.nulls import check_nulls, check_settings
+from smollit.cli.nulls import check_nulls, check_places, check_settings
 from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import RunConfigCallback, with_one_learning_rate
 from smollit.cli.trainer_settings import (
@@ -108,6 +108,7 @@ class SmollitCLI(LightningCLI):
             raise ValueError(f"`trainer`: expected settings, got {self.config.trainer}")
         for key, value in list(self.config.items()):
             self.config[key] = with_home(value)
+        check_places(self.config)
         for name in SECTIONS:
             check_nulls(self.config[name].as_dict(), name)
         resumes = self.config.get("ckpt_path") is not None and (self.folder / "checkpoints").is_dir()

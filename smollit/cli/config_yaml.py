@@ -78,7 +78,17 @@ def load(text: str) -> Any:
         return value if ": " in text else text
     if isinstance(value, dict) and value.get("trainer", ...) is None:
         del value["trainer"]  # a section without a setting, as where all are comments
-    return with_full_names(value)
+    return with_full_names(without_empty_arguments(value))
+
+
+def without_empty_arguments(value: Any) -> Any:
+    """The value without each `init_args:` of a class that has no setting below it."""
+    if isinstance(value, list):
+        return [without_empty_arguments(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: inner for key, inner in value.items() if inner is not None or key != "init_args"}
+    return {key: without_empty_arguments(inner) for key, inner in kept.items()}
 
 
 def dump(value: Any) -> str:

@@ -32,7 +32,19 @@ DEBUG = "SMOLLIT_TRACEBACK"
 # What a file system refuses: wherever it happens, the cause is outside.
 OF_DISKS = {
     number
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EISDIR", "ENOTDIR", "ENAMETOOLONG")
+    for name in (
+        "ENOSPC",
+        "EDQUOT",
+        "EFBIG",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "EIO",
+        "EISDIR",
+        "ENOTDIR",
+        "ENAMETOOLONG",
+        "EEXIST",
+    )
     if (number := vars(errno).get(name)) is not None
 }
 
@@ -112,6 +124,8 @@ def _setting(library: str, filename: str, message: str) -> str:
     """The setting that a message names, else the section that the library belongs to."""
     if library != "lightning":
         return f"`{LIBRARIES[library]}`"
+    if filename.endswith("utilities/seed.py"):
+        return "`seed_everything`"
     if "/callbacks/" in filename:
         return "`trainer.callbacks`"
     names = argument_names(Trainer)

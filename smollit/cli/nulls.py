@@ -1,4 +1,4 @@
-"""Null where a class expects a value: jsonargparse accepts it, and the class would fail much later."""
+"""Null or an empty text where a value is expected: jsonargparse accepts it, and the class would fail much later."""
 
 import inspect
 from collections.abc import Mapping
@@ -7,7 +7,22 @@ from pydoc import locate
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from jsonargparse import Namespace
+
 from smollit.cli.wording.words import expected
+
+PLACES = ("ckpt_path", "model.model_name", "trainer.default_root_dir")
+
+
+def check_places(config: Namespace) -> None:
+    """Refuse the empty name that a shell gives for a variable that is not set: it would mean the current folder.
+
+    Raises:
+        ValueError: Names the setting.
+    """
+    for name in PLACES:
+        if config.get(name.replace("model.", "model.init_args.", 1)) == "":
+            raise ValueError(f"`{name}` is empty: give a name or a path")
 
 
 def check_nulls(value: Any, where: str) -> None:

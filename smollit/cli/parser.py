@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from smollit.losses import DPO
 from smollit.modules import DPOModule, FineTuningModule
 from smollit.training import SmollitTrainer
 
+OPERAND = re.compile(r"unrecognized arguments: (?P<word>[^-\s]\S*)")
 NO_SETTINGS = re.compile(r"Unexpected config: ?(?P<found>.*)", re.DOTALL)
 NO_VALUE = re.compile(r"argument (?P<flag>--[\w.+]+): expected (?:one|at least one) argument")
 # By the last part of a setting: the class that its value names.
@@ -68,6 +70,8 @@ class SmollitParser(LossParser):
         """An error of jsonargparse as a sentence; one that is not known stays as it is."""
         if sentence := find_sentence(message):
             return sentence
+        if (found := OPERAND.search(message)) and (config := config_at(Path(found["word"]))):
+            return f"`{found['word']}` stands without a flag: write --config {config}"
         if found := NO_SETTINGS.search(message):
             given = found["found"].strip()
             return f"`config`: expected settings, such as `model`, got {shown(given) if given else 'none'}"
@@ -106,6 +110,11 @@ class SmollitParser(LossParser):
             return None
         elsewhere = next((setting for setting in known if setting.rpartition(".")[2] == name), None)
         return OTHER_NAMES.get(name.lower()) or elsewhere or nearest(key, known)
+
+
+def config_at(path: Path) -> Path | None:
+    """The config that a path means: a file, or the config.yaml of a run folder."""
+    return next((file for file in (path, path / "config.yaml") if file.is_file()), None)
 
 
 def is_inner(problem: Problem) -> bool:

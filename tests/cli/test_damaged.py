@@ -72,9 +72,21 @@ def test_a_config_without_settings_is_named(content: bytes, expected: str, fails
     assert code == 2 and said.startswith(f"smollit: `config`: {expected}") and "x.yaml" in said
 
 
-def test_a_section_without_settings_has_its_defaults(write: Callable[..., str], tmp_path: Path) -> None:
-    """`trainer:` with nothing below it, where all settings are comments, and a setting on the command line."""
+def test_a_section_without_settings_has_its_defaults(write: Callable[..., str], tiny_model: Path) -> None:
+    """`trainer:` and `init_args:` with nothing below them, where all are comments, and settings on the command line."""
     path = Path(write().removeprefix("--config="))
-    path.write_text(path.read_text().partition("trainer:")[0] + "trainer:\n  # max_steps: 100\n")
-    cli = main(["estimate", f"--config={path}", "--trainer.max_steps=1", "--trainer.accelerator=cpu"])
+    data = path.read_text().partition("model:")[0]
+    model = "model:\n  class_path: SFTModule\n  init_args:\n    # learning_rate: 1e-3\n"
+    path.write_text(f"{data}{model}trainer:\n  # max_steps: 100\n")
+    words = ["--trainer.max_steps=1", "--trainer.accelerator=cpu", f"--model.model_name={tiny_model}"]
+    cli = main(["estimate", f"--config={path}", *words])
     assert cli.config.trainer.max_steps == 1  # type: ignore[union-attr]
+
+
+def test_a_config_or_a_run_folder_without_its_flag_gets_it(
+    write: Callable[..., str], fails: Fails, folder: Path
+) -> None:
+    file = write().removeprefix("--config=")
+    for word, config in ((file, file), (str(folder), folder / "config.yaml")):
+        code, said = fails("export", word)
+        assert code == 2 and f"`{word}` stands without a flag: write --config {config}" in said

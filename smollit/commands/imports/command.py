@@ -48,6 +48,7 @@ class ImportCommand(FolderCommand):
         if output.exists():
             raise ValueError(f"{output} exists, and is not overwritten: give another `output`")
         text = f"# Written by `smollit import` from {source.name}, a config of {found.tool}.\n"
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + yaml.safe_dump(found.config, sort_keys=False), encoding="utf-8")
         if not self.json:
             show(found, output)

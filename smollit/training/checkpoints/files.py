@@ -68,7 +68,7 @@ def find_checkpoint(ckpt_path: str | Path, folder: Path, callbacks: Iterable[Cal
         path = best_checkpoint(callbacks, folder) if ckpt_path == "best" else Path(ckpt_path)
     if path is None:
         raise ValueError(
-            f"there is no `{ckpt_path}` checkpoint in {folder}: train first"
+            f"there is no `{ckpt_path}` checkpoint in {folder.absolute()}: train first"
             f"{' with `trainer.keep_best` set to a metric' if ckpt_path == 'best' else ''}, or set `ckpt_path`"
             " to a file, or to null for the model without a checkpoint"
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.profilers import PyTorchProfiler
 from torch import Tensor
 
 from smollit.modules import FineTuningModule
@@ -124,6 +125,10 @@ class RunState(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.restore_limits(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and not self.has_news and isinstance(trainer.profiler, PyTorchProfiler):
+            trainer.profiler.profiler = None  # without a step, its description is a failed assertion
 
     def restore_limits(self, trainer: Trainer) -> None:
         """Set `max_steps` and `max_epochs` back to what they were before `raise_limits`."""
