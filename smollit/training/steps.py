@@ -83,16 +83,21 @@ def num_steps(trainer: Trainer, begun: Begun) -> int | None:
     """
     batches = training_batches(trainer)
     epochs = trainer.max_epochs
-    if batches is None or epochs is None or epochs < 0 or trainer.limit_train_batches != 1.0:
+    if batches is None or epochs is None or epochs < 0:
         return None
     total = begun.step
     for epoch in range(begun.epoch, epochs):
         length = batches.num_batches(epoch if batches.epochs_differ else begun.epoch)
         if length is None:  # a stream
             return trainer.max_steps if trainer.max_steps != -1 else None
-        left = length - (begun.batches if epoch == begun.epoch else 0)
-        total += math.ceil(left / accumulation(trainer, epoch))
+        left = limited(length, trainer.limit_train_batches) - (begun.batches if epoch == begun.epoch else 0)
+        total += math.ceil(max(left, 0) / accumulation(trainer, epoch))
     return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+
+
+def limited(num_batches: int, limit: int | float) -> int:
+    """Micro-batches of an epoch under `limit_train_batches`: a number of them, or a fraction, as Lightning counts."""
+    return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
 
 
 def accumulation(trainer: Trainer, epoch: int) -> int:

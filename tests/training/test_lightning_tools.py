@@ -189,7 +189,7 @@ def test_a_stop_in_mid_window_finishes_the_step_and_validates_once(fit: Any, tmp
 
 
 def test_a_finished_run_starts_again_with_a_profiler(fit: Any, tmp_path: Path) -> None:
-    """torch's profiler can't describe a start that makes no step: the assertion is Lightning's."""
+    """torch's profiler records from the third step on: Lightning asserts that it did, and a start may make no step."""
     for steps in ([1, 2], []):
         run = fit(tmp_path, max_epochs=None, max_steps=2, profiler="pytorch")
         assert run.error is None and [number for number, _, _ in run.steps] == steps

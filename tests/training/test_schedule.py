@@ -96,11 +96,19 @@ def test_a_scheduler_of_torch_resumes_with_a_new_peak(fit: Any, tmp_path: Path) 
 # promise: other-steps
 # case: B2
 @pytest.mark.parametrize(
-    ("changed", "total"), [({"accumulate_grad_batches": 2}, 10), ({"data": {"train_batch_size": 4}}, 7), ({}, 16)]
+    ("changed", "total"),
+    [
+        ({"accumulate_grad_batches": 2}, 10),
+        ({"data": {"train_batch_size": 4}}, 7),
+        ({}, 16),
+        ({"accumulate_grad_batches": 2, "limit_train_batches": 0.8}, 8),
+        ({"limit_train_batches": 5}, 10),
+    ],
 )
 def test_steps_made_and_steps_left_are_the_run(fit: Any, tmp_path: Path, changed: dict[str, Any], total: int) -> None:
     """2 epochs of 8 rows, 1 row per step, stopped at step 4. Then 2 rows per step: 4 / 2 + 8 / 2 = 6 steps are left; 4
-    rows per step: 3 are left. The rate falls on a line to the last step, which is validated."""
+    rows per step: 3 are left. Limited to int(0.8 x 8) = 6 micro-batches an epoch: 2 / 2 + 6 / 2 = 4 are left; to 5 of
+    them, 1 + 5. The rate falls on a line to the last step, which is validated."""
     data = {"train_split": "train_sft[:8]", "train_batch_size": 1}
     options: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 1, "val_every_n_steps": 100}
     fit(tmp_path, stop_at(4), data=data, **options)

@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.profilers import PyTorchProfiler
+from lightning.pytorch.profilers import PassThroughProfiler, PyTorchProfiler
 from torch import Tensor
 
 from smollit.modules import FineTuningModule
@@ -127,8 +128,12 @@ class RunState(Callback):
         self.restore_limits(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and not self.has_news and isinstance(trainer.profiler, PyTorchProfiler):
-            trainer.profiler.profiler = None  # without a step, its description is a failed assertion
+        profiler: object = trainer.profiler  # type: ignore[attr-defined]
+        if not isinstance(profiler, PyTorchProfiler) or not isinstance(profiler.profiler, torch.profiler.profile):
+            return
+        if profiler.profiler.profiler is None:  # it has recorded no step, and Lightning would assert that it has
+            profiler.profiler = None
+            trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
 
     def restore_limits(self, trainer: Trainer) -> None:
         """Set `max_steps` and `max_epochs` back to what they were before `raise_limits`."""
