@@ -53,15 +53,14 @@ class RefuseNothingTrained(Callback):
     one whose average of the weights would have none of the steps in it, before it starts."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        steps = num_steps(trainer, Begun()) or trainer.max_steps
-        if stage != "fit" or steps == -1:  # as long as `max_time` allows
+        averages = [each for each in trainer.callbacks if isinstance(each, EMAWeightAveraging)]  # type: ignore[attr-defined]
+        if stage != "fit" or not averages:
             return
+        steps = num_steps(trainer, Begun()) or trainer.max_steps
         epochs = steps if trainer.max_epochs in (None, -1) else trainer.max_epochs
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            # A `should_update` of the user's own may depend on more than the numbers.
-            if not isinstance(callback, EMAWeightAveraging) or (
-                type(callback).should_update is not EMAWeightAveraging.should_update
-            ):
+        for callback in averages:
+            # A `should_update` of the user's own may depend on more than the numbers; -1 is as long as time allows.
+            if steps == -1 or type(callback).should_update is not EMAWeightAveraging.should_update:
                 continue
             in_steps = any(callback.should_update(step_idx=step) for step in range(steps))
             if not in_steps and not any(callback.should_update(epoch_idx=epoch) for epoch in range(epochs or 0)):
