@@ -3,7 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,19 @@ from smollit.verdict.preferences import interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 BOUNDED = ("val/rewards/accuracies",)  # fractions of the validation pairs
+# Of the metrics of a chart, where colors tell runs apart.
+LineStyle = str | tuple[int, tuple[int, ...]]
+STYLES: tuple[LineStyle, ...] = (
+    "-",
+    "--",
+    ":",
+    "-.",
+    (0, (6, 1, 1, 1, 1, 1)),
+    (0, (1, 4)),
+)
 WINDOW = 10  # values of a moving mean
 MARK = {True: "✓", False: "✗", None: "·"}
 PLOTS = {  # title -> metrics of the chart
@@ -106,41 +117,68 @@ def chart(title: str, names: Sequence[str], runs: Sequence[Run]) -> str:
     """A chart of one or several metrics, of all runs: long curves with their moving mean, accuracies with intervals."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.0 if len(runs) == 1 else 3.2 + 0.16 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for run in runs:
-        for name in names:
+    for number, run in enumerate(runs):
+        for name, style in zip(names, STYLES, strict=False):
             points = run.curves.points(name)
             if points:
-                label = name if len(runs) == 1 else f"{run.name}: {name}"
-                draw(axes, points, label, num_pairs=run.curves.num_val if name in BOUNDED else None)
+                color = None if len(runs) == 1 else f"C{number}"
+                draw(axes, points, name, color=color, style=style if color else "-", num_pairs=pairs_of(run, name))
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, frameon=False)
+    if len(runs) == 1:
+        axes.legend(fontsize=7, frameon=False)
+    else:
+        handles = legend_of_runs([run.name for run in runs], {line.get_label(): line for line in axes.get_lines()})
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=4, fontsize=7, frameon=False)
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :]
 
 
-def draw(axes: "Axes", points: Points, label: str, *, num_pairs: int | None) -> None:
+def pairs_of(run: Run, name: str) -> int | None:
+    """The number of pairs that the values of a metric are fractions of; None of any other metric."""
+    return run.curves.num_val if name in BOUNDED else None
+
+
+def legend_of_runs(runs: Sequence[str], lines: "Mapping[object, Line2D]") -> "list[Line2D]":
+    """A legend of several runs: each run by its color, each metric by its style, of one of its lines."""
+    from matplotlib.lines import Line2D
+
+    colors = [Line2D([], [], color=f"C{number}", lw=3, label=run) for number, run in enumerate(runs)]
+    named = {str(label): line for label, line in lines.items() if not str(label).startswith("_")}
+    styles = [
+        Line2D([], [], color="0.3", ls=line.get_linestyle(), marker=line.get_marker(), ms=3, label=label)
+        for label, line in named.items()
+    ]
+    return [*colors, *styles]
+
+
+def draw(
+    axes: "Axes", points: Points, label: str, *, color: str | None, style: LineStyle, num_pairs: int | None
+) -> None:
     """One curve.
 
     Args:
         axes: Where.
         points: Its values by step.
         label: Its name.
+        color: Its color; None takes the next one.
+        style: Style of its line.
         num_pairs: Pairs that each value is a fraction of, for 95 % intervals; None draws none.
     """
     steps, values = list(points), list(points.values())
     is_long = len(values) > 4 * WINDOW
-    [line] = axes.plot(steps, values, marker="" if is_long else "o", ms=3, lw=0.8 if is_long else 1.5)
+    width, marker = (0.8, "") if is_long else (1.5, "o")
+    [line] = axes.plot(steps, values, ls=style, color=color, marker=marker, ms=3, lw=width)
     if is_long:  # each step has few rows
         line.set_alpha(0.3)
         means = [sum(values[end - WINDOW : end]) / WINDOW for end in range(WINDOW, len(values) + 1)]
-        [line] = axes.plot(steps[WINDOW - 1 :], means, color=line.get_color(), lw=1.5)
+        [line] = axes.plot(steps[WINDOW - 1 :], means, ls=style, color=line.get_color(), lw=1.5)
         label = f"{label}, mean of {WINDOW}"
     line.set_label(label)
     if num_pairs:
