@@ -1,4 +1,4 @@
-"""LossParser: `model.loss`, `schedule` and `adapter` by short name, with the defaults of what is named."""
+"""LossParser: `model.loss`, `schedule`, `adapter` and `optimizer` by short name, with the defaults of what is named."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ UNKNOWN_NAME = re.compile(r"`model\.(?:loss|schedule|adapter)` is [^\n]*")
 
 
 class LossParser(LoggerParser):
-    """LightningArgumentParser that knows how `loss`, `schedule` and `adapter` of a FineTuningModule are written.
+    """LightningArgumentParser that knows how the loss, schedule, adapter and optimizer of a module are written.
 
     jsonargparse parses the arguments of a class with a parser of the same type as the whole command line's. It calls
     `parse_object` with those of each configuration file, and with each word of the command line.

@@ -11,7 +11,12 @@ from jsonargparse import Namespace
 
 from smollit.cli.wording.words import expected
 
-PLACES = ("ckpt_path", "model.model_name", "trainer.default_root_dir")
+# Settings that name a place, and where a parsed config has them.
+PLACES = {
+    "ckpt_path": "ckpt_path",
+    "model.model_name": "model.init_args.model_name",
+    "trainer.default_root_dir": "trainer.default_root_dir",
+}
 
 
 def check_places(config: Namespace) -> None:
@@ -20,8 +25,8 @@ def check_places(config: Namespace) -> None:
     Raises:
         ValueError: Names the setting.
     """
-    for name in PLACES:
-        if config.get(name.replace("model.", "model.init_args.", 1)) == "":
+    for name, key in PLACES.items():
+        if config.get(key) == "":
             raise ValueError(f"`{name}` is empty: give a name or a path")
 
 

@@ -29,11 +29,11 @@ class Finding(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The first and last values of a curve, as means over a quarter of its points each, since single steps are noisy.
+    """The first and last values of a curve.
 
     Args:
-        first: Mean of the first quarter.
-        last: Mean of the last quarter.
+        first: The first value, or the mean of the first ones.
+        last: The last value, or the mean of as many last ones.
         size: Points in each.
         error: Standard error of the difference; 0 for one point each.
     """
@@ -44,10 +44,10 @@ class Ends(NamedTuple):
     error: float
 
 
-def ends(points: Points) -> Ends:
-    """The ends of a curve that has a point."""
+def ends(name: str, points: Points) -> Ends:
+    """The ends of a curve that has a point: of training a quarter of the points each, since single steps are noisy."""
     values = [points[step] for step in sorted(points)]
-    count = max(len(values) // 4, 1)
+    count = max(len(values) // 4, 1) if name.startswith("train/") else 1
     parts = values[:count], values[-count:]
     error = math.sqrt(sum(statistics.variance(part) for part in parts) / count) if count > 1 else 0.0
     return Ends(statistics.fmean(parts[0]), statistics.fmean(parts[1]), count, error)

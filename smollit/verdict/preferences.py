@@ -55,8 +55,7 @@ def chosen_falls(curves: Curves) -> Iterator[Finding]:
     points = curves.points(name)
     if len(points) < 2 or not curves.is_dpo:
         return
-    is_val = name.startswith("val/")
-    first, last, _, error = (points[min(points)], points[max(points)], 1, 0.0) if is_val else ends(points)
+    first, last, _, error = ends(name, points)
     if last < first - max(FALL * abs(first), 2 * error):
         text = f"the chosen responses became less likely: `{name}` fell from {first:.1f} to {last:.1f}"
         yield Finding("chosen-falls", None, text, "set `model.loss.nll_weight`, or lower `model.learning_rate`")

@@ -21,17 +21,14 @@ def learned(curves: Curves) -> Iterator[Finding]:
     val, train = curves.points("val/loss"), curves.points("train/loss")
     if val and 0 not in val and curves.starts_at_ln_2:
         val = {0: LN_2} | val
-    if len(val) > 1:
-        first, last, noise = val[min(val)], val[max(val)], 0.0
-        numbers = f"`val/loss` {first:.4f} at step {min(val)}, {last:.4f} at step {max(val)}"
-    elif len(train) > 1:
-        first, last, count, error = ends(train)
-        noise, over = 2 * error, "at" if count == 1 else f"over the {count} logged steps from"
-        until = "at" if count == 1 else f"over the {count} until"
-        numbers = f"`train/loss` {first:.4f} {over} step {min(train)}, {last:.4f} {until} step {max(train)}"
-    else:
+    name, points = ("val/loss", val) if len(val) > 1 else ("train/loss", train)
+    if len(points) < 2:
         yield Finding("learned", None, "too few points to say whether the run learned", "log or validate more often")
         return
+    first, last, size, error = ends(name, points)
+    noise = 2 * error
+    at_first, at_last = ("at", "at") if size == 1 else (f"over the {size} logged steps from", f"over the {size} until")
+    numbers = f"`{name}` {first:.4f} {at_first} step {min(points)}, {last:.4f} {at_last} step {max(points)}"
     if last < first - max(FLAT if curves.is_dpo else 0.005 * abs(first), noise):
         yield Finding("learned", True, f"the run learned: {numbers}")
     elif last > first + max(0.01 * abs(first), noise):
@@ -69,7 +66,8 @@ def overfitting(curves: Curves) -> Iterator[Finding]:
     if len(val) < 3 or len(train) < 2:
         return
     best, last = min(val, key=val.__getitem__), max(val)
-    if val[last] > val[best] * (1 + OVERFIT) and ends(train).last < ends(train).first:
+    trained = ends("train/loss", train)
+    if val[last] > val[best] * (1 + OVERFIT) and trained.last < trained.first:
         text = (
             f"overfitting: `val/loss` was best at step {best}, {val[best]:.4f}, and is {val[last]:.4f} at step {last}"
         )

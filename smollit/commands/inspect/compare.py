@@ -1,7 +1,7 @@
 """What rows say and their chats do not: rows that are evenly spread over a split are compared with their records."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -104,6 +104,11 @@ def _exchanges(messages: list[Message]) -> Iterator[tuple[str, str]]:
             yield before["content"].strip(), after["content"].strip()
 
 
+def _in_rows(found: Sequence[object]) -> str:
+    """In how many of the compared rows something is found: `found` has a true value for each of these."""
+    return f"in {fraction(sum(map(bool, found)), len(found), 'compared rows')}"
+
+
 def written_chats(compared: list[Compared]) -> list[str]:
     """Whether texts, or the turns of chats, hold whole chats that are written out."""
     found = [_mark("\n".join(turn["content"] for turn in row.messages)) for row in compared]
@@ -113,7 +118,7 @@ def written_chats(compared: list[Compared]) -> list[str]:
     is_text = any(isinstance(record, Text) for row in compared for record in row.records)
     what = "questions count in the loss too" if is_text else "these marks are plain text inside of a turn"
     return [
-        f"in {fraction(sum(map(bool, found)), len(found), 'compared rows')} a text seems to be a chat that is written"
+        f"{_in_rows(found)} a text seems to be a chat that is written"
         f" out ({marks}): {what}. Give the messages themselves, as `data.convert` can"
     ]
 
@@ -133,7 +138,7 @@ def written_ends(compared: list[Compared]) -> list[str]:
         return []
     names = ", ".join(sorted({f"`{end[0].strip()}`" for ends in found for end in ends}))
     return [
-        f"in {fraction(sum(map(bool, found)), len(found), 'compared rows')} a response ends with {names} as plain text,"
+        f"{_in_rows(found)} a response ends with {names} as plain text,"
         " before the template's own end: the model would learn to write it. `data.convert` can remove it"
     ]
 
@@ -145,7 +150,7 @@ def missing_values(compared: list[Compared]) -> list[str]:
         return []
     words = ", ".join(sorted({f"`{word}`" for found in texts for word in found}))
     return [
-        f"in {fraction(sum(map(bool, texts)), len(texts), 'compared rows')} a turn is no more than {words}, as programs"
+        f"{_in_rows(texts)} a turn is no more than {words}, as programs"
         " write a missing value. `data.where` can leave such rows out"
     ]
 
@@ -155,7 +160,7 @@ def empty_questions(compared: list[Compared]) -> list[str]:
     found = [any(turn["role"] == "user" and not turn["content"].strip() for turn in row.messages) for row in compared]
     if not any(found):
         return []
-    return [f"in {fraction(sum(found), len(found), 'compared rows')} a user turn has no text"]
+    return [f"{_in_rows(found)} a user turn has no text"]
 
 
 def placeholders(compared: list[Compared]) -> list[str]:
@@ -165,7 +170,7 @@ def placeholders(compared: list[Compared]) -> list[str]:
     if not names:
         return []
     return [
-        f"in {fraction(sum(map(bool, found)), len(found), 'compared rows')} a message has {', '.join(names)}: the model"
+        f"{_in_rows(found)} a message has {', '.join(names)}: the model"
         " would learn to speak of what it does not get. `data.where` can leave such rows out"
     ]
 

@@ -3,7 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 BOUNDED = ("val/rewards/accuracies",)  # fractions of the validation pairs
 # Of the metrics of a chart, where colors tell runs apart.
 LineStyle = str | tuple[int, tuple[int, ...]]
-STYLES: tuple[LineStyle, ...] = (
-    "-",
-    "--",
-    ":",
-    "-.",
-    (0, (6, 1, 1, 1, 1, 1)),
-    (0, (1, 4)),
-)
+STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 WINDOW = 10  # values of a moving mean
 MARK = {True: "✓", False: "✗", None: "·"}
 PLOTS = {  # title -> metrics of the chart
@@ -132,7 +125,7 @@ def chart(title: str, names: Sequence[str], runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         axes.legend(fontsize=7, frameon=False)
     else:
-        handles = legend_of_runs([run.name for run in runs], {line.get_label(): line for line in axes.get_lines()})
+        handles = legend_of_runs([run.name for run in runs], axes.get_lines())
         figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=4, fontsize=7, frameon=False)
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
@@ -145,12 +138,12 @@ def pairs_of(run: Run, name: str) -> int | None:
     return run.curves.num_val if name in BOUNDED else None
 
 
-def legend_of_runs(runs: Sequence[str], lines: "Mapping[object, Line2D]") -> "list[Line2D]":
+def legend_of_runs(runs: Sequence[str], lines: "Sequence[Line2D]") -> "list[Line2D]":
     """A legend of several runs: each run by its color, each metric by its style, of one of its lines."""
     from matplotlib.lines import Line2D
 
     colors = [Line2D([], [], color=f"C{number}", lw=3, label=run) for number, run in enumerate(runs)]
-    named = {str(label): line for label, line in lines.items() if not str(label).startswith("_")}
+    named = {label: line for line in lines if not (label := str(line.get_label())).startswith("_")}
     styles = [
         Line2D([], [], color="0.3", ls=line.get_linestyle(), marker=line.get_marker(), ms=3, label=label)
         for label, line in named.items()
