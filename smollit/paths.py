@@ -86,6 +86,11 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def json_lines(text: str) -> Iterator[Any]:
+    """The values of JSON Lines. Only a newline ends a line: `str.splitlines` also cuts at U+2028, inside of a text."""
+    return (json.loads(line) for line in text.split("\n") if line.strip())
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a JSON or YAML file of a run or an export; empty if there is no such file.
 

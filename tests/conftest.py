@@ -135,7 +135,7 @@ def run_two_ranks(program: str, folder: Path, *words: str) -> None:
         command = [sys.executable, program, str(rank), *words]
         processes.append(subprocess.Popen(command, env=own, stdout=log.open("w"), stderr=subprocess.STDOUT))
     try:
-        codes = [process.wait(timeout=240) for process in processes]
+        codes = [process.wait(timeout=900) for process in processes]
     finally:
         for process in processes:
             process.kill()

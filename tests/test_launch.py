@@ -81,7 +81,7 @@ def test_two_nodes_resume_the_run_of_one_process(tiny_model: Path, cache_dir: Pa
     command = ["bash", str(LAUNCH / "torchrun.sh"), "127.0.0.1", "2", *words(tiny_model, cache_dir, run, steps=6)]
     nodes = [subprocess.Popen(command, env=own) for _ in range(2)]
     try:
-        assert [node.wait(timeout=240) for node in nodes] == [0, 0]
+        assert [node.wait(timeout=900) for node in nodes] == [0, 0]
     finally:
         for node in nodes:
             node.kill()
@@ -97,7 +97,7 @@ def test_two_workers_of_ray_make_the_steps_of_one_process(tiny_model: Path, cach
     alone(*words(tiny_model, cache_dir, whole, steps=6))
     alone(*words(tiny_model, cache_dir, run, steps=3))
     launcher = [sys.executable, str(LAUNCH / "ray_train.py"), "--workers=2", f"--storage={tmp_path / 'ray'}"]
-    subprocess.run([*launcher, *words(tiny_model, cache_dir, run, steps=6)], env=environment(), check=True, timeout=300)
+    subprocess.run([*launcher, *words(tiny_model, cache_dir, run, steps=6)], env=environment(), check=True, timeout=900)
     assert_same(run, whole)
 
 

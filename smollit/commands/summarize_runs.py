@@ -4,13 +4,12 @@ python -m smollit.commands.summarize_runs runs/demo/sft runs/demo/dpo
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from smollit.paths import reading
+from smollit.paths import json_lines, reading
 
 SHOWN = ("val/loss", "val/perplexity", "val/token_accuracy", "val/rewards/accuracies", "val/rewards/margins")
 
@@ -47,7 +46,7 @@ def sample_responses(run: Path, most: int = 5) -> list[tuple[str, str, str]]:
     if not file.is_file():
         return []
     with reading(file):
-        samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        samples = list(json_lines(file.read_text(encoding="utf-8")))
     prompts = list(dict.fromkeys(sample["prompt"] for sample in samples))[:most]
     of = {prompt: [s["policy"] for s in samples if s["prompt"] == prompt] for prompt in prompts}
     return [(prompt, of[prompt][0], of[prompt][-1]) for prompt in prompts]

@@ -16,7 +16,7 @@ from smollit.data.tokenized import TokenizedDataModule
 from smollit.models.generation import finish_of
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import FineTuningModule
-from smollit.paths import reading, write_whole
+from smollit.paths import json_lines, reading, write_whole
 from smollit.training.steps import data_module
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def write_part(path: Path, head: Entry, entries: Iterable[Entry]) -> None:
 def read_part(path: Path) -> list[Entry]:
     """The complete lines of a part: a killed run may leave an incomplete one after the last newline."""
     with reading(path):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+        return list(json_lines(path.read_text(encoding="utf-8").rpartition("\n")[0]))
 
 
 def read_parts(pattern: Path, head: Entry) -> dict[int, Entry]:

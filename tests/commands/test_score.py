@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from smollit.commands.score.interval import rows_of
-from smollit.commands.score.responses import gsm8k, ifeval, last_number
+from smollit.commands.score.responses import gsm8k, ifeval, last_number, read_rows
 from smollit.main import main
 from tests.conftest import SAMPLES, edited
 
@@ -79,6 +79,14 @@ def test_gsm8k_compares_the_last_numbers() -> None:
     said = ["It is 1300.00 dollars", "so -2.", "I don't know", "5 or 6"]
     assert gsm8k(rows, said)["gsm8k"].sums.tolist() == [1, 1, 0, 0]
     assert (last_number("-1,234.5 x"), last_number("none")) == (-1234.5, None)
+
+
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    """U+2028 and U+0085 stand inside of texts; empty lines are no rows; rows after `max_rows` are not even parsed."""
+    rows = [{"question": "a\u2028b\x85c"}, {"question": "d"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "rows.jsonl").write_text(f"{lines[0]}\r\n\n{lines[1]}\n{{broken", encoding="utf-8")
+    assert read_rows(tmp_path / "rows.jsonl", "question", max_rows=2) == rows
 
 
 def test_ifeval_uses_the_verifiers_of_lm_eval() -> None:

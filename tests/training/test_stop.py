@@ -249,7 +249,7 @@ def test_process_ends_with_the_shells_code(
                 assert process.poll() is None
                 time.sleep(0.1)
             process.send_signal(number)
-            assert process.wait(timeout=60) == code
+            assert process.wait(timeout=300) == code
         finally:
             process.kill()
     assert saved_step(tmp_path) > 0

@@ -1,11 +1,11 @@
 """Scores of generated responses: instructions of IFEval that are followed, and answers of GSM8K."""
 
-import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from smollit.commands.score.interval import Rows, rows_of
 from smollit.data.batching.collate import collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate
 from smollit.models import CausalLM
-from smollit.paths import reading
+from smollit.paths import json_lines, reading
 from smollit.training.predictions import response_text
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def read_rows(path: Path, needed: str, max_rows: int) -> list[Row]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file: `score` needs JSON Lines with `{needed}`")
     with reading(path):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:max_rows] if line.strip()]
+        rows = list(islice(json_lines(path.read_text(encoding="utf-8")), max_rows))
     if not rows or any(not isinstance(row, dict) or needed not in row for row in rows):
         raise ValueError(f"the rows of {path} have no `{needed}`")
     return rows
