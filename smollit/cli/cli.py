@@ -103,7 +103,7 @@ class SmollitCLI(LightningCLI):
     # ---- the objects
 
     def before_instantiate_classes(self) -> None:
-        """Check the settings; use the model's tokenizer, and the run folder for logs, unless the user names others."""
+        """Check the settings."""
         if not isinstance(self.config.trainer, Namespace):
             raise ValueError(f"`trainer`: expected settings, got {self.config.trainer}")
         for key, value in list(self.config.items()):
@@ -111,19 +111,28 @@ class SmollitCLI(LightningCLI):
         check_places(self.config)
         for name in SECTIONS:
             check_nulls(self.config[name].as_dict(), name)
-        resumes = self.config.get("ckpt_path") is not None and (self.folder / "checkpoints").is_dir()
-        complete_loggers(self.config.trainer, resumes=resumes)
-        trainer = self.config.trainer.as_dict()
+        trainer = self.completed.trainer.as_dict()
         check_settings(SmollitTrainer, trainer, "trainer")
         check_nulls(trainer, "trainer")
         check_trainer_settings(trainer)
-        data = self.config.data.init_args
+
+    @cached_property
+    def completed(self) -> Namespace:
+        """The settings with the model's tokenizer, and the run folder for logs, where the user names no others.
+
+        `config`, which is saved, does not have them: they would be wrong for another model or another run folder.
+        """
+        config = self.config.clone()
+        resumes = config.get("ckpt_path") is not None and (self.folder / FOLDER).is_dir()
+        complete_loggers(config.trainer, resumes=resumes)
+        data = config.data.init_args
         if "tokenizer_name" in data and data.tokenizer_name is None:
-            data.tokenizer_name = self.config.model.init_args.model_name
+            data.tokenizer_name = config.model.init_args.model_name
+        return config
 
     def instantiate_classes(self) -> None:
         """Make the data module, the model and the command; a trainer is made only for the commands that use one."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        self.config_init = self.parser.instantiate_classes(self.completed)
         self.datamodule, self.model = self.config_init.data, self.config_init.model
         self.command = self.command_class(**{name: self.config_init[name] for name in self.command_arguments})
 
@@ -137,7 +146,7 @@ class SmollitCLI(LightningCLI):
             check_strategy(trainer)
             if trainer.limit_val_batches == 0 or not self.datamodule.has_validation:
                 refuse_watching_nothing(trainer.callbacks)
-        trainer.run_state.config |= {name: self.config[name].as_dict() for name in SECTIONS}
+        trainer.run_state.config |= {name: self.completed[name].as_dict() for name in SECTIONS}
         return trainer
 
     @property

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from smollit.training.logs.loggers import known_versions
+from smollit.training.logs.loggers import keys_of, known_versions
 
 SHORT = {
     "csv": "CSVLogger",
@@ -76,11 +76,10 @@ def complete_loggers(trainer: Namespace, *, resumes: bool) -> None:
     """
     folder = str(trainer.default_root_dir or Path.cwd())
     versions = known_versions(Path(folder)) if resumes else {}
-    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    for logger in loggers:
-        if not isinstance(logger, Namespace):
-            continue
-        name = logger.class_path.rpartition(".")[2]
+    given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    loggers = [logger for logger in given if isinstance(logger, Namespace)]
+    names = [logger.class_path.rpartition(".")[2] for logger in loggers]
+    for logger, name, version in zip(loggers, names, map(versions.get, keys_of(names)), strict=True):
         package = PACKAGES.get(name, "lightning")
         if package not in sys.modules and find_spec(package) is None:
             raise ValueError(
@@ -90,8 +89,8 @@ def complete_loggers(trainer: Namespace, *, resumes: bool) -> None:
         if "save_dir" in settings and settings.save_dir is None:
             settings.save_dir = str(Path(folder) / "mlruns") if name == "MLFlowLogger" else folder
         key = ID_OF_RUN.get(name)
-        if key and settings.get(key) is None and name in versions:
-            settings[key] = versions[name]
+        if key and settings.get(key) is None and version is not None:
+            settings[key] = version
 
 
 def _full(value: Any) -> Any:

@@ -21,8 +21,13 @@ class EvaluatingTrainer(SavingTrainer):
     datamodule: LightningDataModule | None  # Lightning sets it in each command
     checkpoint_folder: Path
 
-    def prepare(self, model: LightningModule | None) -> bool:
-        """Whether `model`, or the module that was trained, is a FineTuningModule; called before each command."""
+    def prepare(self, model: LightningModule | None, *, resumes: bool = False) -> bool:
+        """Whether `model`, or the module that was trained, is a FineTuningModule; called before each command.
+
+        Args:
+            model: The module of the command; None is the one that was trained.
+            resumes: Whether a checkpoint follows: then loggers continue where they are.
+        """
         return isinstance(model or self.lightning_module, FineTuningModule)
 
     @contextmanager
@@ -109,7 +114,7 @@ class EvaluatingTrainer(SavingTrainer):
         self, model: LightningModule | None, ckpt_path: str | Path | None, weights_only: bool | None
     ) -> tuple[LightningModule | None, str | Path | None, bool | None]:
         """Module, checkpoint and `weights_only` of a command that does not train."""
-        if not self.prepare(model):
+        if not self.prepare(model, resumes=ckpt_path is not None):
             return model, ckpt_path, weights_only
         path = None if ckpt_path is None else str(find_checkpoint(ckpt_path, self.checkpoint_folder, self.callbacks))
         if model is None and path is None:  # Lightning: the best of the run

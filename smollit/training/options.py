@@ -170,7 +170,7 @@ def from_environment() -> dict[str, Any]:
 
 def with_built_in(
     callbacks: Sequence[Callback],
-    asked_for: Sequence[Callback],
+    by_default: Sequence[Callback],
     run_state: RunState,
     folder: Path | None,
     *,
@@ -180,13 +180,12 @@ def with_built_in(
 
     Args:
         callbacks: The trainer's callbacks.
-        asked_for: Those that the user requested: the others are Lightning's defaults, which smollit's replace.
+        by_default: Those of them that Lightning has added; smollit's replace its checkpoints, summary and bar.
         run_state: Saves and restores the run.
         folder: Folder of last.ckpt; None saves nothing.
         needs_bar: Draw the progress bar into files and pipes too.
     """
-    by_default = (ModelCheckpoint, ModelSummary, AnyProgressBar)
-    replaced = [c for c in callbacks if isinstance(c, by_default) and c not in asked_for]
+    replaced = [each for each in by_default if isinstance(each, ModelCheckpoint | ModelSummary | AnyProgressBar)]
     kept = [callback for callback in callbacks if callback not in replaced]
     stop = GracefulStop(folder)
     scorers: tuple[Callback, ...] = (ReferenceScores(), InstructionDifficulty())

@@ -102,10 +102,9 @@ class SmollitTrainer(EvaluatingTrainer):
         own |= {"checkpoint_every_n_steps": checkpoint_every_n_steps, "keep_checkpoints": keep_checkpoints}
         self.run_state = RunState(options | own, force=force_resume)
         self.checkpoint_folder = Path(options["default_root_dir"] or Path.cwd()) / FOLDER
-        # All other callbacks were added by Lightning by default.
-        self._asked_for = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        asked_for = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         if val_every_n_steps is not None:
-            self._asked_for.append(ValidateEverySteps(val_every_n_steps))
+            asked_for.append(ValidateEverySteps(val_every_n_steps))
             options |= interval_in_batches(val_every_n_steps, options)
         self._saves = options.get("enable_checkpointing") is not False
         if keep_checkpoints != 2 and (checkpoint_every_n_steps is None or not self._saves):
@@ -114,31 +113,32 @@ class SmollitTrainer(EvaluatingTrainer):
                 " `enable_checkpointing: false`: remove it"
             )
         if self._saves:
-            self._asked_for += savers(
+            asked_for += savers(
                 self.checkpoint_folder, every_n_steps=checkpoint_every_n_steps, keep=keep_checkpoints, best=keep_best
             )
         with quiet():
-            super().__init__(callbacks=[*self._asked_for], **options)
+            super().__init__(callbacks=[*asked_for], **options)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = AtomicCheckpointIO()
+        self._by_default = [callback for callback in self.callbacks if callback not in asked_for]
         if options.get("enable_model_summary"):
-            self._asked_for += [callback for callback in self.callbacks if isinstance(callback, ModelSummary)]
+            self._by_default = [callback for callback in self._by_default if not isinstance(callback, ModelSummary)]
         self._logs_to_root = options.get("logger") in (None, True)
         self._needs_bar = options.get("enable_progress_bar") is True
         self._is_prepared = self.barebones  # then nothing is added
 
-    def prepare(self, model: LightningModule | None) -> bool:
-        """Add, once, the built-in callbacks of a FineTuningModule; return whether `model` is one."""
+    def prepare(self, model: LightningModule | None, *, resumes: bool = False) -> bool:
+        """Add, once, the built-in callbacks and loggers of a FineTuningModule; return whether `model` is one."""
         is_ours = super().prepare(model)
         if is_ours and not self._is_prepared:
             self._is_prepared = True
             local_folder(self.default_root_dir)
             if not self.fast_dev_run:  # type: ignore[attr-defined]
                 root = Path(self.default_root_dir)
-                self.loggers = run_loggers(self.loggers, root, by_default=self._logs_to_root)
+                self.loggers = run_loggers(self.loggers, root, by_default=self._logs_to_root, resumes=resumes)
             folder = self.checkpoint_folder if self._saves else None
             self.callbacks = with_built_in(
-                self.callbacks, self._asked_for, self.run_state, folder, needs_bar=self._needs_bar
+                self.callbacks, self._by_default, self.run_state, folder, needs_bar=self._needs_bar
             )
         return is_ours
 
@@ -176,11 +176,11 @@ class SmollitTrainer(EvaluatingTrainer):
             weights_only: false allows a checkpoint to execute code; smollit's checkpoints do not need it.
         """
         data = (train_dataloaders, val_dataloaders, datamodule)
-        if not self.prepare(model):
+        if not isinstance(model, FineTuningModule):
             return super().fit(model, *data, ckpt_path, weights_only)
-        assert isinstance(model, FineTuningModule)
         with run_folder(self, saves=self._saves):
             path = resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
+            self.prepare(model, resumes=path is not None)
             self.run_state.resumes = model.restores_weights = path is not None
             refuse_callbacks(self.callbacks, path)
             refuse_shards(path, self.strategy)

@@ -98,6 +98,17 @@ def test_a_csv_logger_keeps_its_rows_in_one_file(write: Write, tmp_path: Path, n
     assert all(row["train/loss"] and row["val/loss"] for row in rows)
 
 
+# case: A6
+def test_a_saved_config_does_not_log_into_its_first_run(write: Write, tmp_path: Path) -> None:
+    """config.yaml of a run with a CSV logger, and another run folder: the first run keeps its rows."""
+    main(["fit", write(), "--trainer.logger=csv"])
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    words = [f"--config={tmp_path}/run/config.yaml", f"--trainer.default_root_dir={tmp_path}/other"]
+    main(["fit", *words, "--trainer.max_steps=1"])
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    assert [row["step"] for row in read_table(tmp_path / "other" / "metrics.csv")] == ["1"]
+
+
 # promise: loggers
 # case: A6
 def test_several_loggers_and_the_same_run_after_a_resume(write: Write, tmp_path: Path, stand_in: StandIn) -> None:

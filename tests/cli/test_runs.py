@@ -44,13 +44,15 @@ def test_none_reads_as_null(write: Write, text: str) -> None:
 
 
 def test_tokenizer_is_the_models_unless_given(write: Write, tmp_path: Path, tiny_model: Path) -> None:
-    """null takes model_name, in the data module and in config.yaml; a given one is kept in both."""
-    for number, name in enumerate((str(tiny_model), str(ROOT / "smollit" / "models" / "tiny"))):
-        words = [f"--data.tokenizer_name={name}"] if number else []
-        cli = main(["fit", write(), *words, "--trainer.max_steps=1"])
-        assert cli.datamodule.tokenizer_name == name
-        config = saved(tmp_path / "run", f"config-resume-{number}.yaml" if number else "config.yaml")
-        assert config["data"]["init_args"]["tokenizer_name"] == name
+    """null takes model_name, and stays null in config.yaml: with it and another model, that one's is taken. A given
+    name is kept."""
+    other = str(ROOT / "smollit" / "models" / "tiny")
+    assert main(["fit", write(), "--trainer.max_steps=1"]).datamodule.tokenizer_name == str(tiny_model)
+    words = [f"--config={tmp_path}/run/config.yaml", f"--model.model_name={other}", "--model.weights=random"]
+    assert main(["fit", *words]).datamodule.tokenizer_name == other
+    words = [write(), "--trainer.max_steps=1", f"--data.tokenizer_name={other}"]
+    assert main(["fit", *words]).datamodule.tokenizer_name == other
+    assert saved(tmp_path / "run", "config-resume-2.yaml")["data"]["init_args"]["tokenizer_name"] == other
 
 
 # case: D2
