@@ -1,6 +1,7 @@
 """Lightning checkpoints, one file or a folder of shards: read without executing code, and verified."""
 
 import pickle
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,18 @@ from smollit.models.adapters import quantized_layers, trained_weights, tuners
 from smollit.models.shards import EXTRAS, read_shards, verify_shards, verify_zip
 
 POLICY = "policy."  # prefix of the policy's parameters in the LightningModule
+# What torch reads without executing code, besides tensors.
+MAPPINGS, SEQUENCES = (dict, OrderedDict, Counter), (list, tuple, set)
+LEAVES = (type(None), bool, int, float, complex, str, bytes, bytearray, torch.Size, torch.dtype, torch.device)
+
+
+def is_value(value: object) -> bool:
+    """Whether a value in a checkpoint can be read without executing code: it holds no objects of other classes."""
+    if isinstance(value, MAPPINGS) and type(value) in MAPPINGS:
+        return all(map(is_value, [*value.keys(), *value.values()]))
+    if isinstance(value, SEQUENCES) and type(value) in SEQUENCES:
+        return all(map(is_value, value))
+    return isinstance(value, Tensor) or type(value) in LEAVES
 
 
 def load_weights(model: nn.Module, path: Path, model_name: str) -> None:

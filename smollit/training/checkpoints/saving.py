@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from smollit.errors import first_line
-from smollit.models.checkpoint import read
+from smollit.models.checkpoint import is_value, read
 from smollit.models.shards import write_digest
 from smollit.modules import FineTuningModule
 from smollit.modules.lost_steps import NonFiniteError
@@ -33,11 +33,17 @@ class NotSavedError(ValueError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name first, so that a full disk or a killed process leaves the old file as it was."""
 
+    def __init__(self) -> None:
+        self.values_only = False  # leave out what can only be read by executing code
+        self.left_out: set[str] = set()  # names that were said
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path`: to a temporary file in the same folder, flushed to the disk, then renamed."""
         if "://" in str(path):  # a remote file system has its own way to write files atomically
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        if self.values_only:
+            checkpoint = {name: self._values(name, content) for name, content in checkpoint.items()}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(target)
@@ -53,6 +59,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _values(self, name: str, content: Any) -> Any:
+        """The content without entries that are more than values: with one of them, the file could not be read."""
+        if is_value(content):
+            return content
+        entries = content if isinstance(content, dict) else {}
+        bad = {key: f"{name}[{key!r}]" for key, value in entries.items() if not is_value(value)}
+        for where in sorted({*(bad.values() or [name])} - self.left_out):
+            log.error(
+                "%s is left out of checkpoints, and a resumed run begins without it: it is more than numbers, texts,"
+                " lists, dicts and tensors, and the file could not be read without executing code",
+                where,
+            )
+        self.left_out |= {*bad.values(), name}
+        return {key: value for key, value in entries.items() if key not in bad} or None
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a file, or a folder of shards: under a temporary name, so that no half of a folder is left."""
@@ -80,8 +101,10 @@ class SavingTrainer(Trainer):
             NonFiniteError: If weights or optimizer state are not finite: nothing is saved.
             NotSavedError: If the file system refuses.
         """
-        ours = isinstance(self.strategy.checkpoint_io, AtomicCheckpointIO) and "://" not in str(filepath)
-        if not ours or not isinstance(self.lightning_module, FineTuningModule):
+        checkpoint_io, is_ours = self.strategy.checkpoint_io, isinstance(self.lightning_module, FineTuningModule)
+        if isinstance(checkpoint_io, AtomicCheckpointIO):
+            checkpoint_io.values_only = is_ours
+        if not is_ours or not isinstance(checkpoint_io, AtomicCheckpointIO) or "://" in str(filepath):
             super().save_checkpoint(filepath, weights_only, storage_options)
             return
         path = Path(filepath)

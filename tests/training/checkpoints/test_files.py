@@ -7,11 +7,14 @@ import os
 import resource
 import shutil
 import signal
+from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from smollit.modules import SFTModule
@@ -37,6 +40,40 @@ def test_checkpoints_are_plain_and_hyperparameters_small(fit: Any, tmp_path: Pat
     assert len(json.dumps(checkpoint["hyper_parameters"])) < 100_000
     assert len(json.dumps(checkpoint["run_state"]["config"])) < 100_000
     assert checkpoint["hyper_parameters"]["learning_rate"] == 1e-3
+
+
+class Notes(Callback):
+    """Its state is what it is given."""
+
+    def __init__(self, **notes: Any) -> None:
+        self.notes = notes
+
+    @property
+    def state_key(self) -> str:
+        return next(iter(self.notes))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.notes
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.loaded = state_dict
+
+
+def test_an_object_in_a_state_is_left_out_and_the_run_resumes(fit: Any, tmp_path: Path, caplog: Any) -> None:
+    """One callback keeps values, another a date, which is named once; of a module's arguments, a Path."""
+
+    class Placed(SFTModule):
+        def __init__(self, model_name: str, *, place: Path = tmp_path, **options: Any) -> None:
+            super().__init__(model_name, **options)
+
+    for steps in (2, 3):
+        kept, lost = Notes(numbers=[1, (2.5, torch.ones(1))], count=Counter("ab")), Notes(day=date(2026, 1, 2))
+        options = {"module_class": Placed, "checkpoint_every_n_steps": 1, "max_steps": steps}
+        assert fit(tmp_path, kept, lost, **options).error is None
+    assert kept.loaded == kept.notes and not vars(lost).get("loaded")
+    assert {"learning_rate", "place"} & set(last(tmp_path)["hyper_parameters"]) == {"learning_rate"}
+    assert caplog.text.count("callbacks['day'] is left out of checkpoints") == 2  # starts
+    assert "hyper_parameters['place'] is left out" in caplog.text
 
 
 # case: checkpoint-02
