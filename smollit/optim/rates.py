@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from dataclasses import asdict
 from typing import Protocol, runtime_checkable
 
@@ -111,6 +112,9 @@ class LearningRates:
         A restored scheduler has the peak and the number of steps of the run that was saved, and a learning rate finder
         sets the rate of one step only.
         """
+        if not isinstance(self.schedule, Schedule) and scheduler.last_epoch > 0:
+            self._start_again(scheduler, peaks)
+            return
         if self.sets_its_own_rates:
             return
         groups = scheduler.optimizer.param_groups
@@ -122,6 +126,22 @@ class LearningRates:
             group["initial_lr"] = peak
         if isinstance(scheduler, BaseRates):
             scheduler.base_lrs = list(peaks)
+
+    def _start_again(self, scheduler: LRScheduler, peaks: list[float]) -> None:
+        """Let a scheduler of torch make the steps that are done again, with the arguments that it has now.
+
+        Its saved state holds those that it had. With the same arguments, this ends in the same state.
+        """
+        assert not isinstance(self.schedule, Schedule)
+        for group, peak in zip(scheduler.optimizer.param_groups, peaks, strict=True):
+            group["lr"] = group["initial_lr"] = peak
+        fresh = self.schedule(scheduler.optimizer)
+        assert isinstance(fresh, LRScheduler)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for _ in range(scheduler.last_epoch):
+                fresh.step()
+        scheduler.load_state_dict(fresh.state_dict())
 
     def describe(self) -> str:
         """`Cosine (floor 0.1), 30 warm-up steps`."""

@@ -95,6 +95,11 @@ def num_steps(trainer: Trainer, begun: Begun) -> int | None:
     return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
 
 
+def is_new_run(trainer: Trainer) -> bool:
+    """Whether a start begins at step 0: without a checkpoint, and with a trainer that has made no step."""
+    return trainer.ckpt_path is None and trainer.global_step == 0
+
+
 def limited(num_batches: int, limit: int | float) -> int:
     """Micro-batches of an epoch under `limit_train_batches`: a number of them, or a fraction, as Lightning counts."""
     return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)

@@ -60,6 +60,9 @@ class DueValidation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.run_state.validation_is_due = trainer.val_check_batch == 1 and sum(trainer.num_val_batches) > 0
+        if self.run_state.validation_is_due:  # a ModelCheckpoint would name this step's weights by the metrics of the
+            for name in [name for name in trainer.callback_metrics if name.startswith("val/")]:  # validation before
+                del trainer.callback_metrics[name]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

@@ -79,20 +79,31 @@ def test_the_wait_count_of_early_stopping_is_resumed(fit: Any, tmp_path: Path) -
     assert resumed.trainer.global_step == 6
 
 
+def test_a_resumed_run_may_be_more_patient(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ended at step 6 by a patience of 2. With 3, the run continues by itself, to the third validation that is not
+    better, at step 8, which ends it again."""
+    options = EIGHT_STEPS | {"module_class": NeverBetter}
+    fit(tmp_path, EarlyStopping("val/loss", patience=2), **options)
+    resumed, again = (fit(tmp_path, EarlyStopping("val/loss", patience=3), **options) for _ in range(2))
+    assert [number for number, _, _ in resumed.steps] == [7, 8] and again.steps == []
+    assert "the patience of EarlyStopping was 2, and is now 3" in caplog.text
+
+
 # case: A2
 def test_model_checkpoint_pairs_each_file_with_the_value_of_its_own_step(fit: Any, tmp_path: Path) -> None:
-    """val/loss 7.2, 6.8, 6.4 at steps 2, 4, 6: three files with just these pairs; the top 1 is step 6's."""
+    """val/loss 7.2, 6.8, 6.4 at steps 2, 4, 6: three files with just these pairs, also where steps are what it counts;
+    the top 1 is step 6's."""
     options = EIGHT_STEPS | {"max_epochs": None, "max_steps": 6, "module_class": Scripted}
-    for folder, top_k in (("all", -1), ("best", 1)):
+    for folder, top_k, every in (("all", -1, None), ("steps", -1, 2), ("best", 1, None)):
         keep = ModelCheckpoint(tmp_path / folder, "{step}-{val/loss:.1f}", monitor="val/loss", save_top_k=top_k,
-                               auto_insert_metric_name=False)  # fmt: skip
+                               auto_insert_metric_name=False, every_n_train_steps=every)  # fmt: skip
         run = fit(tmp_path / folder, keep, **options)
         assert run.error is None
         assert find_checkpoint("best", run.trainer.checkpoint_folder) == tmp_path / folder / "6-6.4.ckpt"
-    files = {
-        path.name: torch.load(path, weights_only=True)["global_step"] for path in (tmp_path / "all").glob("*.ckpt")
-    }
-    assert files == {"2-7.2.ckpt": 2, "4-6.8.ckpt": 4, "6-6.4.ckpt": 6}
+    for folder in ("all", "steps"):
+        paths = (tmp_path / folder).glob("*.ckpt")
+        files = {path.name: torch.load(path, weights_only=True)["global_step"] for path in paths}
+        assert files == {"2-7.2.ckpt": 2, "4-6.8.ckpt": 4, "6-6.4.ckpt": 6}
     assert [path.name for path in (tmp_path / "best").glob("*.ckpt")] == ["6-6.4.ckpt"]
 
 

@@ -83,12 +83,14 @@ def test_a_resumed_run_takes_the_new_schedule_from_its_step_on(fit: Any, tmp_pat
 
 
 def test_a_scheduler_of_torch_resumes_with_a_new_peak(fit: Any, tmp_path: Path) -> None:
-    """Halved after each 2 steps: 1, 1, 1/2 | 1/2, 1/4 of the peak, which is .001 | .002."""
+    """Halved after each 2 steps: 1, 1, 1/2 | 1/2, 1/4 of the peak, which is .001 | .002; or with other arguments."""
     options = {"max_epochs": -1, "accumulate_grad_batches": 1}
     halved = {"schedule": lambda optimizer: StepLR(optimizer, 2, gamma=0.5)}
     assert rates(fit(tmp_path, max_steps=3, model=halved, **options)) == pytest.approx([1e-3, 1e-3, 5e-4])
     resumed = fit(tmp_path, max_steps=5, model=halved | {"learning_rate": 2e-3}, **options)
     assert rates(resumed) == pytest.approx([1e-3, 5e-4])
+    other = {"schedule": lambda optimizer: StepLR(optimizer, 4, gamma=0.1)}  # as if it had been so from the start
+    assert rates(fit(tmp_path, max_steps=9, model=other, **options)) == pytest.approx([1e-4, 1e-4, 1e-4, 1e-5])
     own = {"schedule": lambda optimizer: OneCycleLR(optimizer, max_lr=1.0, total_steps=10, div_factor=4)}
     assert rates(fit(tmp_path / "own", max_steps=1, model=own, **options)) == [0.25]  # whatever the peak
 

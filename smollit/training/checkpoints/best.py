@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from smollit.modules import FineTuningModule
 from smollit.training.checkpoints.files import BEST, best_record
 from smollit.training.checkpoints.lineage import begin, lineage_of
+from smollit.training.steps import is_new_run
 
 log = logging.getLogger(__name__)
 Mode = Literal["min", "max"]
@@ -43,6 +44,8 @@ class KeepBest(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare with an earlier best.ckpt if it belongs to the run that is resumed, and is of the same metric."""
         self.mode = self.mode or direction(pl_module, self.metric, "trainer.keep_best")
+        if trainer.ckpt_path is None and not is_new_run(trainer):  # another fit of the same trainer
+            return
         self.best = None
         record, lineage = best_record(self.path), lineage_of(self.path)
         resumed = begin(Path(trainer.ckpt_path), self.path.parent) if trainer.ckpt_path else None

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.profilers import PassThroughProfiler, PyTorchProfiler
 from torch import Tensor
 
@@ -25,10 +24,12 @@ from smollit.training.checkpoints.settings import (
     fixed_settings,
     plain_settings,
 )
+from smollit.training.early_stopping import Patience, still_ended, stopped_early
 from smollit.training.steps import (
     Begun,
     accumulation,
     at_step_end,
+    is_new_run,
     num_steps,
     positioned_data,
     refuse_fewer_steps,
@@ -58,6 +59,7 @@ class RunState(Callback):
         self.resumes = False  # whether this start begins with a checkpoint
         self.lineage = Lineage()  # of this start of the run
         self.ended: str | None = None  # why a callback ended the run that is resumed
+        self.patience: Patience | None = None  # of a resumed run
         self.has_news = False  # a step, or a validation that was due, since this start of the run
         self.validation_is_due = False
         self.limits: tuple[int, int | None] | None = None  # max_steps and max_epochs, while they are raised
@@ -76,7 +78,7 @@ class RunState(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.ended, self.has_news, self.begun, self.begins_step = None, False, Begun(), True
-        self.validation_is_due, self.limits = False, None
+        self.validation_is_due, self.limits, self.patience = False, None, None
         self.position, self.batches, self.total_batches = None, 0, 0
         self.random_state, self.pending, self.optimizers, self.optimizers_before = None, {}, [], []
         self.content = content(trainer) if stage == "fit" else {}
@@ -93,11 +95,14 @@ class RunState(Callback):
         self.optimizers = configured(trainer)
         check_groups(self.optimizers_before, self.optimizers)
         path = Path(trainer.ckpt_path) if trainer.ckpt_path else None
-        self.lineage = begin(path, Path(trainer.default_root_dir) / FOLDER)
+        if path is not None or is_new_run(trainer):
+            self.lineage = begin(path, Path(trainer.default_root_dir) / FOLDER)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.restore_limits(trainer)
         apply_changes(trainer, self.optimizers_before, self.optimizers)
+        if self.patience is not None and not trainer.should_stop:
+            self.patience.restore(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.begins_step:
@@ -179,7 +184,7 @@ class RunState(Callback):
             if now != state.get(name, now):
                 log.warning("%s was %s, and is now %s", name, state[name], now)
         self._load_position(trainer, checkpoint)
-        self.ended = still_ended(trainer, state.get("ended"))
+        self.ended, self.patience = still_ended(trainer, checkpoint, state.get("ended")), Patience(trainer)
         if self.ended and not self.force:
             trainer.should_stop = True
         if state.get("validation_is_due", False):
@@ -230,17 +235,3 @@ def raise_limits(trainer: Trainer) -> tuple[int, int | None]:
     if loop.max_epochs is not None and loop.max_epochs != -1:
         loop.max_epochs += 1
     return limits
-
-
-def stopped_early(trainer: Trainer) -> dict[str, str] | None:
-    """The EarlyStopping that ended the run, by its state key, and its reason; None if it was something else."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
-            return {"by": callback.state_key, "why": callback.stopping_reason_message}
-    return None
-
-
-def still_ended(trainer: Trainer, ended: dict[str, str] | None) -> str | None:
-    """Why the run stays ended: the callback that ended it is there again."""
-    keys = [callback.state_key for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    return f"EarlyStopping ended the run: {ended['why']}" if ended and ended["by"] in keys else None
