@@ -62,7 +62,8 @@ def values(collection: MetricCollection) -> dict[str, Tensor]:
         computed = collection.compute()
     metrics = dict(collection.items(keep_base=False, copy_state=False))
     counted = {name: value.float() for name, value in computed.items() if not metrics[name].is_empty}
-    collection.reset()
+    with torch.inference_mode(False):  # `validate` and `test` are in that mode, and training can't add to its tensors
+        collection.reset()
     return counted
 
 

@@ -102,10 +102,10 @@ class FineTuningModule(PolicyModule):
         return loss_sum / self.nominal_count
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Update the metrics of the validation set."""
-        self.step(batch, self.val_stages[dataloader_idx])
+        """Update the metrics of the validation set; loaders without names make up one set."""
+        self.step(batch, self.val_stages[dataloader_idx if len(self.val_stages) > 1 else 0])
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the test metrics."""
         self.step(batch, "test")
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader
 
 from smollit.training import SmollitTrainer
 from smollit.training.checkpoints.saving import AtomicCheckpointIO
@@ -54,6 +55,31 @@ def test_built_in_callbacks_cannot_be_replaced(fit: Any, tmp_path: Path) -> None
         kinds = [type(callback) for callback in callbacks]
         assert {RunState, ValidateEverySteps, GracefulStop} <= set(kinds)
         assert not given or kinds.index(EarlyStopping) < kinds.index(GracefulStop)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_commands_come_in_any_order(kind: str, make_run: Any) -> None:
+    """Validated, trained and validated by one trainer: the loss of a new trainer that trains alone."""
+    run, alone = (make_run(kind=kind, folder=folder, max_steps=2) for folder in ("run", "alone"))
+    first = run.trainer.validate(run.module, datamodule=run.data)
+    alone.fit()
+    run.fit()
+    assert run.trainer.callback_metrics["train/loss"] == alone.trainer.callback_metrics["train/loss"]
+    last = run.trainer.validate(run.module, datamodule=run.data)
+    assert last[0]["val/loss"] < first[0]["val/loss"] and (first[0]["step"], last[0]["step"]) == (0, 2)
+
+
+def test_callbacks_and_loaders_may_come_late_and_several(make_run: Any, tmp_path: Path) -> None:
+    """A ModelCheckpoint that is appended to a made trainer saves. Two validation loaders without names are one set."""
+    run = make_run(max_steps=1)
+    run.trainer.callbacks.append(ModelCheckpoint(tmp_path, "mine"))
+    run.fit()
+    assert (tmp_path / "mine.ckpt").is_file()
+    batches = list(run.data.val_dataloader())
+    whole = run.trainer.validate(run.module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    loaders = [DataLoader([batch], batch_size=None) for batch in batches]  # type: ignore[list-item]
+    parts = run.trainer.validate(run.module, loaders)
+    assert len(batches) == 2 and parts[-1]["val/loss"] == pytest.approx(whole[0]["val/loss"])
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2", DDPStrategy()])
