@@ -21,7 +21,7 @@ from smollit.paths import reading, write_whole
 from smollit.training.checkpoints.ranks import all_ranks
 from smollit.training.checkpoints.saving import NotSavedError
 from smollit.training.checkpoints.state import RunState
-from smollit.training.steps import at_step_end, data_module
+from smollit.training.steps import at_step_end, data_module, is_new_run
 
 FILE = "ledger.parquet"
 SCHEMA = pa.schema(
@@ -66,11 +66,11 @@ class Ledger(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.entries, self.known = [], SCHEMA.empty_table()
-        if trainer.ckpt_path is None and self.is_kept(trainer) and trainer.is_global_zero:
+        if is_new_run(trainer) and self.is_kept(trainer) and trainer.is_global_zero:
             path(trainer).unlink(missing_ok=True)  # of an earlier run in this folder, as its curves are
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.ckpt_path is not None and trainer.is_global_zero:
+        if not is_new_run(trainer) and trainer.is_global_zero:
             self.known = without_later(
                 read_ledger(path(trainer)), trainer.global_step, validation_too=self.run_state.validation_is_due
             )

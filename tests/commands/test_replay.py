@@ -43,6 +43,7 @@ def test_a_step_is_made_again_to_the_bit(
     words += ["--trainer.callbacks.ckpt_path=best", "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"]
     words += [f"--trainer.callbacks.dirpath={tmp_path / 'own'}", "--trainer.callbacks.every_n_train_steps=1"]
     words += ["--trainer.callbacks.monitor=step", "--trainer.callbacks.mode=max"]
+    words += ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]  # which needs a logger
     main(words)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for step in (2, 5):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from rich.console import Console
 from rich.table import Table
 
@@ -105,6 +106,7 @@ def make_steps(run: ConfiguredRun, replay: Replay, checkpoint: Path | None) -> N
     """Train up to the step of `replay`, in a folder that is removed afterwards."""
     trainer = run.trainer
     trainer.prepare(run.model)
+    trainer.loggers = [DummyLogger()]  # callbacks that log, as LearningRateMonitor, refuse a run without one
     trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, NonFiniteDump)]
     for callback in trainer.callbacks:
         if isinstance(callback, ModelCheckpoint):  # one of the config may write into the run folder

@@ -35,9 +35,11 @@ def best_checkpoint(callbacks: Iterable[Callback], folder: Path) -> Path | None:
     states = check_readable(newest).get("callbacks", {}).values() if newest else ()
     noted = [state["best_model_path"] for state in states if isinstance(state, dict) and state.get("best_model_path")]
     for path in map(Path, noted):
-        for candidate in (path, folder / path.name):  # the run folder may have been moved
-            if candidate.exists():
-                return candidate
+        own = folder / path.name  # the run folder may have been moved, or copied and the first one used again
+        if newest is not None and own.exists() and _is_of_the_same_run(own, newest):
+            return own
+        if path.exists():
+            return path
     return None
 
 

@@ -42,7 +42,8 @@ def checkpoints(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
 
     One that can't be read has the step that its name gives: `last` is the newest then.
     """
-    found = [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+    # `exists` leaves out links whose file is gone.
+    found = [path for path in folder.glob(pattern) if not path.name.startswith(".") and path.exists()]
     known = {path: lineage_of(path) for path in found}
     newest_branch = max((lineage.branch for lineage in known.values() if lineage), default=0.0)
     return sorted(found, key=lambda path: known[path] or Lineage(newest_branch, _named_step(path)), reverse=True)

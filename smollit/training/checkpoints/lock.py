@@ -13,7 +13,7 @@ from typing import NamedTuple
 import psutil
 
 log = logging.getLogger(__name__)
-CLOCK_SECONDS = 5.0  # the start of a process is computed from the clock, which may be set
+CLOCK_SECONDS = 5.0  # the start of a process is computed from the clock, which moves
 
 
 class Holder(NamedTuple):
@@ -24,18 +24,21 @@ class Holder(NamedTuple):
         pid: Its number there.
         started: Time at which the process started: numbers are used again.
         since: Time at which it took the lock, for the reader.
+        after_boot: Seconds from the start of the machine to that of the process, which do not change if the clock is
+            set; null in the locks of earlier versions.
     """
 
     host: str
     pid: int
     started: float
     since: str
+    after_boot: float | None = None
 
     @classmethod
     def me(cls) -> "Holder":
         """This process."""
-        process = psutil.Process()
-        return cls(socket.gethostname(), process.pid, process.create_time(), time.strftime("%Y-%m-%d %H:%M:%S"))
+        started, after_boot = start_of(os.getpid())
+        return cls(socket.gethostname(), os.getpid(), started, time.strftime("%Y-%m-%d %H:%M:%S"), after_boot)
 
     def is_me(self) -> bool:
         """Whether it is this process."""
@@ -46,9 +49,17 @@ class Holder(NamedTuple):
         if self.host != socket.gethostname():
             return False
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) > CLOCK_SECONDS
+            started, after_boot = start_of(self.pid)
         except psutil.NoSuchProcess:
             return True
+        is_same = self.after_boot is not None and abs(after_boot - self.after_boot) <= CLOCK_SECONDS
+        return not is_same and abs(started - self.started) > CLOCK_SECONDS
+
+
+def start_of(pid: int) -> tuple[float, float]:
+    """When a process started: by the clock, and in seconds after the start of the machine."""
+    started = psutil.Process(pid).create_time()
+    return started, started - psutil.boot_time()
 
 
 @contextmanager
@@ -95,7 +106,8 @@ def _holder(path: Path) -> Holder | None:
     """Who holds the lock; None if nobody does."""
     for _ in range(20):
         try:
-            return Holder(**json.loads(path.read_text(encoding="utf-8")))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return Holder(**{name: found[name] for name in Holder._fields if name in found})
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):  # another process is writing it

@@ -18,6 +18,7 @@ from smollit.paths import write_whole
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.loggers import note_versions
 from smollit.training.logs.table import read_table, use_table
+from smollit.training.steps import is_new_run
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Curves(Callback):
                 logger._experiment = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.ckpt_path is None and trainer.is_global_zero:  # a new run, before the validation of step 0
+        if is_new_run(trainer) and trainer.is_global_zero:  # before the validation of step 0
             forget_after(trainer, -1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,7 +15,7 @@ from smollit.data.encoding.report import Report
 from smollit.losses.settings import LOSS
 from smollit.modules import DPOModule, FineTuningModule, SFTModule
 from smollit.training.logs.texts import log_texts
-from smollit.training.steps import described_data
+from smollit.training.steps import described_data, is_new_run
 
 # TensorBoard sorts its first page by name: a group of this name stands above memory and throughput.
 FIRST = {
@@ -64,7 +64,7 @@ class Dashboard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_rehearsal = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if trainer.ckpt_path is not None or not trainer.is_global_zero or is_rehearsal:
+        if not is_new_run(trainer) or not trainer.is_global_zero or is_rehearsal:
             return
         assert isinstance(pl_module, FineTuningModule)
         for name, text in about(trainer).items():

@@ -35,8 +35,12 @@ def lock(folder: Path, **changes: Any) -> Path:
 # promise: one-run
 # case: B8
 def test_a_second_run_is_refused_and_changes_nothing(fit: Any, tmp_path: Path, neighbour: psutil.Process) -> None:
-    """The lock of a live process, or of another machine: its holder is named, and no file is written."""
-    for holder in ({"pid": neighbour.pid, "started": neighbour.create_time()}, {"host": "elsewhere"}):
+    """The lock of a live process, also after the clock was set, or of another machine: its holder is named, and no file
+    is written."""
+    started = neighbour.create_time()
+    set_back = {"started": started + 3600, "after_boot": started - psutil.boot_time()}
+    for holder in ({"started": started}, set_back, {"host": "elsewhere"}):
+        holder = {"pid": neighbour.pid} | holder if "host" not in holder else holder
         path = lock(tmp_path, **holder)
         before = path.read_text()
         error = fit(tmp_path, max_steps=1).error

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from smollit.training.ledger import read_ledger
 from smollit.training.logs.table import read_table
 from tests.training.conftest import Act
 
@@ -137,11 +138,31 @@ def test_validate_logs_at_the_step_of_the_checkpoint_once(fit: Any, tmp_path: Pa
 
 # case: A6
 def test_a_csv_logger_from_python_goes_on_in_its_folder(fit: Any, tmp_path: Path) -> None:
-    """Lightning's default makes version_0, then version_1. Stopped at step 5 and resumed: all 8 steps in version_0,
-    and the table of the run has them too."""
+    """Lightning's default makes version_0, then version_1. Stopped at step 5 and resumed: all 8 steps in version_0, of
+    two loggers with different versions too, and the table of the run has them. A new run makes the next version."""
     run, options = tmp_path / "run", {name: value for name, value in RUN.items() if "checkpoint" not in name}
+    (run / "own" / "version_3").mkdir(parents=True)
+
+    def loggers() -> list[CSVLogger]:
+        return [CSVLogger(run), CSVLogger(run, name="own")]
+
     for steps in (5, 8):
-        fit(run, **{**options, "logger": CSVLogger(run), "max_steps": steps})
-    assert list((run / "lightning_logs").iterdir()) == [run / "lightning_logs" / "version_0"]
-    for folder in (run, run / "lightning_logs" / "version_0"):
+        fit(run, **{**options, "logger": loggers(), "max_steps": steps})
+    folders = (run, run / "lightning_logs" / "version_0", run / "own" / "version_4")
+    for folder in folders:
         assert list(column(folder, "train/loss")) == list(range(1, 9))
+    fit(run, **{**options, "logger": loggers(), "max_steps": 1, "ckpt_path": None})
+    assert [len(column(folder, "train/loss")) for folder in folders] == [1, 8, 8]
+    assert len(column(run / "lightning_logs" / "version_1", "train/loss")) == 1
+
+
+def test_another_fit_of_the_same_trainer_adds_to_its_curves(make_run: Any) -> None:
+    """4 steps, then an epoch more: 8 steps in the table, in events and the ledger; the best stays the best."""
+    run = make_run(max_epochs=1, keep_best="min:val/loss").fit()
+    best = (run.folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns
+    run.trainer.fit_loop.max_epochs = 2
+    run.module.learning_rate = 1.0  # whose validation is worse
+    run.fit()
+    assert list(column(run.folder, "train/loss")) == events(run.folder, "train/loss") == list(range(1, 9))
+    assert sorted(set(read_ledger(run.folder / "ledger.parquet")["step"].to_pylist())) == list(range(1, 9))
+    assert (run.folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns == best
