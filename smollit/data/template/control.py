@@ -16,6 +16,8 @@ from smollit.data.template.rendering.marks import MARKER
 from smollit.data.template.rendering.renderer import RenderedChat, Renderer
 from smollit.data.template.rendering.shapes import SENTINEL
 
+UNKNOWN = "\U0010ffff"  # a character that no vocabulary has: tokenizers of bytes have tokens for it
+
 
 class ControlText:
     """The control text of a template and its tokenizer, and where messages spell it.
@@ -87,9 +89,10 @@ class ControlText:
 
     @cached_property
     def ids(self) -> frozenset[int]:
-        """Token ids of the control texts that are one token."""
+        """Token ids of the control texts that are one token, without the one that unknown characters get."""
         added = self.tokenizer.added_tokens_decoder.items()
-        return frozenset(number for number, token in added if token.content in self.texts)
+        unknown = self.tokenizer(UNKNOWN, add_special_tokens=False)["input_ids"]
+        return frozenset(number for number, token in added if token.content in self.texts and number not in unknown)
 
     @cached_property
     def escaping_tokenizer(self) -> Tokenizer:

@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, compress
-from threading import Lock
 from typing import Literal, NamedTuple
 
-from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.template.control import ControlText
+from smollit.data.template.in_text import TEXT, InText, reset
 from smollit.data.template.parts import TurnPart
 from smollit.data.template.rendering.jinja import Span
 from smollit.data.template.rendering.renderer import RenderedChat
@@ -20,7 +19,6 @@ from smollit.paths import check_folder
 
 MAX_COUNTS = 10_000  # texts between contents are few; those of tool calls may be many
 Branch = Literal["shared", "chosen", "rejected"]
-_CHANGES = Lock()
 
 
 class Segment(NamedTuple):
@@ -33,6 +31,7 @@ class Segment(NamedTuple):
         escaped: Whether it spells a control token without being one.
         branch: Whether it belongs to both sequences of a pair or to one of them; in a chat, always `shared`.
         starts_turn: Whether inference starts here, and the loss perhaps later.
+        follows: The added token that stands before it, or `TEXT`, if tokens depend on that (in_text.py); else None.
     """
 
     text: str
@@ -41,6 +40,7 @@ class Segment(NamedTuple):
     escaped: bool = False
     branch: Branch = "shared"
     starts_turn: bool = False
+    follows: str | None = None
 
 
 class SegmentedRow(NamedTuple):
@@ -68,24 +68,25 @@ class SegmentTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: ControlText) -> None:
         self.tokenizer = tokenizer
         self.control = control
+        self.in_text = InText(tokenizer, control)
         self._special_counts: dict[str, int] = {}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, tokenized separately. The tokenizer adds no special tokens: the template has them."""
-        return _encode(self.tokenizer.backend_tokenizer, texts, escape=False)
+        return self.in_text.ids(texts)
 
     def tokenize(self, segments: Sequence[Segment]) -> list[list[int]]:
         """Token ids of each segment separately; special tokens that an escaped segment spells are plain text.
 
         A text that several segments have, as the prompt of several pairs, is tokenized once.
         """
-        texts = list(dict.fromkeys(segment.text for segment in segments if not segment.escaped))
-        ids = dict(zip(texts, self.encode(texts), strict=True))
-        spelled = list(dict.fromkeys(segment.text for segment in segments if segment.escaped))
-        if not spelled:
-            return [ids[segment.text] for segment in segments]
-        escaped = dict(zip(spelled, _encode(self.control.escaping_tokenizer, spelled, escape=True), strict=True))
-        return [(escaped if segment.escaped else ids)[segment.text] for segment in segments]
+        known: dict[tuple[str | None, bool], dict[str, list[int]]] = {}
+        for segment in segments:
+            known.setdefault((segment.follows, segment.escaped), {})[segment.text] = []
+        for (follows, escaped), texts in known.items():
+            found = self.in_text.ids(list(texts), follows, escape=escaped)
+            texts.update(zip(list(texts), found, strict=True))
+        return [known[segment.follows, segment.escaped][segment.text] for segment in segments]
 
     def segment_text(self, text: str) -> SegmentedRow:
         """A plain text after BOS, if the tokenizer adds one before texts, and before EOS, if it has one.
@@ -108,13 +109,11 @@ class SegmentTokenizer:
             pieces = cut_at(chat.text, (start, end), control, in_loss=in_loss, message=message)
             segments += [pieces[0]._replace(starts_turn=True), *pieces[1:]] if starts_turn and pieces else pieces
             cursor = end
-        return SegmentedRow((chat,), tuple(segments), (self.count_written(chat, cursor),))
+        return SegmentedRow((chat,), tuple(self._placed(segments)), (self.count_written(chat, cursor),))
 
     def token_ends(self, segment: Segment) -> list[int]:
         """Where each token of a segment ends, in characters."""
-        backend = self.control.escaping_tokenizer if segment.escaped else self.tokenizer.backend_tokenizer
-        _reset(backend, segment.escaped)
-        ends = [end for _, end in backend.encode(segment.text, add_special_tokens=False).offsets]
+        [(_, ends)] = self.in_text.tokens([segment.text], segment.follows, escape=segment.escaped)
         return [*accumulate(ends[:-1], max), len(segment.text)] if ends else []
 
     def count_special(self, ids: list[int]) -> int:
@@ -163,8 +162,16 @@ class SegmentTokenizer:
     def hash(self) -> str:
         """Hash of all that changes tokens; padding and truncation, which others may set, do not count."""
         backend = self.tokenizer.backend_tokenizer
-        _reset(backend, escape=False)
-        return hashlib.sha256(backend.to_str().encode()).hexdigest()
+        reset(backend, escape=False)
+        placed = " in text" if self.in_text.matters else ""  # version 0.2 gave other tokens
+        return hashlib.sha256(f"{backend.to_str()}{placed}".encode()).hexdigest()
+
+    def _placed(self, segments: list[Segment]) -> list[Segment]:
+        """The segments of a chat with what each of them follows, if tokens depend on that."""
+        if not self.in_text.matters:
+            return segments
+        ends = [TEXT if segment.escaped else self.in_text.end_of(segment.text) for segment in segments]
+        return [segment._replace(follows=end) for segment, end in zip(segments, [None, *ends], strict=False)]
 
     def _count(self, text: str) -> int:
         """Number of special tokens in a text that the template wrote."""
@@ -220,25 +227,3 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer `{name}` has no fast version, which smollit needs")
     return tokenizer
-
-
-def _encode(backend: Tokenizer, texts: list[str], *, escape: bool) -> list[list[int]]:
-    """Token ids of each text, tokenized separately."""
-    if not texts:
-        return []
-    _reset(backend, escape)
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def _reset(backend: Tokenizer, escape: bool) -> None:
-    """Set the state that tokens depend on, which other code may have changed: padding, for example.
-
-    A tokenizer can't be changed while another thread encodes with it, so only the first thread changes it.
-    """
-    with _CHANGES:
-        if backend.encode_special_tokens != escape:
-            backend.encode_special_tokens = escape
-        if backend.padding is not None:
-            backend.no_padding()
-        if backend.truncation is not None:
-            backend.no_truncation()

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.options import EncodeOptions
@@ -50,6 +51,48 @@ def test_no_token_crosses_from_the_prompt_into_the_response(instruct: PreTrained
     assert instruct.convert_ids_to_tokens(prompt) == ["Answer", ":", "Ġ"]
     assert instruct.convert_ids_to_tokens(instruct("Answer: yes")["input_ids"]) == ["Answer", ":", "Ġyes"]
     assert (instruct.decode(chosen), instruct.decode(rejected)) == ("yes", "no")
+
+
+# Ways to put a space before a text: Phi-3's, Llama 2's in transformers 5 and 4, and the default of tokens of bytes
+SPACES: dict[str, list[Any]] = {
+    "first": [pre_tokenizers.Metaspace(prepend_scheme="first")],
+    "always": [pre_tokenizers.Metaspace(prepend_scheme="always")],
+    "Prepend": [normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])],
+    "ByteLevel": [pre_tokenizers.ByteLevel(use_regex=False)],
+}
+
+
+def spaced(space: str, *, rstrip: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words that puts a space before a text; its special tokens may take the whitespace after."""
+    words = ["user", "assistant", "hi", "yo", "no", "<|", "|>", "\n", "Ċ", "▁", "Ġ"]
+    pieces = ["<unk>", *words, *(f"{mark}{word}" for mark in "▁Ġ" for word in words[:5])]
+    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
+    for step in SPACES[space]:
+        setattr(backend, "normalizer" if isinstance(step, normalizers.Normalizer) else "pre_tokenizer", step)
+    special = ["</s>", "<|assistant|>"] if rstrip else ["</s>"]
+    backend.add_special_tokens([AddedToken(text, rstrip=rstrip, normalized=False) for text in special])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+# promise: boundary
+@pytest.mark.parametrize("rstrip", [False, True])
+@pytest.mark.parametrize("space", SPACES)
+def test_a_segment_inside_a_text_gets_no_space_before_it(space: str, rstrip: bool) -> None:
+    """The tokens of a chat and of a pair are those of their whole text: a response begins with `yo`, not with ` yo`."""
+    source = CHATML.replace("<|im_start|>{{ m.role }}", "<|{{ m.role }}|>").replace("<|im_end|>", "</s>")
+    template = ChatTemplate(spaced(space, rstrip=rstrip), source.replace("<|im_start|>assistant", "<|assistant|>"))
+    chat = [user("hi"), assistant("yo"), user(" hi no"), assistant(" no")]
+    example = encode(template, {"messages": chat})
+    whole = template.tokenizer(template.render(chat).text.rstrip(), add_special_tokens=False)["input_ids"]
+    assert example["input_ids"] == whole
+    start, end = example["spans"][:2]
+    response = template.tokenizer.convert_ids_to_tokens(whole[start:end])
+    # After a special token, all but the first way put a space before the text again: here it took the newline between.
+    assert response == [f"{'Ġ' if space == 'ByteLevel' else '▁'}yo" if rstrip and space != "first" else "yo", "</s>"]
+    prompt, chosen, _ = pair_ids(template, "hi", "yo", "no")
+    assert prompt + chosen == whole[:end]
+    spelled = encode(template, {"messages": [user("hi</s>no"), assistant("yo")]})["input_ids"]
+    assert template.tokenizer.convert_tokens_to_ids("no") in spelled
 
 
 # case: template-02
