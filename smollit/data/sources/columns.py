@@ -1,8 +1,11 @@
-"""Values of a row by the path of their column, as `meta.lang` or `answers.0.text`."""
+"""Values of a row by the path of their column, as `meta.lang` or `answers.0.text`; columns of media as stored."""
 
 import ast
 import json
+from copy import copy
 from typing import Any
+
+from datasets import Audio, Dataset, Image, LargeList, List, Pdf, Video
 
 from smollit.data.sources.files import Row
 
@@ -60,3 +63,27 @@ def has_column(columns: list[str], path: str) -> bool:
     """Whether a path begins with one of the columns."""
     names = path.split(".")
     return any(".".join(names[:split]) in columns for split in range(1, len(names) + 1))
+
+
+def undecoded(rows: Dataset) -> Dataset:
+    """The rows with images, sounds, videos and PDFs as they are stored: decoding them needs packages, for no text."""
+    for name, feature in rows.features.items():
+        stored = _undecoded(feature)
+        if stored != feature:
+            rows = rows.cast_column(name, stored)
+    return rows
+
+
+def _undecoded(feature: Any) -> Any:
+    match feature:
+        case dict():
+            return {name: _undecoded(inner) for name, inner in feature.items()}
+        case List() | LargeList():
+            stored = copy(feature)
+            stored.feature = _undecoded(feature.feature)
+            return stored
+        case Audio() | Image() | Video() | Pdf():
+            stored = copy(feature)
+            stored.decode = False
+            return stored
+    return feature

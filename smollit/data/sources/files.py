@@ -26,7 +26,7 @@ TABLES = {".parquet": ".parquet", ".arrow": ".arrow"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 KINDS = TEXTS | TABLES | {end + packed: kind for end, kind in TEXTS.items() for packed in COMPRESSIONS}
 READABLE = f"{', '.join(TEXTS)} files (also as {', '.join(COMPRESSIONS)}), {' and '.join(TABLES)} files"
-SHARD = re.compile(r"-\d+-of-\d+$")
+SHARD = re.compile(r"-\d+-of-(\d+)$")
 # How files begin that are something else than their name says, what they are, and what to do.
 SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer and not the data: fetch it with `git lfs pull`"),
@@ -194,7 +194,12 @@ def _files_of_split(folder: Path, split: str) -> tuple[Path, ...]:
     has_own_layout = readme.is_file() and "\nconfigs:" in readme.read_text(encoding="utf-8", errors="replace")
     if by_split and split not in by_split and not has_own_layout:
         raise _no_split(folder, split, list(by_split))
-    return tuple(by_split.get(split, ()))
+    found = tuple(by_split.get(split, ()))
+    shards = [match for file in found if (match := SHARD.search(file.name[: -len(ending(file))]))]
+    if shards and len(shards) < int(shards[0][1]):
+        of_all = f"{len(shards)} of the {int(shards[0][1])} files of split {split}"
+        log.warning("%s has %s: the others were not copied", folder, of_all)
+    return found
 
 
 def _no_split(folder: Path, split: str, found: list[str]) -> ValueError:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from datasets import Dataset, IterableDataset, load_dataset
 
+from smollit.data.sources.columns import undecoded
 from smollit.data.sources.files import Row, root_cause
 from smollit.data.sources.readers import TABLE_ROWS, quiet_datasets, rows_of
 from smollit.errors import first_line
@@ -29,7 +30,7 @@ class HubSplit(NamedTuple):
 
     def rows(self, row_slice: str) -> Dataset:
         """The rows of a slice."""
-        return load_dataset(self.dataset, self.subset, split=self.split + row_slice, revision=self.revision)
+        return undecoded(load_dataset(self.dataset, self.subset, split=self.split + row_slice, revision=self.revision))
 
     def stream(self) -> Iterator[Row]:
         """The rows, one after the other.
@@ -44,6 +45,7 @@ class HubSplit(NamedTuple):
                 )
         except Exception as error:  # of many types: datasets', pyarrow's, the hub's, the network's
             raise self.error(error) from error
+        rows = rows.decode(False) if rows.features else rows
         # Not `iter(rows)`: in a worker of a DataLoader that gives the rows of some files only.
         for columns in rows.iter(batch_size=TABLE_ROWS):
             yield from rows_of(columns)

@@ -79,7 +79,8 @@ def _values(text: str) -> list[Any]:
 
 
 def _rows_of(value: Any, file: Path) -> list[Any]:
-    """The rows in the one value of a file: a list, an object of columns, an object with a list of rows, or a row.
+    """The rows in the one value of a file: a list, an object of columns or of rows by id, one with a list of rows, or a
+    row.
 
     Raises:
         ValueError: If it has the rows of several splits.
@@ -87,10 +88,12 @@ def _rows_of(value: Any, file: Path) -> list[Any]:
     if not isinstance(value, dict) or not value:
         return value if isinstance(value, list) else [value]
     columns = list(value.values())
-    if all(isinstance(column, dict) for column in columns) and all(
-        column.keys() == columns[0].keys() for column in columns
-    ):
-        return [{name: column[key] for name, column in value.items()} for key in columns[0]]  # as pandas writes them
+    if all(isinstance(column, dict) and not column.keys() & MESSAGE_KEYS for column in columns):
+        if all(column.keys() == columns[0].keys() and all(map(str.isdecimal, column)) for column in columns):
+            # as pandas writes them
+            return [{name: column[key] for name, column in value.items()} for key in columns[0]]
+        if len(columns) > 1:
+            return columns  # rows by their ids
     if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns) and all(
         _are_messages(item) or not isinstance(item, (dict, list)) for column in columns for item in column
     ):

@@ -29,6 +29,7 @@ from datasets import (
     load_dataset,
 )
 
+from smollit.data.sources.columns import undecoded
 from smollit.data.sources.files import Row, ending, kind_of, names_of, open_bytes, root_cause
 from smollit.data.sources.json_text import is_lines, json_texts, malformed, not_utf8, parse_line
 from smollit.errors import first_line
@@ -142,7 +143,7 @@ def csv_header(files: tuple[Path, ...]) -> list[str]:
 
 
 def _table_rows(file: Path) -> Iterator[Row]:
-    """Rows of a parquet or Arrow file, decoded as `datasets` does."""
+    """Rows of a parquet or Arrow file."""
     try:
         if kind_of(file) == ".arrow":
             for columns in _map_arrow(file).iter(TABLE_ROWS):
@@ -151,7 +152,7 @@ def _table_rows(file: Path) -> Iterator[Row]:
         with pq.ParquetFile(file) as content:
             # Without threads: pyarrow's may hang in a forked process.
             for batch in content.iter_batches(TABLE_ROWS, use_threads=False):
-                yield from rows_of(Dataset(pa.Table.from_batches([batch]))[:])
+                yield from rows_of(undecoded(Dataset(pa.Table.from_batches([batch])))[:])
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"could not read {file}: {first_line(error)}") from error
 
@@ -171,10 +172,10 @@ def columns_of(rows: Iterable[Row]) -> dict[str, list[Any]]:
 def _map_arrow(file: Path) -> Dataset:
     """An Arrow file as a data set that stays on the disk; Arrow has a format for streams and one for files."""
     try:
-        return Dataset.from_file(str(file))
+        return undecoded(Dataset.from_file(str(file)))
     except pa.ArrowInvalid:
         with pa.memory_map(str(file)) as content:
-            return Dataset(pa.ipc.open_file(content).read_all())
+            return undecoded(Dataset(pa.ipc.open_file(content).read_all()))
 
 
 # ---- as a data set
@@ -195,7 +196,7 @@ def read_files(files: tuple[Path, ...], *, fingerprint: str) -> Dataset:
         return concatenate_datasets([_map_arrow(file) for file in files])
     if kind == ".parquet":
         # Any split name works for files that are given by name.
-        return load_dataset("parquet", data_files={"rows": [str(file) for file in files]}, split="rows")
+        return undecoded(load_dataset("parquet", data_files={"rows": [str(file) for file in files]}, split="rows"))
     names = [RAW] if kind in (".jsonl", ".json") else csv_header(files)
     features = Features({name: Value("string") for name in names})
     return Dataset.from_generator(_generate, features=features, gen_kwargs={"files": files, "fingerprint": fingerprint})

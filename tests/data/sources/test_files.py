@@ -201,3 +201,9 @@ def test_malformed_lines_are_named_with_their_numbers(tmp_path: Path) -> None:
         assert first.startswith(f"{path}:2: not JSON (Expecting value at column ")
         assert second == f"{path}:4: expected an object {{...}}, got list"
         assert third == f"{path}:5: not JSON (Expecting value at column 1)"
+
+
+def test_files_of_a_split_that_were_not_copied_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "train-00001-of-00003.jsonl", ROWS)
+    assert len(find_files(str(tmp_path), "train")) == 1
+    assert "has 1 of the 3 files of split train" in caplog.text
