@@ -103,7 +103,7 @@ def _from_group(rows: list[Row], format: Format) -> Records:
 def _from_row(row: Row, format: Format) -> Records:
     for name in format.media:
         if row.get(name):
-            raise BadRow(DropReason.NOT_TEXT, f"`{name}` holds {type(row[name]).__name__}, and only text can be read")
+            raise BadRow(DropReason.NOT_TEXT, f"`{name}` holds {_held(row[name])}, and only text can be read")
     fields = Fields(row, format.columns, format.roles, format.late)
     if format.name == "text":
         return [from_text(fields)]
@@ -113,6 +113,12 @@ def _from_row(row: Row, format: Format) -> Records:
     return [
         record if isinstance(record, (BadRow, Text)) else replace(record, variables=variables) for record in records
     ]
+
+
+def _held(value: Any) -> str:
+    """What a column of media holds; `datasets` stores a file as its bytes and its path."""
+    is_file = isinstance(value, dict) and value.keys() == {"bytes", "path"}
+    return "a file" if is_file else type(value).__name__
 
 
 def _convert(fields: Fields, format: Format) -> Records:

@@ -1,6 +1,7 @@
 """Rows that belong together: the messages of a thread, and the rated responses to one prompt."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,14 +60,20 @@ class Groups:
     def _roots(self, rows: list[Row]) -> list[str]:
         """The first message above each row."""
         name, above = self.format.columns["id"], self.format.columns["parent"]
-        parents = {str(row.get(name)): row.get(above) for row in rows}
+        parents = {id_of(row.get(name)): id_of(row.get(above)) for row in rows}
         roots: dict[str, str] = {}
         for key in parents:
             path = [key]
-            while path[-1] not in roots and (parent := parents.get(path[-1])) is not None and str(parent) not in path:
-                path.append(str(parent))
+            while path[-1] not in roots and (parent := parents.get(path[-1], "")) and parent not in path:
+                path.append(parent)
             roots |= dict.fromkeys(path, roots.get(path[-1], path[-1]))
-        return [roots[str(row.get(name))] for row in rows]
+        return [roots[id_of(row.get(name))] for row in rows]
+
+
+def id_of(value: Any) -> str:
+    """The id of a message as text; empty if it has none. Where some are missing, pandas writes 1.0 for 1."""
+    text = "" if value is None else str(value)
+    return "" if text.lower() == "nan" else re.sub(r"^(-?\d+)\.0$", r"\1", text)
 
 
 def from_unpaired(rows: list[Row], format: Format) -> Records:
@@ -116,17 +123,21 @@ class Thread:
     def __init__(self, rows: list[Row], format: Format) -> None:
         columns = format.columns
         self.format = format
-        self.rows = {str(row.get(columns["id"])): row for row in rows}
+        self.rows = {id_of(row.get(columns["id"])): row for row in rows}
+        if len(self.rows) < len(rows) or "" in self.rows:
+            ids = [id_of(row.get(columns["id"])) for row in rows]
+            twice = next((name for name in ids if ids.count(name) > 1), "")
+            what = f"two messages have the id {shown(twice)}" if twice else "a message has no id"
+            raise BadRow(DropReason.MALFORMED_MESSAGES, f"{what}, in a thread of {len(rows):,}")
+        self.above = {name: id_of(row.get(columns["parent"])) for name, row in self.rows.items()}
         self.below: dict[str, list[str]] = {}
-        for name, row in self.rows.items():
-            self.below.setdefault(str(row.get(columns["parent"])), []).append(name)
+        for name, above in self.above.items():
+            self.below.setdefault(above, []).append(name)
         self.messages = {name: _message(row, f"message {shown(name)}", format) for name, row in self.rows.items()}
 
     def paths(self) -> Iterator[list[str]]:
         """The way to each message from the first one above it."""
-        waiting = [
-            [name] for name, row in self.rows.items() if str(row.get(self.format.columns["parent"])) not in self.rows
-        ]
+        waiting = [[name] for name, above in self.above.items() if above not in self.rows]
         while waiting:
             path = waiting.pop(0)
             yield path
@@ -142,6 +153,7 @@ class Thread:
             turns = [self.messages[name] | ({"train": False} if name in in_loss else {}) for name in path]
             in_loss |= {name for name in path if self.messages[name]["role"] == "assistant"}
             try:
+                self._check_first(path[0])
                 found.append(make_conversation(turns, [f"message {shown(name)}" for name in path]))
             except BadRow as bad:
                 found.append(bad)
@@ -149,20 +161,30 @@ class Thread:
             BadRow(DropReason.NO_ASSISTANT_TURN, f"no message below {shown(next(iter(self.rows)))} has that role")
         ]
 
+    def _check_first(self, name: str) -> None:
+        """Refuse a thread that begins with a response to a message that the split lacks."""
+        above = self.above[name]
+        if above and self.messages[name]["role"] == "assistant":
+            raise BadRow(
+                DropReason.NO_PROMPT, f"message {shown(name)} responds to {shown(above)}, which the split does not have"
+            )
+
     def pairs(self) -> Records:
         """The pairs of the assistant turns below the same message."""
         found: Records = []
         for path in self.paths():
             responses = [name for name in self.below.get(path[-1], []) if self.messages[name]["role"] == "assistant"]
             if len(responses) > 1:
-                found += self._pairs_of(responses, [self.messages[name] for name in path])
+                found += self._pairs_of(responses, path)
         return found or [BadRow(DropReason.NO_BETTER_RESPONSE, "no message of the thread has two responses")]
 
-    def _pairs_of(self, responses: list[str], prompt: list[Message]) -> Records:
+    def _pairs_of(self, responses: list[str], path: list[str]) -> Records:
         ranking, values = self.format.ranking, [[self.messages[name]] for name in responses]
+        prompt = [self.messages[name] for name in path]
         assert ranking is not None, "detect_format gives it"
         fields = Fields(self.rows[responses[0]], {}, self.format.roles)
         try:
+            self._check_first(path[0])
             scores = [score for name in responses for score in ranking.scores(self.rows[name], 1)]
             names = [f"message {shown(name)}" for name in responses]
             return rated_pairs(prompt, values, scores=scores, names=names, fields=fields, format=self.format)

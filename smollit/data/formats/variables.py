@@ -9,6 +9,7 @@ from smollit.data.formats.messages.shapes import decode
 from smollit.data.formats.types import Variables, shown
 
 RESERVED = ("messages", "tools", "add_generation_prompt")  # variables of a template that are no switches
+VALUES = ("default", "const", "enum", "examples")  # keys of a JSON schema whose value may be null
 
 
 def parse_variables(fields: Fields) -> Variables:
@@ -25,13 +26,30 @@ def parse_variables(fields: Fields) -> Variables:
 
 
 def _parse_tools(tools: Any, fields: Fields) -> list[dict[str, Any]]:
-    """The tools, as transformers takes them: OpenAI's `functions` had no `type` yet."""
+    """The tools, as transformers takes them: OpenAI's `functions` had no `type` yet.
+
+    Files that `datasets` wrote give each tool the parameters of all others, as nulls: these are left out.
+    """
     name = fields.name("tools")
     try:
         found = parse_objects(tools, name, "tools")
     except BadRow as bad:
         raise BadRow(bad.reason, f'{bad.detail} (`data.columns: {{tools: ""}}` leaves the column alone)') from bad
+    found = [_without_nulls(tool) for tool in found]
     return [{"type": "function", "function": tool} for tool in found] if name == "functions" else found
+
+
+def _without_nulls(schema: Any) -> Any:
+    """A JSON schema without keys that are null, except those of `VALUES`."""
+    if isinstance(schema, list):
+        return [_without_nulls(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: item if key in VALUES else _without_nulls(item)
+        for key, item in schema.items()
+        if item is not None or key in VALUES
+    }
 
 
 def _parse_switches(switches: Any, fields: Fields) -> Variables:

@@ -278,6 +278,39 @@ def test_scores_that_are_no_numbers_are_bad_rows(score: Any) -> None:
     assert "`score_rejected` must be a number" in caught.detail
 
 
+# ---- threads
+
+
+def thread(*messages: tuple[Any, Any, str]) -> list[Row]:
+    """Rows of one message: its id, the id of the message that it follows, and its text: `q...` is the user's."""
+    return [
+        {"message_id": own, "parent_id": above, "role": "prompter" if text[0] == "q" else "assistant", "text": text}
+        for own, above, text in messages
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "chats", "dropped"),
+    [
+        # pandas makes 1.0 of 1 where other ids are missing, and NaN of these
+        (thread((1, math.nan, "q1"), (2, 1.0, "a1"), (3, 2.0, "q2"), (4, 3.0, "a2")), [["a1", "a2"]], {}),
+        (thread(("1", "", "q1"), ("2", "1.0", "a1")), [["a1"]], {}),
+        # a response to a message that a slice left out is no response to nothing
+        (thread((1, None, "q1"), (2, 1, "a1"), (9, 8, "a9")), [["a1"]], {"no prompt": 1}),
+        (
+            thread((1, None, "q1"), (2, 1, "a1"), (2, 1, "a2"), (3, None, "q3"), (4, 3, "a3")),
+            [["a3"]],
+            {"malformed messages": 1},
+        ),
+    ],
+)
+def test_threads_with_odd_ids(tmp_path: Path, rows: list[Row], chats: list[list[str]], dropped: dict[str, int]) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = ready(tmp_path, str(tmp_path / "rows.jsonl"), max_dropped_share=1.0)
+    assert spans(module) == [[f"{response}{END}" for response in chat] for chat in chats]
+    assert module.reports["train"].dropped == dropped
+
+
 # ---- bad rows: those of messages and of pairs of texts are in test_malformed.py
 
 

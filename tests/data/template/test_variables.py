@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from smollit.data import ChatDataModule, PreferenceDataModule
@@ -136,6 +137,22 @@ def test_malformed_tools_and_switches_are_named(
 ) -> None:
     with pytest.raises(ValueError, match="row 0: .*" + what):
         ready(tmp_path, write(tmp_path, [{"messages": CHAT, **column}]), chat_template=str(source))
+
+
+def test_tools_have_no_parameters_of_other_tools(tmp_path: Path) -> None:
+    """`datasets` gives each tool the keys of all others, as nulls, which its JSON Lines keep; a default may be null."""
+    path = tmp_path / "aligned.jsonl"
+    kinds = [{"a": {"type": "string"}}, {"b": {"type": "number", "default": None}}]
+    tools = [{"type": "function", "function": {"parameters": {"properties": kind}}} for kind in kinds]
+    Dataset.from_list([{"messages": CHAT, "tools": tools}]).to_json(path)
+    assert '"b":null' in path.read_text().replace(" ", "")
+    (tmp_path / "mine.jinja").write_text("{{ tools | tojson }}" + SOURCE)
+    whole = texts(ready(tmp_path, str(path), chat_template=str(tmp_path / "mine.jinja"), max_length=512))[0][0][0]
+    read = json.JSONDecoder().raw_decode(whole)[0]
+    assert [tool["function"]["parameters"]["properties"] for tool in read] == [
+        {"a": {"type": "string"}},
+        {"b": {"type": "number", "default": None}},
+    ]
 
 
 # promise: tools
