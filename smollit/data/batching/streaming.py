@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from smollit.data.batching.dataset import Example
 from smollit.data.batching.position import Position
+from smollit.data.batching.shares import shares_of
 from smollit.data.formats.drop_reason import DropReason
 from smollit.data.sources.files import Row
 from smollit.data.sources.json_text import malformed
@@ -32,7 +32,6 @@ from smollit.data.sources.source import Source
 log = logging.getLogger(__name__)
 
 Columns = dict[str, list[Any]]
-PACKED = (".gz", ".zst", ".parquet")  # about a third of the size of their text
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ class StreamingExamples(IterableDataset[list[Example]]):
     def _order(self) -> Iterator[Numbered]:
         epoch = self.position.epoch
         parts = [_part_rows(part, stream, self.seed, epoch) for part, stream in enumerate(self.streams)]
-        rows = interleave(parts, shares_of(self.streams), _random(self.seed, epoch, "turns"))
+        shares = shares_of([(stream.source, stream.weight) for stream in self.streams])
+        rows = interleave(parts, shares, _random(self.seed, epoch, "turns"))
         return shuffled(rows, self.shuffle_buffer, _random(self.seed, epoch, "buffer"))
 
     def _encode(self, rows: list[Numbered]) -> list[Example]:
@@ -230,18 +230,6 @@ def _part_rows(part: int, stream: Stream, seed: int, epoch: int) -> Iterator[Num
 
 def _numbered(part: int, stream: Stream) -> Iterator[Numbered]:
     return (Numbered(part, number, row) for number, row in stream.source.numbered())
-
-
-def shares_of(streams: Sequence[Stream]) -> list[float]:
-    """Estimated size of each part in an epoch, from the sizes of files; a Hub id counts as the mean of the others."""
-    sizes = [sum(_text_size(file) for file in stream.source.files) for stream in streams]
-    known = [size for size in sizes if size]
-    mean = sum(known) / len(known) if known else 1.0
-    return [(size or mean) * stream.weight for size, stream in zip(sizes, streams, strict=True)]
-
-
-def _text_size(file: Path) -> int:
-    return file.stat().st_size * (3 if file.suffix in PACKED else 1)
 
 
 def _random(seed: int, epoch: int, name: str) -> random.Random:

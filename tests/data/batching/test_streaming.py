@@ -14,7 +14,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from smollit.data.batching.position import Position
-from smollit.data.batching.streaming import Stream, StreamingExamples, shares_of
+from smollit.data.batching.shares import shares_of
+from smollit.data.batching.streaming import Stream, StreamingExamples
 from smollit.data.sources.mixture import load_source
 from smollit.data.sources.readers import RAW
 from smollit.data.sources.source import Source
@@ -167,10 +168,19 @@ def test_shares_are_sizes_of_text_times_weights(tmp_path: Path) -> None:
     """100 bytes; 100 packed bytes twice: about 2 * 300; a Hub id, of unknown size: the mean of 100 and 300."""
     for name in ("a.jsonl", "b.jsonl.zst"):
         (tmp_path / name).write_bytes(b"x" * 100)
-    hub = Stream(Source(dataset="org/rows", split="train"), encode)
-    parts = [stream(tmp_path / "a.jsonl"), stream(tmp_path / "b.jsonl.zst", weight=2), hub]
-    assert shares_of(parts) == [100, 600, 200]
+    hub = (Source(dataset="org/rows", split="train"), 1.0)
+    one, two = (stream(tmp_path / name).source for name in ("a.jsonl", "b.jsonl.zst"))
+    assert shares_of([(one, 1), (two, 2), hub]) == [100, 600, 200]
     assert shares_of([hub, hub]) == [1, 1]
+
+
+def test_the_first_rows_of_a_large_part_come_spread_over_the_epoch(tmp_path: Path) -> None:
+    """50 of 3,000 rows beside 150 rows of like size: about a quarter of the first 100 rows are theirs."""
+    large = stream(lines(tmp_path / "a.jsonl", 3000, 2000))
+    parts = [replace(large, source=replace(large.source, max_rows=50)), stream(lines(tmp_path / "b.jsonl", 150, 1000))]
+    order = flat(batches(StreamingExamples(parts, 8)))
+    assert sorted(order) == [*range(1000, 1150), *range(2000, 2050)]
+    assert 12 <= sum(row >= 2000 for row in order[:100]) <= 38
 
 
 def test_weights_repeat_rows_or_leave_them_to_chance(tmp_path: Path) -> None:
