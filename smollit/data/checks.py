@@ -1,7 +1,11 @@
 """Checks of the data modules' settings."""
 
 import logging
+from collections.abc import Iterable
+from difflib import get_close_matches
 
+from smollit.data.formats.messages.roles import ROLES
+from smollit.data.template.train_on import ALL, PARTS, TrainOn
 from smollit.errors import UsageError
 
 log = logging.getLogger("smollit.data")
@@ -17,6 +21,22 @@ def check_at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < least:
             raise ValueError(f"`data.{name}` must be at least {least}, got {value}")
+
+
+def check_train_on(train_on: TrainOn, extra_roles: Iterable[str]) -> None:
+    """Refuse names that are no role and no part of a turn, which would leave turns out of the loss in silence.
+
+    Raises:
+        ValueError: Names the first, and the nearest that there is.
+    """
+    if train_on == ALL:
+        return
+    known = [*ROLES, "last", *PARTS, *extra_roles]
+    wrong = [name for name in ([train_on] if isinstance(train_on, str) else train_on) if name not in known]
+    if wrong or not train_on:
+        near = "".join(f". Nearest: {name}" for name in get_close_matches(wrong[0], known, n=1)) if wrong else ""
+        got = repr(wrong[0]) if wrong else "an empty list"
+        raise ValueError(f"`data.train_on` must be {ALL}, or one or several of {', '.join(known)}, got {got}{near}")
 
 
 def accumulation(rows_per_step: int, rows: int, *, devices: int, given: int) -> int:

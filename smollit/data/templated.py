@@ -22,7 +22,8 @@ class TemplatedDataModule(RowsDataModule):
         dataset: Hub id, a folder laid out as on the Hub, a file (.jsonl, .json, .csv, .parquet, .arrow; text also as
             .gz or .zst), a glob, or a URL; or a list of parts, each with `dataset`, `weight`, `max_rows` and more.
         tokenizer_name: Hub id or folder of the tokenizer; null takes the model's.
-        chat_template: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, or the path of a Jinja file.
+        chat_template: `auto` (the tokenizer's own, else ChatML), `chatml`, `article`, one of several templates of the
+            tokenizer by its name, or the path of a Jinja file.
         add_tokens: Add the template's markers to the tokenizer as single tokens where they are not. The model gets
             embeddings for them, initialized with the mean of all others.
         default_system: System text that the template adds by default: `keep`, `drop`, or a text that replaces it.
@@ -82,7 +83,7 @@ class TemplatedDataModule(RowsDataModule):
     @property
     def vocabulary_size(self) -> int:
         """Number of token ids that the tokenizer can give."""
-        return len(self.template.tokenizer)
+        return max(self.template.tokenizer.get_vocab().values(), default=-1) + 1  # there may be gaps
 
     def stop_ids(self) -> list[int]:
         """Tokens that end a response."""

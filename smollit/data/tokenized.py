@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from smollit.data.batching.dataset import Examples
-from smollit.data.checks import check_at_least
+from smollit.data.checks import check_at_least, check_train_on
 from smollit.data.encoding.best import BY_MODEL, keep_best, keep_best_by_model
 from smollit.data.encoding.options import ControlTextChoice, EncodeOptions
 from smollit.data.encoding.part import EncodedPart, find_part
@@ -65,6 +65,7 @@ class TokenizedDataModule(TemplatedDataModule):
         # From Python also rows in memory; the annotation is what a config can say.
         super().__init__(on_disk(dataset, self.cache_dir), **options)
         check_at_least(1, max_length=max_length, num_proc=num_proc)
+        check_train_on(train_on if isinstance(train_on, str) else tuple(train_on), self.extra_roles)
         self.encode_options = EncodeOptions(
             kind=self.kind,
             max_length=max_length,

@@ -1,7 +1,9 @@
 """load_template: which template is used, which is refused, and what happens to the system text that it adds."""
 
+import copy
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +30,22 @@ def test_a_tokenizer_without_a_template_gets_chatml_for_chats_only(tiny_tokenize
     assert load_template(tiny_tokenizer, "auto").source == load_template(tiny_tokenizer, "chatml").source
     with pytest.raises(ValueError, match="start from a folder that an SFT run exported"):
         load_template(tiny_tokenizer, "auto", allow_default=False)
+
+
+def test_a_tokenizer_with_several_templates(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    """`default` unless another one is named; without it, the names are said."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = {"default": TURNS + PROMPT, "tool_use": "T" + TURNS + PROMPT}
+    assert load_template(tokenizer, "auto").source == TURNS + PROMPT
+    assert load_template(tokenizer, "tool_use").source == "T" + TURNS + PROMPT
+    del tokenizer.chat_template["default"]
+    with pytest.raises(ValueError, match=r"has the chat templates tool_use, .* `data.chat_template` to one"):
+        load_template(tokenizer, "auto")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text(TURNS + PROMPT, encoding="utf-8-sig")
+    assert load_template(tiny_tokenizer, str(tmp_path / "mine.jinja")).source == TURNS + PROMPT
 
 
 def test_a_jinja_file_is_used_and_an_unknown_name_says_what_is_known(

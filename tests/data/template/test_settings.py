@@ -1,6 +1,7 @@
 """The settings of docs/data.md on loss tokens, control text and system text: rows of a file through the data module."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def test_train_on_and_a_messages_train_or_weight(
 ) -> None:
     """Each the turn's text and the token that ends it, never its header."""
     assert spans(tokenize(chat, train_on=train_on)) == [[text + END for text in expected]]
+
+
+@pytest.mark.parametrize(
+    ("train_on", "got"),
+    [(["assistant", "usr"], "got 'usr'. Nearest: user"), ("gpt", "got 'gpt'"), ([], "got an empty list")],
+)
+def test_names_of_no_role_are_refused(tokenize: Tokenize, train_on: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(got)):
+        tokenize(FOUR, train_on=train_on)
 
 
 def test_all_takes_every_token_that_the_template_writes(tokenize: Tokenize) -> None:

@@ -24,8 +24,16 @@ def read_source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: 
     """The template's source, and its name in errors.
 
     Raises:
-        ValueError: If the file is missing, or the tokenizer has no template and none may be assumed.
+        ValueError: If the file is missing, or the tokenizer has no template and none may be assumed, or several.
     """
+    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if several and (choice in several or (choice == "auto" and "default" not in several)):
+        if choice not in several:
+            raise ValueError(
+                f"the tokenizer has the chat templates {', '.join(several)}, and none is its default: set"
+                " `data.chat_template` to one of them"
+            )
+        return several[choice], f"the tokenizer's chat template {choice}"
     if choice == "auto" and tokenizer.chat_template:
         return tokenizer.get_chat_template(), "the tokenizer's chat template"
     if choice == "auto" and not allow_default:
@@ -37,11 +45,11 @@ def read_source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: 
         name = "chatml" if choice == "auto" else choice
         source = (files("smollit.data.template") / f"{name}.jinja").read_text(encoding="utf-8")
         return source, f"the chat template {name}"
-    if not Path(choice).is_file():
-        raise ValueError(
-            f"`data.chat_template` must be auto, chatml, article or a Jinja file, and {choice!r} is not a file"
-        )
-    return Path(choice).read_text(encoding="utf-8"), f"the chat template {choice}"
+    path = Path(choice).expanduser()
+    if not path.is_file():
+        names = ", ".join(["auto", "chatml", "article", *several])
+        raise ValueError(f"`data.chat_template` must be {names} or a Jinja file, and {choice!r} is not a file")
+    return path.read_text(encoding="utf-8-sig"), f"the chat template {choice}"
 
 
 def render_text(source: str, messages: list[Message], variables: Variables, *, generation_prompt: bool = False) -> str:
