@@ -26,6 +26,12 @@ class ParameterGroups:
 
     def __init__(self, factors: Mapping[str, float], *, decay_all: bool) -> None:
         for pattern, factor in factors.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"`model.learning_rate_factors`: {pattern!r} is no regular expression: {error}"
+                ) from error
             if not 0 < factor < math.inf:
                 raise ValueError(
                     f"`model.learning_rate_factors` of {pattern!r} must be greater than 0 and finite, got {factor}"

@@ -1,5 +1,7 @@
 """Added tokens: embeddings grow, stay tied, and begin as the mean; a token without an embedding is refused."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,17 @@ def test_a_token_without_an_embedding_is_refused(tiny_model: Path) -> None:
     size = model.get_input_embeddings().weight.shape[0]
     with pytest.raises(ValueError, match=rf"{size + 1:,} tokens, .* embeddings for {size:,}: .*add_tokens"):
         fit_vocabulary(model, size + 1, can_grow=False)
+
+
+def test_ids_after_a_gap_need_embeddings(tiny_model: Path, tmp_path: Path, make_run: Any) -> None:
+    """The last word has the id 5,000: 5,001 embeddings are needed, however many words there are."""
+    shutil.copytree(tiny_model, tmp_path / "gap")
+    parts = json.loads((tmp_path / "gap" / "tokenizer.json").read_text())
+    words = parts["model"]["vocab"]
+    words[max(words, key=words.get)] = 5000
+    (tmp_path / "gap" / "tokenizer.json").write_text(json.dumps(parts))
+    with pytest.raises(ValueError, match=r"the tokenizer has 5,001 tokens, .*`data.add_tokens: true`"):
+        make_run(data={"tokenizer_name": str(tmp_path / "gap")}, max_steps=1).fit()
 
 
 # case: template-08

@@ -72,6 +72,7 @@ def test_a_ratio_is_rounded_up(ratio: float, expected: int) -> None:
         ({"learning_rate": math.inf}, "learning_rate` must be greater than 0 and finite"),
         ({"learning_rate": math.nan}, "learning_rate` must be greater than 0 and finite"),
         ({"learning_rate_factors": {"embed": 0.0}}, "learning_rate_factors` of 'embed'"),
+        ({"learning_rate_factors": {"embed[": 0.1}}, r"'embed\[' is no regular expression: unterminated"),
     ],
 )
 def test_settings_without_a_meaning_are_refused_by_name(options: dict[str, Any], sentence: str) -> None:
