@@ -58,9 +58,66 @@ pref_loss: orpo
 template: llama3
 num_train_epochs: 3.0
 """
+MIXTURE = """
+model_name_or_path: my-org/model
+chat_template: "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+dataset_mixture:
+  datasets:
+    - {id: my-org/a, config: small, split: train_x, columns: [messages], weight: 0.5}
+    - {id: my-org/b, split: train_y, weight: 1.0}
+lr_scheduler_type: cosine_with_min_lr
+lr_scheduler_kwargs: {min_lr_rate: 0.1}
+warmup_steps: 0.05
+max_steps: 100
+num_train_epochs: 2
+adam_beta2: 0.95
+eval_strategy: 'no'
+loss_type: dft
+torch_dtype: bfloat16
+optim: paged_adamw_8bit
+"""
+AXOLOTL_IPO = """
+base_model: my-org/model
+rl: ipo
+datasets:
+  - {path: my-org/pairs, split: train_prefs, type: chat_template.default, field_messages: asked, field_chosen: chosen}
+val_set_size: 0.1
+adapter: qlora
+load_in_4bit: true
+peft_use_dora: true
+lora_r: 8
+lora_modules_to_save: [embed_tokens, lm_head]
+gradient_checkpointing: offload
+train_on_inputs: true
+"""
+FACTORY_SIMPO = """
+stage: dpo
+pref_loss: simpo
+model_name_or_path: my-org/model
+lora_target: q_proj, v_proj
+dataset: here, gone
+val_size: 20
+max_samples: 100
+enable_thinking: false
+lr_scheduler_type: constant
+warmup_ratio: 0.1
+"""
+TRL_PEFT = """
+model_name_or_path: my-org/model
+dataset_name: my-org/pairs
+loss_type: [sigmoid, exo_pair]
+label_smoothing: 0.01
+use_peft: true
+eval_strategy: steps
+eval_steps: 20
+load_best_model_at_end: true
+per_device_eval_batch_size: 4
+max_length: null
+"""
 ARGUMENTS = json.dumps(
     {"output_dir": "out", "per_device_train_batch_size": 4, "max_steps": -1, "weight_decay": 0.01, "eval_steps": 0.1}
 )
+PAIR = ("sigmoid", "exo_pair")
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("trl.yaml", TRL, {
         "model": "smollit.modules.DPOModule", "model.model_name": "Qwen/Qwen2-0.5B-Instruct",
@@ -77,13 +134,48 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "model.learning_rate": 2e-4, "trainer.precision": "bf16-mixed", "trainer.max_epochs": 1,
     }),
     ("factory.yaml", LLAMA_FACTORY, {
-        "model": "smollit.modules.DPOModule", "model.loss": "orpo", "model.loss.beta": 0.2, "data.max_length": 1024,
+        "model": "smollit.modules.DPOModule", "model.loss": "ORPO", "model.loss.beta": 0.2, "data.max_length": 1024,
         "model.adapter": "LoRA", "model.quantize": "nf4-dq",
         "trainer.gradient_clip_val": 1.0,
     }),
     ("arguments.json", ARGUMENTS, {
         "model": "smollit.modules.SFTModule", "trainer.default_root_dir": "out", "model.optimizer.weight_decay": 0.01,
-        "data.train_on": "all",
+        "data.train_on": "all", "data.dataset": None, "data.val_split": None,
+    }),
+    ("mixture.yaml", MIXTURE, {
+        "model": "smollit.modules.SFTModule", "model.loss": "DFT", "data": "smollit.data.ChatDataModule",
+        "data.dataset": [
+            {"dataset": "my-org/a", "subset": "small", "split": "train_x", "weight": 0.5},
+            {"dataset": "my-org/b", "split": "train_y", "weight": 1.0},
+        ],
+        "data.val_split": None, "model.schedule": "Cosine", "model.schedule.floor": 0.1, "model.warmup_ratio": 0.05,
+        "trainer.max_steps": 100, "trainer.max_epochs": -1,  # max_steps comes first in transformers
+        "model.optimizer.betas": [0.9, 0.95], "model.optimizer.weight_decay": 0.0,  # torch's own default is 0.01
+        "model.adapter": None, "data.train_split": None,
+    }),
+    ("ipo.yaml", AXOLOTL_IPO, {
+        "model": "smollit.modules.DPOModule", "model.loss": "IPO", "model.loss.beta": 0.1,
+        "data": "smollit.data.PreferenceDataModule", "data.dataset": "my-org/pairs", "data.columns.prompt": "asked",
+        "data.train_split": "train_prefs[10%:]", "data.val_split": "train_prefs[:10%]", "data.train_on": None,
+        "model.adapter": "DoRA", "model.adapter.r": 8, "model.adapter.vocabulary": True, "model.quantize": "nf4-dq",
+        "model.adapter.targets": ["q_proj", "v_proj"],  # peft's for Llama
+        "model.gradient_checkpointing": True, "model.schedule": "Cosine", "model.warmup_ratio": 0.03,
+        "trainer.gradient_clip_val": 1.0,  # defaults
+    }),
+    ("simpo.yaml", FACTORY_SIMPO, {
+        "model": "smollit.modules.DPOModule", "model.loss": "SimPO", "model.loss.beta": 0.1, "model.loss.gamma": 0.5,
+        "model.adapter": "LoRA", "model.adapter.r": 8, "model.adapter.alpha": 16.0,  # defaults
+        "model.adapter.targets": ["q_proj", "v_proj"], "data.max_rows": 100, "data.train_split": "train[20:]",
+        "data.val_split": "train[:20]", "data.chat_template_kwargs.enable_thinking": False,
+        "model.schedule": "Constant", "model.warmup_ratio": None,  # transformers' constant does not warm up
+    }),
+    ("peft.yaml", TRL_PEFT, {
+        "model.loss": "Sum", "model.loss.beta": 0.1, "model.adapter.r": 16, "model.adapter.dropout": 0.05,
+        "model.loss.losses": [
+            {"class_path": each, "init_args": {"label_smoothing": 0.01, "beta": 0.1}} for each in PAIR
+        ],
+        "data.train_split": "train", "data.val_split": "test", "trainer.val_every_n_steps": 20,
+        "trainer.keep_best": "val/loss", "data.max_length": None, "model.learning_rate": 1e-6,
     }),
 ]  # fmt: skip
 
@@ -110,11 +202,49 @@ def test_a_config_of_another_tool(
     found = flat(yaml.safe_load(output.read_text()))
     assert {key: found.get(key) for key in expected} == expected
     assert all(line["result"] for line in lines)
+    given = {key for key, value in yaml.safe_load(text).items() if value is not None}
+    assert {key for key in given if not any(line["name"].startswith(key) for line in lines)} == set()
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", str(output), "--model.model_name", "x", "--data.dataset", "y", "--print_config"])
     assert ended.value.code in (0, None), capsys.readouterr().err
     with pytest.raises(SystemExit, match="exists, and is not overwritten"):
         main(["import", str(source), "--output", str(output)])
+
+
+# promise: import
+def test_the_template_and_the_sets_beside_a_config_are_found(tmp_path: Path) -> None:
+    """A chat template as text becomes a file; a name of dataset_info.json its file, with its columns."""
+    for name, text in (("mixture", MIXTURE), ("simpo", FACTORY_SIMPO)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    entry = {"file_name": "pairs.json", "ranking": True, "columns": {"prompt": "q", "chosen": "chosen"}}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/dataset_info.json").write_text(json.dumps({"here": entry}))
+    configs = []
+    for name in ("mixture", "simpo"):
+        main(["import", str(tmp_path / f"{name}.yaml"), "--output", str(tmp_path / f"{name}.new.yaml")])
+        configs.append(yaml.safe_load((tmp_path / f"{name}.new.yaml").read_text())["data"]["init_args"])
+    assert Path(configs[0]["chat_template"]).read_text() == yaml.safe_load(MIXTURE)["chat_template"]
+    sets = [
+        {"dataset": str(tmp_path / "data/pairs.json"), "columns": {"instruction": "q"}},
+        {"dataset": "gone"},
+    ]
+    assert configs[1]["dataset"] == sets
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (AXOLOTL_IPO.replace("ipo", "kto"), "`rl: kto` has no counterpart"),
+        (FACTORY_SIMPO.replace("dpo", "rm"), "`stage: rm` has no counterpart"),
+        (FACTORY_SIMPO.replace("simpo", "kto_pair"), "`pref_loss: kto_pair` has no counterpart"),
+        (TRL_PEFT + "num_generations: 8", "`num_generations` is of GRPO"),
+    ],
+)
+def test_a_method_that_smollit_lacks_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    """Another method is never imported as SFT or DPO."""
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=words):
+        main(["import", str(tmp_path / "a.yaml")])
 
 
 def test_what_has_no_counterpart_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +256,7 @@ def test_what_has_no_counterpart_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "eval_steps: 0.1  ->  an interval as a fraction of the run has no counterpart" in said
     source.with_suffix(".yml").write_text(AXOLOTL.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true"))
     main(["import", str(source.with_suffix(".yml")), "--output", str(tmp_path / "c.yaml")])
-    assert "load_in_4bit: True  ->  model.quantize: nf4" in capsys.readouterr().out
+    assert "load_in_4bit: True  ->  model.quantize: nf4-dq" in capsys.readouterr().out
     (tmp_path / "b.yaml").write_text("colour: red")
     with pytest.raises(SystemExit, match="expected the settings of axolotl, LLaMA-Factory, TRL or a TrainingArguments"):
         main(["import", str(tmp_path / "b.yaml")])

@@ -71,8 +71,8 @@ def check(given: Mapping[str, Any], config: Mapping[str, Any], num_rows: int) ->
         raise ValueError("`check` needs TRL: pip install 'smollit[trl]'; the config is written")
     kind = config["model"]["class_path"].rpartition(".")[2]
     data = config["data"]["init_args"]
-    if "dataset" not in data or "model_name" not in config["model"]["init_args"]:
-        raise ValueError("`check` needs a config that names the model and the data set; the config is written")
+    if not isinstance(data.get("dataset"), str) or "model_name" not in config["model"]["init_args"]:
+        raise ValueError("`check` needs a config that names the model and one data set; the config is written")
     source = load_source(data["dataset"], data.get("train_split", "train"), subset=data.get("subset"))
     rows = [decode_row(row) for row in source.rows.select(range(min(num_rows, len(source.rows))))]
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from smollit.commands.command import FolderCommand
 from smollit.commands.imports.convert import Imported, imported, read_config
-from smollit.commands.imports.tools import TRL
+from smollit.commands.imports.mapping import Line
+from smollit.commands.imports.trl import TRL
 
 if TYPE_CHECKING:
     from smollit.commands.imports.check import Checked
@@ -43,12 +44,18 @@ class ImportCommand(FolderCommand):
             raise ValueError(f"`import` takes one file, got {len(self.folders)}")
         source = Path(self.folders[0]).expanduser()
         given = read_config(source)
-        found = imported(given)
+        found = imported(given, source.parent)
         output = Path(self.output).expanduser() if self.output else source.with_suffix(".smollit.yaml")
-        if output.exists():
-            raise ValueError(f"{output} exists, and is not overwritten: give another `output`")
+        template = output.with_suffix(".jinja")
+        for file in (output, *([template] if found.template else [])):
+            if file.exists():
+                raise ValueError(f"{file} exists, and is not overwritten: give another `output`")
         text = f"# Written by `smollit import` from {source.name}, a config of {found.tool}.\n"
         output.parent.mkdir(parents=True, exist_ok=True)
+        if found.template:
+            template.write_text(found.template, encoding="utf-8")
+            found.config["data"]["init_args"]["chat_template"] = str(template)
+            found.lines.append(Line("mapped", "chat_template: its text", f"data.chat_template: {template}"))
         output.write_text(text + yaml.safe_dump(found.config, sort_keys=False), encoding="utf-8")
         if not self.json:
             show(found, output)
@@ -77,7 +84,7 @@ class ImportCommand(FolderCommand):
 def show(found: Imported, output: Path) -> None:
     """Each setting, by what became of it."""
     console = Console()
-    for kind in ("mapped", "default of theirs", "no counterpart"):
+    for kind in ("mapped", "default of theirs", "no counterpart", "not in the file"):
         some = [line for line in found.lines if line.kind == kind]
         if some:
             console.print(kind, style="bold")

@@ -1,71 +1,70 @@
 """The settings of another tool -> a config of smollit, and what became of each of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
-from smollit.commands.imports.mapping import Settings, Tool
-from smollit.commands.imports.tools import TOOLS, TRL
+from smollit.commands.imports.axolotl import AXOLOTL
+from smollit.commands.imports.common import why_not
+from smollit.commands.imports.llama_factory import LLAMA_FACTORY
+from smollit.commands.imports.mapping import Given, Kind, Line, Method, Settings, Tool, takes
+from smollit.commands.imports.sets import OF_DATA, data_sets
+from smollit.commands.imports.trl import TRL
+from smollit.losses.settings import LOSS
 
-Kind = Literal["mapped", "no counterpart", "default of theirs"]
-PREFERENCES = (
-    "beta",
-    "loss_type",
-    "rl",
-    "pref_beta",
-    "pref_loss",
-    "ref_model_name_or_path",
-    "precompute_ref_log_probs",
-)
+TOOLS = (AXOLOTL, LLAMA_FACTORY, TRL)
 OPTIMIZER = "torch.optim.AdamW"
-
-
-class Line(NamedTuple):
-    """One setting of the other tool.
-
-    Args:
-        kind: What became of it.
-        name: Its name and value.
-        result: The settings that it became, or why there are none.
-    """
-
-    kind: Kind
-    name: str
-    result: str
+NEEDED = {
+    "model.model_name": "name the model that training starts from",
+    "data.dataset": "name the data set to train on",
+}
 
 
 class Imported(NamedTuple):
-    """A config of smollit, nested as in YAML, and a line for each setting."""
+    """A config of smollit, nested as in YAML, and a line for each setting.
+
+    Args:
+        tool: Name of the other tool.
+        config: The config.
+        lines: What became of each setting.
+        template: The text of a chat template, which `data.chat_template` takes as a file.
+    """
 
     tool: str
     config: dict[str, Any]
     lines: list[Line]
+    template: str | None
 
 
-def imported(given: Mapping[str, Any]) -> Imported:
+def imported(given: Given, folder: Path) -> Imported:
     """Convert the settings of another tool.
 
+    Args:
+        given: The settings.
+        folder: The folder of their file.
+
     Raises:
-        ValueError: If they are of no tool that is known.
+        ValueError: If they are of no tool that is known, or ask for a method that smollit does not have.
     """
     tool = tool_of(given)
-    is_dpo = given.get("stage") == "dpo" or any(given.get(name) for name in PREFERENCES)
-    defaults = {name: value for name, value in tool.defaults.items() if name not in given}
-    if tool is TRL and is_dpo and "learning_rate" in defaults:
-        defaults["learning_rate"] = 1e-6
-    if tool is TRL and not is_dpo and not {"assistant_only_loss", "completion_only_loss"} & given.keys():
-        defaults["assistant_only_loss"] = False
-    settings: Settings = {}
+    defaults = {name: value for name, value in tool.defaults(given).items() if name not in given}
+    everything = defaults | given
+    settings, lines = data_sets(everything, folder)
+    template = next((value for name, value in given.items() if is_template(name, value)), None)
     lines = [
-        *_lines(tool, datasets_of(given), "mapped", settings),
-        *_lines(tool, defaults, "default of theirs", settings),
+        *_lines(tool, given, everything, "mapped", settings),
+        *lines,
+        *_lines(tool, defaults, everything, "default of theirs", settings),
     ]
-    return Imported(tool.name, nested(settings, is_dpo=is_dpo), lines)
+    for name in settings.get("model.loss.losses", [settings["model.loss"]] if "model.loss" in settings else []):
+        LOSS.find(name)  # a name that smollit lacks is refused: another loss would be trained
+    lines += [Line("not in the file", name, why) for name, why in NEEDED.items() if name not in settings]
+    return Imported(tool.name, nested(settings, tool.method(given)), lines, template)
 
 
-def tool_of(given: Mapping[str, Any]) -> Tool:
+def tool_of(given: Given) -> Tool:
     """The tool whose settings these are.
 
     Raises:
@@ -80,44 +79,36 @@ def tool_of(given: Mapping[str, Any]) -> Tool:
     )
 
 
-def datasets_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with axolotl's list of data sets as one name where there is one."""
-    sets = given.get("datasets")
-    if not isinstance(sets, list) or len(sets) != 1 or not isinstance(sets[0], dict):
-        return dict(given)
-    return {name: value for name, value in given.items() if name != "datasets"} | {"dataset": sets[0].get("path")}
+def is_template(name: str, value: Any) -> bool:
+    """Whether a setting is the text of a chat template, not its name or path."""
+    return name in ("chat_template", "chat_template_jinja") and isinstance(value, str) and "{" in value
 
 
-def _lines(tool: Tool, given: Mapping[str, Any], kind: Kind, settings: Settings) -> Iterator[Line]:
+def _lines(tool: Tool, given: Given, everything: Given, kind: Kind, settings: Settings) -> Iterator[Line]:
     """Convert each setting into `settings`, and say what became of it."""
-    table = {"dataset": lambda value: {"data.dataset": value}, **tool.table}
     for name, value in given.items():
-        shown, convert = f"{name}: {value}", table.get(name)
-        if name in ("rl", "stage") or value is None:
+        if name in OF_DATA or is_template(name, value) or (value is None and name != "max_length"):
             continue
-        if name in ("adam_beta1", "adam_beta2"):
-            betas = settings.setdefault("model.optimizer.betas", [0.9, 0.999])
-            betas[name == "adam_beta2"] = value
-            yield Line(kind, shown, f"model.optimizer.betas: {betas}")
-        elif convert is None:
-            yield Line("no counterpart", shown, tool.reasons.get(name, "look at `python -m smollit fit --help`"))
-        else:
-            try:
-                found = convert(value)
-            except (ValueError, TypeError) as error:
+        shown, convert = f"{name}: {value}", tool.table.get(name)
+        try:
+            if convert is None:
+                raise ValueError(why_not(name, tool.reasons))
+            found = convert(value, everything)
+        except (ValueError, TypeError) as error:
+            if kind == "mapped":
                 yield Line("no counterpart", shown, str(error))
-                continue
-            settings |= found
-            said = ", ".join(f"{key}: {new}" for key, new in found.items())
-            yield Line(kind, shown, said or "what smollit does without it")
+            continue
+        settings |= found
+        said = ", ".join(f"{key}: {new}" for key, new in found.items())
+        yield Line(kind, shown, said or "what smollit does without it")
 
 
-def nested(settings: Settings, *, is_dpo: bool) -> dict[str, Any]:
+def nested(settings: Settings, method: Method) -> dict[str, Any]:
     """Settings by the names that a user types, as YAML has them: with class_path and init_args."""
-    kind, data = ("DPOModule", "UltraFeedbackDataModule") if is_dpo else ("SFTModule", "UltraChatDataModule")
-    model: dict[str, Any] = {"class_path": f"smollit.modules.{kind}", "init_args": {}}
+    is_dpo = method == "DPO"
+    kind, data = ("DPOModule", "PreferenceDataModule") if is_dpo else ("SFTModule", "ChatDataModule")
     config: dict[str, Any] = {
-        "model": model,
+        "model": {"class_path": f"smollit.modules.{kind}", "init_args": {}},
         "data": {"class_path": f"smollit.data.{data}", "init_args": {}},
         "trainer": {},
     }
@@ -129,17 +120,27 @@ def nested(settings: Settings, *, is_dpo: bool) -> dict[str, Any]:
         elif name not in below:
             target = config[section] if section == "trainer" else config[section]["init_args"]
             target[rest] = value
+    arguments = config["model"]["init_args"]
     for name, value in below.items():  # arguments of a loss, an optimizer, an adapter
-        section, part, argument = name.split(".", 2)
-        arguments = config[section]["init_args"]
-        default = {"optimizer": OPTIMIZER, "loss": "DPO" if is_dpo else "NLL", "adapter": "LoRA"}[part]
-        now = arguments.get(part, default)
+        _, part, argument = name.split(".", 2)
+        default = {"optimizer": OPTIMIZER, "loss": "DPO" if is_dpo else "NLL", "adapter": "LoRA", "schedule": "Linear"}
+        now = arguments.get(part, default[part])
         if not isinstance(now, dict):
             now = arguments[part] = {"class_path": now, "init_args": {}}
         now["init_args"][argument] = value
-    if "adapter" in model["init_args"] and not settings.get("model.adapter"):
-        del model["init_args"]["adapter"]  # ranks without a switch that turns the adapter on
+    if isinstance(optimizer := arguments.get("optimizer"), dict):
+        optimizer["init_args"].setdefault("weight_decay", 0.0)  # theirs; torch's is 0.01
+    if isinstance(loss := arguments.get("loss"), dict) and loss["class_path"] == "Sum":
+        loss["init_args"] = spread(loss["init_args"])
     return {name: part for name, part in config.items() if part != {}}
+
+
+def spread(arguments: Settings) -> Settings:
+    """The arguments of a sum of losses, with each argument in the losses that take it."""
+    own = {name: value for name, value in arguments.items() if name in ("losses", "weights", "beta")}
+    given = {name: value for name, value in arguments.items() if name not in ("losses", "weights")}
+    parts = [(name, {key: value for key, value in given.items() if takes(name, key)}) for name in arguments["losses"]]
+    return own | {"losses": [{"class_path": name, "init_args": mine} for name, mine in parts]}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: there is no such file")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected settings, got a {type(found).__name__}")

@@ -1,20 +1,33 @@
 """How a setting of another tool becomes one of smollit: conversions of names and values."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple
+
+from smollit.losses.settings import LOSS
 
 Settings = dict[str, Any]  # of smollit, by the names that a user types: {"model.learning_rate": 1e-5}
-Convert = Callable[[Any], Settings]
-SCHEDULES = {
-    "linear": "Linear",
-    "cosine": "Cosine",
-    "cosine_with_min_lr": "Cosine",
-    "constant": "Constant",
-    "constant_with_warmup": "Constant",
-    "inverse_sqrt": "InverseSqrt",
-    "warmup_stable_decay": "WSD",
-}
-NO_NEED = "smollit has no need of it"
+Given = Mapping[str, Any]  # all settings of the other tool, its defaults too
+Convert = Callable[[Any, Given], Settings]  # a ValueError is the reason why there is no counterpart
+Method = Literal["SFT", "DPO"]
+LINEAR_LAYERS = ("all-linear", "all_linear", "all")
+
+
+Kind = Literal["mapped", "no counterpart", "default of theirs", "not in the file"]
+
+
+class Line(NamedTuple):
+    """One setting of the other tool.
+
+    Args:
+        kind: What became of it.
+        name: Its name and value.
+        result: The settings that it became, or why there are none.
+    """
+
+    kind: Kind
+    name: str
+    result: str
 
 
 class Tool(NamedTuple):
@@ -23,101 +36,143 @@ class Tool(NamedTuple):
     Args:
         name: Its name.
         keys: Keys that only its configs have: some of them tell the tool.
-        table: Its settings as smollit's; None for one without counterpart.
-        reasons: Why there is none.
-        defaults: Its defaults that are not smollit's: they are written out.
+        table: Its settings as smollit's.
+        method: The method that its settings ask for; a ValueError if smollit has none.
+        defaults: Its defaults that are not smollit's, for given settings: they are written out.
+        reasons: Why a setting has no counterpart, where the common reasons don't say it.
     """
 
     name: str
     keys: frozenset[str]
-    table: Mapping[str, Convert | None]
-    reasons: Mapping[str, str]
-    defaults: Mapping[str, Any]
+    table: Mapping[str, Convert]
+    method: Callable[[Given], Method]
+    defaults: Callable[[Given], Settings]
+    reasons: Mapping[str, str] = {}
 
 
 def to(name: str, change: Callable[[Any], Any] = lambda value: value) -> Convert:
     """The setting of another name, perhaps with another value."""
-    return lambda value: {name: change(value)}
-
-
-def schedule(value: Any) -> Settings:
-    """A schedule by its name in transformers.
-
-    Raises:
-        ValueError: If smollit has no such schedule.
-    """
-    if value not in SCHEDULES:
-        raise ValueError(f"there is no schedule {value}")
-    return {"model.schedule": SCHEDULES[value]}
+    return lambda value, given: {name: change(value)}
 
 
 def flag(name: str, value: Any) -> Convert:
     """A switch of theirs that is a value of ours."""
-    return lambda given: {name: value} if given in (True, "auto", "true") else {}
+    return lambda given_value, given: {name: value} if is_on(given_value) else {}
 
 
-def four_bits(value: Any) -> Settings:
-    """A number of bits of the frozen weights.
-
-    Raises:
-        ValueError: If it is not 4.
-    """
-    if value != 4:
-        raise ValueError("the frozen weights are stored in 4 bits or as they are: `model.quantize`")
-    return {"model.quantize": "nf4-dq"}
+def is_on(value: Any) -> bool:
+    """Whether a switch is on."""
+    return value is True or str(value).lower() in ("true", "auto", "1")
 
 
 def positive(name: str) -> Convert:
     """A number that counts only above 0: -1 and 0 mean that there is no limit."""
-    return lambda value: {name: value} if value and value > 0 else {}
-
-
-def epochs(value: Any) -> Settings:
-    """A number of epochs.
-
-    Raises:
-        ValueError: If it is a fraction: smollit counts whole ones.
-    """
-    if value != int(value):
-        raise ValueError("a part of an epoch has no counterpart: set `trainer.max_steps`")
-    return {"trainer.max_epochs": int(value)}
-
-
-def loss(value: Any) -> Settings:
-    """A loss by TRL's name; several are a sum."""
-    names = value if isinstance(value, list) else [value]
-    if len(names) == 1:
-        return {"model.loss": names[0]}
-    return {"model.loss": "Sum", "model.loss.losses": [{"class_path": name} for name in names]}
-
-
-def optimizer(name: str) -> Convert:
-    """A setting of torch's AdamW."""
-    return lambda value: {f"model.optimizer.{name}": value}
+    return lambda value, given: {name: value} if value and float(value) > 0 else {}
 
 
 def every(name: str) -> Convert:
-    """An interval in steps; a fraction of the run has no counterpart.
+    """An interval in steps; a fraction of the run has no counterpart."""
 
-    Raises:
-        ValueError: If it is a fraction.
-    """
-
-    def convert(value: Any) -> Settings:
-        if isinstance(value, float) and value < 1:
+    def convert(value: Any, given: Given) -> Settings:
+        if 0 < float(value) < 1:
             raise ValueError("an interval as a fraction of the run has no counterpart: give steps")
         return {name: int(value)}
 
     return convert
 
 
-def splits(name: str) -> Convert:
-    """A fraction or number of rows that is held out for validation, as a slice of the training split."""
+# ---- adapters
 
-    def convert(value: Any) -> Settings:
-        if not value:
-            return {"data.val_split": None}
-        size = f"{round(100 * value)}%" if value < 1 else str(int(value))
-        return {"data.train_split": f"{name}[{size}:]", "data.val_split": f"{name}[:{size}]"}
+
+def targets(value: Any, given: Given) -> Settings:
+    """Names of layers; all linear ones are smollit's default."""
+    if value in LINEAR_LAYERS or is_on(given.get("lora_target_linear")):
+        return {}
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+    if not all(name.isidentifier() for name in names):
+        raise ValueError("`model.adapter.targets` takes names of layers, such as [q_proj, v_proj]")
+    return {"model.adapter.targets": names}
+
+
+def vocabulary(value: Any, given: Given) -> Settings:
+    """Other weights that are trained in full: the embeddings and the head, or none."""
+    names = value.split(",") if isinstance(value, str) else list(value)
+    if {name.strip() for name in names} - {"embed_tokens", "lm_head", "wte"}:
+        raise ValueError("beside the adapter, only the embeddings and the head can be trained in full")
+    return {"model.adapter.vocabulary": True} if names else {}
+
+
+def lora(given: Given) -> str:
+    """The kind of LoRA that switches ask for."""
+    rank_stabilized = is_on(named(given, "use_rslora", "peft_use_rslora"))
+    has_magnitude = is_on(named(given, "use_dora", "peft_use_dora"))
+    if rank_stabilized and has_magnitude:
+        raise ValueError("DoRA with rank stabilization: `model.adapter: Peft` with peft.LoraConfig takes both")
+    return "RSLoRA" if rank_stabilized else "DoRA" if has_magnitude else "LoRA"
+
+
+def if_adapter(convert: Convert, is_trained: Callable[[Given], bool]) -> Convert:
+    """A setting of an adapter, where there is one."""
+
+    def checked(value: Any, given: Given) -> Settings:
+        if value is False:
+            return {}
+        if not is_trained(given):
+            raise ValueError("it has no effect there: no adapter is trained")
+        return convert(value, given)
+
+    return checked
+
+
+# ---- losses
+
+
+def loss_argument(name: str, losses: Callable[[Given], list[str]]) -> Convert:
+    """An argument of those losses that take it."""
+
+    def convert(value: Any, given: Given) -> Settings:
+        names = losses(given)
+        if not any(takes(each, name) for each in names):
+            raise ValueError(f"it has no effect on `model.loss: {' + '.join(names)}`")
+        return {f"model.loss.{name}": float(value)}
 
     return convert
+
+
+def of_chats(name: str, method: Callable[[Given], Method]) -> Convert:
+    """A switch for the part of chats that the loss counts; of pairs it is always the responses."""
+
+    def convert(value: Any, given: Given) -> Settings:
+        if value and method(given) == "DPO":
+            raise ValueError("the loss of pairs counts both responses, and nothing else")
+        return {"data.train_on": name} if value else {}
+
+    return convert
+
+
+def smoothing(method: Callable[[Given], Method]) -> Convert:
+    """transformers' label smoothing, which pairs do not have."""
+
+    def convert(value: Any, given: Given) -> Settings:
+        if value and method(given) == "DPO":
+            raise ValueError("it has no effect there: a loss of pairs has its own label smoothing")
+        return {"model.loss.label_smoothing": float(value)} if value else {}
+
+    return convert
+
+
+def takes(loss: str, argument: str) -> bool:
+    """Whether a loss has an argument."""
+    return argument in {entry.name for entry in fields(LOSS.find(loss))}
+
+
+def losses_of(names: list[str]) -> Settings:
+    """One loss, or the sum of several."""
+    if len(names) == 1:
+        return {"model.loss": names[0]}
+    return {"model.loss": "Sum", "model.loss.losses": names}
+
+
+def named(given: Given, *names: str) -> Any:
+    """The value of the first name that is given."""
+    return next((given[name] for name in names if given.get(name) is not None), None)

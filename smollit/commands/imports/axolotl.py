@@ -1,0 +1,147 @@
+"""The settings of axolotl as those of smollit."""
+
+from typing import Any
+
+from smollit.commands.imports.common import LOGGER, NO_NEED, TRANSFORMERS, lora_settings
+from smollit.commands.imports.mapping import (
+    Given,
+    Method,
+    Settings,
+    Tool,
+    flag,
+    is_on,
+    lora,
+    loss_argument,
+    losses_of,
+    named,
+    of_chats,
+    smoothing,
+    to,
+)
+from smollit.commands.imports.steps import epochs, optimizer_name, schedule
+
+LOSSES = {"dpo": "DPO", "ipo": "IPO", "orpo": "ORPO", "simpo": "SimPO"}
+OWN_TEMPLATE = "the model's own chat template is used; `data.chat_template` takes the path of a Jinja file"
+
+
+def method(given: Given) -> Method:
+    """DPO, if `rl` names one of its losses."""
+    for name in ("reward_model", "process_reward_model"):
+        if is_on(given.get(name)):
+            raise ValueError(f"`{name}` has no counterpart: smollit trains by SFT and by DPO")
+    kind = given.get("rl")
+    if kind and kind not in LOSSES:
+        raise ValueError(f"`rl: {kind}` has no counterpart: smollit trains by SFT and by DPO ({', '.join(LOSSES)})")
+    return "DPO" if kind else "SFT"
+
+
+def losses(given: Given) -> list[str]:
+    """The names of the losses, as smollit has them."""
+    if method(given) == "SFT":
+        return ["DFT" if is_on(given.get("use_dft")) else "NLL"]
+    if given["rl"] == "dpo" and is_on(given.get("dpo_use_weighting")):
+        return ["WPO"]
+    return [LOSSES[given["rl"]]]
+
+
+def has_adapter(given: Given) -> bool:
+    """Whether an adapter is trained."""
+    return given.get("adapter") in ("lora", "qlora")
+
+
+def adapter(value: Any, given: Given) -> Settings:
+    """LoRA, with weights as they are or in 4 bits."""
+    if value and value not in ("lora", "qlora"):
+        raise ValueError("`model.adapter` takes any method of peft that changes layers in place, by its class: Peft")
+    return {"model.adapter": lora(given)} if value else {}
+
+
+def template(value: Any, given: Given) -> Settings:
+    """The model's own template, or ChatML; the text of another becomes a file."""
+    if value in ("tokenizer_default", "chatml", "tokenizer_default_fallback_chatml"):
+        return {"data.chat_template": "chatml" if value == "chatml" else "auto"}
+    if value == "jinja":
+        return {}
+    raise ValueError(OWN_TEMPLATE)
+
+
+def defaults(given: Given) -> Settings:
+    """axolotl's own, and those of transformers."""
+    found: Settings = {
+        "num_epochs": 1,
+        "micro_batch_size": 1,
+        "seed": 42,
+        "lr_scheduler": "cosine",
+        "max_grad_norm": 1.0,
+        "sequence_len": 512,
+        "val_set_size": 0.0,
+    }
+    if given.get("warmup_steps") is None:
+        found["warmup_ratio"] = 0.03
+    if given.get("test_datasets"):
+        del found["val_set_size"]
+    if given.get("eval_batch_size") is None:
+        found["eval_batch_size"] = given.get("micro_batch_size") or 1
+    layers = named(given, "lora_target_modules", "lora_target_linear")
+    if has_adapter(given) and not layers:
+        found["lora_target_modules"] = ["q_proj", "v_proj"]
+    if method(given) == "DPO":
+        found |= {} if named(given, "dpo_beta", "orpo_alpha") else {"rl_beta": 0.1}
+    if given.get("rl") == "simpo":
+        found["simpo_gamma"] = 0.5
+    return found
+
+
+def beta(value: Any, given: Given) -> Settings:
+    """Beta of the loss, by its oldest name too."""
+    return loss_argument("beta", losses)(value, given)
+
+
+TABLE = {
+    **TRANSFORMERS,
+    **lora_settings(has_adapter),
+    "label_smoothing_factor": smoothing(method),
+    "load_in_4bit": lambda value, given: {"model.quantize": "nf4-dq"} if value else {},
+    "base_model": to("model.model_name"),
+    "sequence_len": to("data.max_length", int),
+    "sample_packing": flag("data.packing", "on"),
+    "micro_batch_size": to("data.train_batch_size", int),
+    "eval_batch_size": to("data.val_batch_size", int),
+    "num_epochs": epochs,
+    "lr_scheduler": schedule,
+    "cosine_min_lr_ratio": to("model.schedule.floor", float),
+    "optimizer": optimizer_name,
+    "adapter": adapter,
+    "chat_template": template,
+    "chat_template_jinja": to("data.chat_template"),
+    "train_on_inputs": of_chats("all", method),
+    "use_dft": flag("model.loss", "DFT"),
+    "rl": lambda value, given: losses_of(losses(given)),
+    "rl_beta": beta,
+    "dpo_beta": beta,
+    "orpo_alpha": beta,
+    "simpo_gamma": loss_argument("gamma", losses),
+    "rpo_alpha": loss_argument("nll_weight", losses),
+    "dpo_label_smoothing": loss_argument("label_smoothing", losses),
+    "dpo_use_weighting": flag("model.loss", "WPO"),
+    "precompute_ref_log_probs": flag("model.reference", "precomputed"),
+    "streaming": to("data.streaming", bool),
+    "gradient_checkpointing": lambda value, given: {"model.gradient_checkpointing": bool(value)},
+}
+AXOLOTL = Tool(
+    "axolotl",
+    frozenset({"base_model", "micro_batch_size", "sequence_len", "sample_packing"}),
+    TABLE,
+    method,
+    defaults,
+    {
+        "wandb_project": LOGGER,
+        "eval_sample_packing": "packed or not, the metrics of validation are the same",
+        "evals_per_epoch": "`trainer.val_check_interval: 0.25` validates 4 times in an epoch",
+        "saves_per_epoch": "it is counted in optimizer steps: `trainer.checkpoint_every_n_steps`",
+        "model_type": "the model's config.json names its class",
+        "tokenizer_type": "the tokenizer's files name its class",
+        "strict": NO_NEED,
+        "roles_to_train": "`data.train_on` says which turns count in the loss",
+    },
+)
