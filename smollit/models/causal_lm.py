@@ -15,7 +15,7 @@ from smollit.functional.sums import sequence_index, sum_per_sequence
 from smollit.models.attention.functions import NAMES
 from smollit.models.attention.inputs import attention_windows, loss_hidden_states
 from smollit.models.attention.verify import verified_attention, verified_logits
-from smollit.models.generation import Sampling, until_stop
+from smollit.models.generation import Sampling, positions_of, until_stop
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
 
@@ -35,7 +35,7 @@ class CausalLM(nn.Module):
         chunk_size: Tokens per chunk of the LM head: bounds peak logits memory.
         gradient_checkpointing: true recomputes each layer in the backward pass; `selective` keeps the results of
             matrix products and attention, and recomputes the rest.
-        dropout: Attention dropout; null keeps the model's.
+        dropout: Dropout, wherever the model has some; null keeps the model's.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class CausalLM(nn.Module):
 
     def _check_length(self, batch: Batch) -> None:
         length = max((document.context_length for documents in batch.layout for document in documents), default=0)
-        limit = self.config.max_position_embeddings
+        limit = positions_of(self.config)
         if length > limit:
             raise ValueError(
                 f"an example has {length} tokens, but the model has {limit} positions: lower `data.max_length`"
@@ -154,7 +154,7 @@ class CausalLM(nn.Module):
         """
         seeds = [(seed * 1_000_003 + row) % 2**63 for row in batch.example_ids.tolist()]
         prompts = [ids[document != PADDING] for ids, document in zip(batch.input_ids, batch.document, strict=True)]
-        left = [self.config.max_position_embeddings - len(ids) for ids in prompts]
+        left = [positions_of(self.config) - len(ids) for ids in prompts]
         if min(left) >= max_new_tokens:
             return self._continue(prompts, max_new_tokens, stop_ids, temperature, seeds)
         # Together, the shorter prompts would continue beyond the last position of the longer ones.

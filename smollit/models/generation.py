@@ -1,13 +1,22 @@
 """Where a response ends: at a stop token, at the number of tokens asked for, or at the model's last position."""
 
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import FloatTensor, LongTensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PretrainedConfig
 
 Finish = Literal["stop", "max_new_tokens", "last_position", "prompt_too_long"]
+
+
+def positions_of(config: PretrainedConfig) -> int:
+    """Number of positions of a model; the largest integer for one without a limit, such as Mamba or BLOOM."""
+    try:
+        return int(config.get_text_config().max_position_embeddings or sys.maxsize)
+    except AttributeError:
+        return sys.maxsize
 
 
 def finish_of(num_prompt_tokens: int, num_new_tokens: int, *, max_new_tokens: int, positions: int) -> Finish:

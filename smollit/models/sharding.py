@@ -36,15 +36,16 @@ def shard(model: CausalLM, mesh: DeviceMesh | None) -> nn.Module:
 
 
 def decoder_layers(model: CausalLM) -> nn.ModuleList:
-    """The list of decoder layers, which are compiled and sharded one by one.
+    """The list of decoder layers, which are compiled and sharded one by one: `layers` of Llama, `h` of GPT-2.
 
     Raises:
-        ValueError: If the model is not built like Llama.
+        ValueError: If the model has none.
     """
-    layers = dict(model.model.base_model.named_children()).get("layers")
-    if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"a {model.config.model_type} model has no list `layers` of decoder layers, as Llama has")
-    return layers
+    count = model.config.num_hidden_layers
+    for module in model.model.base_model.modules():  # outer ones come first: experts are inside of a layer
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"a {model.config.model_type} model has no list of its {count} decoder layers, as Llama has")
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 from smollit.batch import PADDING, Batch
 from smollit.data.template.template import ChatTemplate
 from smollit.data.tokenized import TokenizedDataModule
-from smollit.models.generation import finish_of
+from smollit.models.generation import finish_of, positions_of
 from smollit.models.sharding import is_sharded, unwrap
 from smollit.modules import FineTuningModule
 from smollit.paths import json_lines, reading, write_whole
@@ -122,7 +122,7 @@ def origin(trainer: Trainer, module: FineTuningModule) -> Entry:
 
 def num_positions(policy: nn.Module) -> int:
     """Number of positions of a model, which prompt and response share."""
-    return int(unwrap(policy).config.max_position_embeddings)
+    return positions_of(unwrap(policy).config)
 
 
 def response_text(template: ChatTemplate, ids: Iterable[int]) -> str:

@@ -1,5 +1,6 @@
 """docs/models.md: every family with every backend, against transformers' own logits of separate rows."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from smollit.batch import Batch
 from smollit.commands.export.export import build_model, whole_weights
 from smollit.commands.export.other_readers import spell_config
+from smollit.data.batching.collate import collate_prompts, unpacked
 from smollit.functional.attention import AttentionBackend
 from smollit.models import CausalLM
 from smollit.models.pretrained import load_config
@@ -90,3 +92,16 @@ def test_the_table_of_families_says_what_is_right(family: str, tmp_path: Path) -
     spell_config(tmp_path / "export")
     found, expected = (model(batch_of(CHATS)).logps for model in (CausalLM(str(tmp_path / "export")).eval(), policy))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["Mamba", "BLOOM"])
+def test_a_model_without_a_limit_of_positions_trains_and_responds(family: str, tmp_path: Path) -> None:
+    """The configs of these families on the Hub have no `max_position_embeddings`."""
+    config = save_family(family, tmp_path) / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["max_position_embeddings"]
+    config.write_text(json.dumps(settings))
+    model = CausalLM(str(tmp_path)).eval()
+    assert torch.isfinite(model(batch_of(CHATS)).logps).all()
+    prompts = collate_prompts(unpacked([{"prompt_ids": [5, 6, 7], "row": 0}]))
+    assert 0 < len(model.generate(prompts, 3, stop_ids=[])[0]) <= 3

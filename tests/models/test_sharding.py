@@ -1,16 +1,17 @@
 """Sharding on one process: what is wrapped, what is reduced in fp32, and the norm of gradients."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from torch import nn
-from transformers import AutoConfig
 
 from smollit.models import CausalLM
 from smollit.models.sharding import decoder_layers, gradient_norm, scale_gradients, shard, unwrap
 from smollit.training.options import ShardedStrategy
+from tests.models.families import save_family
 
 
 # case: fsdp-04
@@ -40,9 +41,14 @@ def test_norm_and_scale_of_gradients() -> None:
     assert model.bias.grad is None
 
 
-def test_a_model_without_a_list_of_layers_is_refused(tmp_path: Path) -> None:
-    """GPT-2 calls its layers `h`."""
-    config = AutoConfig.for_model("gpt2", vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=32)
-    config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="gpt2 model has no list `layers`"):
-        decoder_layers(CausalLM(str(tmp_path), weights="random"))
+@pytest.mark.parametrize("family", ["Llama, SmolLM, SmolLM2", "GPT-2", "OPT", "BLOOM", "GPT-J", "Mixtral", "Mamba"])
+def test_the_decoder_layers_of_a_family_are_found(family: str, tmp_path: Path) -> None:
+    """`layers`, `h`, `decoder.layers`: each weight with a number in its name is in one of the two."""
+    model = CausalLM(str(save_family(family, tmp_path)), weights="random")
+    layers = decoder_layers(model)
+    inside = {id(weight) for weight in layers.parameters()}
+    numbered = {id(weight) for name, weight in model.named_parameters() if re.search(r"\.[01]\.", name)}
+    assert len(layers) == 2 and numbered == inside
+    model.config.num_hidden_layers = 3
+    with pytest.raises(ValueError, match="has no list of its 3 decoder layers"):
+        decoder_layers(model)

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smollit.data.encoding.report import Report
 from smollit.models.adapters import quantized_layers
+from smollit.models.generation import positions_of
 from smollit.models.sharding import unwrap
 from smollit.training.precision import has_fast_bf16, slow_precision
 from smollit.training.steps import described_data
@@ -86,7 +87,7 @@ def check_lengths(trainer: Trainer, module: Any) -> None:
     Raises:
         ValueError: If `data.max_length` is above the model's positions.
     """
-    positions = unwrap(module.policy).config.max_position_embeddings
+    positions = positions_of(unwrap(module.policy).config)
     data = described_data(trainer)
     longest = data.max_length if data else 0
     if longest > positions:
