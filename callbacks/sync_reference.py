@@ -32,6 +32,8 @@ class SyncReference(Callback):
         """Refuse a module without a reference model before anything is loaded."""
         if not isinstance(pl_module, DPOModule) or pl_module.scorer.mode not in ("frozen", "offloaded"):
             raise ValueError("SyncReference needs a DPOModule with `model.reference: frozen` or `offloaded`")
+        if pl_module.adapter is not None:
+            raise ValueError("SyncReference moves whole models, and `model.adapter` trains a part: leave one out")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

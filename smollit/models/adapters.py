@@ -2,8 +2,7 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 Quantize = Literal["nf4", "nf4-dq"]  # as Lightning's BitsandbytesPrecision names them
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # of peft's `init_lora_weights`
+INSTEAD = "leave it out; `model.adapter.vocabulary: true` trains embeddings and head in full"
 NAME = "default"  # peft's name of the adapter, which is part of its weights' names
 
 
@@ -109,6 +110,12 @@ class Peft(Adapter):
     def peft_config(self) -> "PeftConfig":
         """The configuration, by its path."""
         module, _, name = self.config.rpartition(".")
+        start = str((self.options or {}).get("init_lora_weights")).partition("_niter")[0].lower()
+        if start in CHANGE_THE_BASE:
+            raise ValueError(
+                f"`model.adapter.options`: `init_lora_weights: {start}` changes the frozen weights too, which"
+                " checkpoints and the reference of DPO take from `model.model_name`: leave it out"
+            )
         try:
             found: PeftConfig = getattr(import_module(module), name)(**(self.options or {}))
         except (ImportError, AttributeError, ValueError, TypeError) as error:
@@ -126,13 +133,34 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
         raise ValueError("`model.adapter` needs the package peft: pip install 'smollit[lora]'")
     from peft import inject_adapter_in_model
 
+    config = adapter.peft_config()
     try:
-        inject_adapter_in_model(adapter.peft_config(), model, adapter_name=NAME)
+        inject_adapter_in_model(config, model, adapter_name=NAME)
     except ValueError as error:
         raise ValueError(f"`model.adapter` does not fit this model: {error}") from error
+    _check_trained(model)
     if adapter.vocabulary:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.requires_grad_(True)
+
+
+def _check_trained(model: PreTrainedModel) -> None:
+    """Refuse what the head in chunks, the reference without the adapter, or a merged export would not respect.
+
+    Raises:
+        ValueError: If the adapter is in the head, or in embeddings that are the head too, or trains other weights.
+    """
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    layers, head = tuners(model), model.get_output_embeddings()
+    for name, layer in layers:
+        if layer is head or any(weight is head.weight for weight in layer.get_base_layer().parameters(recurse=False)):
+            raise ValueError(f"`model.adapter` can't be in {name}, which is the head or tied to it: {INSTEAD}")
+    own = tuple(f"{name}.{part}." for name, layer in layers for part in layer.adapter_layer_names)
+    others = [name for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    others += [n for n, weight in model.named_parameters() if weight.requires_grad and not n.startswith(own)]
+    if others:
+        raise ValueError(f"`model.adapter` would also train {others[0]}, which is no part of an adapter: {INSTEAD}")
 
 
 def quantize(model: PreTrainedModel, kind: Quantize, *, device: torch.device, compute_dtype: torch.dtype) -> None:
@@ -207,21 +235,6 @@ def tuners(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
-@contextmanager
-def without_adapter(model: nn.Module) -> Iterator[None]:
-    """The model that the adapter was put into, inside the block, in eval mode: for a reference."""
-    layers, training = tuners(model), model.training
-    for _, layer in layers:
-        layer.enable_adapters(False)
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-        for _, layer in layers:
-            layer.enable_adapters(True)
-
-
 def merged(model: nn.Module) -> nn.Module:
     """A copy of a model whose adapter is added to its weights: the names of its parameters are those without one."""
     copied = deepcopy(model)
@@ -230,20 +243,6 @@ def merged(model: nn.Module) -> nn.Module:
         parent, _, child = name.rpartition(".")
         setattr(copied.get_submodule(parent), child, layer.get_base_layer())
     return copied
-
-
-def trained_weights(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """The entries of a state dict that training changes.
-
-    Args:
-        model: The model, with an adapter.
-        state: Its state, and perhaps that of others.
-        prefix: Prefix of the model's names in `state`.
-    """
-    frozen = {f"{prefix}{name}" for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    buffers = {f"{prefix}{name}" for name, _ in model.named_buffers()}
-    tied = {f"{prefix}{name}" for name in model.state_dict()} - {f"{prefix}{n}" for n, _ in model.named_parameters()}
-    return {name: value for name, value in state.items() if name not in frozen | buffers | tied}
 
 
 ADAPTERS = Choice(setting="model.adapter", families=(Adapter,), shipped=sys.modules[__name__])

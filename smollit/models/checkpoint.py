@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from smollit.errors import first_line
-from smollit.models.adapters import quantized_layers, trained_weights, tuners
+from smollit.models.adapters import quantized_layers, tuners
 from smollit.models.shards import EXTRAS, read_shards, verify_shards, verify_zip
 
 POLICY = "policy."  # prefix of the policy's parameters in the LightningModule
@@ -39,6 +40,20 @@ def load_weights(model: nn.Module, path: Path, model_name: str) -> None:
     except RuntimeError as error:  # names or shapes that do not match
         first = next(line.strip() for line in str(error).splitlines()[1:] if line.strip())
         raise ValueError(f"{path} was not made from `model.model_name` {model_name}: {first}") from error
+
+
+def trained_weights(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The entries of a state dict that training changes.
+
+    Args:
+        model: The model, with an adapter.
+        state: Its state, and perhaps that of others.
+        prefix: Prefix of the model's names in `state`.
+    """
+    frozen = {f"{prefix}{name}" for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    buffers = {f"{prefix}{name}" for name, _ in model.named_buffers()}
+    tied = {f"{prefix}{name}" for name in model.state_dict()} - {f"{prefix}{n}" for n, _ in model.named_parameters()}
+    return {name: value for name, value in state.items() if name not in frozen | buffers | tied}
 
 
 def frozen_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from torch import nn
 
 from smollit.batch import Batch
 from smollit.functional.attention import AttentionSetting
-from smollit.models.adapters import ADAPTERS, Adapter, Quantize, add_adapter, quantize, trained_weights
+from smollit.models.adapters import ADAPTERS, Adapter, Quantize, add_adapter, quantize
 from smollit.models.causal_lm import CausalLM
-from smollit.models.checkpoint import POLICY, load_weights
+from smollit.models.checkpoint import POLICY, load_weights, trained_weights
 from smollit.models.compile import compile_layers
 from smollit.models.in_memory import adapter_of, on_disk
 from smollit.models.recompute import GradientCheckpointing
@@ -42,7 +42,7 @@ class PolicyModule(StageMetricsModule):
         gradient_checkpointing: true recomputes layers in the backward pass: less memory, about a third more time;
             `selective` keeps matrix products and recomputes the cheaper operations.
         compile: Compile the policy with torch.compile, in place: checkpoints stay the same.
-        dropout: Attention dropout of the policy; null keeps the model's.
+        dropout: Dropout of the policy, wherever the model has some, in attention above all; null keeps the model's.
         max_new_tokens: Maximum number of generated tokens per prompt, for `predict`.
         temperature: Sampling temperature for `predict`; 0 decodes greedily.
     """

@@ -1,5 +1,7 @@
 """ReferenceScorer: log-probabilities under DPO's reference, by a frozen or offloaded model, or out of the batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -8,7 +10,7 @@ from torch.func import functional_call
 
 from smollit.batch import Batch
 from smollit.functional.scores import TokenScores
-from smollit.models.adapters import without_adapter
+from smollit.models.adapters import tuners
 from smollit.models.compile import compile_layers
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules.policy import PolicyModule
@@ -140,3 +142,18 @@ class ReferenceScorer:
         if saved and "weights" in saved:
             self.model.load_state_dict(saved["weights"])
             self._has_moved = True
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The model that the adapter was put into, inside the block, in eval mode: for a reference."""
+    layers, training = tuners(model), model.training
+    for _, layer in layers:
+        layer.enable_adapters(False)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        for _, layer in layers:
+            layer.enable_adapters(True)

@@ -8,9 +8,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from smollit.commands.export.export import export
+from smollit.commands.chat.speaker import Speaker
+from smollit.commands.export.export import DTYPES, ExportDtype, export
+from smollit.commands.verify import verify
+from smollit.data.template.template import load_template
+from smollit.data.template.tokenize import load_tokenizer
 from smollit.models.adapters import Adapter, DoRA, LoRA, Peft, RSLoRA, merged, tuners
 from smollit.modules import DPOModule, SFTModule
+from smollit.python import export as python_export
 from tests.conftest import batch_of, example_pairs
 from tests.training.conftest import stop_and_resume
 
@@ -76,6 +81,26 @@ def test_settings_that_can_not_work_are_refused(tiny_model: Path) -> None:
             SFTModule(str(tiny_model), adapter=adapter).configure_model()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "would also train lm_head"),
+        ({"trainable_token_indices": [3]}, "embed_tokens"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "can't be in lm_head"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "can't be in model.embed_tokens, which is the head or tied"),
+        ({"init_lora_weights": "pissa_niter_4"}, "`init_lora_weights: pissa` changes the frozen weights too"),
+    ],
+)
+def test_what_a_merge_or_the_reference_would_lose_is_refused(
+    tiny_model: Path, options: dict[str, Any], words: str
+) -> None:
+    """The head of the tiny model is tied: an adapter in one of both would be merged into both, and peft's copies of
+    whole layers are neither merged nor left out of DPO's reference."""
+    given = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "r": 2} | options
+    with pytest.raises(ValueError, match=words):
+        DPOModule(str(tiny_model), adapter=Peft(config="peft.LoraConfig", options=given)).configure_model()
+
+
 # promise: adapters
 def test_an_adapter_is_exported_merged_or_alone_and_is_trained_on(fit: Any, tmp_path: Path, tiny_model: Path) -> None:
     """SFT with LoRA: the merged model, and base and adapter by peft, give the policy's logits. DPO starts from either
@@ -97,8 +122,45 @@ def test_an_adapter_is_exported_merged_or_alone_and_is_trained_on(fit: Any, tmp_
             torch.testing.assert_close(module.policy.eval().model(ids).logits, expected, rtol=1e-5, atol=1e-5)
             batch = batch_of(example_pairs())
             torch.testing.assert_close(module.reference_logps(batch), module.policy(batch).sums)
+    assert all(check.ok for form in ("model", "adapter") for check in verify(tmp_path / form))
+    stops = Speaker.load(str(tmp_path / "adapter")).model.generation_config.eos_token_id
+    assert set(template.stop_ids()) <= set(stops)
     with pytest.raises(ValueError, match="there is no adapter to export"):
         export(run.module.policy, str(tiny_model), template=template, output=tmp_path / "none", form="adapter")
+    with pytest.raises(ValueError, match="is an adapter itself, which was merged before training"):
+        export(module.policy, str(tmp_path / "adapter"), template=template, output=tmp_path / "none",
+               adapter=module.adapter, form="adapter")  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_adapter_is_merged_into_half_precision(tiny_model: Path, tmp_path: Path, dtype: ExportDtype) -> None:
+    """An adapter that is 0 yet: the weights are those of the base, rounded. Rotary frequencies stay exact."""
+    module = SFTModule(str(tiny_model), adapter=LoRA(r=4))
+    module.configure_model()
+    template = load_template(load_tokenizer(str(tiny_model)), "auto")
+    export(module.policy, str(tiny_model), template=template, output=tmp_path / "out", dtype=dtype, adapter=LoRA(r=4))
+    found, expected = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).state_dict()
+        for folder in (tmp_path / "out", tiny_model)
+    )
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+# promise: adapters
+def test_an_adapter_with_new_tokens_is_trained_on(make_run: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """Two tokens more than the base has: the adapter's folder is a model, and so for `chat` and `verify`."""
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    options = {"tokenizer_name": str(tmp_path / "tokenizer"), "add_tokens": True}
+    run = make_run([], model={"adapter": LoRA(r=2, vocabulary=True)}, data=options, max_steps=1).fit()
+    folder = python_export(run.module, run.data, tmp_path / "adapter", form="adapter")
+    ids = torch.tensor([[len(tokenizer) - 1, 5, 6]])
+    with torch.no_grad():
+        expected = run.module.policy.eval().model(ids).logits
+        for model in (SFTModule(str(folder)).load(str(folder)).eval().model, Speaker.load(str(folder)).model):
+            torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert all(check.ok for check in verify(folder))
 
 
 # case: dpo-loss-01

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from smollit.models.adapters import Adapter, merged
 
 
-def merged_model(model: PreTrainedModel, adapter: Adapter, weights: dict[str, Tensor]) -> PreTrainedModel:
-    """A model with the trained weights, whose adapter is added to them.
+def merged_weights(model: PreTrainedModel, adapter: Adapter, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trained weights with the adapter added to them, under the names that they have without one.
 
     Args:
         model: A model without weights of its own, which is used up.
@@ -20,9 +20,7 @@ def merged_model(model: PreTrainedModel, adapter: Adapter, weights: dict[str, Te
     """
     get_peft_model(model, adapter.peft_config())
     model.load_state_dict(weights)
-    result = merged(model)
-    assert isinstance(result, PreTrainedModel)
-    return result
+    return merged(model).state_dict()
 
 
 def write_adapter(

@@ -114,12 +114,17 @@ def test_a_reference_that_follows_the_policy_is_resumed(fit: Any, tmp_path: Path
     assert_same_weights(loaded.reference.state_dict(), whole.module.reference.state_dict())
 
 
-def test_a_reference_that_can_not_move_is_refused(fit: Any, tmp_path: Path) -> None:
-    """Precomputed values belong to weights that stay."""
-    run = fit(tmp_path, SyncReference(2), kind="dpo", model={"reference": "precomputed"})
-    assert isinstance(run.error, ValueError) and "SyncReference needs a DPOModule with `model.reference" in str(
-        run.error
-    )
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"reference": "precomputed"}, "SyncReference needs a DPOModule with `model.reference"),
+        ({"reference": "offloaded", "adapter": LoRA(r=2)}, "and `model.adapter` trains a part"),
+    ],
+)
+def test_a_reference_that_can_not_move_is_refused(fit: Any, tmp_path: Path, model: dict[str, Any], words: str) -> None:
+    """Precomputed values belong to weights that stay, and a reference is a whole model."""
+    run = fit(tmp_path, SyncReference(2), kind="dpo", model=model)
+    assert isinstance(run.error, ValueError) and words in str(run.error)
 
 
 @pytest.mark.parametrize("options", [{"update_every_n_steps": 0}, {"update_starting_at_step": 4}])
