@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
@@ -19,6 +19,7 @@ from smollit.errors import first_line
 from smollit.paths import check_folder
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")  # by family
 
 
 def load_model(
@@ -34,14 +35,14 @@ def load_model(
         model_name: Hub id or local folder, in Hugging Face format.
         weights: `pretrained` loads the weights; `random` reads only the configuration and starts from scratch.
         dtype: dtype of the weights.
-        dropout: Attention dropout; None keeps the model's.
+        dropout: Every dropout of the model; None keeps the model's.
 
     Raises:
-        ValueError: If it can't be loaded.
+        ValueError: If it can't be loaded, or has no dropout to set.
     """
     config = load_config(model_name)
     if dropout is not None:
-        config.attention_dropout = dropout
+        set_dropout(config, dropout)
     if weights == "random":
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     else:
@@ -51,6 +52,25 @@ def load_model(
     _keep_buffers_in_fp32(model)
     # from_pretrained returns eval mode, and Lightning keeps it: dropout and checkpointing would be off silently.
     return model.train()
+
+
+def set_dropout(config: PretrainedConfig, dropout: float) -> None:
+    """Set every dropout of a model: families have more than attention's, under names of their own.
+
+    Raises:
+        ValueError: If it has none, and `dropout` is not 0.
+    """
+    names = [
+        name
+        for name, value in config.to_dict().items()
+        if ("dropout" in name or name.endswith("_pdrop"))
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    ]
+    if dropout and not names:
+        raise ValueError(f"`model.dropout` is {dropout}, and models of the type {config.model_type} have no dropout")
+    for name in names:
+        setattr(config, name, dropout)
 
 
 def _keep_buffers_in_fp32(model: nn.Module) -> None:
@@ -127,11 +147,23 @@ def merge_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
         raise ValueError(f"`{folder}` holds an adapter, which needs the package peft: pip install 'smollit[lora]'")
     from peft import PeftModel
 
+    rows = _embedding_rows(Path(folder))
+    if rows > model.get_input_embeddings().weight.shape[0]:  # type: ignore[operator, union-attr]  # an nn.Embedding
+        model.resize_token_embeddings(rows, mean_resizing=False)  # for tokens that the adapter has embeddings of
     try:
         result: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the adapter in `{folder}` does not fit its base model: {first_line(error)}") from error
     return result
+
+
+def _embedding_rows(folder: Path) -> int:
+    """Number of tokens of the embeddings that an adapter's folder holds in full; 0 if it holds none."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        return 0
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
+        names = [name for name in weights.keys() if name.endswith(EMBEDDINGS)]  # noqa: SIM118  # no mapping
+        return max((int(weights.get_slice(name).get_shape()[0]) for name in names), default=0)
 
 
 def load_config(model_name: str) -> PretrainedConfig:
@@ -141,7 +173,10 @@ def load_config(model_name: str) -> PretrainedConfig:
         ValueError: If the folder is missing, holds no config.json, or the Hub can't be reached or lacks the id.
     """
     if base := adapter_base(model_name):
-        return load_config(base)
+        try:
+            return load_config(base)
+        except ValueError as error:
+            raise ValueError(f"`{model_name}` is an adapter, and its base model can not be loaded: {error}") from error
     path = Path(model_name)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"`model_name` is the folder {path}, but it holds no config.json: give a Hugging Face folder")

@@ -34,7 +34,8 @@ class DPOModule(FineTuningModule):
             in docs/losses.md, or your own by its class_path. Its arguments are below `model.loss`.
         learning_rate: Peak learning rate, reached after the warm-up. If it is much higher than the default, the
             rewards of both responses fall.
-        dropout: Attention dropout of the policy. 0 by default, because its noise would count as reward.
+        dropout: Dropout of the policy, wherever the model has some. 0 by default, because its noise would count as
+            reward; null keeps the model's.
         **options: All other options of FineTuningModule.
     """
 

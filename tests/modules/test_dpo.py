@@ -20,6 +20,7 @@ from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
 from smollit.training import SmollitTrainer
 from tests.conftest import QUIET, batch_of, edited, example_pairs
+from tests.models.families import save_family
 
 LOG_TWO = math.log(2)
 PAIRS = example_pairs(4)
@@ -98,6 +99,23 @@ def test_dropout_in_the_policy_must_be_asked_for(with_dropout: Path) -> None:
         module = ready(with_dropout, dropout=dropout)
         loss = module.step(batch, "train")[0] / 4
         assert (abs(loss.item() - LOG_TWO) < 1e-6) is is_log_two
+
+
+# case: dpo-loss-04
+@pytest.mark.parametrize("family", ["GPT-2", "OPT", "StableLM"])
+def test_every_dropout_of_a_family_is_off(family: str, tmp_path: Path) -> None:
+    """GPT-2 has `resid_pdrop`, OPT `dropout`, StableLM `hidden_dropout`: the first loss is log 2 all the same."""
+    names = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "dropout": 0.1, "hidden_dropout": 0.1}
+    folder = edited(save_family(family, tmp_path / "model"), tmp_path / "edited", **names)
+    for dropout, is_log_two in ((0.0, True), (None, False), (0.3, False)):
+        loss = ready(folder, dropout=dropout).step(batch_of(PAIRS), "train")[0] / 4
+        assert (abs(loss.item() - LOG_TWO) < 1e-5) is is_log_two
+
+
+def test_a_dropout_that_a_family_does_not_have_is_refused(tmp_path: Path) -> None:
+    """Mamba has none."""
+    with pytest.raises(ValueError, match=r"`model.dropout` is 0.1, and models of the type mamba have no dropout"):
+        ready(save_family("Mamba", tmp_path / "model"), dropout=0.1)
 
 
 # case: dpo-loss-07
