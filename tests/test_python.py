@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from smollit.data import ChatDataModule
+from smollit.data.template.tokenize import load_tokenizer
 from smollit.models.adapters import LoRA
 from smollit.modules import DPOModule, SFTModule
 from smollit.python import chat, export
-from tests.conftest import ROOT, Run, batch_of, example_pairs
+from smollit.training import SmollitTrainer
+from tests.conftest import QUIET, ROOT, Run, batch_of, example_pairs
 
 NAMES = re.compile(r"HuggingFaceTB/SmolLM2-135M(-Instruct)?")
 
@@ -111,6 +114,21 @@ def test_a_copy_gets_its_tokenizer_once_a_name_tells_it(tiny_model: Path, make_r
     assert SFTModule(tiny(tiny_model)).model_name == SFTModule(nameless).model_name
     run = make_run(folder="second", **options).fit()
     assert run.data.vocabulary_size == tiny(tiny_model).config.vocab_size
+
+
+def test_the_rows_of_one_model_are_not_used_for_another(tiny_model: Path, tmp_path: Path) -> None:
+    """A data module takes the tokenizer of its first model, and serves a second one only if that has the same."""
+    row = {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]}
+    data = ChatDataModule([row] * 4, val_split=None, train_batch_size=2, max_length=48)
+    same, other = (shutil.copytree(tiny_model, tmp_path / name) for name in ("same", "other"))
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another #}")
+    for folder in (tiny_model, same):
+        SmollitTrainer(str(tmp_path / "run"), max_steps=1, **QUIET).fit(SFTModule(str(folder)), datamodule=data)
+    with pytest.raises(ValueError, match="must be a name or a folder, got a "):
+        ChatDataModule([row], tokenizer_name=load_tokenizer(str(tiny_model)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="make a new data module for another model, or set `tokenizer_name`"):
+        SmollitTrainer(str(tmp_path / "run"), max_steps=1, **QUIET).fit(SFTModule(str(other)), datamodule=data)
 
 
 def test_what_can_not_be_meant_is_refused(tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from smollit.batch import NamedModel
@@ -46,32 +47,64 @@ class TemplatedDataModule(RowsDataModule):
         **options: Any,
     ) -> None:
         super().__init__(dataset, **options)
+        if not isinstance(tokenizer_name, str | Path | None):
+            raise ValueError(
+                f"`data.tokenizer_name` must be a name or a folder, got a {type(tokenizer_name).__name__}: save it with"
+                " `save_pretrained`, and give that folder"
+            )
         self.tokenizer_name = tokenizer_name and os.path.expanduser(tokenizer_name)
         self.chat_template = chat_template
         self.add_tokens = add_tokens
         self.default_system = default_system
         self.chat_template_kwargs = chat_template_kwargs
         self._template: ChatTemplate | None = None
+        self._is_the_models = False  # whether the tokenizer is that of the model, since no other is named
 
     @property
     def template(self) -> ChatTemplate:
         """The chat template with its tokenizer, loaded when first needed."""
         if self._template is None:
+            self._is_the_models = self.tokenizer_name is None
             self.tokenizer_name = self.tokenizer_name or self._name_of_model()
-            tokenizer = load_tokenizer(self.tokenizer_name)
-            load = partial(
-                load_template,
-                tokenizer,
-                self.chat_template,
-                allow_default=self.kind == "chat",
-                default_system=self.default_system,
-                switches=self.chat_template_kwargs,
-            )
-            self._template = load()
-            if self.add_tokens and tokenizer.add_tokens(self._template.split_markers(), special_tokens=True):
-                self._template = load()  # the tokenizer has changed since the template was loaded
-            log_template(self._template, is_default=self.chat_template == "auto" and not tokenizer.chat_template)
+            self._template = self._load(self.tokenizer_name)
+            is_default = self.chat_template == "auto" and not self._template.tokenizer.chat_template
+            log_template(self._template, is_default=is_default)
         return self._template
+
+    def _load(self, name: str) -> ChatTemplate:
+        """The chat template with the tokenizer of this name."""
+        tokenizer = load_tokenizer(name)
+        load = partial(
+            load_template,
+            tokenizer,
+            self.chat_template,
+            allow_default=self.kind == "chat",
+            default_system=self.default_system,
+            switches=self.chat_template_kwargs,
+        )
+        template = load()
+        if self.add_tokens and tokenizer.add_tokens(template.split_markers(), special_tokens=True):
+            return load()  # the tokenizer has changed since the template was loaded
+        return template
+
+    def check_model(self) -> None:
+        """Refuse to go on with the examples of an earlier model, if this one has another tokenizer or template.
+
+        Raises:
+            ValueError: If the tokenizer was that of the earlier model, by default.
+        """
+        before = self._template
+        if before is None or not self._is_the_models or self.trainer is None:
+            return
+        name = self._name_of_model()
+        if name == self.tokenizer_name:
+            return
+        now = self._load(name)
+        if (now.tokenizer_hash, now.source) != (before.tokenizer_hash, before.source):
+            raise ValueError(
+                f"this data module has the tokenizer and the template of {self.tokenizer_name}, and those of {name} are"
+                " others: make a new data module for another model, or set `tokenizer_name`"
+            )
 
     def _name_of_model(self) -> str:
         """The model of the trainer that the data module is attached to: its folder holds the tokenizer too."""

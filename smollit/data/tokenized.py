@@ -104,6 +104,7 @@ class TokenizedDataModule(TemplatedDataModule):
 
     def setup(self, stage: str) -> None:
         """Load the cached examples that the stage needs, and report on them once."""
+        self.check_model()
         splits = {key: parts for split in STAGES[stage] for key, parts in self._cached_parts(split).items()}
         for key, loaded in self.used({key: parts for key, parts in splits.items() if key not in self.examples}).items():
             self._use(key, splits[key], loaded)

@@ -110,7 +110,7 @@ def _digest(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), default=str, sort_keys=True).encode())
     for name, weight in model.state_dict().items():
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
