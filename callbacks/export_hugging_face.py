@@ -62,7 +62,8 @@ class ExportHuggingFace(Callback):
         if self.ckpt_path == "best" and not any(map(keeps_best, trainer.callbacks)):  # type: ignore[attr-defined]
             raise ValueError("ExportHuggingFace with `ckpt_path: best` needs `trainer.keep_best`, such as val/loss")
         if trainer.is_global_zero:
-            check_output(self.folder(trainer))
+            source = pl_module.model_name if isinstance(pl_module, FineTuningModule) else None
+            check_output(self.folder(trainer), source)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_trained = True

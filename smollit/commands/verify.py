@@ -22,7 +22,7 @@ from smollit.commands.export.certificate import (
     sha256,
 )
 from smollit.errors import first_line
-from smollit.models.pretrained import no_progress_bar
+from smollit.models.pretrained import adapter_base, load_config, load_pretrained, no_progress_bar
 
 TOLERANCE = 1e-3  # of the probe's loss: another version or device rounds differently
 
@@ -92,7 +92,9 @@ def verify(folder: Path) -> Iterator[Check]:
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the weights of its config.json that the folder lacks."""
+    """The model, and the weights of its config.json that the folder lacks; an adapter on its base model."""
+    if adapter_base(str(folder)):
+        return load_pretrained(str(folder), load_config(str(folder)), torch.float32).eval(), []
     with no_progress_bar(True):
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
     model, info = loaded
@@ -140,19 +142,23 @@ def checks_of_chat(
             yield Check("template", False, f"this version of transformers {what} differently from the export")
             return
     yield Check("template", True, f"a chat renders to {len(ids)} tokens" + (", those of the export" if known else ""))
-    yield check_stops(model, tokenizer, text)
+    texts: list[str] = (certificate or {}).get("stop_strings", [])
+    if certificate and "stop_ids" not in certificate:  # an adapter, whose generation settings are those of its base
+        texts = [*texts, tokenizer.eos_token]
+    yield check_stops(model, tokenizer, text, texts)
     loss = probe_loss(model, ids)
     if "loss" in known:
         ok = abs(loss - known["loss"]) <= TOLERANCE * max(abs(known["loss"]), 1)
         yield Check("logits", ok, f"-log p of the chat is {loss:.4f} per token, at the export {known['loss']:.4f}")
 
 
-def check_stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Check:
-    """Whether generation stops at the token or the text that ends an assistant turn."""
+def check_stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, texts: list[str]) -> Check:
+    """Whether generation stops at the token, or one of the texts, that ends an assistant turn."""
     settings = model.generation_config
     stops = (settings.eos_token_id if settings else None) or []
     stops = stops if isinstance(stops, list) else [stops]
-    marks = [tokenizer.convert_ids_to_tokens(stop) for stop in stops] + ((settings and settings.stop_strings) or [])
+    marks = [tokenizer.convert_ids_to_tokens(stop) for stop in stops]
+    marks += [*texts, *((settings and settings.stop_strings) or [])]  # versions before 0.3 wrote them there
     rest = text.rpartition(PROBE[-1]["content"])[2]
     if any(mark and mark in rest for mark in marks):
         return Check("stops", True, f"generation stops at {', '.join(map(repr, marks))}")

@@ -178,15 +178,28 @@ def test_what_can_not_be_talked_to_is_refused(models: tuple[str, str], tmp_path:
     (tmp_path / "run").mkdir()
     bare = edited(Path(models[1]), tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": None}))
     for words, sentence in (
         ([str(tmp_path / "run")], "holds no model"),
         ([models[0], "--ab"], "needs two models with --ab"),
         (["runs/none"], "does not exist"),
         ([str(bare)], "has no chat template"),
         ([models[0], "--temperature=-1"], "at least 0"),
+        ([*models, "--ab", f"--votes={tmp_path}"], "can't be written"),
     ):
         with pytest.raises(SystemExit, match=sentence):
             talk([], *words)
+
+
+def test_a_conversation_that_the_template_refuses_is_named(models: tuple[str, str], tmp_path: Path, talk: Talk) -> None:
+    """Gemma's template knows no system text: the message is not answered, and after /system without a text it is."""
+    strict = edited(Path(models[1]), tmp_path / "strict")
+    template = strict / "chat_template.jinja"
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    said = talk(["Hi", "/system", "Hi"], str(strict), "--system=Be kind", "--temperature=0")
+    assert said.count("refuses this conversation: no system here") == 1 and greedy(models[1], [user("Hi")], 3) in said
 
 
 def test_a_stop_text_ends_the_pieces_wherever_it_is_split() -> None:

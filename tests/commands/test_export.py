@@ -22,9 +22,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from smollit.commands.chat.speaker import Speaker
 from smollit.commands.export.certificate import FILE
 from smollit.commands.export.export import ExportDtype, export, finish_tokenizer
 from smollit.commands.export.folder import check_output
+from smollit.commands.verify import verify
 from smollit.data.batching.collate import collate_chats, collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.main import main
@@ -174,13 +176,17 @@ def test_a_model_trained_to_end_its_turn_stops_there(tiny_model: Path, tmp_path:
 def test_an_end_marker_of_several_tokens_becomes_a_stop_string(tiny_model: Path, tmp_path: Path) -> None:
     """`</s>` is no token of ChatML's tokenizer: no single id can stop it, so the text does, beside the eos 0.
 
-    transformers' generate refuses stop strings without a tokenizer: CausalLM does not pass them on.
+    transformers' `generate` and `pipeline` refuse stop strings in generation settings: the card's code gives them.
     """
     template = template_of(tiny_model, "article")
     assert len(template.encode(["</s>"])[0]) > 1
     folder = write(tiny_model, tmp_path / "out", template=template)
     generation = GenerationConfig.from_pretrained(folder)
-    assert (generation.stop_strings, generation.eos_token_id) == (["</s>"], [END_OF_TEXT])
+    assert (generation.stop_strings, generation.eos_token_id) == (None, [END_OF_TEXT])
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code.replace('"out"', repr(str(folder))), {})
+    assert Speaker.load(str(folder)).stop_texts() == ["</s>"]
+    assert all(check.ok for check in verify(folder))
     batch = collate_prompts(unpacked([{"prompt_ids": [5, 6, 7], "row": 0}]))
     assert len(CausalLM(str(folder)).eval().generate(batch, 4, template.stop_ids())[0]) <= 4
 
@@ -196,7 +202,8 @@ def test_a_template_that_the_tokenizer_lacked_is_kept(tiny_tokenizer: Any, tiny_
     again = AutoTokenizer.from_pretrained(write(tiny_model, tmp_path / "out", template=template))
     expected = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\nGood day.<|im_end|>\n"
     assert again.apply_chat_template(CHAT, tokenize=False) == expected
-    assert again.chat_template == template.source
+    settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert again.chat_template == template.source == settings["chat_template"]
 
 
 def test_the_runs_own_tokenizer_is_not_changed(tiny_model: Path, tmp_path: Path) -> None:

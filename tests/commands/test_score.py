@@ -86,7 +86,7 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     rows = [{"question": "a\u2028b\x85c"}, {"question": "d"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (tmp_path / "rows.jsonl").write_text(f"{lines[0]}\r\n\n{lines[1]}\n{{broken", encoding="utf-8")
-    assert read_rows(tmp_path / "rows.jsonl", "question", max_rows=2) == rows
+    assert read_rows(tmp_path / "rows.jsonl", ["question"], max_rows=2) == rows
 
 
 def test_ifeval_uses_the_verifiers_of_lm_eval() -> None:
@@ -112,7 +112,10 @@ def test_what_can_not_be_scored_is_a_sentence(tiny_model: Path, tmp_path: Path) 
         ([], "needs something to measure"),
         (["--pairs", "x"], "needs a reference"),
         (["--gsm8k", "no/file.jsonl"], "is not a file"),
-        (["--gsm8k", str(tmp_path / "rows.jsonl")], "have no `question`"),
+        (["--gsm8k", "x", "--batch_size=0"], "`batch_size` must be at least 1, got 0"),
+        ([str(tiny_model), "--gsm8k", "x"], "one model, or two that differ"),
+        (["--gsm8k", str(tmp_path / "rows.jsonl")], "have no `question`, `answer`"),
+        (["--ifeval", str(tmp_path / "rows.jsonl")], "have no `prompt`, `instruction_id_list`, `kwargs`"),
     ):
         with pytest.raises(SystemExit, match=sentence):
             main(["score", str(tiny_model), *words])

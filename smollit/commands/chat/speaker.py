@@ -6,9 +6,9 @@ from pathlib import Path
 from threading import Event, Thread
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,9 +16,10 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from smollit.commands.export.certificate import read_certificate
 from smollit.errors import first_line
-from smollit.models.generation import Finish, finish_of
-from smollit.models.pretrained import no_progress_bar
+from smollit.models.generation import Finish, finish_of, positions_of
+from smollit.models.pretrained import load_config, load_pretrained, no_progress_bar
 from smollit.paths import check_folder
 
 Message = dict[str, str]
@@ -69,7 +70,7 @@ class Speaker:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
-        self.positions: int = model.config.max_position_embeddings
+        self.positions = positions_of(model.config)
         self.finish: Finish = "stop"  # of the latest response
 
     @classmethod
@@ -83,10 +84,9 @@ class Speaker:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             with no_progress_bar(Path(source).is_dir()):
-                dtype = torch.float32 if device == "cpu" else "auto"  # bf16 is slow on most CPUs
-                model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                    source, dtype=dtype, trust_remote_code=False
-                )
+                config = load_config(source)
+                dtype = torch.float32 if device == "cpu" else config.dtype or torch.float32  # bf16 is slow on most CPUs
+                model = load_pretrained(source, config, dtype)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"could not load {source}: {first_line(error)}") from error
@@ -95,15 +95,22 @@ class Speaker:
                 f"the tokenizer of {source} has no chat template: `chat` needs a model that was trained on chats"
             )
         model.to(device)  # type: ignore[arg-type]  # transformers wraps it
+        if settings := model.generation_config:
+            own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]  # of an adapter, its only one
+            settings.eos_token_id = list(dict.fromkeys([*stop_ids(model), *own])) or None
+            settings.stop_strings = (read_certificate(Path(source)) or {}).get("stop_strings") or settings.stop_strings
         return cls(name, model.eval(), tokenizer)
 
     def prompt_ids(self, messages: list[Message]) -> Tensor:
         """The token ids of a conversation, up to where the response starts, [1, T].
 
         Raises:
-            ValueError: If they leave no position for a response.
+            ValueError: If they leave no position for a response, or the template refuses them.
         """
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:  # such as Gemma's of a system text
+            raise ValueError(f"the chat template of {self.name} refuses this conversation: {error}") from error
         ids: Tensor = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         if ids.shape[1] >= self.positions:
             raise ValueError(
@@ -165,7 +172,7 @@ class Generation(Thread):
     ) -> None:
         super().__init__(daemon=True)
         self.speaker, self.ids, self.streamer = speaker, ids, streamer
-        self.options = {**sampling.options(), "max_new_tokens": room}
+        self.options = {**sampling.options(), "max_new_tokens": room, "num_beams": 1}  # beams have no stream
         self.interrupt = Interrupt()
         self.num_tokens = 0
         self.error: Exception | None = None
@@ -203,10 +210,11 @@ def find_model(name: str) -> str:
     """
     check_folder(name, "DIR")
     folder = Path(name)
-    if (folder / "config.json").is_file() or not folder.is_dir():
+    if not folder.is_dir():
         return name
-    if (folder / "export" / "config.json").is_file():
-        return str(folder / "export")
+    for found in (folder, folder / "export"):
+        if any((found / file).is_file() for file in ("config.json", "adapter_config.json")):
+            return str(found)
     raise ValueError(
         f"{folder} holds no model: give an export, or the folder of a run that has one. `python -m smollit export"
         f" --config {folder / 'config.yaml'}` makes one of its checkpoints"

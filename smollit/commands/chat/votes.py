@@ -13,9 +13,17 @@ class Votes:
 
     Args:
         path: The file.
+
+    Raises:
+        ValueError: If it can't be written.
     """
 
     def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a", encoding="utf-8").close()
+        except OSError as error:
+            raise ValueError(f"`votes` {path} can't be written: {error}") from error
         self.path = path
         self.counts: Counter[str] = Counter()  # by the name of the model that won, and `=` for ties
 
@@ -33,7 +41,6 @@ class Votes:
             "chosen_model": chosen[0],
             "rejected_model": rejected[0],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()

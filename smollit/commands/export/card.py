@@ -1,6 +1,8 @@
 """The model card of an export: README.md with the Hub's metadata."""
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -18,12 +20,18 @@ USE = """```python
 from transformers import pipeline
 
 chat = pipeline("text-generation", model="{name}")
-print(chat([{{"role": "user", "content": "Hello!"}}], max_new_tokens=128)[0]["generated_text"])
+print(chat([{{"role": "user", "content": "Hello!"}}], max_new_tokens=128{stops})[0]["generated_text"])
 ```"""
 
 
 def model_card(
-    run: TrainedRun | None, *, model_name: str, config: PretrainedConfig, name: str, form: ExportForm
+    run: TrainedRun | None,
+    *,
+    model_name: str,
+    config: PretrainedConfig,
+    name: str,
+    form: ExportForm,
+    stop_texts: Sequence[str] = (),
 ) -> str:
     """The text of README.md.
 
@@ -33,6 +41,7 @@ def model_card(
         config: Its configuration.
         name: Hub id or folder that users will load.
         form: Whether the export is a model or an adapter.
+        stop_texts: Texts that end a response, where no single token does.
     """
     source = source_metadata(model_name)
     settings = run.settings() if run else {}
@@ -49,7 +58,8 @@ def model_card(
     method = f" by {run.method}" if run and run.method else ""
     made = f"`{started}`, fine-tuned{method} with smollit {versions()['smollit']}."
     title = run.folder.resolve().name if run and name == "export" else name
-    parts = [f"# {title}", made, "## Use", USE.format(name=name)]
+    stops = f", stop_strings={json.dumps(list(stop_texts))}, tokenizer=chat.tokenizer" if stop_texts else ""
+    parts = [f"# {title}", made, "## Use", USE.format(name=name, stops=stops)]
     parts += run_parts(run, settings) if run else []
     parts += ["## Versions", ", ".join(f"{library} {number}" for library, number in versions().items())]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ Certificate = dict[str, Any]
 
 
 def write_certificate(
-    folder: Path, model: PreTrainedModel | None, *, source: str, template: ChatTemplate, run: TrainedRun | None
+    folder: Path,
+    model: PreTrainedModel | None,
+    *,
+    source: str,
+    template: ChatTemplate,
+    run: TrainedRun | None,
+    stop_texts: Sequence[str] = (),
 ) -> None:
     """Write the certificate, last of all files. `model` is None for an adapter alone."""
     text = template.render(PROBE).text
@@ -37,6 +44,7 @@ def write_certificate(
             "assistant_turns": template.span_source,
         },
         "probe": {"text": sha256(text), "ids": sha256(ids)},
+        "stop_strings": list(stop_texts),
     }
     if model is not None:
         certificate["probe"]["loss"] = probe_loss(model, ids)

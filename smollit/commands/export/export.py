@@ -20,12 +20,13 @@ from smollit.commands.export.card import model_card
 from smollit.commands.export.certificate import write_certificate
 from smollit.commands.export.compare import compare
 from smollit.commands.export.folder import check_output, replace_folder, temporary_folder
-from smollit.commands.export.generation import set_generation, source_generation
+from smollit.commands.export.generation import set_generation, source_generation, stop_texts
 from smollit.commands.export.other_readers import spell_config, spell_tokenizer
 from smollit.commands.export.run import ExportForm, TrainedRun
 from smollit.data.template.template import ChatTemplate
-from smollit.models.adapters import Adapter, dequantized, quantized_layers, trained_weights
-from smollit.models.pretrained import load_config, no_progress_bar
+from smollit.models.adapters import Adapter, dequantized, quantized_layers
+from smollit.models.checkpoint import trained_weights
+from smollit.models.pretrained import adapter_base, load_config, no_progress_bar
 from smollit.models.sharding import is_sharded, unwrap
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,11 @@ def export(
     """
     if form == "adapter" and adapter is None:
         raise ValueError("there is no adapter to export, since `model.adapter` is null: leave out `--form adapter`")
+    if form == "adapter" and adapter_base(model_name):
+        raise ValueError(
+            f"an adapter alone needs its base model, and {model_name} is an adapter itself, which was merged before"
+            " training: leave out `--form adapter`"
+        )
     weights = whole_weights(policy)
     if not writes:
         return
@@ -76,10 +82,12 @@ def export(
             "the adapter was trained on weights in 4 bits: on the whole base model, it responds a little differently"
         )
     output = output.resolve()
-    check_output(output)
+    check_output(output, model_name)
     source = load_config(model_name)
     source.vocab_size = unwrap(policy).config.vocab_size  # tokens may have been added
     wanted = pick_dtype(dtype, source)
+    generation = source_generation(model_name, source)
+    texts = stop_texts(template, generation)
     with temporary_folder(output) as folder, no_progress_bar(True):
         if form == "adapter" and adapter is not None:
             from smollit.commands.export.adapter import write_adapter  # needs peft
@@ -89,10 +97,12 @@ def export(
             write_tokenizer(folder, template)
         else:
             model = build_model(source, weights, wanted, adapter)
-            write_folder(folder, model, template=template, source=source_generation(model_name, source))
-        card = model_card(run, model_name=model_name, config=source, name=name or output.name, form=form)
+            write_folder(folder, model, template=template, source=generation)
+        card = model_card(
+            run, model_name=model_name, config=source, name=name or output.name, form=form, stop_texts=texts
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
-        write_certificate(folder, model, source=model_name, template=template, run=run)
+        write_certificate(folder, model, source=model_name, template=template, run=run, stop_texts=texts)
         replace_folder(folder, output)
     log.info("exported %s (%s): read back and verified", output, str(wanted).removeprefix("torch."))
 
@@ -146,13 +156,11 @@ def build_model(
     config.dtype = dtype
     config.use_cache = True
     if adapter is not None:
-        from smollit.commands.export.adapter import merged_model  # needs peft
+        from smollit.commands.export.adapter import merged_weights  # needs peft
 
-        model = merged_model(AutoModelForCausalLM.from_config(config, dtype=torch.float32), adapter, weights)
-        model.to(dtype=dtype)  # type: ignore[call-arg]  # as transformers wraps it
-    else:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        model.load_state_dict(weights)
+        weights = merged_weights(AutoModelForCausalLM.from_config(config, dtype=torch.float32), adapter, weights)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # its rotary frequencies stay in fp32
+    model.load_state_dict(weights)
     model.tie_weights()
     return model.eval()
 

@@ -18,11 +18,15 @@ log = logging.getLogger(__name__)
 SMALL = 1 << 20  # bytes: what people edit by hand
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, source: str | None = None) -> None:
     """Refuse to write over anything that is not an export; clean up after killed exports to the same folder.
 
+    Args:
+        output: The folder to write.
+        source: Hub id or folder of the model that training started from.
+
     Raises:
-        ValueError: If `output` is a file, or a folder with something in it that no export wrote.
+        ValueError: If `output` is a file, a folder with something in it that no export wrote, or `source`.
     """
     clean_up(output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -33,6 +37,11 @@ def check_output(output: Path) -> None:
         raise ValueError(
             f"the export folder {output} has files that no earlier export wrote ({shown}), and would be replaced:"
             " give a folder that is empty or new"
+        )
+    if source is not None and Path(source).expanduser().resolve() == output.resolve():
+        raise ValueError(
+            f"the export folder {output} holds the model that training starts from, which a resumed run and the"
+            " reference of DPO read again: give another folder"
         )
 
 

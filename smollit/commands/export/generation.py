@@ -26,9 +26,6 @@ def set_generation(
 ) -> None:
     """Stop at the end of the turn as well as where the source did, and agree with the tokenizer everywhere."""
     stops = list(dict.fromkeys([*template.stop_ids(), *_as_list(source.eos_token_id)]))
-    turn_end = template.turn_end()
-    is_one_token = bool(turn_end) and len(template.encode([turn_end])[0]) == 1
-    texts = dict.fromkeys([*_as_list(source.stop_strings), *([] if is_one_token or not turn_end else [turn_end])])
     model.config.eos_token_id = stops[0] if stops else None
     model.config.bos_token_id = tokenizer.bos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -37,8 +34,18 @@ def set_generation(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=stops or None,
         pad_token_id=tokenizer.pad_token_id,
-        stop_strings=list(texts) or None,
     )
+
+
+def stop_texts(template: ChatTemplate, source: GenerationConfig) -> list[str]:
+    """Texts that end a response where no single token does: an end marker of several tokens, and those of the source.
+
+    They are not generation settings of the export: `generate` and `pipeline` refuse them without a tokenizer.
+    """
+    turn_end = template.turn_end()
+    is_one_token = bool(turn_end) and len(template.encode([turn_end])[0]) == 1
+    ours = [] if is_one_token or not turn_end else [turn_end]
+    return list(dict.fromkeys([*map(str, _as_list(source.stop_strings)), *ours]))
 
 
 def kept_settings(source: GenerationConfig) -> dict[str, object]:

@@ -43,6 +43,7 @@ def spell_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     if named := settings.pop("model_specific_special_tokens", None):
         settings["extra_special_tokens"] = named
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["chat_template"] = tokenizer.chat_template  # some servers do not look into chat_template.jinja
     settings["model_input_names"] = tokenizer.model_input_names  # else version 4 adds token types, which no Llama takes
     settings["clean_up_tokenization_spaces"] = bool(tokenizer.clean_up_tokenization_spaces)
     _write(path, settings)

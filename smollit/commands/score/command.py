@@ -14,7 +14,7 @@ from smollit.commands.command import FolderCommand
 from smollit.commands.console import say
 from smollit.commands.score.interval import Interval, Rows
 from smollit.commands.score.likelihood import batches, losses, preferences
-from smollit.commands.score.responses import gsm8k, ifeval, read_rows, respond
+from smollit.commands.score.responses import GSM8K, IFEVAL, gsm8k, ifeval, read_rows, respond
 from smollit.data.template.template import load_template
 from smollit.data.template.tokenize import load_tokenizer
 from smollit.models import CausalLM
@@ -57,8 +57,11 @@ class ScoreCommand(FolderCommand):
 
     def run(self) -> None:
         """Score each model, and print the table."""
-        if len(self.folders) > 2:
-            raise ValueError(f"`score` takes one model or two, got {len(self.folders)}")
+        if len(self.folders) > 2 or len(set(self.folders)) < len(self.folders):
+            raise ValueError(f"`score` takes one model, or two that differ, got {', '.join(self.folders)}")
+        for name in ("max_rows", "max_length", "max_new_tokens", "batch_size"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {vars(self)[name]}")
         if not (self.chats or self.pairs or self.ifeval or self.gsm8k):
             raise ValueError("`score` needs something to measure: give `--chats`, `--pairs`, `--ifeval` or `--gsm8k`")
         if self.pairs and self.reference is None and len(self.folders) == 1:
@@ -77,13 +80,13 @@ class ScoreCommand(FolderCommand):
         if torch.cuda.is_available():
             model.to("cuda")
         sizes = {"max_rows": self.max_rows, "max_length": self.max_length}
-        for data in as_list(self.chats):
-            yield f"loss/{Path(data).name}", losses(model, batches(data, source, pairs=False, **sizes))
+        for data, label in labels(as_list(self.chats)).items():
+            yield f"loss/{label}", losses(model, batches(data, source, pairs=False, **sizes))
         base = self.reference or self.folders[0]
-        for data in as_list(self.pairs):
+        for data, label in labels(as_list(self.pairs)).items():
             reference = model if base == name else CausalLM(find_model(base)).eval().to(model.model.device)
             yield (
-                f"preferences/{Path(data).name}",
+                f"preferences/{label}",
                 preferences(model, reference, batches(data, source, pairs=True, **sizes)),
             )
         yield from self.generated(model, source)
@@ -91,11 +94,11 @@ class ScoreCommand(FolderCommand):
     def generated(self, model: CausalLM, source: str) -> Iterator[tuple[str, Rows]]:
         """The scores of what a model responds."""
         template = load_template(load_tokenizer(source), "auto")
-        for path, key, verify in ((self.ifeval, "prompt", ifeval), (self.gsm8k, "question", gsm8k)):
+        for path, needed, verify in ((self.ifeval, IFEVAL, ifeval), (self.gsm8k, GSM8K, gsm8k)):
             if path is None:
                 continue
-            rows = read_rows(path, key, self.max_rows)
-            prompts = [row[key] for row in rows]
+            rows = read_rows(path, needed, self.max_rows)
+            prompts = [row[needed[0]] for row in rows]
             limits = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
             yield from verify(rows, respond(model, template, prompts, **limits)).items()
 
@@ -103,6 +106,12 @@ class ScoreCommand(FolderCommand):
 def as_list(names: str | list[str] | None) -> list[str]:
     """One name, several or none."""
     return [names] if isinstance(names, str) else names or []
+
+
+def labels(names: list[str]) -> dict[str, str]:
+    """The last part of each data set's name, or the whole name of those whose last parts are equal."""
+    last = [Path(name).name for name in names]
+    return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}
 
 
 def compare(found: dict[str, Scores]) -> Table:

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -19,20 +19,24 @@ from smollit.training.predictions import response_text
 log = logging.getLogger(__name__)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 Row = dict[str, Any]
+# Columns of the rows, the prompt first.
+IFEVAL = ("prompt", "instruction_id_list", "kwargs")
+GSM8K = ("question", "answer")
 
 
-def read_rows(path: Path, needed: str, max_rows: int) -> list[Row]:
+def read_rows(path: Path, needed: Sequence[str], max_rows: int) -> list[Row]:
     """The first rows of a JSON Lines file.
 
     Raises:
         ValueError: If there is no such file, or its rows are others.
     """
+    names = ", ".join(f"`{name}`" for name in needed)
     if not path.is_file():
-        raise ValueError(f"{path} is not a file: `score` needs JSON Lines with `{needed}`")
+        raise ValueError(f"{path} is not a file: `score` needs JSON Lines with {names}")
     with reading(path):
         rows = list(islice(json_lines(path.read_text(encoding="utf-8")), max_rows))
-    if not rows or any(not isinstance(row, dict) or needed not in row for row in rows):
-        raise ValueError(f"the rows of {path} have no `{needed}`")
+    if not rows or any(not isinstance(row, dict) or any(name not in row for name in needed) for row in rows):
+        raise ValueError(f"the rows of {path} have no {names}, which `score` needs")
     return rows
 
 
@@ -53,7 +57,7 @@ def respond(
 
 def gsm8k(rows: list[Row], responses: list[str]) -> dict[str, Rows]:
     """Whether the last number of a response is the one after `####` in the answer of the data set."""
-    hits = [last_number(said) == last_number(row["answer"]) for row, said in zip(rows, responses, strict=True)]
+    hits = [last_number(said) == last_number(str(row["answer"])) for row, said in zip(rows, responses, strict=True)]
     return {"gsm8k": rows_of([(float(hit), 1.0) for hit in hits])}
 
 

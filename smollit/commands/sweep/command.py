@@ -86,8 +86,11 @@ class SweepCommand(Command):
             raise ValueError(f"`metric` takes a metric such as val/loss, or min:NAME or max:NAME, got {self.metric!r}")
         mode = MODES[given] if given else direction(run.model, metric, "metric")
         planned = list(variants(self.swept)) if self.swept else []
-        if len({variant.name for variant in planned}) < 2:
+        if len(planned) < 2:
             raise ValueError("`sweep` needs a setting with several values: --model.learning_rate 1e-6,5e-6,2e-5")
+        names = [variant.name for variant in planned]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"`sweep` names a run after its values, and several would be {', '.join(twice)}")
         settings = {variant.name: run.fit_settings(variant.words) for variant in planned}  # all are verified first
         folder = run.folder / FOLDER
         results = list(self.results(folder, planned, settings, metric=metric, mode=mode))
