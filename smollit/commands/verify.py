@@ -157,7 +157,7 @@ def check_stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
     settings = model.generation_config
     stops = (settings.eos_token_id if settings else None) or []
     stops = stops if isinstance(stops, list) else [stops]
-    marks = [tokenizer.convert_ids_to_tokens(stop) for stop in stops]
+    marks = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in stops]
     marks += [*texts, *((settings and settings.stop_strings) or [])]  # versions before 0.3 wrote them there
     rest = text.rpartition(PROBE[-1]["content"])[2]
     if any(mark and mark in rest for mark in marks):

@@ -147,8 +147,8 @@ def merge_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
         raise ValueError(f"`{folder}` holds an adapter, which needs the package peft: pip install 'smollit[lora]'")
     from peft import PeftModel
 
-    rows = _embedding_rows(Path(folder))
-    if rows > model.get_input_embeddings().weight.shape[0]:  # type: ignore[operator, union-attr]  # an nn.Embedding
+    rows, embeddings = _embedding_rows(Path(folder)), model.get_input_embeddings()
+    if isinstance(embeddings, nn.Embedding) and rows > embeddings.num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)  # for tokens that the adapter has embeddings of
     try:
         result: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload()

@@ -85,8 +85,8 @@ class Speaker:
         try:
             with no_progress_bar(Path(source).is_dir()):
                 config = load_config(source)
-                dtype = torch.float32 if device == "cpu" else config.dtype or torch.float32  # bf16 is slow on most CPUs
-                model = load_pretrained(source, config, dtype)
+                own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+                model = load_pretrained(source, config, torch.float32 if device == "cpu" else own)  # bf16 is slow there
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"could not load {source}: {first_line(error)}") from error

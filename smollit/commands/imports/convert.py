@@ -50,7 +50,7 @@ def imported(given: Given, folder: Path) -> Imported:
     """
     tool = tool_of(given)
     defaults = {name: value for name, value in tool.defaults(given).items() if name not in given}
-    everything = defaults | given
+    everything = {**defaults, **given}
     settings, lines = data_sets(everything, folder)
     template = next((value for name, value in given.items() if is_template(name, value)), None)
     lines = [
