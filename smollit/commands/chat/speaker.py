@@ -96,8 +96,8 @@ class Speaker:
             )
         model.to(device)  # type: ignore[arg-type]  # transformers wraps it
         if settings := model.generation_config:
-            own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]  # of an adapter, its only one
-            settings.eos_token_id = list(dict.fromkeys([*stop_ids(model), *own])) or None
+            eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]  # of an adapter, its only one
+            settings.eos_token_id = list(dict.fromkeys([*stop_ids(model), *eos])) or None
             settings.stop_strings = (read_certificate(Path(source)) or {}).get("stop_strings") or settings.stop_strings
         return cls(name, model.eval(), tokenizer)
 
