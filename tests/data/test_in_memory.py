@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from lightning.pytorch import Trainer
@@ -59,3 +60,15 @@ def test_what_is_neither_is_a_sentence(tmp_path: Path) -> None:
     for wrong in (3, ["text"], []):
         with pytest.raises(ValueError, match=r"data\.dataset.*got a"):
             ChatDataModule(wrong, cache_dir=str(tmp_path))  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tiny_model: Path, tmp_path: Path) -> None:
+    """Scores as NumPy and a torch format have them; an image is no text, and nobody decodes it."""
+    rows = [row | {"score": np.float32(number), "pixels": b"x"} for number, row in enumerate(chats(3))]
+    in_torch = Dataset.from_list(rows).with_format("torch")
+    for form in (rows, in_torch):
+        options: dict[str, Any] = {"val_split": None, "tokenizer_name": str(tiny_model), "where": "score > 0.5"}
+        data = ChatDataModule(form, cache_dir=str(tmp_path / "cache"), **options)
+        data.prepare_data()
+        data.setup("fit")
+        assert data.examples["train"].row_numbers() == [1, 2]

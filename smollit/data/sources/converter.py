@@ -1,11 +1,16 @@
 """Converter: a function of the user's that turns each row into one of a known format."""
 
+import ast
 import hashlib
 import inspect
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import resolve_name
 from pydoc import locate
+from types import ModuleType
 
 from smollit.data.sources.files import Row
 
@@ -63,7 +68,36 @@ class Converter:
 
     @cached_property
     def key(self) -> str:
-        """Hash of the function's module: another source gives other examples."""
+        """Hash of the name and of the sources that the function may use: others give other examples."""
         module = inspect.getmodule(self.function)
-        source = inspect.getsource(module if module is not None else self.function)
-        return hashlib.sha256(source.encode()).hexdigest()[:32]
+        sources = [inspect.getsource(self.function)] if module is None else _sources_beside(module)
+        return hashlib.sha256("\n".join([self.name, *sources]).encode()).hexdigest()[:32]
+
+
+def _sources_beside(module: ModuleType) -> list[str]:
+    """The source of a module, and of those in its folder that it imports, at any depth."""
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        one = waiting.pop()
+        if one.__name__ in found:
+            continue
+        found[one.__name__] = inspect.getsource(one)
+        imported = (sys.modules.get(name) for name in _imports(one, found[one.__name__]))
+        waiting += [other for other in imported if other is not None and _folder(other) == _folder(module)]
+    return [found[name] for name in sorted(found)]
+
+
+def _imports(module: ModuleType, source: str) -> Iterator[str]:
+    """The names of modules that a source imports; some may be those of other things."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=name, names=names, level=level):
+                base = resolve_name("." * level + (name or ""), module.__package__) if level else name or ""
+                yield from (base, *(f"{base}.{alias.name}" for alias in names))
+
+
+def _folder(module: ModuleType) -> str:
+    return os.path.dirname(module.__file__ or "") if "__file__" in vars(module) else ""

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 
+from smollit.data.sources.columns import undecoded
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import Part
 from smollit.paths import write_whole
@@ -44,10 +46,18 @@ def on_disk(dataset: str | Path | list[Part] | InMemory, cache_dir: Path) -> str
 
 
 def _json_lines(rows: Iterable[Row]) -> str:
-    """One JSON object on each line; dates become texts."""
+    """One JSON object on each line; NumPy's numbers and arrays are those of Python, and dates become texts."""
+    if isinstance(rows, Dataset):  # without its format, as that of torch
+        rows = undecoded(rows.with_format(None))
     if wrong := next((row for row in rows if not isinstance(row, dict)), None):
         raise ValueError(f"`data.dataset`: a row in memory must be a dict, got a {type(wrong).__name__}")
-    return "".join(json.dumps(row, default=str) + "\n" for row in rows)
+    return "".join(json.dumps(row, default=_plain) + "\n" for row in rows)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):  # of an image, for example: only text is read
+        return f"{len(value):,} bytes"
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
 def _digest(text: str) -> str:

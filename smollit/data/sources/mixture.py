@@ -196,6 +196,8 @@ def load_source(
     match = SPLIT.match(split)
     if match is None:
         raise ValueError(f"a split must look like train_sft, train_sft[:5%] or train_sft[100:200], got {split!r}")
+    if any(int(number) > 100 for number in re.findall(r"(\d+)%", split)):
+        raise ValueError(f"a slice of a split is at most [:100%], got {split!r}")
     files = find_files(dataset, match["name"], cache_dir, subset=subset)
     check_files(files, match["name"])
     if revision and (files or Path(dataset).expanduser().exists()):

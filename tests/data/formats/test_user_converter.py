@@ -1,11 +1,13 @@
 """`data.convert`: rows of any shape, turned into a known format by a function of the user's."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from smollit.data import ChatDataModule
-from tests.data.conftest import make
+from tests.data.conftest import END, make, ready, spans
 
 THREADS = '{"thread": "What barks?|A dog."}\n{"thread": "What meows?|A cat."}\n'
 SPLIT = """
@@ -41,13 +43,23 @@ def test_a_converted_row_is_a_row_of_its_format(tmp_path: Path, monkeypatch: pyt
     assert sorted(spoken.replace("<|im_end|>", "|").split("|")[:2]) == ["A cat.", "A dog."]
 
 
-def test_another_source_of_the_function_meets_no_old_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = threads(tmp_path, monkeypatch, convert="threads_two.from_threads")
-    (before,) = data.parts("train")["train"]
-    changed = threads(tmp_path, monkeypatch, convert="threads_three.from_threads")
-    (tmp_path / "threads_three.py").write_text(SPLIT + "\n# changed\n")
-    (after,) = changed.parts("train")["train"]
-    assert before.folder != after.folder
+def test_other_functions_and_sources_meet_no_old_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two functions of a module, and a module beside it that changes: the cache has examples of none of the others."""
+    (tmp_path / "rows.jsonl").write_text('{"q": "a"}\n')
+    mine = "from words import WORD\n\n" + "\n\n".join(
+        f"def {name}(row):\n    return {{'prompt': row['q'], 'completion': {said}}}"
+        for name, said in (("one", "'one'"), ("imported", "WORD"))
+    )
+    (tmp_path / "mine.py").write_text(mine)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for word, name in (("two", "one"), ("two", "imported"), ("three", "imported")):
+        (tmp_path / "words.py").write_text(f"WORD = '{word}'\n")
+        for module in ("mine", "words"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        found += spans(ready(tmp_path, str(tmp_path / "rows.jsonl"), convert=f"mine.{name}"))
+    assert found == [[f"{word}{END}"] for word in ("one", "two", "three")]
 
 
 # promise: own-rows
