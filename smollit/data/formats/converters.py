@@ -29,12 +29,14 @@ from smollit.data.formats.types import (
     Conversation,
     Message,
     Preference,
+    Record,
     Records,
     Text,
+    Variables,
     drop_nulls,
     make_conversation,
 )
-from smollit.data.formats.variables import parse_variables
+from smollit.data.formats.variables import parse_variables, without_foreign_nulls
 from smollit.data.sources.files import Row
 from smollit.data.sources.json_text import parse_line
 from smollit.data.sources.readers import RAW
@@ -103,22 +105,24 @@ def _from_group(rows: list[Row], format: Format) -> Records:
 def _from_row(row: Row, format: Format) -> Records:
     for name in format.media:
         if row.get(name):
-            raise BadRow(DropReason.NOT_TEXT, f"`{name}` holds {_held(row[name])}, and only text can be read")
+            raise BadRow(DropReason.NOT_TEXT, f"`{name}` is not empty, and only text can be read")
     fields = Fields(row, format.columns, format.roles, format.late)
     if format.name == "text":
         return [from_text(fields)]
     records, variables = _convert(fields, format), parse_variables(fields)
-    if not variables:
-        return records
-    return [
-        record if isinstance(record, (BadRow, Text)) else replace(record, variables=variables) for record in records
-    ]
+    return [_with_variables(record, variables) for record in records] if variables else records
 
 
-def _held(value: Any) -> str:
-    """What a column of media holds; `datasets` stores a file as its bytes and its path."""
-    is_file = isinstance(value, dict) and value.keys() == {"bytes", "path"}
-    return "a file" if is_file else type(value).__name__
+def _with_variables(record: Record | BadRow, variables: Variables) -> Record | BadRow:
+    """The record with what the template gets besides its messages, whose calls are those of its tools."""
+    tools = variables.get("tools", [])
+    match record:
+        case Conversation():
+            return replace(record, messages=without_foreign_nulls(record.messages, tools), variables=variables)
+        case Preference():
+            *prompt, chosen, rejected = without_foreign_nulls([*record.prompt, record.chosen, record.rejected], tools)
+            return replace(record, prompt=prompt, chosen=chosen, rejected=rejected, variables=variables)
+    return record
 
 
 def _convert(fields: Fields, format: Format) -> Records:

@@ -1,12 +1,13 @@
 """What a row gives the chat template besides its messages: its tools and switches, as transformers passes them."""
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import Fields
 from smollit.data.formats.messages.contents import parse_objects
 from smollit.data.formats.messages.shapes import decode
-from smollit.data.formats.types import Variables, shown
+from smollit.data.formats.types import Message, Variables, shown
 
 RESERVED = ("messages", "tools", "add_generation_prompt")  # variables of a template that are no switches
 VALUES = ("default", "const", "enum", "examples")  # keys of a JSON schema whose value may be null
@@ -50,6 +51,34 @@ def _without_nulls(schema: Any) -> Any:
         for key, item in schema.items()
         if item is not None or key in VALUES
     }
+
+
+def without_foreign_nulls(messages: list[Message], tools: list[dict[str, Any]]) -> list[Message]:
+    """The messages, whose calls have no nulls for parameters of other tools: files that `datasets` wrote have them."""
+    own = {name: keys for tool in tools for name, keys in _parameters(tool)}
+    return [
+        message | {"tool_calls": [_without_foreign(call, own) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _parameters(tool: dict[str, Any]) -> Iterator[tuple[str, Collection[str]]]:
+    """The name of a tool, and the names of its parameters, if it says them."""
+    match tool.get("function", tool):
+        case {"name": str(name), "parameters": {"properties": dict(parameters)}}:
+            yield name, parameters.keys()
+
+
+def _without_foreign(call: dict[str, Any], own: dict[str, Collection[str]]) -> dict[str, Any]:
+    match call:
+        case {"function": dict(function)}:
+            return call | {"function": _without_foreign(function, own)}
+        case {"name": str(name), "arguments": dict(arguments)} if name in own:
+            kept = {key: value for key, value in arguments.items() if value is not None or key in own[name]}
+            return call | {"arguments": kept}
+    return call
 
 
 def _parse_switches(switches: Any, fields: Fields) -> Variables:

@@ -15,7 +15,7 @@ from smollit.data.batching.collate import collate_prompts
 from smollit.data.prompts import prompt_examples
 from smollit.data.template.template import ChatTemplate
 from tests.data.conftest import assistant, make, ready, user
-from tests.data.formats.conftest import bad, turns
+from tests.data.formats.conftest import bad, pair, turns
 
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "mul")]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
@@ -153,6 +153,18 @@ def test_tools_have_no_parameters_of_other_tools(tmp_path: Path) -> None:
         {"a": {"type": "string"}},
         {"b": {"type": "number", "default": None}},
     ]
+
+
+def test_calls_have_no_arguments_of_other_tools() -> None:
+    """A null for a parameter that the called tool lacks comes from Arrow; one for its own parameter is the author's."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {}}}}}]
+    calls = [{"name": "f", "arguments": {"a": None, "b": None, "c": 1}}, {"name": "g", "arguments": {"b": None}}]
+    called = [assistant("", tool_calls=[{"type": "function", "function": call}]) for call in calls]
+    chat = turns({"messages": [user("q"), called[0], user("r"), called[1]], "tools": tools})[1::2]
+    responses = pair({"prompt": "q", "chosen": called[:1], "rejected": called[1:], "tools": tools})[1:3]
+    for said in (chat, responses):
+        found = [turn["tool_calls"][0]["function"]["arguments"] for turn in said]
+        assert found == [{"a": None, "c": 1}, {"b": None}]
 
 
 # promise: tools
