@@ -129,6 +129,8 @@ class ChatDataModule(BatchedDataModule):
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Every validation example once; a loader for each named set."""
         keys = [key for key in self.examples if key.split("/")[0] == "val"]
+        if not keys and self.trainer is not None and self.trainer.state.fn == "validate":
+            raise ValueError("there is nothing to validate: set `data.val_split`, `data.val_dataset` or `data.val_size`")
         loaders = [self._evaluation_loader(self.documents(key), self.collate) for key in keys]
         return loaders[0] if len(loaders) == 1 else loaders
 

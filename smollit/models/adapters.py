@@ -241,7 +241,8 @@ def merged(model: nn.Module) -> nn.Module:
     for name, layer in tuners(copied):
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
-        setattr(copied.get_submodule(parent), child, layer.get_base_layer())
+        if child != "base_layer":  # experts are wrapped once more for each of their weights
+            setattr(copied.get_submodule(parent), child, layer.get_base_layer())
     return copied
 
 

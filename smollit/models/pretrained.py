@@ -1,7 +1,6 @@
 """The only file that loads a transformers model: with all its weights, or with an error that explains why not."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,7 +15,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from smollit.errors import first_line
-from smollit.paths import check_folder
+from smollit.paths import check_folder, read_mapping
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")  # by family
@@ -129,11 +128,17 @@ def load_pretrained(model_name: str, config: PretrainedConfig, dtype: torch.dtyp
 
 
 def adapter_base(model_name: str) -> str | None:
-    """The model below the adapter in a local folder that peft wrote; None for a whole model."""
+    """The model below the adapter in a local folder that peft wrote; None for a whole model.
+
+    Raises:
+        ValueError: If the adapter names none.
+    """
     file = Path(model_name) / "adapter_config.json"
     if not file.is_file() or (Path(model_name) / "config.json").is_file():
         return None
-    base: str = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base: str | None = read_mapping(file).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{file} names no base model: set its `base_model_name_or_path`")
     return base
 
 
@@ -152,7 +157,7 @@ def merge_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
         model.resize_token_embeddings(rows, mean_resizing=False)  # for tokens that the adapter has embeddings of
     try:
         result: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, OSError, SafetensorError) as error:
         raise ValueError(f"the adapter in `{folder}` does not fit its base model: {first_line(error)}") from error
     return result
 
@@ -176,7 +181,7 @@ def load_config(model_name: str) -> PretrainedConfig:
         try:
             return load_config(base)
         except ValueError as error:
-            raise ValueError(f"`{model_name}` is an adapter, and its base model can not be loaded: {error}") from error
+            raise ValueError(f"`{model_name}` is an adapter, and its base model can't be loaded: {error}") from error
     path = Path(model_name)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"`model_name` is the folder {path}, but it holds no config.json: give a Hugging Face folder")

@@ -22,6 +22,8 @@ from smollit.models.vocabulary import fit_vocabulary
 from smollit.modules.loading import saved_settings
 from smollit.modules.stage_metrics import StageMetricsModule
 
+START = "give that of its start, or start a new run in another `trainer.default_root_dir`"
+
 
 class PolicyModule(StageMetricsModule):
     """A LightningModule with a causal language model, the policy.
@@ -193,17 +195,22 @@ class PolicyModule(StageMetricsModule):
             checkpoint["state_dict"] = trained_weights(self.policy, checkpoint["state_dict"], prefix=POLICY)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that lacks trained weights, which `strict_loading` does not check with an adapter.
+        """Refuse a checkpoint of another adapter: `strict_loading` does not see that weights of one are lacking.
 
         Raises:
-            ValueError: If the checkpoint was made without this adapter.
+            ValueError: If the checkpoint was made without this adapter, or with another one.
         """
         super().on_load_checkpoint(checkpoint)
-        if self.adapter is not None and self.policy is not None:
-            wanted = trained_weights(self.policy, self.policy.state_dict())
-            missing = [name for name in wanted if POLICY + name not in checkpoint["state_dict"]]
-            if missing:
-                raise ValueError(f"the checkpoint lacks {len(missing)} weights of `model.adapter`: {missing[:2]}")
+        if self.policy is None:
+            return
+        before = checkpoint.get("hyper_parameters", {}).get("adapter")
+        if self.adapter is not None:
+            wanted, saved = trained_weights(self.policy, self.policy.state_dict()), checkpoint["state_dict"]
+            other = [n for n, w in wanted.items() if POLICY + n not in saved or saved[POLICY + n].shape != w.shape]
+            if other:
+                raise ValueError(f"the checkpoint lacks {len(other)} weights of `model.adapter`: {other[:2]}. {START}")
+        elif before is not None:
+            raise ValueError(f"the checkpoint was made with the adapter {before}, and `model.adapter` is null: {START}")
 
     def shard(self, model: CausalLM) -> nn.Module:
         """The model, sharded if the strategy requires it."""

@@ -26,6 +26,19 @@ def test_a_folder_that_lacks_something_is_named(tmp_path: Path, tiny_model: Path
         CausalLM(str(tmp_path))
 
 
+def test_an_adapter_whose_base_is_missing_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    """peft writes null for a model from memory; a folder that has moved; a method of peft that can't be merged."""
+    prompts = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
+    for base, words in (
+        (None, "names no base model: set its `base_model_name_or_path`"),
+        (str(tmp_path / "gone"), "is an adapter, and its base model can't be loaded: .*does not exist"),
+        (str(tiny_model), "does not fit its base model"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(prompts | {"base_model_name_or_path": base}))
+        with pytest.raises(ValueError, match=words):
+            CausalLM(str(tmp_path))
+
+
 # promise: no-code
 def test_code_that_a_model_brings_is_refused_without_a_question(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 """Runs with an adapter: the reference without a second model, small checkpoints, resume to the bit, merging."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from smollit.models.adapters import Adapter, DoRA, LoRA, Peft, RSLoRA, merged, t
 from smollit.modules import DPOModule, SFTModule
 from smollit.python import export as python_export
 from tests.conftest import batch_of, example_pairs
+from tests.models.families import save_family
 from tests.training.conftest import stop_and_resume
 
 STEPS = {"max_epochs": None, "max_steps": 4, "accumulate_grad_batches": 1}
@@ -35,6 +37,25 @@ def test_a_run_with_an_adapter_resumes_to_the_bit(fit: Any, tmp_path: Path, adap
     saved = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     trained = {name for name, weight in whole.module.named_parameters() if weight.requires_grad}
     assert set(saved) == trained and any("lora_A" in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (LoRA(r=4), LoRA(r=2), "lacks 28 weights of `model.adapter`: .*lora_A.*give that of its start"),
+        (LoRA(r=4), DoRA(r=4), "lacks 14 weights of `model.adapter`: .*magnitude"),
+        (LoRA(r=4), None, "was made with the adapter .*LoRA.*, and `model.adapter` is null: give that of its start"),
+        (None, LoRA(r=4), "lacks 28 weights of `model.adapter`"),
+    ],
+)
+def test_a_run_does_not_resume_with_another_adapter(
+    fit: Any, tmp_path: Path, before: Adapter | None, after: Adapter | None, words: str
+) -> None:
+    """Another rank, another kind, none, and one where there was none: a sentence, before torch's list of sizes."""
+    options = STEPS | {"max_steps": 2}
+    assert fit(tmp_path, model={"adapter": before}, **options).error is None
+    error = fit(tmp_path, model={"adapter": after}, **STEPS).error
+    assert isinstance(error, ValueError) and re.search(words, str(error)), error
 
 
 # promise: adapters
@@ -67,6 +88,23 @@ def test_a_merged_adapter_gives_the_same_log_probabilities(tiny_model: Path, ada
         before = module.load(str(tiny_model)).eval()(batch).sums
     assert not tuners(copied) and not torch.allclose(whole, without, atol=1e-2)
     torch.testing.assert_close(without, before)
+
+
+# promise: adapters
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3-MoE", "DeepSeek-V3"])
+def test_an_adapter_in_experts_is_merged(tmp_path: Path, family: str) -> None:
+    """peft wraps the experts of a layer twice, once for each of their weights."""
+    module = SFTModule(str(save_family(family, tmp_path)), adapter=LoRA(r=2))
+    module.configure_model()
+    ids = torch.arange(3, 40)[None]
+    for _, weight in module.policy.named_parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.02)  # larger ones bring some token close to another choice of experts
+    with torch.no_grad():
+        model = module.policy.eval().model
+        whole, copied = model(ids).logits, merged(model)
+        torch.testing.assert_close(copied(ids).logits, whole, rtol=1e-5, atol=1e-5)
+    assert set(copied.state_dict()) == set(SFTModule(str(tmp_path)).load(str(tmp_path)).model.state_dict())
 
 
 def test_settings_that_can_not_work_are_refused(tiny_model: Path) -> None:
