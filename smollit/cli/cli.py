@@ -17,7 +17,7 @@ from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import RunConfigCallback, with_one_learning_rate
 from smollit.cli.trainer_settings import (
     check_accelerator,
-    check_strategy,
+    check_device,
     check_trainer_settings,
 )
 from smollit.commands import COMMANDS
@@ -143,7 +143,7 @@ class SmollitCLI(LightningCLI):
             check_accelerator(str(self.config.trainer.accelerator).lower())
             trainer = self.instantiate_trainer()
             assert isinstance(trainer, SmollitTrainer)
-            check_strategy(trainer)
+            check_device(trainer)
             if trainer.limit_val_batches == 0 or not self.datamodule.has_validation:
                 refuse_watching_nothing(trainer.callbacks)
         trainer.run_state.config |= {name: self.completed[name].as_dict() for name in SECTIONS}

@@ -66,12 +66,14 @@ def check_accelerator(name: str) -> None:
         raise ValueError(f"`trainer.accelerator`: there is no {name} on this machine: set it to cpu or auto")
 
 
-def check_strategy(trainer: Trainer) -> None:
-    """Refuse FSDP without a GPU, which torch does only when the model is wrapped.
+def check_device(trainer: Trainer) -> None:
+    """Refuse FSDP without a GPU and fp64 on Apple's, which torch does only when the model is wrapped or moved.
 
     Raises:
-        ValueError: Names strategies that run on a CPU.
+        ValueError: Names strategies and precisions that work there.
     """
+    if isinstance(trainer.accelerator, MPSAccelerator) and trainer.precision == "64-true":
+        raise ValueError("`trainer.precision`: Apple's GPUs have no 64-true: set it to 32-true, or the accelerator to cpu")
     if isinstance(trainer.strategy, FSDPStrategy) and isinstance(trainer.accelerator, CPUAccelerator):
         raise ValueError("`trainer.strategy`: fsdp needs a GPU, and this run has none: use fsdp2, ddp or auto")
 

@@ -63,7 +63,7 @@ class RewardQuantile(MeanOfSums):
     def update(self, chosen: Tensor, rejected: Tensor) -> None:
         """Count the rewards of P pairs, [P] and [P], in their bins. NaN is counted, so that it shows."""
         rewards = chosen if self.side == "chosen" else rejected
-        place = torch.asinh(rewards.double() / FINEST) / WIDTH + NUM_BINS // 2
+        place = torch.asinh(rewards.to(self.total.dtype) / FINEST) / WIDTH + NUM_BINS // 2
         index = place.nan_to_num(nan=0.0).round().clamp(0, NUM_BINS - 1).long()
         self.total.index_add_(0, index, torch.where(rewards.isnan(), torch.nan, 1.0).to(self.total))
         self.count += rewards.numel()

@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from smollit.metrics.base import MeanOfSums
 from smollit.training import precision
 from smollit.training.precision import bf16_flag, slow_precision
 
@@ -56,3 +62,34 @@ def test_the_start_says_that_bf16_is_slow(
         make_run(precision="bf16-mixed", max_steps=1).fit()
     assert ("has neither AVX512-BF16 nor AMX" in caplog.text) == says
     assert bf16_flag(cpuinfo) == (None if says else "amx_bf16")
+
+
+class NoDouble(TorchDispatchMode):
+    """Fails at the first tensor in fp64, as an Apple GPU does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        assert all(tensor.dtype != torch.float64 for tensor in tree_leaves(made) if isinstance(tensor, Tensor)), func
+        return made
+
+
+class SinglePrecision(Callback):
+    """Gives the metrics' sums the dtype that they have on an Apple GPU, and watches from there on."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for metric in (each for each in pl_module.modules() if isinstance(each, MeanOfSums)):
+            metric.total, metric.count = metric.total.float(), metric.count.float()
+            metric._defaults = {name: zero.float() for name, zero in metric._defaults.items()}
+        self.mode = NoDouble()
+        self.mode.__enter__()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.mode.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_run_needs_no_double_precision(kind: str, make_run: Any) -> None:
+    """Apple's GPUs have none: steps, clipping, metrics, validation and checkpoints make no tensor in fp64."""
+    watch = SinglePrecision()
+    run = make_run([watch], kind, max_steps=4, val_every_n_steps=2, gradient_clip_val=1.0, precision="bf16-mixed").fit()
+    assert run.trainer.global_step == 4 and (run.folder / "checkpoints" / "last.ckpt").is_file()

@@ -81,12 +81,12 @@ class Speaker:
             ValueError: If there is none, or it has no chat template.
         """
         source = find_model(name)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         try:
             with no_progress_bar(Path(source).is_dir()):
                 config = load_config(source)
                 own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-                model = load_pretrained(source, config, torch.float32 if device == "cpu" else own)  # bf16 is slow there
+                model = load_pretrained(source, config, torch.float32 if device.type == "cpu" else own)  # bf16 is slow there
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"could not load {source}: {first_line(error)}") from error

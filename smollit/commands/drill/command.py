@@ -108,7 +108,7 @@ class Drill:
         log.info("drill: an unbroken run in %s", self.whole)
         first = finish(self.drilled, self.whole)
         self.drilled = replace(self.drilled, seconds=first.seconds, start_up=first.start_up or first.seconds)
-        exact = self.repeat() if torch.cuda.is_available() else "to the bit"
+        exact = self.repeat() if torch.accelerator.is_available() else "to the bit"
         self.promises = promises(exact)
         left, number = kills, 0
         while left:

@@ -48,7 +48,7 @@ class Faults:
         full.hold(self.full_disk())
         read_only.hold(self.read_only_folder())
         truncated.hold(self.truncated_checkpoint())
-        if not torch.cuda.is_available():
+        if not torch.accelerator.is_available():
             ranks = self.of_two_ranks()
             lost.hold(ranks.lost_rank("two-ranks-first", first=True))
             lost.hold(ranks.lost_rank("two-ranks-second", first=False))

@@ -77,8 +77,8 @@ class ScoreCommand(FolderCommand):
         """The scores of a model, by their name."""
         source = find_model(name)
         model = CausalLM(source).eval()
-        if torch.cuda.is_available():
-            model.to("cuda")
+        if gpu := torch.accelerator.current_accelerator(check_available=True):
+            model.to(gpu)
         sizes = {"max_rows": self.max_rows, "max_length": self.max_length}
         for data, label in labels(as_list(self.chats)).items():
             yield f"loss/{label}", losses(model, batches(data, source, pairs=False, **sizes))

@@ -107,6 +107,11 @@ def check_device() -> Iterator[Check]:
         slow = "has no bf16: set `trainer.precision` to 16-mixed or 32-true"
         yield Check("precision", "ok" if fast else "note", "bf16-mixed is fast" if fast else slow)
         return
+    if torch.backends.mps.is_available():
+        memory = torch.mps.recommended_max_memory() / 1024**3
+        yield Check("GPU", "ok", f"Apple's, by MPS, of the shared memory {memory:.0f} GiB")
+        yield Check("precision", "ok", "32-true and bf16-mixed compute; there is no fp64")
+        return
     yield Check("device", "note", f"no GPU: {os.cpu_count()} CPU cores, {torch.backends.cpu.get_cpu_capability()}")
     flag = bf16_flag()
     slow = "bf16 is slow on this CPU, which has neither AVX512-BF16 nor AMX: set `trainer.precision` to 32-true"

@@ -24,6 +24,7 @@ def get_random_state() -> State:
     return {
         "torch": torch.get_rng_state(),
         "cuda": cuda,
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         "python": [version, list(keys), gauss],
         "numpy": [
             name,
@@ -40,6 +41,8 @@ def set_random_state(state: State) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"][0])
+    if state.get("mps") and torch.backends.mps.is_available():  # version 0.2 did not save it
+        torch.mps.set_rng_state(state["mps"][0])
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     name, numpy_keys, position, has_gauss, cached = state["numpy"]

@@ -31,17 +31,23 @@ class Environment(Callback):
 def describe(trainer: Trainer) -> dict[str, Any]:
     """Versions, device, threads, strategy and precision of this process."""
     device = trainer.strategy.root_device
-    is_gpu = device.type == "cuda"
     return {
         **{name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if is_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "devices": trainer.world_size,
         "strategy": type(trainer.strategy).__name__,
         "precision": str(trainer.precision),
         **{name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's instruction set."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory that new tensors can use, or None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return max(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), 0)
     limits = (_available(Path("/proc/meminfo")), container_free(CGROUP))
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -30,6 +32,8 @@ def held_bytes(device: torch.device) -> int:
     """Memory in use now: tensors on a GPU; on a CPU the whole process, with its libraries and data."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
     status = Path("/proc/self/status")
     return _kibibytes(status, "VmRSS") if status.is_file() else peak_bytes(device)
 
@@ -38,6 +42,8 @@ def peak_bytes(device: torch.device) -> int:
     """The highest memory use so far: of tensors on a GPU; on a CPU of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()  # Metal keeps what is freed, and has no other record of the peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
