@@ -4,15 +4,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from smollit import commands
-from smollit.cli.cli import SmollitCLI
-from smollit.cli.errors import DEBUG, building, for_the_user
 from smollit.cli.folders import folder_command
 from smollit.commands.command import FolderCommand
 
+if TYPE_CHECKING:
+    from smollit.cli.cli import SmollitCLI
 
-def main(args: Sequence[str] | None = None) -> SmollitCLI | FolderCommand:
+
+def main(args: Sequence[str] | None = None) -> "SmollitCLI | FolderCommand":
     """Parse, build and run one command.
 
     Args:
@@ -33,6 +35,9 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI | FolderCommand:
             on_folders = folder_command(words[0], command, words[1:])
             on_folders.run()
             return on_folders
+        from smollit.cli.cli import SmollitCLI  # with Lightning, which takes seconds and commands on folders don't need
+        from smollit.cli.errors import building
+
         command.run_alone(words[1:])
         with building():
             cli = SmollitCLI(words[0], command, command.words(words[1:]))
@@ -40,6 +45,8 @@ def main(args: Sequence[str] | None = None) -> SmollitCLI | FolderCommand:
     except KeyboardInterrupt:  # before a trainer listens
         raise SystemExit(130) from None
     except Exception as error:
+        from smollit.cli.errors import DEBUG, for_the_user
+
         said = for_the_user(error)
         if said is None or os.environ.get(DEBUG):
             raise

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from smollit.cli import config_yaml
 from smollit.cli.command_words import command_words
 from smollit.cli.errors import building
-from smollit.cli.logger_setting import complete_loggers, words_with_full_names
+from smollit.cli.logger_setting import complete_loggers, with_full_names, words_with_full_names
 from smollit.cli.nulls import check_nulls, check_places, check_settings
 from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import RunConfigCallback, with_one_learning_rate
@@ -58,7 +58,7 @@ class SmollitCLI(LightningCLI):
     model: FineTuningModule
 
     def __init__(self, name: str, command: type[Command], args: Sequence[str]) -> None:
-        config_yaml.use()
+        config_yaml.use(with_full_names)
         self.command_class = command
         super().__init__(
             parser_class=SmollitParser,

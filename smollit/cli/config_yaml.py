@@ -1,13 +1,11 @@
 """Reading and writing of YAML, in files and in values on the command line."""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import yaml
 from jsonargparse import set_dumper, set_loader
-
-from smollit.cli.logger_setting import with_full_names
 
 BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 INT = re.compile(r"^[-+]?[0-9][0-9_]*$|^0x[0-9a-fA-F]+$")
@@ -78,7 +76,7 @@ def load(text: str) -> Any:
         return value if ": " in text else text
     if isinstance(value, dict) and value.get("trainer", ...) is None:
         del value["trainer"]  # a section without a setting, as where all are comments
-    return with_full_names(without_empty_arguments(value))
+    return without_empty_arguments(value)
 
 
 def without_empty_arguments(value: Any) -> Any:
@@ -96,7 +94,11 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=ConfigDumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
-def use() -> None:
-    """Make jsonargparse read and write YAML this way."""
-    set_loader("yaml", load, (yaml.YAMLError,))
+def use(complete: Callable[[Any], Any]) -> None:
+    """Make jsonargparse read and write YAML this way.
+
+    Args:
+        complete: What is done to each value that is read.
+    """
+    set_loader("yaml", lambda text: complete(load(text)), (yaml.YAMLError,))
     set_dumper("yaml", dump)

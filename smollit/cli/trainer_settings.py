@@ -73,7 +73,7 @@ def check_device(trainer: Trainer) -> None:
         ValueError: Names strategies and precisions that work there.
     """
     if isinstance(trainer.accelerator, MPSAccelerator) and trainer.precision == "64-true":
-        raise ValueError("`trainer.precision`: Apple's GPUs have no 64-true: set it to 32-true, or the accelerator to cpu")
+        raise ValueError("`trainer.precision`: Apple's GPUs have no 64-true: set it to 32-true")
     if isinstance(trainer.strategy, FSDPStrategy) and isinstance(trainer.accelerator, CPUAccelerator):
         raise ValueError("`trainer.strategy`: fsdp needs a GPU, and this run has none: use fsdp2, ddp or auto")
 

@@ -4,26 +4,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from smollit.data import ChatDataModule
-from smollit.modules import FineTuningModule
-from smollit.training import SmollitTrainer
+if TYPE_CHECKING:  # commands on folders start without Lightning
+    from smollit.data import ChatDataModule
+    from smollit.modules import FineTuningModule
+    from smollit.training import SmollitTrainer
 
 
 class ConfiguredRun(Protocol):
     """The objects that a config describes. Weights and rows are not loaded yet; the trainer is created on first use."""
 
     @property
-    def model(self) -> FineTuningModule:
+    def model(self) -> "FineTuningModule":
         """The module, without weights."""
 
     @property
-    def datamodule(self) -> ChatDataModule:
+    def datamodule(self) -> "ChatDataModule":
         """The data module."""
 
     @property
-    def trainer(self) -> SmollitTrainer:
+    def trainer(self) -> "SmollitTrainer":
         """The trainer."""
 
     @property

@@ -49,7 +49,9 @@ class MeanOfSums(Metric):
         # There is no public hook for a cast, so the dtype is kept here.
         def move(state: Tensor) -> Tensor:
             device = fn(state.float()).device
-            return state.float().to(device) if device.type == "mps" else state.to(device, torch.float64)  # MPS has no fp64
+            if device.type == "mps":  # it has no fp64
+                return state.float().to(device)
+            return state.to(device, torch.float64)
 
         return super()._apply(move, exclude_state)  # type: ignore[return-value]
 

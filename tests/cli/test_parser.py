@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import get_loader
 
 from smollit.cli import config_yaml
+from smollit.cli.logger_setting import with_full_names
 from smollit.cli.nulls import check_nulls
 from smollit.cli.parser import SmollitParser
 from smollit.cli.run_config import free_name
@@ -70,7 +71,7 @@ def test_yaml_values_are_what_they_look_like(text: str, value: Any) -> None:
 
     The same again after a round trip through a file, in which texts such as "None", "012" and "1e-5" are in quotes.
     """
-    config_yaml.use()
+    config_yaml.use(with_full_names)
     assert get_loader("yaml")(f"name: {text}\nother: Nonesuch") == {"name": value, "other": "Nonesuch"}
     assert config_yaml.load(text) == value
     for kept in ({"a": value, "b": 1}, {"a": text}):
@@ -81,7 +82,7 @@ def test_yaml_values_are_what_they_look_like(text: str, value: Any) -> None:
 @pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3\n", "x:\n- {a: 1, b: 1,\n   a: 2}", "<<: {a: 1}\nc: 1\nc: 1"])
 def test_a_key_given_twice_is_an_error_with_its_lines(text: str, tmp_path: Path, capsys: Any) -> None:
     """At any depth. Merging a mapping whose keys are overridden is YAML's own way, and no repetition."""
-    config_yaml.use()
+    config_yaml.use(with_full_names)
     last = text.count("\n", 0, text.rindex("c:" if "c:" in text else "a:")) + 1
     with pytest.raises(yaml.YAMLError, match=rf"is given twice, in lines \d and {last}"):
         config_yaml.load(text)

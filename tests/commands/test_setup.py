@@ -1,6 +1,8 @@
 """`init` and `doctor`."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,22 @@ def test_init_writes_a_config_that_works_from_any_folder(
     with pytest.raises(SystemExit, match=f"{name} exists already"):
         main(["init", kind])
     assert Path(name).read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("init", {"torch", "lightning", "transformers"}),
+        ("import", {"torch", "lightning", "transformers"}),
+        ("doctor", {"lightning", "transformers"}),  # it also says which of them is broken
+        ("chat", {"lightning", "datasets"}),
+    ],
+)
+def test_a_command_starts_without_what_it_does_not_use(name: str, without: set[str]) -> None:
+    """Lightning alone takes seconds to import."""
+    code = f"import sys; import smollit.main as m; m.commands.find([{name!r}]); print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not without & set(found) and "smollit.cli.folders" in found
 
 
 # promise: doctor

@@ -21,7 +21,7 @@ from smollit import __version__
 from smollit.commands.command import FolderCommand
 from smollit.commands.console import say
 from smollit.paths import cache_folder
-from smollit.training.precision import bf16_flag
+from smollit.precision import bf16_flag
 
 # Versions that must not be used, whatever else is installed, and why.
 KNOWN_BAD = {("lightning", found): "malicious, see GHSA-w37p-236h-pfx3: remove it" for found in ("2.6.2", "2.6.3")}

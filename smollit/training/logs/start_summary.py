@@ -10,7 +10,7 @@ from smollit.data.encoding.report import Report
 from smollit.models.adapters import quantized_layers
 from smollit.models.generation import positions_of
 from smollit.models.sharding import unwrap
-from smollit.training.precision import has_fast_bf16, slow_precision
+from smollit.precision import has_fast_bf16, slow_precision
 from smollit.training.steps import described_data
 
 log = logging.getLogger(__name__)

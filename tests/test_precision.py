@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from smollit import precision
 from smollit.metrics.base import MeanOfSums
-from smollit.training import precision
-from smollit.training.precision import bf16_flag, slow_precision
+from smollit.precision import bf16_flag, slow_precision
 
 LARGE = 135_000_000
 
