@@ -5,7 +5,7 @@
 
 Needs `pip install -e '.[trl]'`. Exits with 1 if a metric of any step differs by more than 1e-4, which is relative for
 numbers above 1.
-SmolLM2-135M takes TRL 23 GB and a few hours on 2 cores with 4 rows of 256 tokens per step.
+SmolLM2-135M takes 14 minutes on one core with `--rows 2 --max-length 128`.
 
 Loss, beta, learning rate, schedule and warm-up are the recipe's; rows per step and their length are what the CPU
 allows. Both sides use the same schedule, a pure function of the step: TRL's own warm-up begins at 0.
