@@ -201,3 +201,13 @@ def test_lora_is_compared_with_all_weights(script: Script, tmp_path: Path, capsy
     assert first == pytest.approx([first[0]] * 3) and len(set(last)) == 3
     assert all(after < before for before, after in zip(first, last, strict=True))
     assert capsys.readouterr().out.count("\n") == 5 and (tmp_path / "a.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_selection_compares_each_score_with_random_rows(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two tables: all rows, as many at random, and each score, with two numbers each."""
+    assert script("selection").main(["--seeds", "1", "--steps", "1"]) == 0
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    numbers = {first.strip("| "): rest for first, *rest in lines if "---" not in first and " on" not in first}
+    assert {"108 at random", "108 by `ifd`", "108 by `reference_margin`"} <= set(numbers)
+    assert all(0 < float(number.strip("| ")) < 20 for rest in numbers.values() for number in rest)
