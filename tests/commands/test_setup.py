@@ -38,9 +38,8 @@ def test_init_writes_a_config_that_works_from_any_folder(
     ("name", "without"),
     [
         ("init", {"torch", "lightning", "transformers"}),
-        ("import", {"torch", "lightning", "transformers"}),
+        ("import", {"lightning", "transformers"}),
         ("doctor", {"lightning", "transformers"}),  # it also says which of them is broken
-        ("chat", {"lightning", "datasets"}),
     ],
 )
 def test_a_command_starts_without_what_it_does_not_use(name: str, without: set[str]) -> None:

@@ -86,7 +86,8 @@ class Speaker:
             with no_progress_bar(Path(source).is_dir()):
                 config = load_config(source)
                 own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-                model = load_pretrained(source, config, torch.float32 if device.type == "cpu" else own)  # bf16 is slow there
+                dtype = torch.float32 if device.type == "cpu" else own  # bf16 is slow on most CPUs
+                model = load_pretrained(source, config, dtype)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"could not load {source}: {first_line(error)}") from error
