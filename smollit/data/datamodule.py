@@ -130,7 +130,7 @@ class ChatDataModule(BatchedDataModule):
         """Every validation example once; a loader for each named set."""
         keys = [key for key in self.examples if key.split("/")[0] == "val"]
         if not keys and self.trainer is not None and self.trainer.state.fn == "validate":
-            raise ValueError("there is nothing to validate: set `data.val_split`, `data.val_dataset` or `data.val_size`")
+            raise ValueError("there is no split to validate: set `data.val_split` or `data.val_sets`")
         loaders = [self._evaluation_loader(self.documents(key), self.collate) for key in keys]
         return loaders[0] if len(loaders) == 1 else loaders
 

@@ -64,3 +64,11 @@ def test_a_due_validation_is_made_up(name: str, fit: Any, tmp_path: Path) -> Non
         again = fit(folder, logger=False, **options)
         assert (again.steps, again.diary.validated) == ([], [])
     assert found[0] == found[1]
+
+
+def test_validate_without_a_split_is_refused(fit: Any, tmp_path: Path) -> None:
+    """`fit` runs without validation; `validate` has nothing else to do, and said nothing."""
+    run = fit(tmp_path, data={"val_split": None}, max_epochs=None, max_steps=1, val_every_n_steps=None)
+    assert run.error is None
+    with pytest.raises(ValueError, match="there is no split to validate: set `data.val_split`"):
+        run.trainer.validate(run.module, datamodule=run.trainer.datamodule)
