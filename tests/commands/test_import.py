@@ -114,6 +114,22 @@ load_best_model_at_end: true
 per_device_eval_batch_size: 4
 max_length: null
 """
+OLDER_NAMES = """
+model_name_or_path: my-org/model
+dataset_mixer: {my-org/a: 1.0}
+dataset_splits: [train_sft, test_sft]
+evaluation_strategy: epoch
+max_seq_length: 4096
+use_flash_attention_2: true
+"""
+SLICE = """
+base_model: my-org/model
+datasets:
+  - path: my-org/a
+    split: train[:1%]
+val_set_size: 0.05
+sequence_len: 512
+"""
 ARGUMENTS = json.dumps(
     {"output_dir": "out", "per_device_train_batch_size": 4, "max_steps": -1, "weight_decay": 0.01, "eval_steps": 0.1}
 )
@@ -177,6 +193,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "data.train_split": "train", "data.val_split": "test", "trainer.val_every_n_steps": 20,
         "trainer.keep_best": "val/loss", "data.max_length": None, "model.learning_rate": 1e-6,
     }),
+    ("older.yaml", OLDER_NAMES, {
+        "data.max_length": 4096, "data.train_split": "train_sft", "data.val_split": "test_sft",  # no default over them
+    }),
+    ("slice.yaml", SLICE, {"data.train_split": "train[:1%]", "data.val_split": None}),
 ]  # fmt: skip
 
 

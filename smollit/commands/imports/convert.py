@@ -51,13 +51,15 @@ def imported(given: Given, folder: Path) -> Imported:
     tool = tool_of(given)
     defaults = {name: value for name, value in tool.defaults(given).items() if name not in given}
     everything = {**defaults, **given}
-    settings, lines = data_sets(everything, folder)
+    of_sets, lines = data_sets(everything, folder)
     template = next((value for name, value in given.items() if is_template(name, value)), None)
+    own: Settings = {}
     lines = [
-        *_lines(tool, given, everything, "mapped", settings),
+        *_lines(tool, given, everything, "mapped", own),
         *lines,
-        *_lines(tool, defaults, everything, "default of theirs", settings),
+        *_lines(tool, defaults, everything, "default of theirs", own),
     ]
+    settings = of_sets | own
     for name in settings.get("model.loss.losses", [settings["model.loss"]] if "model.loss" in settings else []):
         LOSS.find(name)  # a name that smollit lacks is refused: another loss would be trained
     lines += [Line("not in the file", name, why) for name, why in NEEDED.items() if name not in settings]
@@ -98,6 +100,8 @@ def _lines(tool: Tool, given: Given, everything: Given, kind: Kind, settings: Se
             if kind == "mapped":
                 yield Line("no counterpart", shown, str(error))
             continue
+        if kind != "mapped" and found and found.keys() <= settings.keys():
+            continue  # given under another name, such as an older one
         settings |= found
         said = ", ".join(f"{key}: {new}" for key, new in found.items())
         yield Line(kind, shown, said or "what smollit does without it")

@@ -185,6 +185,9 @@ def held_out(settings: Settings, name: str, size: float) -> Line:
     if "data.train_split" not in settings and "data.dataset" in settings:
         settings["data.val_split"] = None
         return Line("no counterpart", said, "the data sets have other splits: name one to validate on, `data.val_sets`")
+    if set(split) & set("[+"):  # can't be divided once more
+        settings["data.val_split"] = None
+        return Line("no counterpart", said, f"divide {split} by hand: `data.train_split` and `data.val_split`")
     rows = f"{percent}%" if size < 1 else str(int(size))
     found = {"data.train_split": f"{split}[{rows}:]", "data.val_split": f"{split}[:{rows}]"}
     settings |= found
