@@ -1,4 +1,4 @@
-"""Hashes of the contents of files, remembered: an unchanged file is not read again."""
+"""Hashes: of the contents of files, remembered, so that an unchanged file is not read again; of numbers, as seeds."""
 
 import hashlib
 import json
@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+import torch
 
 from smollit.paths import write_whole
 
@@ -51,3 +53,9 @@ def _remember(memory: Path, found: dict[str, list[int | str]]) -> None:
     """Add entries atomically. When two processes save at once, some entries are lost, and hashed again later."""
     with suppress(OSError):  # a cache folder that can't be written to is no reason to stop
         write_whole(memory, json.dumps(_remembered(memory) | found))
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator that depends on these numbers alone, not on the global random state."""
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)

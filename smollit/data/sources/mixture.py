@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from smollit.data.sources.files import check_files, find_files
-from smollit.data.sources.source import Source, seeded
+from smollit.data.sources.hashes import seeded
+from smollit.data.sources.source import Source
 from smollit.data.sources.where import Expression
 
 SPLIT = re.compile(r"^(?P<name>[\w.\-]+)(?P<slice>\[-?\d*%?:-?\d*%?\])?$")

@@ -195,8 +195,9 @@ def read_files(files: tuple[Path, ...], *, fingerprint: str) -> Dataset:
     if kind == ".arrow":
         return concatenate_datasets([_map_arrow(file) for file in files])
     if kind == ".parquet":
-        # Any split name works for files that are given by name.
-        return undecoded(load_dataset("parquet", data_files={"rows": [str(file) for file in files]}, split="rows"))
+        # `datasets` finds its copy by this name and the times of the files, and a file may change and keep its time.
+        name, data_files = f"rows-{fingerprint[:16]}", {"rows": [str(file) for file in files]}
+        return undecoded(load_dataset("parquet", name, data_files=data_files, split="rows"))
     names = [RAW] if kind in (".jsonl", ".json") else csv_header(files)
     features = Features({name: Value("string") for name in names})
     return Dataset.from_generator(_generate, features=features, gen_kwargs={"files": files, "fingerprint": fingerprint})

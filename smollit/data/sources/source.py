@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from smollit.data.sources import readers
 from smollit.data.sources.files import Row, ending, names_of
-from smollit.data.sources.hashes import file_hashes
+from smollit.data.sources.hashes import file_hashes, seeded
 from smollit.data.sources.hub import HubSplit
 from smollit.data.sources.json_text import check_keys, malformed, parse_line
 from smollit.data.sources.readers import RAW
 from smollit.data.sources.where import Expression
 
 FIRST_ROWS = 100  # rows of JSON that define the columns
+SCANNED_ROWS = 2_000  # rows among which those that `where` keeps are looked for
 
 
 class Regroup(Protocol):
@@ -121,7 +122,7 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the rows: of the contents of files or `datasets`' fingerprint, and of what chooses among them."""
-        of_all = self._files_fingerprint if self.files else self._all_rows._fingerprint
+        of_all = self._fingerprint_of(self.row_slice) if self.files else self._all_rows._fingerprint
         chosen = [f"revision {self.revision}"] if self.revision else []
         if self.where:
             chosen.append(f"where {self.where.text}")
@@ -147,7 +148,7 @@ class Source:
         return list(dict.fromkeys(name for row in rows for name in row))
 
     def head(self, num_rows: int) -> list[Row]:
-        """The first rows (of files, whatever the slice), with JSON parsed; encoding names the malformed ones."""
+        """The first rows (of files, whatever the slice) that `where` keeps, with JSON parsed, without malformed ones."""
         return _parsed(self._first(num_rows))
 
     def stream(self) -> Iterator[Row]:
@@ -174,12 +175,16 @@ class Source:
         return islice(wanted, self.max_rows)
 
     def _first(self, num_rows: int) -> list[Row]:
+        """The first rows that `where` keeps; if it keeps none of the first, the first of all."""
         if not self.files and not self.streaming:  # works without a network if a copy was loaded earlier
-            return self._all_rows.select(range(min(num_rows, len(self._all_rows)))).to_list()
-        first = list(islice(readers.iter_rows(self.files) if self.files else self._hub.stream(), num_rows))
+            rows: Iterable[Row] = self._all_rows
+        else:
+            rows = readers.iter_rows(self.files) if self.files else self._hub.stream()
+        first = list(islice(rows, SCANNED_ROWS if self.where else num_rows))
         if not first:
             raise self._no_rows()
-        return first
+        kept = [row for row in first if self._is_wanted(row)] if self.where else []
+        return (kept or first)[:num_rows]
 
     def _is_wanted(self, row: Row) -> bool:
         """Whether `where` is true; a line that is not JSON is kept, and named when it is read."""
@@ -204,11 +209,12 @@ class Source:
         return Dataset.from_dict({RAW: [json.dumps(group, default=str) for group in self.regroup(parsed)]})
 
     @cached_property
-    def _files_fingerprint(self) -> str:
-        digest = hashlib.sha256(self.row_slice.encode())
-        for file, content in zip(self.files, file_hashes(self.files, self.cache_dir), strict=True):
-            digest.update(ending(file).encode() + bytes.fromhex(content))
-        return digest.hexdigest()
+    def _contents(self) -> list[bytes]:
+        hashes = file_hashes(self.files, self.cache_dir)
+        return [ending(file).encode() + bytes.fromhex(hashed) for file, hashed in zip(self.files, hashes, strict=True)]
+
+    def _fingerprint_of(self, row_slice: str) -> str:
+        return hashlib.sha256(b"".join([row_slice.encode(), *self._contents])).hexdigest()
 
     @cached_property
     def _all_rows(self) -> Dataset:
@@ -216,9 +222,8 @@ class Source:
         try:
             with readers.quiet_datasets():
                 if self.files:
-                    rows = readers.slice_rows(
-                        readers.read_files(self.files, fingerprint=self._files_fingerprint), self.row_slice
-                    )
+                    whole = readers.read_files(self.files, fingerprint=self._fingerprint_of(""))
+                    rows = readers.slice_rows(whole, self.row_slice)
                 else:
                     rows = self._hub.rows(self.row_slice)
         except Exception as error:  # of many types: datasets', pyarrow's, the hub's, the network's
@@ -235,12 +240,6 @@ class Source:
 
     def _no_rows(self) -> ValueError:
         return ValueError(f"split {self.split}{self.row_slice} of {names_of(self.files) or self.dataset} has no rows")
-
-
-def seeded(*numbers: int) -> torch.Generator:
-    """A generator that depends on these numbers alone, not on the global random state."""
-    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
 def _parsed(rows: Sequence[Row]) -> list[Row]:

@@ -21,6 +21,19 @@ def rows_of(part: Part, seed: int = 0) -> list[int]:
     return [json.loads(line)["n"] for line in load_part(part, seed=seed).rows[RAW]]
 
 
+# ---- filters
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_each_part_has_the_columns_of_the_rows_that_it_keeps(tmp_path: Path, streaming: bool) -> None:
+    """One file with rows of two shapes, the second one after the rows by which formats are detected."""
+    rows = [{"kind": "pair", "prompt": "q"}] * 150 + [{"kind": "chat", "messages": []}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = [Part(str(tmp_path / "a.jsonl"), where=f"kind == '{kind}'") for kind in ("pair", "chat", "none")]
+    found = [load_part(part, seed=0, streaming=streaming).columns() for part in parts]
+    assert found == [["kind", "prompt"], ["kind", "messages"], ["kind", "prompt"]]
+
+
 # ---- caps
 
 
