@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from smollit.data.encoding.counts import count_examples
 from smollit.data.encoding.encoder import FORMAT_VERSION, Encoder
 from smollit.data.encoding.steps import PAIR_NUMBERS, TOKEN_COLUMNS
-from smollit.data.sources.readers import quiet_datasets
+from smollit.data.sources.hub import quiet_datasets
 from smollit.data.sources.source import Source
 from smollit.data.template.parts import named_parts
 

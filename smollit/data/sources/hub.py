@@ -2,15 +2,35 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import (
+    Dataset,
+    IterableDataset,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_dataset,
+)
 
 from smollit.data.sources.columns import undecoded
 from smollit.data.sources.files import Row, root_cause
-from smollit.data.sources.readers import TABLE_ROWS, quiet_datasets, rows_of
+from smollit.data.sources.readers import TABLE_ROWS, rows_of
 from smollit.errors import first_line
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Disable the progress bars of `datasets` inside the block, and restore them after it."""
+    were_on = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
+            enable_progress_bars()
 
 
 class HubSplit(NamedTuple):

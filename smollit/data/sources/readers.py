@@ -9,7 +9,6 @@ import csv
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -22,12 +21,10 @@ from datasets import (
     Features,
     ReadInstruction,
     Value,
-    are_progress_bars_disabled,
     concatenate_datasets,
-    disable_progress_bars,
-    enable_progress_bars,
     load_dataset,
 )
+from datasets.table import CastError
 
 from smollit.data.sources.columns import undecoded
 from smollit.data.sources.files import Row, ending, kind_of, names_of, open_bytes, root_cause
@@ -37,18 +34,6 @@ from smollit.errors import first_line
 RAW = "raw_json_line"  # the one column of a JSON or JSON Lines file
 TABLE_ROWS = 256  # rows of a parquet or Arrow file that are in memory at once
 ROW_NUMBERS = re.compile(r"\[(\d*):(\d*)\]")
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Disable the progress bars of `datasets` inside the block, and restore them after it."""
-    were_on = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_on:
-            enable_progress_bars()
 
 
 # ---- one after the other
@@ -223,7 +208,9 @@ def read_error(files: tuple[Path, ...], error: Exception) -> ValueError:
     ours: BaseException | None = error
     while ours is not None and type(ours) is not ValueError:
         ours = ours.__cause__
-    return ours or ValueError(f"could not read {names_of(files)}: {first_line(root_cause(error))}")
+    cause = root_cause(error)
+    what = "their columns or types differ" if isinstance(cause, CastError) else first_line(cause)
+    return ours or ValueError(f"could not read {names_of(files)}: {what}")
 
 
 # ---- slices

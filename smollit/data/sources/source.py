@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from smollit.data.sources import readers
 from smollit.data.sources.files import Row, ending, names_of
 from smollit.data.sources.hashes import file_hashes, seeded
-from smollit.data.sources.hub import HubSplit
+from smollit.data.sources.hub import HubSplit, quiet_datasets
 from smollit.data.sources.json_text import check_keys, malformed, parse_line
 from smollit.data.sources.readers import RAW
 from smollit.data.sources.where import Expression
@@ -148,7 +148,7 @@ class Source:
         return list(dict.fromkeys(name for row in rows for name in row))
 
     def head(self, num_rows: int) -> list[Row]:
-        """The first rows (of files, whatever the slice) that `where` keeps, with JSON parsed, without malformed ones."""
+        """The first rows (of files, whatever the slice) that `where` keeps; JSON is parsed, or left out."""
         return _parsed(self._first(num_rows))
 
     def stream(self) -> Iterator[Row]:
@@ -220,7 +220,7 @@ class Source:
     def _all_rows(self) -> Dataset:
         """The rows of the slice, before `max_rows` of them are drawn."""
         try:
-            with readers.quiet_datasets():
+            with quiet_datasets():
                 if self.files:
                     whole = readers.read_files(self.files, fingerprint=self._fingerprint_of(""))
                     rows = readers.slice_rows(whole, self.row_slice)

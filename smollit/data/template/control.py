@@ -17,6 +17,7 @@ from smollit.data.template.rendering.renderer import RenderedChat, Renderer
 from smollit.data.template.rendering.shapes import SENTINEL
 
 UNKNOWN = "\U0010ffff"  # a character that no vocabulary has: tokenizers of bytes have tokens for it
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # such a token of SentencePiece's kind
 
 
 class ControlText:
@@ -89,10 +90,11 @@ class ControlText:
 
     @cached_property
     def ids(self) -> frozenset[int]:
-        """Token ids of the control texts that are one token, without the one that unknown characters get."""
+        """Token ids of the control texts that are one token, without those that unknown characters get."""
         added = self.tokenizer.added_tokens_decoder.items()
         unknown = self.tokenizer(UNKNOWN, add_special_tokens=False)["input_ids"]
-        return frozenset(number for number, token in added if token.content in self.texts and number not in unknown)
+        found = {number: token.content for number, token in added if number not in unknown}
+        return frozenset(number for number, text in found.items() if text in self.texts and not BYTE.fullmatch(text))
 
     @cached_property
     def escaping_tokenizer(self) -> Tokenizer:

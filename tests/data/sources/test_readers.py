@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset
 
 from smollit.data.sources.files import KINDS
+from smollit.data.sources.hub import quiet_datasets
 from smollit.data.sources.mixture import load_source
-from smollit.data.sources.readers import quiet_datasets
 from tests.data.sources.conftest import ROWS, pack, read_error, rows_of, text, write
 
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
@@ -170,6 +170,13 @@ def test_columns_of_chats(tmp_path: Path) -> None:
     chats = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}] for answer in "ab"]
     written = json.dumps({"messages": chats, "id": [1, 2]})
     assert rows_of(write(tmp_path / "columns.json", written)) == [{"messages": chats[n], "id": n + 1} for n in (0, 1)]
+
+
+def test_parquet_files_with_other_columns_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        datasets.Dataset.from_list([{name: 1}]).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"could not read .*a\.parquet, .*b\.parquet: their columns or types differ"):
+        _ = load_source(f"{tmp_path}/*.parquet", "train").rows
 
 
 def test_a_parquet_file_that_changes_and_keeps_its_time_is_read_again(tmp_path: Path) -> None:
