@@ -6,10 +6,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from smollit.data.encoding.report import Report
+from smollit.data.encoding.report import Report, fraction
+from smollit.losses import Sum
 from smollit.models.adapters import quantized_layers
 from smollit.models.generation import positions_of
 from smollit.models.sharding import unwrap
+from smollit.modules import DPOModule
 from smollit.precision import has_fast_bf16, slow_precision
 from smollit.training.steps import described_data
 
@@ -22,6 +24,7 @@ class StartSummary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_lengths(trainer, pl_module)
+        check_scores(trainer, pl_module)
         if trainer.is_global_zero:
             show(describe(trainer, pl_module))
             warn_of_slow_precision(trainer, pl_module)
@@ -92,3 +95,22 @@ def check_lengths(trainer: Trainer, module: Any) -> None:
     longest = data.max_length if data else 0
     if longest > positions:
         raise ValueError(f"`data.max_length` is {longest:,}, but the model has {positions:,} positions: lower it")
+
+
+def check_scores(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse pairs without scores where the loss reads them, before the step that would meet the first one.
+
+    Raises:
+        ValueError: If a split of training or validation has such pairs.
+    """
+    data = described_data(trainer)
+    if data is None or not isinstance(module, DPOModule):
+        return
+    losses = module.loss.losses if isinstance(module.loss, Sum) else []
+    used = next((loss.scores for loss in (module.loss, *losses) if loss.scores != "ignore"), None)
+    for split, report in data.reports.items():
+        if used is not None and report.scored < report.kept:
+            raise ValueError(
+                f"`model.loss.scores` is {used}, and {fraction(report.kept - report.scored, report.kept, 'pairs')} of"
+                f" {split} have no scores: set it to `ignore`, or `data.where` to leave them out"
+            )

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smollit.data.sources.mixture import Part
+from smollit.losses import DPO
 from tests.training.conftest import stop_and_resume, stop_at
 
 ONE_EPOCH: dict[str, Any] = {"accumulate_grad_batches": 1, "max_epochs": 1}
@@ -239,3 +240,17 @@ def test_the_order_follows_seed_everything_and_a_resumed_run_its_first_seed(fit:
     parts = [fit(tmp_path / "broken", stop_at(3), seed=1), fit(tmp_path / "broken", stop_at(6), seed=2)]
     parts.append(fit(tmp_path / "broken", seed=3))
     assert [step for part in parts for step in part.rows] == rows["1"]
+
+
+def test_pairs_without_scores_are_refused_before_the_first_step(make_run: Any, tmp_path: Path) -> None:
+    """The loss reads scores, and the last of 5 pairs has none: no step is made."""
+    scores = {"score_chosen": 2, "score_rejected": 1}
+    pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} | (scores if n < 4 else {}) for n in range(5)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    data = {"dataset": str(tmp_path / "pairs.jsonl"), "train_split": "train", "val_split": None}
+    run = make_run(kind="dpo", model={"loss": DPO(scores="weight")}, data=data, max_steps=5)
+    with pytest.raises(
+        ValueError, match=r"`model.loss.scores` is weight, and 1 of 5 pairs \(20.0%\) of train have no scores"
+    ):
+        run.fit()
+    assert run.trainer.global_step == 0
