@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from smollit.commands.sweep.command import SweepCommand
+from smollit.commands.sweep.command import Result, SweepCommand, show
 from smollit.commands.sweep.grid import split_values, variants
 from smollit.main import main
 from smollit.training.logs.table import read_table
@@ -46,6 +46,14 @@ def test_what_cannot_be_swept_is_said_before_the_first_run(
     with pytest.raises(SystemExit, match="`metric` is val/x, of which it is not known whether less or more is better"):
         main([*words, "--metric", "val/x", "--model.learning_rate", "1e-6,5e-6"])
     assert not (tmp_path / "run").exists()
+
+
+def test_runs_without_a_validation_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They ended well, with code 0, and nothing compares them; another failed."""
+    show([Result("a", {}, 0), Result("b", {}, 1)], None, "val/loss", tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not measured" in said and "ended with code 1" in said and "ended with code 0" not in said
+    assert "val/loss was not measured: `trainer.val_every_n_steps` validates within a run" in said
 
 
 # promise: sweep

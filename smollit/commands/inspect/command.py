@@ -64,12 +64,15 @@ class InspectCommand(Command):
         """Show every part of the split.
 
         Raises:
+            ValueError: If there is no such split.
             SystemExit: With code 1, if `strict` and there are errors.
         """
         if self.template is not None:
             self.run_on_template(run.datamodule.tokenizer_name)
             return
         shown = views(run.datamodule, in_full=self.in_full)[self.split]
+        if not shown:
+            raise ValueError(f"there is no split to show: set `data.{self.split}_split`")
         findings = {view.name: self.show(view, Console()) for view in shown}
         if self.json is not None:
             write_json(self.json, shown, findings)
@@ -101,8 +104,10 @@ class InspectCommand(Command):
         """Print a part of a split; return the findings.
 
         Raises:
-            ValueError: If there is no such row.
+            ValueError: If there is no such row, or no such number of rows.
         """
+        if self.num_rows < 0:
+            raise ValueError(f"`num_rows` must be at least 0, got {self.num_rows}")
         is_known = view.num_sampled is None
         if self.row is not None and (self.row < 0 or (is_known and self.row >= view.num_rows)):
             raise ValueError(f"split {view.name} has rows 0 to {view.num_rows - 1:,}, and no row {self.row}")

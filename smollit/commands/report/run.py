@@ -34,6 +34,8 @@ def read_run(name: str) -> Run:
     """
     folder = Path(name).expanduser()
     rows = read_table(folder / FILE)
+    if not rows and (folder / FILE).is_file():
+        raise ValueError(f"the run in {folder} has logged nothing yet")
     if not rows:
         raise ValueError(f"{folder} is no run folder, or its run has logged nothing yet: there is no {FILE}")
     settings = read_mapping(folder / "config.yaml")

@@ -164,9 +164,12 @@ def show(results: Sequence[Result], best: Result | None, metric: str, folder: Pa
     console, table = Console(), Table("run", metric, "95 % interval", "step", "")
     for each in results:
         between = f"{each.interval[0]:.4f} to {each.interval[1]:.4f}" if each.interval else ""
-        value = f"{each.value:.4f}" if each.value is not None else f"ended with code {each.exit_code}"
+        failed = f"ended with code {each.exit_code}" if each.exit_code else "not measured"
+        value = f"{each.value:.4f}" if each.value is not None else failed
         table.add_row(each.name, value, between, str(each.step or ""), "best" if each is best else "")
     console.print(table)
+    if any(each.value is None and not each.exit_code for each in results):
+        console.print(f"{metric} was not measured: `trainer.val_every_n_steps` validates within a run", markup=False)
     if best:
         if doubt := undecided(results, best, metric, folder):
             console.print(f"not told apart from the best by these rows: {', '.join(doubt)}", markup=False)

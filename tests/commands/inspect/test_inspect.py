@@ -101,6 +101,8 @@ def test_problems_come_with_their_reason(mixed: SplitView, look: Look) -> None:
     said = look(mixed, problems=True, num_rows=10)
     assert "3 of 5 were dropped, truncated or escaped" in said
     assert "dropped, empty response: " in said and "{-" in said and "control text escaped" in said
+    with pytest.raises(ValueError, match="`num_rows` must be at least 0, got -1"):
+        look(mixed, num_rows=-1)
     for number in (5, -1):
         with pytest.raises(ValueError, match=f"split train has rows 0 to 4, and no row {number}"):
             look(mixed, row=number)
@@ -231,6 +233,8 @@ def test_strict_fails_on_identical_pairs(cache_dir: Path, tmp_path: Path, capsys
     assert "ln 2 = 0.6931" in " ".join(capsys.readouterr().out.split())
     (report,) = json.loads((tmp_path / "found.json").read_text()).values()
     assert report["dropped"] == {"identical responses": 6} and report["findings"][0]["severity"] == "wrong"
+    with pytest.raises(SystemExit, match=r"there is no split to show: set `data.val_split`"):
+        main([*words, "--split=val"])
     main(words)
 
 

@@ -128,3 +128,6 @@ def test_the_page_of_a_run(fit: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "| step |" in (tmp_path / "one/report.md").read_text()
     with pytest.raises(SystemExit, match="is no run folder"):
         main(["report", str(tmp_path)])
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,2.")  # a line that is being written
+    with pytest.raises(SystemExit, match="has logged nothing yet"):
+        main(["report", str(tmp_path)])
