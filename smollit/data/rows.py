@@ -9,6 +9,7 @@ from smollit.data.encoding.best import SelectBy, check_select
 from smollit.data.encoding.select import Same
 from smollit.data.formats.messages.roles import OddTurns
 from smollit.data.formats.ranking import PairsOf
+from smollit.data.sources.in_memory import as_part
 from smollit.data.sources.mixture import FormatName, Part, Splits
 
 SEED_EVERYTHING = "PL_GLOBAL_SEED"  # where Lightning keeps the seed
@@ -95,7 +96,7 @@ class RowsDataModule(LightningDataModule):
             val=val_split,
             test=test_split,
             predict=predict_split,
-            val_sets=val_sets or {},
+            val_sets={name: as_part(part) for name, part in (val_sets or {}).items()},
             format=format,
             columns=columns,
             subset=subset,

@@ -62,6 +62,20 @@ def test_what_is_neither_is_a_sentence(tmp_path: Path) -> None:
             ChatDataModule(wrong, cache_dir=str(tmp_path))  # type: ignore[arg-type]
 
 
+def test_parts_as_a_config_has_them(tiny_model: Path, tmp_path: Path) -> None:
+    """Objects of settings, and the name of a file alone for a named set."""
+    path = write(tmp_path / "rows.jsonl", chats(4))
+    parts: Any = [{"dataset": str(path), "max_rows": 3, "weight": 2}]
+    options: dict[str, Any] = {"tokenizer_name": str(tiny_model), "cache_dir": str(tmp_path / "cache")}
+    data = ChatDataModule(
+        parts, val_sets={"mine": path, "half": {"dataset": str(path), "split": "train[:50%]"}}, **options
+    )
+    data.prepare_data()
+    data.setup("fit")
+    assert {key: len(rows) for key, rows in data.examples.items()} == {"train": 3, "val/mine": 4, "val/half": 2}
+    assert data.sampler().num_rows() == 6
+
+
 def test_numbers_of_numpy_and_torch_are_numbers(tiny_model: Path, tmp_path: Path) -> None:
     """Scores as NumPy and a torch format have them; an image is no text, and nobody decodes it."""
     rows = [row | {"score": np.float32(number), "pixels": b"x"} for number, row in enumerate(chats(3))]

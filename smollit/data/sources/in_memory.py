@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -34,8 +35,8 @@ def on_disk(dataset: str | Path | list[Part] | InMemory, cache_dir: Path) -> str
         for split, text in texts.items():
             _write_once(folder / f"{split}.jsonl", text)
         return str(folder)
-    if isinstance(dataset, list) and dataset and all(isinstance(part, Part) for part in dataset):
-        return dataset  # type: ignore[return-value]  # isinstance of all
+    if isinstance(dataset, list) and dataset and all(map(_is_part, dataset)):
+        return [as_part(part) for part in dataset]
     if not isinstance(dataset, Dataset | list) or not len(dataset):
         raise ValueError(
             "`data.dataset` must be a name, a path, a list of parts, a datasets.Dataset or DatasetDict, or a list of"
@@ -43,6 +44,19 @@ def on_disk(dataset: str | Path | list[Part] | InMemory, cache_dir: Path) -> str
         )
     text = _json_lines(dataset)  # type: ignore[arg-type]  # not a list of parts
     return str(_write_once(cache_dir / "rows" / f"{_digest(text)}.jsonl", text))
+
+
+def as_part(part: Part | Mapping[str, Any] | str | Path) -> Part:
+    """A part, from its settings as a config has them, or from the name of its data set."""
+    if isinstance(part, str | Path):
+        return Part(str(part))
+    return part if isinstance(part, Part) else Part(**part)
+
+
+def _is_part(value: object) -> bool:
+    """Whether a value is a part, or has the settings of one, which no row has: its data set is no text of a chat."""
+    settings = {setting.name for setting in fields(Part)}
+    return isinstance(value, Part) or (isinstance(value, dict) and "dataset" in value and value.keys() <= settings)
 
 
 def _json_lines(rows: Iterable[Row]) -> str:
