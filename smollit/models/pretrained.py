@@ -171,8 +171,12 @@ def _embedding_rows(folder: Path) -> int:
         return max((int(weights.get_slice(name).get_shape()[0]) for name in names), default=0)
 
 
-def load_config(model_name: str) -> PretrainedConfig:
+def load_config(model_name: str, setting: str = "model_name") -> PretrainedConfig:
     """The model's configuration.
+
+    Args:
+        model_name: Hub id or local folder.
+        setting: What the user calls it, for errors.
 
     Raises:
         ValueError: If the folder is missing, holds no config.json, or the Hub can't be reached or lacks the id.
@@ -184,8 +188,8 @@ def load_config(model_name: str) -> PretrainedConfig:
             raise ValueError(f"`{model_name}` is an adapter, and its base model can't be loaded: {error}") from error
     path = Path(model_name)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"`model_name` is the folder {path}, but it holds no config.json: give a Hugging Face folder")
-    check_folder(model_name, "model_name")
+        raise ValueError(f"`{setting}` is the folder {path}, but it holds no config.json: give a Hugging Face folder")
+    check_folder(model_name, setting)
     try:
         return AutoConfig.from_pretrained(model_name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -200,15 +204,19 @@ def load_config(model_name: str) -> PretrainedConfig:
         ) from error
 
 
-def weights_fingerprint(model_name: str) -> str:
+def weights_fingerprint(model_name: str, setting: str = "model_name") -> str:
     """Identify a model's weights without loading them: SHA-256 of its files, or the commit on the Hub.
+
+    Args:
+        model_name: Hub id or local folder.
+        setting: What the user calls it, for errors.
 
     Raises:
         ValueError: As `load_config`, or if a folder holds no weights.
     """
     folder = Path(model_name)
     if not folder.is_dir():
-        load_config(model_name)  # raises an error with advice
+        load_config(model_name, setting)  # raises an error with advice
         cached = cached_file(model_name, "config.json")
         assert cached is not None, "load_config found it"
         return f"{model_name}@{Path(cached).parent.name}"  # the Hub's cache names its folders after commits

@@ -56,7 +56,8 @@ class ReferenceScorer:
         self._module = module
         if self.mode == "none":
             return
-        self.fingerprint = self.fingerprint or weights_fingerprint(self.name)
+        setting = "model_name" if self.name == module.model_name else "reference_name"
+        self.fingerprint = self.fingerprint or weights_fingerprint(self.name, setting)
         if self.mode in ("frozen", "offloaded") and self._model is None:
             model = module.load(self.name).requires_grad_(False).eval()
             self._is_sharded = module.device_mesh is not None

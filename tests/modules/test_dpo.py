@@ -381,3 +381,10 @@ def test_weights_make_a_weighted_mean_over_the_window(tiny_model: Path, tmp_path
         trainer(tmp_path, accumulate_grad_batches=len(sizes)).fit(module, loader)
         for name, parameter in module.policy.named_parameters():
             torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [{"model_name": "./gone"}, {"reference_name": "./gone"}])
+def test_a_missing_folder_is_named_by_its_setting(names: dict[str, str], make_run: Any) -> None:
+    """Policy and reference come from two settings."""
+    with pytest.raises(ValueError, match=f"`{next(iter(names))}` is the folder ./gone, which does not exist"):
+        make_run(kind="dpo", model=names, max_steps=1).fit()
