@@ -65,7 +65,8 @@ class Choice:
             return self.find(value)()
         if not isinstance(value, dict):
             return value
-        if not isinstance(value.get("class_path"), str) or not isinstance(value.get("init_args", {}), dict):
+        is_class = isinstance(value.get("class_path"), str) and isinstance(value.get("init_args", {}), dict)
+        if not is_class or value.keys() - {"class_path", "init_args"}:
             raise ValueError(f"`{self.setting}` is {value}: expected {{'class_path': ..., 'init_args': {{...}}}}")
         arguments = dict(value.get("init_args", {}))
         if self.nested in arguments:

@@ -14,6 +14,7 @@ FLOAT = re.compile(
 )
 NULL = re.compile(r"^(?:~|null|Null|NULL|None|)$")
 MERGE = re.compile(r"^<<$")
+OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 
 
 class RepeatedKeyError(yaml.constructor.ConstructorError):
@@ -56,6 +57,8 @@ class ConfigDumper(yaml.SafeDumper):
     yaml_implicit_resolvers = {first: list(known) for first, known in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
 
+# Texts of classes of their own, as the members of a StrEnum, which are defaults of Lightning's Timer.
+ConfigDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
 ConfigLoader.add_constructor("tag:yaml.org,2002:int", ConfigLoader.construct_yaml_int)
 for tag, pattern, first in (
     ("bool", BOOL, "tTfF"),
@@ -76,17 +79,27 @@ def load(text: str) -> Any:
         return value if ": " in text else text
     if isinstance(value, dict) and value.get("trainer", ...) is None:
         del value["trainer"]  # a section without a setting, as where all are comments
-    return without_empty_arguments(value)
+    return with_arguments(value)
 
 
-def without_empty_arguments(value: Any) -> Any:
-    """The value without each `init_args:` of a class that has no setting below it."""
+def with_arguments(value: Any) -> Any:
+    """The value with the settings that stand beside a `class_path` below its `init_args`; without empty `init_args`.
+
+    Raises:
+        RepeatedKeyError: If a setting stands in both places.
+    """
     if isinstance(value, list):
-        return [without_empty_arguments(item) for item in value]
+        return [with_arguments(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {key: inner for key, inner in value.items() if inner is not None or key != "init_args"}
-    return {key: without_empty_arguments(inner) for key, inner in kept.items()}
+    kept = {key: with_arguments(inner) for key, inner in value.items() if inner is not None or key != "init_args"}
+    beside = {key: inner for key, inner in kept.items() if key not in OF_A_CLASS}
+    below = kept.get("init_args", {})
+    if "class_path" not in kept or not beside or not isinstance(below, dict):
+        return kept
+    if twice := sorted(map(str, beside.keys() & below.keys())):
+        raise RepeatedKeyError(None, None, f"`{twice[0]}` is given twice, beside `class_path` and in `init_args`", None)
+    return {key: inner for key, inner in kept.items() if key in OF_A_CLASS} | {"init_args": below | beside}
 
 
 def dump(value: Any) -> str:

@@ -72,7 +72,7 @@ def complete_loggers(trainer: Namespace, *, resumes: bool) -> None:
         resumes: Whether a checkpoint is loaded: then W&B and MLflow add to the run that they have.
 
     Raises:
-        ValueError: If the package of a logger is not installed.
+        ValueError: If the package of a logger is not installed, or the table of the run would have other names.
     """
     folder = str(trainer.default_root_dir or Path.cwd())
     versions = known_versions(Path(folder)) if resumes else {}
@@ -86,6 +86,11 @@ def complete_loggers(trainer: Namespace, *, resumes: bool) -> None:
                 f"`trainer.logger`: {name} needs the package {package}, which is not installed: pip install {package}"
             )
         settings = logger.get("init_args", Namespace())
+        if name == "CSVLogger" and settings.get("prefix") and not settings.get("name"):
+            raise ValueError(
+                "`trainer.logger.prefix` would change the names in metrics.csv of the run folder, which `report` reads:"
+                " set `trainer.logger.name` too, for a folder of its own"
+            )
         if "save_dir" in settings and settings.save_dir is None:
             settings.save_dir = str(Path(folder) / "mlruns") if name == "MLFlowLogger" else folder
         key = ID_OF_RUN.get(name)

@@ -20,7 +20,8 @@ PLACES = {
 
 
 def check_places(config: Namespace) -> None:
-    """Refuse the empty name that a shell gives for a variable that is not set: it would mean the current folder.
+    """Refuse the empty name that a shell gives for a variable that is not set: it would mean the current folder; and
+    a variable in a config, which would be the name of a folder.
 
     Raises:
         ValueError: Names the setting.
@@ -28,6 +29,11 @@ def check_places(config: Namespace) -> None:
     for name, key in PLACES.items():
         if config.get(key) == "":
             raise ValueError(f"`{name}` is empty: give a name or a path")
+        if str(config.get(key)).startswith("$"):
+            raise ValueError(
+                f"`{name}` is {config[key]}, and a config expands no variables: write the path, or give the setting on"
+                " the command line, where the shell does"
+            )
 
 
 def check_nulls(value: Any, where: str) -> None:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from smollit.cli.loss_setting import LossParser, find_sentence
 from smollit.cli.wording.other_names import OTHER_NAMES
 from smollit.cli.wording.problem import Problem, take_apart
-from smollit.cli.wording.words import choices, expected, nearest, shown
+from smollit.cli.wording.words import choices, expected, is_number, nearest, shown
 from smollit.data import ChatDataModule, UltraFeedbackDataModule
 from smollit.losses import DPO
 from smollit.modules import DPOModule, FineTuningModule
@@ -32,6 +32,7 @@ BASES: dict[str, type] = {
     "callbacks": Callback,
     "optimizer": Optimizer,
 }
+PARTS = (("data", "val_sets"), ("data", "dataset"))  # each part, or set, has settings of its own
 # The classes with the most settings: where the name of a setting is looked for.
 SECTIONS: dict[str, type] = {
     "model": DPOModule,
@@ -78,6 +79,10 @@ class SmollitParser(LossParser):
         if found := NO_VALUE.search(message):
             return f"`{found['flag']}`, or a setting inside it, has no value: write --SETTING VALUE"
         problem = take_apart(message)
+        if problem.keys in PARTS and (problem.no_class or problem.text.startswith("there is no module")):
+            return (
+                f"`{'.'.join(problem.keys)}`: expected settings such as {{dataset: chats.jsonl}} for each, got a text"
+            )
         where = f"`{'.'.join(problem.keys)}`{_of_callback(problem)}: " if problem.keys else ""
         if problem.unknown:
             return self._unknown(problem)
@@ -86,7 +91,8 @@ class SmollitParser(LossParser):
         if problem.types:
             wanted = expected(problem.types)
             near = nearest(problem.value, choices(problem.types))
-            return f"{where}expected {wanted}, got {shown(problem.value)}{_did_you_mean(near)}"
+            quotes = ": put it in quotes" if "text" in wanted and is_number(problem.value) else ""
+            return f"{where}expected {wanted}, got {shown(problem.value)}{_did_you_mean(near) or quotes}"
         if problem.missing and problem.owner:
             return f"{where}{_short(problem.owner)} needs a value for {problem.missing}"
         return where + problem.text

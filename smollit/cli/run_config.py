@@ -6,6 +6,8 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from smollit.training.logs.environment import note_config
+
 
 class RunConfigCallback(SaveConfigCallback):
     """Writes config.yaml into the run folder; later ones with other settings config-resume-N.yaml."""
@@ -16,19 +18,22 @@ class RunConfigCallback(SaveConfigCallback):
             self.save(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save those of a later one, which a finished run does not reach."""
-        self.save(trainer)
+        """Save those of a later one, which a finished run does not reach; `replay` reads which file is that of a start."""
+        if trainer.is_global_zero:
+            note_config(Path(trainer.default_root_dir), self.save(trainer))
 
-    def save(self, trainer: Trainer) -> None:
-        """Write a file, once, unless there is one that says the same; nothing is overwritten and nothing is refused."""
-        if self.already_saved or not trainer.is_global_zero:
-            return
-        self.already_saved = True
+    def save(self, trainer: Trainer) -> str:
+        """Write a file, unless there is one that says the same, and return its name; nothing is overwritten."""
         folder = Path(trainer.default_root_dir)
+        if not trainer.is_global_zero:
+            return ""
         folder.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(with_one_learning_rate(self.config), skip_unset=False)
-        if text.encode() not in [path.read_bytes() for path in folder.glob("config*.yaml")]:
-            free_name(folder).write_text(text, encoding="utf-8")
+        same = [path for path in sorted(folder.glob("config*.yaml")) if path.read_bytes() == text.encode()]
+        path = same[-1] if same else free_name(folder)
+        if not same:
+            path.write_text(text, encoding="utf-8")
+        return path.name
 
 
 def with_one_learning_rate(config: Namespace) -> Namespace:

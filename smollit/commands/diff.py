@@ -111,7 +111,7 @@ def data(folder: Path) -> dict[str, Any]:
 def environment(folder: Path) -> dict[str, Any]:
     """Versions and device of the first start."""
     found = starts(folder)
-    return {name: value for name, value in found[0].items() if name != "step"} if found else {}
+    return {name: value for name, value in found[0].items() if name not in ("step", "config")} if found else {}
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:

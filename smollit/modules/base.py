@@ -1,6 +1,7 @@
 """FineTuningModule, the base of SFT and DPO. Sums and counts, divided once per optimizer step; optimizer; logs."""
 
 import math
+import shlex
 from abc import abstractmethod
 from typing import Any, Literal
 
@@ -162,7 +163,7 @@ class FineTuningModule(PolicyModule):
                 bad,
                 ". The weights are those of the step before. Lower `model.learning_rate`, or set"
                 " `model.non_finite: skip`. To see the loss of each row: python -m smollit replay"
-                f" {self.trainer.default_root_dir} {step}",
+                f" {shlex.quote(str(self.trainer.default_root_dir))} {step}",
             )
         self.lost_steps.note_skipped(bad)
         for parameter in self.policy.parameters():

@@ -56,6 +56,7 @@ def loss(tmp_path: Path, words: list[str], *configs: dict[str, Any]) -> Preferen
         (["--model.loss=IPO", "--model.loss.beta=0.3"], [], IPO(beta=0.3)),
         ([], [{"loss": "sigmoid"}], DPO()),
         ([], [{"loss": "hinge"}], Hinge()),
+        ([], [{"loss": {"class_path": "IPO", "beta": 0.3}}], IPO(beta=0.3)),
         ([], [DPO_YAML], DPO(beta=0.05, label_smoothing=0.1)),
         (["--model.loss.beta=0.2"], [DPO_YAML], DPO(beta=0.2, label_smoothing=0.1)),
         (["--model.loss=dpo"], [DPO_YAML], DPO(beta=0.05, label_smoothing=0.1)),
@@ -77,6 +78,7 @@ def test_a_loss_is_chosen_by_name_with_its_own_defaults(
     [
         ([], [], Linear()),
         ([], [{"schedule": "cosine"}], Cosine()),
+        ([], [{"schedule": {"class_path": "Cosine", "floor": 0.1}}], Cosine(floor=0.1)),
         (["--model.schedule=Cosine", "--model.schedule.floor=0.1"], [], Cosine(floor=0.1)),
         (["--model.schedule.floor=0.2"], [{"schedule": "constant_with_warmup"}, COSINE_YAML], Cosine(floor=0.2)),
         (["--model.schedule=wsd"], [COSINE_YAML], WSD()),

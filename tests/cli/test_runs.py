@@ -145,8 +145,10 @@ def test_a_dataset_that_is_a_file_stays_its_name(write: Write, tmp_path: Path, e
 
 # case: cli-03
 def test_saved_config_starts_the_same_run(write: Write, tmp_path: Path) -> None:
-    """lr 1e-5 and length 99 come back as they were, and so does the first loss."""
-    first = main(["fit", write(), "--model.learning_rate=1e-5", "--data.max_length=99", "--trainer.max_steps=1"])
+    """lr 1e-5 and length 99 come back as they were, a Timer too, and so does the first loss."""
+    timer = ["--trainer.callbacks+=lightning.pytorch.callbacks.Timer", "--trainer.callbacks.duration=00:01:00:00"]
+    words = ["--model.learning_rate=1e-5", "--data.max_length=99", "--trainer.max_steps=1", *timer]
+    first = main(["fit", write(), *words])
     second = main(["fit", f"--config={tmp_path}/run/config.yaml"])
     assert second.model.learning_rate == 1e-5 and second.datamodule.max_length == 99
     assert {**second.config.as_dict(), "config": None} == {**first.config.as_dict(), "config": None}

@@ -59,6 +59,8 @@ def test_a_step_is_made_again_to_the_bit(
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit, match="ends before step 9: its last one is 6"):
         main(["replay", str(tmp_path), "9"])
+    main([*words, "--ckpt_path=last", "--trainer.max_steps=8", "--model.learning_rate=2e-3"])
+    assert replayed(capsys, tmp_path, "8")["differing"] == []  # with the settings of the start that made it
 
 
 # promise: non-finite-dump

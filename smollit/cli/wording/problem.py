@@ -24,6 +24,7 @@ NOT_A_FILE = re.compile(r"- Expected a path but .* either not accessible or inva
 NESTED = re.compile(r"NestedArg\(key='.*?', val=(?P<value>.*)\)$", re.S)
 EXPECTED = re.compile(r"Expected an? (?P<types>.*?)(?:\. Got value: (?P<value>.*))?$", re.S)
 NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>.*)")
+NO_PATH = re.compile(r"Unexpected import path format: (?P<name>.*)")
 NO_MODULE = re.compile(r"No module named '(?P<module>[\w.]+)'")
 NOT_A = re.compile(
     r"(?:Import path (?P<name>[\w.]+) does not correspond to a subclass of (?P<base>\w+)"
@@ -122,6 +123,8 @@ def _leaf(message: str) -> Problem:
         return Problem(no_class=found["name"], module=found["module"])
     if found := NO_SETTINGS.match(message):
         return Problem(text=f"expected settings, got {found['value']}")
+    if found := NO_PATH.match(message):
+        return Problem(text=f"expected a class, got {found['name']!r}: settings in a file are given by --config")
     if found := NO_MODULE.match(message):
         return Problem(text=f"there is no module {found['module']}")
     if found := NOT_A.match(message):

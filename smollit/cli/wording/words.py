@@ -55,6 +55,11 @@ def shown(value: str) -> str:
     return repr(textwrap.shorten(value, 80, placeholder=" ..."))
 
 
+def is_number(value: str) -> bool:
+    """Whether YAML reads a value as a number: a hash of a commit may look like one."""
+    return bool(config_yaml.INT.match(value) or config_yaml.FLOAT.match(value))
+
+
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
     """The most similar of some names, in any case; None if none is similar."""
     by_lower = {known.lower(): known for known in names}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ThroughputMonitor
 from lightning.pytorch.loggers.logger import DummyLogger
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +19,7 @@ from smollit.commands.replay.step import Replay, ReplayedError, Row
 from smollit.modules.lost_steps import NonFiniteStepError
 from smollit.training.checkpoints.files import FOLDER
 from smollit.training.checkpoints.lineage import checkpoints, lineage_of
-from smollit.training.logs.environment import starts
+from smollit.training.logs.environment import config_of, starts
 from smollit.training.logs.non_finite import FILE as DUMP
 from smollit.training.logs.non_finite import Dump, NonFiniteDump, numbers, read_dump
 from smollit.training.logs.table import FILE, read_table
@@ -60,9 +60,12 @@ class ReplayCommand(Command):
         if not (run / "config.yaml").is_file():
             raise ValueError(f"{words[0]} is no run folder: it holds no config.yaml, which `fit` writes")
         rest = ["--step", *words[1:]] if len(words) > 1 and words[1].isdigit() else list(words[1:])
-        if not any(word.partition("=")[0] == "--step" for word in rest):
+        rest = [part for word in rest for part in (word.split("=", 1) if word.startswith("--step=") else [word])]
+        if "--step" not in rest:
             rest = ["--step", dumped_step(run), *rest]
-        settings = ["--config", str(run / "config.yaml"), "--run_folder", words[0], "--trainer.logger", "false"]
+        step = next(word for flag, word in zip(rest, [*rest[1:], ""], strict=True) if flag == "--step")
+        config = config_of(run, int(step)) if step.isdigit() else run / "config.yaml"
+        settings = ["--config", str(config), "--run_folder", words[0], "--trainer.logger", "false"]
         settings += ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
         folder = ["--trainer.default_root_dir", str(Path(tempfile.gettempdir(), f"smollit-replay-{os.getpid()}"))]
         return [*settings, *folder, "--trainer.enable_progress_bar", "false", *rest]
@@ -107,7 +110,8 @@ def make_steps(run: ConfiguredRun, replay: Replay, checkpoint: Path | None) -> N
     trainer = run.trainer
     trainer.prepare(run.model)
     trainer.loggers = [DummyLogger()]  # callbacks that log, as LearningRateMonitor, refuse a run without one
-    trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, NonFiniteDump)]
+    # A monitor counts from where it starts, and its numbers are none of the step's.
+    trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, NonFiniteDump | ThroughputMonitor)]
     for callback in trainer.callbacks:
         if isinstance(callback, ModelCheckpoint):  # one of the config may write into the run folder
             callback.dirpath = str(run.folder / FOLDER)

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 
 from smollit.errors import first_line
 from smollit.models.checkpoint import read, verify
+from smollit.models.shards import EXTRAS, METADATA
 from smollit.training.checkpoints.lineage import checkpoints, lineage_of
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ def find_checkpoint(ckpt_path: str | Path, folder: Path, callbacks: Iterable[Cal
     Raises:
         ValueError: If it is missing or damaged, or the run has no such checkpoint.
     """
+    if "://" in str(ckpt_path):
+        raise ValueError(f"`ckpt_path` is {ckpt_path}, and a checkpoint must be a local file: copy it from there")
     if ckpt_path == "last":
         path = latest_checkpoint(folder)
     else:
@@ -118,6 +121,11 @@ def check_readable(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise ValueError(f"`ckpt_path` is {path}, and there is no such file: give a .ckpt file, `last`, or null")
+    if path.is_dir() and not any((path / name).exists() for name in (METADATA, EXTRAS)):
+        raise ValueError(
+            f"`ckpt_path` is the folder {path}, which is no checkpoint: give a .ckpt file, or `last` for the newest one of"
+            " the run in `trainer.default_root_dir`"
+        )
     try:
         return read(path)
     except Exception as error:  # torch raises a dozen types for a file that is truncated or of another kind

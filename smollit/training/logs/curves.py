@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from smollit.training.logs.table import read_table, use_table
 from smollit.training.steps import is_new_run
 
 log = logging.getLogger(__name__)
+VALIDATION = re.compile(r"(?:^|-)val/")  # a logger may have a prefix
 
 
 class Curves(Callback):
@@ -154,7 +156,7 @@ def remove_empty(folder: Path) -> None:
 def is_validation(event: Event) -> bool:
     """Whether an event holds a value of a validation, under its own name or in the group of the key metrics."""
     tags = [value.tag for value in event.summary.value]
-    return any(tag.startswith("val/") or (tag.startswith("key_metrics/") and tag.endswith("_val")) for tag in tags)
+    return any(VALIDATION.search(tag) or (tag.startswith("key_metrics/") and tag.endswith("_val")) for tag in tags)
 
 
 def is_point(event: Event) -> bool:

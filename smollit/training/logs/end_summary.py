@@ -1,5 +1,6 @@
 """EndSummary: what a run has learned, where its files are, and what to type next, printed after its last step."""
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,14 +68,16 @@ def change(points: dict[int, float], better: Callable[..., float]) -> str:
 def places(trainer: Trainer) -> dict[str, str]:
     """Where the files of a run are, and the commands that use them."""
     folder = Path(trainer.default_root_dir)
-    found = {"run folder": str(folder)}
+    found, typed = {"run folder": str(folder)}, shlex.quote(str(folder))
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        found["curves"] = f"tensorboard --logdir {folder}"
+        found["curves"] = f"tensorboard --logdir {typed}"
     if (folder / "export" / "config.json").is_file():
         found["export"] = f"{folder / 'export'}, for transformers and for the next run"
     config = folder / "config.yaml"
     if config.is_file():
-        found["report"] = f"python -m smollit report {folder}"
-        to_export = f"python -m smollit export --config {config} --ckpt_path last"
-        found["next"] = f"python -m smollit chat {folder / 'export'}" if "export" in found else to_export
+        found["report"] = f"python -m smollit report {typed}"
+        to_export = f"python -m smollit export --config {shlex.quote(str(config))} --ckpt_path last"
+        found["next"] = (
+            f"python -m smollit chat {shlex.quote(str(folder / 'export'))}" if "export" in found else to_export
+        )
     return found

@@ -28,6 +28,20 @@ class Environment(Callback):
             write_whole(folder / FILE, json.dumps(entries, indent=2) + "\n")
 
 
+def note_config(folder: Path, name: str) -> None:
+    """Add, to the entry of the last start, the name of the file that has its settings."""
+    entries = starts(folder)
+    if entries:
+        entries[-1]["config"] = name
+        write_whole(folder / FILE, json.dumps(entries, indent=2) + "\n")
+
+
+def config_of(folder: Path, step: int) -> Path:
+    """The file with the settings of the start that made a step; config.yaml for runs of older versions."""
+    names = [start.get("config") for start in starts(folder) if start["step"] < step]
+    return folder / ((names and names[-1]) or "config.yaml")
+
+
 def describe(trainer: Trainer) -> dict[str, Any]:
     """Versions, device, threads, strategy and precision of this process."""
     device = trainer.strategy.root_device
