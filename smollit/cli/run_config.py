@@ -18,7 +18,7 @@ class RunConfigCallback(SaveConfigCallback):
             self.save(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save those of a later one, which a finished run does not reach; `replay` reads which file is that of a start."""
+        """Save those of a later one, which a finished run does not reach; `replay` looks for the file of a start."""
         if trainer.is_global_zero:
             note_config(Path(trainer.default_root_dir), self.save(trainer))
 

@@ -123,8 +123,8 @@ def check_readable(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"`ckpt_path` is {path}, and there is no such file: give a .ckpt file, `last`, or null")
     if path.is_dir() and not any((path / name).exists() for name in (METADATA, EXTRAS)):
         raise ValueError(
-            f"`ckpt_path` is the folder {path}, which is no checkpoint: give a .ckpt file, or `last` for the newest one of"
-            " the run in `trainer.default_root_dir`"
+            f"`ckpt_path` is the folder {path}, which is no checkpoint: give a .ckpt file, or `last` for the newest"
+            " one of the run in `trainer.default_root_dir`"
         )
     try:
         return read(path)
