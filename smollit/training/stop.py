@@ -220,7 +220,8 @@ class GracefulStop(Callback):
             return
         path = self.folder / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        log.info("the same command with `ckpt_path: last` resumes from step %s", trainer.global_step)
+        if trainer.is_global_zero:
+            log.info("the same command with `ckpt_path: last` resumes from step %s", trainer.global_step)
 
 
 class SaveAtEnd(Callback):

@@ -188,7 +188,7 @@ class SmollitTrainer(EvaluatingTrainer):
                 keep_freed_memory()
             with quiet(), ctrl_c_exits(), self._resumes_only_from(path):
                 super().fit(model, *data, weights_only=True if weights_only is None else weights_only)
-        if path is not None and not self.run_state.has_news:
+        if path is not None and self.global_step and not self.run_state.has_news:  # 0 where other processes trained
             model.lost_steps.refuse_nothing_trained(self.global_step)
             log.info("nothing to do: %s is at step %s, and %s", path, self.global_step, self.run_state.why_ended(self))
         return None

@@ -1,18 +1,22 @@
 """When a run validates: every n optimizer steps, and first of all where a stop left a validation out."""
 
 import inspect
+import logging
 import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from smollit.data.rows import RowsDataModule
+from smollit.modules import FineTuningModule
 from smollit.training.checkpoints.best import KeepBest
 from smollit.training.checkpoints.state import RunState
 from smollit.training.steps import at_step_end, data_module
 
+log = logging.getLogger(__name__)
 DEFAULTS = inspect.signature(Trainer).parameters
 NEVER = sys.maxsize  # an interval in micro-batches that is never reached
 
@@ -55,6 +59,18 @@ class DueValidation(Callback):
         has_rows = not isinstance(data, RowsDataModule) or data.has_validation
         if stage == "fit" and not (trainer.enable_validation and has_rows):
             refuse_watching_nothing(trainer.callbacks)  # type: ignore[attr-defined]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the metric that a misspelt `monitor` may mean: Lightning looks for it at the first validation."""
+        assert isinstance(pl_module, FineTuningModule)
+        stages = ("train", "val", *pl_module.val_stages)
+        known = {name for stage in stages for name in pl_module.metrics_of(stage).keys(keep_base=False)}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor not in (None, *known):
+                near = get_close_matches(callback.monitor, known, n=1, cutoff=0.7)
+                if near:
+                    name = type(callback).__name__
+                    log.warning("%s watches %s: if nothing logs it, take %s", name, callback.monitor, near[0])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -79,6 +79,16 @@ def test_the_wait_count_of_early_stopping_is_resumed(fit: Any, tmp_path: Path) -
     assert resumed.trainer.global_step == 6
 
 
+def test_a_misspelt_monitor_is_named_at_the_start(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Lightning misses it at the first validation, at step 2; a metric of the run and `step` are not named."""
+    watch = [EarlyStopping("val_loss"), ModelCheckpoint(tmp_path, monitor="step", mode="max")]
+    run = fit(tmp_path, EarlyStopping("val/loss"), *watch, **EIGHT_STEPS)
+    assert run.trainer.global_step == 2 and "`val_loss` which is not available" in str(run.error)
+    assert [m for m in caplog.messages if " watches " in m] == [
+        "EarlyStopping watches val_loss: if nothing logs it, take val/loss"
+    ]
+
+
 def test_a_resumed_run_may_be_more_patient(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Ended at step 6 by a patience of 2. With 3, the run continues by itself, to the third validation that is not
     better, at step 8, which ends it again."""
