@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from lightning.pytorch.cli import LRSchedulerCallable
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from smollit.choices import defaults
 from smollit.schedules import SCHEDULE, Constant, Schedule
@@ -95,7 +95,7 @@ class LearningRates:
             return LambdaLR(optimizer, lambda step: self.fraction(step))
         peaks = [group["lr"] for group in optimizer.param_groups]
         scheduler = self.schedule(optimizer)
-        if not isinstance(scheduler, LRScheduler):
+        if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
             raise ValueError(
                 f"`model.schedule` is {type(scheduler).__name__}, which needs a metric: take one that counts steps"
             )

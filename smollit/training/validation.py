@@ -64,7 +64,7 @@ class DueValidation(Callback):
         """Name the metric that a misspelt `monitor` may mean: Lightning looks for it at the first validation."""
         assert isinstance(pl_module, FineTuningModule)
         stages = ("train", "val", *pl_module.val_stages)
-        known = {name for stage in stages for name in pl_module.metrics_of(stage).keys(keep_base=False)}
+        known = {str(name) for stage in stages for name in pl_module.metrics_of(stage).keys(keep_base=False)}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor not in (None, *known):
                 near = get_close_matches(callback.monitor, known, n=1, cutoff=0.7)

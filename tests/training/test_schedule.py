@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from torch.optim import SGD
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from tests.training.conftest import stop_at
 
@@ -91,6 +91,8 @@ def test_a_scheduler_of_torch_resumes_with_a_new_peak(fit: Any, tmp_path: Path) 
     assert rates(resumed) == pytest.approx([1e-3, 5e-4])
     other = {"schedule": lambda optimizer: StepLR(optimizer, 4, gamma=0.1)}  # as if it had been so from the start
     assert rates(fit(tmp_path, max_steps=9, model=other, **options)) == pytest.approx([1e-4, 1e-4, 1e-4, 1e-5])
+    plateau = fit(tmp_path / "plateau", max_steps=1, model={"schedule": ReduceLROnPlateau}, **options).error
+    assert "`model.schedule` is ReduceLROnPlateau, which needs a metric" in str(plateau)
     own = {"schedule": lambda optimizer: OneCycleLR(optimizer, max_lr=1.0, total_steps=10, div_factor=4)}
     assert rates(fit(tmp_path / "own", max_steps=1, model=own, **options)) == [0.25]  # whatever the peak
 

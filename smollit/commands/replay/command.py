@@ -156,7 +156,7 @@ def check_history(folder: Path, step: int, begun: int) -> int:
         begun: The step of the checkpoint that it is made from; 0 is the beginning.
 
     Raises:
-        ValueError: If there is no such step, or it can't be made from the beginning.
+        ValueError: If there is no such step, or it can't be made from the beginning, or by the settings of one start.
     """
     if step < 1:
         raise ValueError(f"`step` is counted from 1, got {step}")
@@ -165,6 +165,11 @@ def check_history(folder: Path, step: int, begun: int) -> int:
         raise ValueError(
             f"the run in {folder} began at step {before[0]['step']}, with a checkpoint of another folder, and has none"
             f" before step {step}: copy that checkpoint into {folder / FOLDER}"
+        )
+    if before and before[-1]["step"] > begun and len({start.get("config") for start in before[-2:]}) > 1:
+        raise ValueError(
+            f"step {step} was made with other settings than those before step {before[-1]['step']}, where the run"
+            f" resumed, and {folder / FOLDER} keeps no checkpoint between these steps: it can't be made again"
         )
     return int(before[-1].get("devices", 1)) if before else 1
 

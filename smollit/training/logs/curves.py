@@ -16,6 +16,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from smollit.modules import FineTuningModule
 from smollit.modules.stage_metrics import StageMetricsModule
 from smollit.paths import write_whole
+from smollit.training.checkpoints.files import FOLDER, latest_checkpoint
+from smollit.training.checkpoints.lineage import lineage_of
 from smollit.training.checkpoints.state import RunState
 from smollit.training.logs.loggers import note_versions
 from smollit.training.logs.table import read_table, use_table
@@ -61,11 +63,11 @@ class Curves(Callback):
         pl_module.log_step(batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" and is_logged(trainer, pl_module, "val/"):
+        if trainer.state.fn != "fit" and (is_of_another_run(trainer) or is_logged(trainer, pl_module, "val/")):
             self.set_aside, trainer.loggers = trainer.loggers, []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if is_logged(trainer, pl_module, "test/"):
+        if is_of_another_run(trainer) or is_logged(trainer, pl_module, "test/"):
             self.set_aside, trainer.loggers = trainer.loggers, []
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -82,6 +84,13 @@ class Curves(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
                 remove_empty(Path(logger.log_dir))
+
+
+def is_of_another_run(trainer: Trainer) -> bool:
+    """Whether the checkpoint that is measured is none of the run in this folder: its values are only shown."""
+    newest = latest_checkpoint(Path(trainer.default_root_dir) / FOLDER) if trainer.ckpt_path else None
+    ours, measured = (lineage_of(Path(path)) for path in (newest or "", trainer.ckpt_path or ""))
+    return ours is not None and measured is not None and ours.run != measured.run
 
 
 def is_logged(trainer: Trainer, module: LightningModule, prefix: str) -> bool:

@@ -133,6 +133,10 @@ def test_validate_logs_at_the_step_of_the_checkpoint_once(fit: Any, tmp_path: Pa
         checkpoint = str(run / "checkpoints" / "step-0000003.ckpt")
         again.trainer.validate(again.module, datamodule=again.trainer.datamodule, ckpt_path=checkpoint)
         assert events(run, "val/loss") == list(column(run, "val/loss")) == [3]
+    fit(tmp_path / "other", **RUN | {"max_steps": 2})
+    other = str(tmp_path / "other" / "checkpoints" / "last.ckpt")  # its values are none of this run
+    again.trainer.validate(again.module, datamodule=again.trainer.datamodule, ckpt_path=other)
+    assert events(run, "val/loss") == list(column(run, "val/loss")) == [3]
     assert list(column(run, "train/loss")) == list(range(1, 9))
 
 
