@@ -2,6 +2,8 @@
 
 import logging
 import re
+from inspect import Parameter, signature
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 import torch
@@ -54,7 +56,8 @@ class LossParser(LoggerParser):
                 if name in obj:
                     obj[name] = self._full(choice, obj[name], namespace.get(name) if namespace else None, families)
             if "optimizer" in obj:
-                obj["optimizer"] = _of_torch(_plain(obj["optimizer"]))
+                before = _plain(namespace.get("optimizer")) if namespace else None
+                obj["optimizer"] = with_own_defaults(_of_torch(_plain(obj["optimizer"])), before)
         return super().parse_object(obj, namespace, *args, **options)
 
     def _refuse_moved(self, given: Namespace, before: Namespace | None) -> None:
@@ -89,6 +92,34 @@ def _of_torch(given: Any) -> Any:
     if isinstance(given, dict) and "class_path" in given:
         return given | {"class_path": _of_torch(given["class_path"])}
     return f"torch.optim.{given}" if isinstance(given, str) and hasattr(torch.optim, given) else given
+
+
+def with_own_defaults(given: Any, before: Any) -> Any:
+    """The optimizer with the defaults of its own class, where jsonargparse would keep those of the class before it.
+
+    What the user has set stays. So does the weight decay, which is 0 by default.
+    """
+    name = given.get("class_path") if isinstance(given, dict) else given
+    old, new = _class_at(before.get("class_path") if isinstance(before, dict) else None), _class_at(name)
+    if old is None or new is None or old is new:
+        return given
+    was, now = (signature(kind).parameters for kind in (old, new))
+    kept = {"params", "weight_decay"} | before.get("init_args", {}).keys()
+    own = {key: _listed(now[key].default) for key in now if key in was and key not in kept}
+    own = {key: value for key, value in own.items() if value is not Parameter.empty}
+    return {"class_path": name, "init_args": own | (given.get("init_args", {}) if isinstance(given, dict) else {})}
+
+
+def _class_at(path: Any) -> type | None:
+    try:
+        found = locate(path) if isinstance(path, str) else None
+    except ErrorDuringImport:  # jsonargparse says so
+        return None
+    return found if isinstance(found, type) else None
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -67,7 +67,7 @@ class DueValidation(Callback):
         known = {str(name) for stage in stages for name in pl_module.metrics_of(stage).keys(keep_base=False)}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor not in (None, *known):
-                near = get_close_matches(callback.monitor, known, n=1, cutoff=0.7)
+                near = get_close_matches(str(callback.monitor), known, n=1, cutoff=0.7)
                 if near:
                     name = type(callback).__name__
                     log.warning("%s watches %s: if nothing logs it, take %s", name, callback.monitor, near[0])

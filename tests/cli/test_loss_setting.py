@@ -11,6 +11,8 @@ from jsonargparse import Namespace
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
+from smollit.cli import config_yaml
+from smollit.cli.logger_setting import with_full_names
 from smollit.cli.parser import SmollitParser
 from smollit.losses import DPO, IPO, APOZero, Hinge, PreferenceLoss, SimPO, Sum
 from smollit.models.adapters import LoRA
@@ -24,6 +26,7 @@ DPO_YAML = {"loss": {"class_path": "smollit.losses.DPO", "init_args": {"beta": 0
 
 
 def parse(tmp_path: Path, words: list[str], *configs: dict[str, Any]) -> Namespace:
+    config_yaml.use(with_full_names)
     parser = SmollitParser(prog="smollit")
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(FineTuningModule, "model")
@@ -162,3 +165,28 @@ def test_an_adapter_has_a_name_in_any_case(tmp_path: Path, name: str) -> None:
         assert found.adapter == LoRA(r=4)
     with pytest.raises(SystemExit):
         parse(tmp_path, ["--model.adapter=lorra"])
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        (["--model.optimizer=Adagrad"], "Adagrad", {"lr": 0.01, "eps": 1e-10}),
+        (["--model.optimizer=Adadelta", "--model.optimizer.rho=0.5"], "Adadelta", {"lr": 1.0, "rho": 0.5, "eps": 1e-6}),
+        (["--model.optimizer=Adafactor"], "Adafactor", {"lr": 0.01, "eps": (None, 0.001)}),
+        (["--model.optimizer.weight_decay=0.1"], "AdamW", {"lr": 0.001, "weight_decay": 0.1}),
+    ],
+)
+def test_another_optimizer_has_its_own_defaults(
+    tmp_path: Path, words: list[str], name: str, expected: dict[str, Any]
+) -> None:
+    """jsonargparse would keep AdamW's; `lr` was then taken for one that the user had set, and refused."""
+    optimizer = parse(tmp_path, words).model.init_args.optimizer
+    assert optimizer.class_path == f"torch.optim.{name}"
+    assert {key: optimizer.init_args[key] for key in expected} == expected
+
+
+def test_what_is_set_of_an_optimizer_stays_with_another_class(tmp_path: Path) -> None:
+    """Where it has such an argument."""
+    adamw = {"class_path": "torch.optim.AdamW", "init_args": {"eps": 1e-6, "weight_decay": 0.1, "amsgrad": True}}
+    found = parse(tmp_path, ["--model.optimizer=NAdam"], {"optimizer": adamw}).model.init_args.optimizer.init_args
+    assert (found.lr, found.eps, found.weight_decay) == (0.002, 1e-6, 0.1)
