@@ -137,7 +137,8 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
     try:
         inject_adapter_in_model(config, model, adapter_name=NAME)
     except ValueError as error:
-        raise ValueError(f"`model.adapter` does not fit this model: {error}") from error
+        advice = " That holds experts: name other layers in `model.adapter.targets`" * ("ParamWrapper" in str(error))
+        raise ValueError(f"`model.adapter` does not fit this model: {error}{advice}") from error
     _check_trained(model)
     if adapter.vocabulary:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
