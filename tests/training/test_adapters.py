@@ -105,7 +105,7 @@ def test_an_adapter_in_experts_is_merged(tmp_path: Path, family: str) -> None:
         whole, copied = model(ids).logits, merged(model)
         torch.testing.assert_close(copied(ids).logits, whole, rtol=1e-5, atol=1e-5)
     for adapter in (DoRA(), LoRA(dropout=0.1)) if family != "DeepSeek-V3" else ():
-        with pytest.raises(ValueError, match="holds experts: name other layers in `model.adapter.targets`"):
+        with pytest.raises(ValueError, match="holds experts: name other layers"):
             SFTModule(str(tmp_path), adapter=adapter).configure_model()
     assert set(copied.state_dict()) == set(SFTModule(str(tmp_path)).load(str(tmp_path)).model.state_dict())
 
