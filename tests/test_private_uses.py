@@ -46,7 +46,7 @@ LISTED = {
     ("smollit/training/steps.py", "_batches_that_stepped"): "in set_counters: Lightning's loggers count by it",
 }
 
-DOCUMENTED = {"_replace", "_asdict", "_exit"}  # of NamedTuple and os: public, whatever their first letter
+DOCUMENTED = {"_replace", "_asdict", "_fields", "_exit"}  # of NamedTuple and os: public, whatever their first letter
 
 
 def own_names(trees: list[ast.AST]) -> set[str]:
