@@ -208,7 +208,7 @@ class PolicyModule(StageMetricsModule):
             wanted, saved = trained_weights(self.policy, self.policy.state_dict()), checkpoint["state_dict"]
             other = [n for n, w in wanted.items() if POLICY + n not in saved or saved[POLICY + n].shape != w.shape]
             if other:
-                raise ValueError(f"the checkpoint lacks {len(other)} weights of `model.adapter`: {other[:2]}. {START}")
+                raise ValueError(f"the checkpoint lacks {len(other)} weights of `model.adapter`: {other[:2]}; {START}")
         elif before is not None:
             raise ValueError(f"the checkpoint was made with the adapter {before}, and `model.adapter` is null: {START}")
 
