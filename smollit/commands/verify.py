@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from smollit.commands.command import FolderCommand
-from smollit.commands.export.certificate import (
+from smollit.commands.certificate import (
     FILE,
     PROBE,
     Certificate,
@@ -21,6 +20,7 @@ from smollit.commands.export.certificate import (
     read_certificate,
     sha256,
 )
+from smollit.commands.command import FolderCommand
 from smollit.errors import first_line
 from smollit.models.pretrained import adapter_base, load_config, load_pretrained, no_progress_bar
 

@@ -186,8 +186,7 @@ def load_config(model_name: str, setting: str = "model_name") -> PretrainedConfi
             return load_config(base)
         except ValueError as error:
             raise ValueError(f"`{model_name}` is an adapter, and its base model can't be loaded: {error}") from error
-    path = Path(model_name)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if (path := Path(model_name)).is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"`{setting}` is the folder {path}, but it holds no config.json: give a Hugging Face folder")
     check_folder(model_name, setting)
     try:

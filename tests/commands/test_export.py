@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from smollit.commands.certificate import FILE
 from smollit.commands.chat.speaker import Speaker
-from smollit.commands.export.certificate import FILE
 from smollit.commands.export.export import ExportDtype, export, finish_tokenizer
 from smollit.commands.export.folder import check_output
 from smollit.commands.verify import verify

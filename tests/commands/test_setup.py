@@ -39,6 +39,8 @@ def test_init_writes_a_config_that_works_from_any_folder(
     [
         ("init", {"torch", "lightning", "transformers"}),
         ("import", {"lightning", "transformers"}),
+        ("chat", {"lightning", "datasets"}),
+        ("verify", {"lightning", "datasets"}),
         ("doctor", {"lightning", "transformers"}),  # it also says which of them is broken
     ],
 )

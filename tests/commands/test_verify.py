@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from smollit.commands.export.certificate import FILE, sha256
+from smollit.commands.certificate import FILE, sha256
 from smollit.commands.export.export import export
 from smollit.data.template.template import load_template
 from smollit.main import main

@@ -16,7 +16,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from smollit.commands.export.certificate import read_certificate
+from smollit.commands.certificate import read_certificate
 from smollit.errors import first_line
 from smollit.models.generation import Finish, finish_of, positions_of
 from smollit.models.pretrained import load_config, load_pretrained, no_progress_bar

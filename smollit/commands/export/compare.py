@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from smollit.commands.export.certificate import PROBE
+from smollit.commands.certificate import PROBE
 from smollit.data.template.template import ChatTemplate
 
 # Where tokenizers that were rebuilt from their vocabulary differ: digits, whitespace, accents, other scripts, emoji.

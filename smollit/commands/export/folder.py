@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from smollit.commands.export.certificate import FILE, changed_files, names_in, read_certificate
+from smollit.commands.certificate import FILE, changed_files, names_in, read_certificate
 
 log = logging.getLogger(__name__)
 SMALL = 1 << 20  # bytes: what people edit by hand
