@@ -23,6 +23,7 @@ import pytest
 import torch
 from hypothesis import settings
 from lightning.pytorch import Callback
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -40,6 +41,9 @@ SAMPLES = ROOT / "smollit" / "data" / "samples"
 # The same examples in every run; `--hypothesis-profile default` draws new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+# TensorBoard reads files that one process makes in one second by their names: numbers of equal length keep the order.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 Example = dict[str, Any]
 QUIET = {
