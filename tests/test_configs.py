@@ -119,6 +119,7 @@ def test_shipped_config_trains_and_exports(config: str, tiny_model: Path, cache_
 
 
 # promise: every-config
+@pytest.mark.slow  # the schema of the default tests has looked at each overlay alone
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_shipped_overlay_lies_over_a_base(overlay: str) -> None:
     """Each value of the overlay arrives in the config of a run that can be built."""
