@@ -37,11 +37,23 @@ def test_loss_and_preferences_equal_those_of_validate(
     cache_dir: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """`validate` over the same 6 chats, and of DPO with the first model as reference: loss and rewards/accuracies."""
     monkeypatch.setenv("SMOLLIT_CACHE", str(cache_dir))
     sets = [f"--chats={SAMPLES / 'ultrachat'}:test_sft", f"--pairs={SAMPLES / 'ultrafeedback'}:test_prefs"]
-    main(["score", str(tiny_model), str(other), *sets, "--max_rows=6", "--max_length=128", "--json"])
+    main(
+        [
+            "score",
+            str(tiny_model),
+            str(other),
+            *sets,
+            "--max_rows=6",
+            "--max_length=128",
+            "--json",
+            f"--html={tmp_path / 'score.html'}",
+        ]
+    )
     found = json.loads(capsys.readouterr().out)
     sft = make_run([], model={"model_name": str(other)}, data={"val_split": "test_sft[:6]", "max_length": 128})
     names = {"model_name": str(other), "reference_name": str(tiny_model)}
@@ -54,6 +66,8 @@ def test_loss_and_preferences_equal_those_of_validate(
     assert accuracy[0] == pytest.approx(expected[1]["val/rewards/accuracies"])
     first = found[f"preferences/{pairs}"][str(tiny_model)]
     assert first == [0.5, 0.5, 0.5]  # a model is its own reference: ties
+    page = (tmp_path / "score.html").read_text()
+    assert f"{loss[0]:.4f}" in page and f"preferences/{pairs}" in page
     for columns in found.values():
         assert all(low <= value <= high for value, low, high in columns.values())
 

@@ -1,5 +1,6 @@
 """The command `score`: its arguments, and the table that it prints."""
 
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from smollit.commands.score.responses import GSM8K, IFEVAL, gsm8k, ifeval, read_
 from smollit.data.template.template import load_template
 from smollit.data.template.tokenize import load_tokenizer
 from smollit.models import CausalLM
+from smollit.paths import write_whole
 
 Scores = dict[str, Rows]
 Table = dict[str, dict[str, Interval]]
@@ -41,6 +43,7 @@ class ScoreCommand(FolderCommand):
         max_length: Longest sequence in tokens, of `chats` and `pairs`.
         max_new_tokens: Maximum number of tokens of a response.
         batch_size: Number of responses that are generated together.
+        html: File into which the table is written too, as a page.
         json: Print one JSON object instead of a table.
     """
 
@@ -53,6 +56,7 @@ class ScoreCommand(FolderCommand):
     max_length: int = 1024
     max_new_tokens: int = 512
     batch_size: int = 16
+    html: Path | None = None
     json: bool = False
 
     def run(self) -> None:
@@ -68,6 +72,10 @@ class ScoreCommand(FolderCommand):
             raise ValueError("`--pairs` needs a reference: give two models, before and after, or `--reference`")
         found = {name: dict(self.scores(name)) for name in self.folders}
         table = compare(found)
+        if self.html:
+            page = Console(record=True, file=io.StringIO(), width=120)
+            show(page, table)
+            write_whole(self.html, page.export_html())
         if self.json:
             print(json.dumps(table))
         else:
