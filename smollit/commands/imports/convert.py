@@ -73,8 +73,10 @@ def tool_of(given: Given) -> Tool:
         ValueError: If they are of none.
     """
     found = max(TOOLS, key=lambda tool: len(tool.keys & given.keys()))
-    if found.keys & given.keys() or {"output_dir", "per_device_train_batch_size"} & given.keys():
-        return found if found.keys & given.keys() else TRL
+    if found.keys & given.keys():
+        return found
+    if {"output_dir", "per_device_train_batch_size"} & given.keys():  # of a TrainingArguments JSON
+        return TRL
     raise ValueError(
         f"expected the settings of {', '.join(tool.name for tool in TOOLS)} or a TrainingArguments JSON, got"
         f" {', '.join(list(given)[:5]) or 'an empty file'}"
