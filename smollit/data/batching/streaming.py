@@ -15,6 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -139,11 +140,14 @@ class StreamingExamples(IterableDataset[list[Example]]):
             if number % num_workers == ours:
                 yield self._encode(rows[self.rank :: self.world_size])
 
+    @cached_property
+    def _shares(self) -> list[float]:
+        return shares_of([(stream.source, stream.weight) for stream in self.streams])
+
     def _order(self) -> Iterator[Numbered]:
         epoch = self.position.epoch
         parts = [_part_rows(part, stream, self.seed, epoch) for part, stream in enumerate(self.streams)]
-        shares = shares_of([(stream.source, stream.weight) for stream in self.streams])
-        rows = interleave(parts, shares, _random(self.seed, epoch, "turns"))
+        rows = interleave(parts, self._shares, _random(self.seed, epoch, "turns"))
         return shuffled(rows, self.shuffle_buffer, _random(self.seed, epoch, "buffer"))
 
     def _encode(self, rows: list[Numbered]) -> list[Example]:
