@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollit.commands.score.interval import rows_of
 from smollit.commands.score.responses import gsm8k, ifeval, last_number, read_rows
@@ -119,6 +119,59 @@ def test_ifeval_uses_the_verifiers_of_lm_eval() -> None:
     assert found["ifeval/prompts"].interval().value == pytest.approx(1 / 2)
 
 
+def test_tasks_of_lm_eval_are_scored_by_name_or_file(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which of two choices has the higher log p, by transformers and torch; F1 is no mean over rows, and is named."""
+    pytest.importorskip("lm_eval", reason="pip install 'smollit[score]'")
+    rows = [{"question": f"What is {row} + 1?", "choices": ["one", "a cat"], "gold": row % 2} for row in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
+    main(["score", str(tiny_model), "--tasks", str(tmp_path / "mine.yaml"), "--max_rows=5", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def logp(prompt: str, choice: str) -> float:
+        ids = tokenizer(f"{prompt} {choice}", return_tensors="pt").input_ids
+        start = len(tokenizer(prompt).input_ids)
+        each = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
+        return each[start - 1 :].sum().item()
+
+    best = [max((0, 1), key=lambda choice: logp(row["question"], row["choices"][choice])) for row in rows[:5]]
+    hits = [float(choice == row["gold"]) for choice, row in zip(best, rows, strict=False)]
+    assert list(found) == ["mine/acc"] and 0 < sum(hits) < 5
+    assert found["mine/acc"][str(tiny_model)][0] == pytest.approx(sum(hits) / 5)
+    assert "left out, since it is no mean over rows: mine/f1" in caplog.text
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(SystemExit, match="the data of lm_eval's task .*mine.yaml cannot be loaded"):
+        main(["score", str(tiny_model), "--tasks", str(tmp_path / "mine.yaml")])
+
+
+@pytest.mark.slow  # lm_eval reads its 14,000 files of tasks
+def test_a_task_that_is_unknown_or_not_here_is_a_sentence(tiny_model: Path) -> None:
+    """A name with a typo, and data of the Hub without a network."""
+    pytest.importorskip("lm_eval", reason="pip install 'smollit[score]'")
+    for name, sentence in (("helaswag", "lm_eval has no task helaswag"), ("hellaswag", "cannot be loaded: .*hellaswag")):
+        with pytest.raises(SystemExit, match=sentence):
+            main(["score", str(tiny_model), "--tasks", name])
+
+
+TASK = """task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - metric: acc
+  - metric: f1
+    aggregation: f1
+"""
+
+
 def test_what_can_not_be_scored_is_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
     """Nothing to measure, no reference, a file that is missing, and one of another kind."""
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
@@ -126,6 +179,7 @@ def test_what_can_not_be_scored_is_a_sentence(tiny_model: Path, tmp_path: Path) 
         ([], "needs something to measure"),
         (["--pairs", "x"], "needs a reference"),
         (["--gsm8k", "no/file.jsonl"], "is not a file"),
+        (["--gsm8k", "x", "--apply_chat_template=true"], "is about `--tasks`"),
         (["--gsm8k", "x", "--batch_size=0"], "`batch_size` must be at least 1, got 0"),
         ([str(tiny_model), "--gsm8k", "x"], "one model, or two that differ"),
         (["--gsm8k", str(tmp_path / "rows.jsonl")], "have no `question`, `answer`"),

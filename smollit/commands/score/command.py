@@ -16,6 +16,7 @@ from smollit.commands.console import say
 from smollit.commands.score.interval import Interval, Rows
 from smollit.commands.score.likelihood import batches, losses, preferences
 from smollit.commands.score.responses import GSM8K, IFEVAL, gsm8k, ifeval, read_rows, respond
+from smollit.commands.score.tasks import score_tasks
 from smollit.data.template.template import load_template
 from smollit.data.template.tokenize import load_tokenizer
 from smollit.models import CausalLM
@@ -39,6 +40,8 @@ class ScoreCommand(FolderCommand):
         reference: The model that rewards are relative to; null takes the first of two models.
         ifeval: JSON Lines file of IFEval (google/IFEval): instructions that are followed. Needs `smollit[score]`.
         gsm8k: JSON Lines file of GSM8K: final answers that are right, without examples in the prompt.
+        tasks: Tasks of lm_eval, or several, by name, pattern (`mmlu_*`) or YAML file. Needs `smollit[score]`.
+        apply_chat_template: Whether the prompts of `tasks` are written with the model's chat template.
         max_rows: Number of rows of each data set.
         max_length: Longest sequence in tokens, of `chats` and `pairs`.
         max_new_tokens: Maximum number of tokens of a response.
@@ -52,6 +55,8 @@ class ScoreCommand(FolderCommand):
     reference: str | None = None
     ifeval: Path | None = None
     gsm8k: Path | None = None
+    tasks: str | list[str] | None = None
+    apply_chat_template: bool = False
     max_rows: int = 200
     max_length: int = 1024
     max_new_tokens: int = 512
@@ -66,8 +71,12 @@ class ScoreCommand(FolderCommand):
         for name in ("max_rows", "max_length", "max_new_tokens", "batch_size"):
             if vars(self)[name] < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {vars(self)[name]}")
-        if not (self.chats or self.pairs or self.ifeval or self.gsm8k):
-            raise ValueError("`score` needs something to measure: give `--chats`, `--pairs`, `--ifeval` or `--gsm8k`")
+        if not (self.chats or self.pairs or self.ifeval or self.gsm8k or self.tasks):
+            raise ValueError(
+                "`score` needs something to measure: give `--chats`, `--pairs`, `--ifeval`, `--gsm8k` or `--tasks`"
+            )
+        if self.apply_chat_template and not self.tasks:
+            raise ValueError("`--apply_chat_template` is about `--tasks`: the other scores are of chats in any case")
         if self.pairs and self.reference is None and len(self.folders) == 1:
             raise ValueError("`--pairs` needs a reference: give two models, before and after, or `--reference`")
         found = {name: dict(self.scores(name)) for name in self.folders}
@@ -84,6 +93,15 @@ class ScoreCommand(FolderCommand):
     def scores(self, name: str) -> Iterator[tuple[str, Rows]]:
         """The scores of a model, by their name."""
         source = find_model(name)
+        if self.chats or self.pairs or self.ifeval or self.gsm8k:
+            yield from self.chat_scores(name, source)
+        if self.tasks:
+            options = {"max_rows": self.max_rows, "batch_size": self.batch_size}
+            tasks = as_list(self.tasks)
+            yield from score_tasks(tasks, source, apply_chat_template=self.apply_chat_template, **options)
+
+    def chat_scores(self, name: str, source: str) -> Iterator[tuple[str, Rows]]:
+        """The scores of chats, preferences and responses."""
         model = CausalLM(source).eval()
         if gpu := torch.accelerator.current_accelerator(check_available=True):
             model.to(gpu)
