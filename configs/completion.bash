@@ -19,7 +19,7 @@ _smollit() {
     test) words="--ckpt_path --verbose --config $settings" ;;
     chat) words="--system --temperature --max_new_tokens --ab --votes --seed" ;;
     predict) words="--ckpt_path --prompts --config $settings" ;;
-    score) words="--chats --pairs --reference --ifeval --gsm8k --max_rows --max_length --max_new_tokens --batch_size --html --json" ;;
+    score) words="--chats --pairs --reference --ifeval --gsm8k --tasks --apply_chat_template --max_rows --max_length --max_new_tokens --batch_size --html --json" ;;
     export) words="--ckpt_path --output --dtype --form --push_to_hub --private --config $settings" ;;
     verify) words="--json" ;;
     init) words="" ;;

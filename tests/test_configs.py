@@ -143,6 +143,7 @@ def test_shipped_overlay_trains(overlay: str, tiny_model: Path, cache_dir: Path,
 
 
 # promise: every-config
+@pytest.mark.slow
 def test_each_recipe_has_the_published_numbers() -> None:
     """The parser takes each, and what it builds has the numbers of its source; all warm up over a tenth."""
     assert {path.stem for path in RECIPES.glob("*.yaml")} == PUBLISHED.keys()

@@ -38,6 +38,7 @@ from smollit.training.ledger import read_ledger
 from smollit.training.scores import scorer, store
 from tests.conftest import RATED, example_chats, example_pairs, rated_rows, run_two_ranks
 
+pytestmark = pytest.mark.slow  # two processes train 16 times
 KINDS = ("sft", "dpo")
 STRATEGIES = ("ddp", "fsdp2")
 TRAIN = ((range(0, 1), range(1, 3)), (range(3, 6), range(6, 8)))  # examples of each rank's two micro-batches

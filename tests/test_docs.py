@@ -67,6 +67,7 @@ def test_the_tests_that_the_table_of_trl_names_are_there() -> None:
 
 
 # promise: every-command
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "module", "words"), commands())
 def test_a_command_in_the_docs_is_one(
     page: str, module: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ from torch import nn
 
 from smollit.main import main
 
+pytestmark = pytest.mark.slow  # each example trains
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 SECTION = re.compile(

@@ -96,8 +96,44 @@ def test_two_workers_of_ray_make_the_steps_of_one_process(tiny_model: Path, cach
     run, whole = tmp_path / "run", tmp_path / "whole"
     alone(*words(tiny_model, cache_dir, whole, steps=6))
     alone(*words(tiny_model, cache_dir, run, steps=3))
-    launcher = [sys.executable, str(LAUNCH / "ray_train.py"), "--workers=2", f"--storage={tmp_path / 'ray'}"]
-    subprocess.run([*launcher, *words(tiny_model, cache_dir, run, steps=6)], env=environment(), check=True, timeout=900)
+    by_ray(tmp_path, *words(tiny_model, cache_dir, run, steps=6))
+    assert_same(run, whole)
+
+
+def by_ray(folder: Path, *given: str) -> None:
+    """Two workers of Ray, which find modules in `folder`."""
+    launcher = [sys.executable, str(LAUNCH / "ray_train.py"), "--workers=2", f"--storage={folder / 'ray'}"]
+    own = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(folder)]))
+    subprocess.run([*launcher, *given], env=own, check=True, timeout=900)
+
+
+KILL_ONCE = """
+import os, signal
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class KillOnce(Callback):
+    def __init__(self, marker: str) -> None:
+        self.marker = Path(marker)
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        if trainer.global_step == 5 and trainer.global_rank == 1 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+# promise: ray
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'smollit[ray]'")
+def test_workers_of_ray_go_on_after_one_is_killed(tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
+    """Two workers, of which one is killed after step 5: Ray starts both again, from the checkpoint of step 4."""
+    run, whole, marker = tmp_path / "run", tmp_path / "whole", tmp_path / "killed"
+    alone(*words(tiny_model, cache_dir, whole, steps=6))
+    (tmp_path / "kill_once.py").write_text(KILL_ONCE)
+    kill = ["--trainer.callbacks+=kill_once.KillOnce", f"--trainer.callbacks.marker={marker}"]
+    by_ray(tmp_path, *words(tiny_model, cache_dir, run, steps=6), *kill)
+    assert marker.exists()
     assert_same(run, whole)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from smollit.choices import Choice
+from smollit.functional.low_rank import add_low_rank
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -140,9 +141,48 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
         advice = " That holds experts: name other layers in `model.adapter.targets`" * ("ParamWrapper" in str(error))
         raise ValueError(f"`model.adapter` does not fit this model: {error}{advice}") from error
     _check_trained(model)
+    _add_in_place(model)
     if adapter.vocabulary:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.requires_grad_(True)
+
+
+class InPlace:
+    """The forward pass of LoRA whose product is added in place: a variant in the sense of peft's LoraVariant."""
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        """The output of the layer, from that of its frozen weight."""
+        a, b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
+        return add_low_rank(result, x, a, b, module.scaling[active_adapter])
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The weight with the adapter."""
+        merged: Tensor = orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+        return merged
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        """Add the adapter to the weight."""
+        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The weight without the adapter."""
+        original: Tensor = orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+        return original
+
+
+def _add_in_place(model: PreTrainedModel) -> None:
+    """Let the layers of plain LoRA without dropout make the same sums in fewer steps."""
+    from peft.tuners.lora.layer import Linear
+
+    for _, layer in tuners(model):
+        plain = type(layer) is Linear and isinstance(layer.get_base_layer(), nn.Linear) and not layer.lora_variant
+        if plain and layer.lora_B[NAME].bias is None and isinstance(layer.lora_dropout[NAME], nn.Identity):
+            layer.lora_variant[NAME] = InPlace()
+            layer.cast_input_dtype_enabled = False  # add_low_rank casts
 
 
 def _check_trained(model: PreTrainedModel) -> None:

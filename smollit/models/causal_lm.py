@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessorList, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from smollit.batch import PADDING, Batch
 from smollit.functional.attention import AttentionSetting
@@ -15,7 +15,7 @@ from smollit.functional.sums import sequence_index, sum_per_sequence
 from smollit.models.attention.functions import NAMES
 from smollit.models.attention.inputs import attention_windows, loss_hidden_states
 from smollit.models.attention.verify import verified_attention, verified_logits
-from smollit.models.generation import Sampling, positions_of, until_stop
+from smollit.models.generation import Sampling, continue_prompts, positions_of
 from smollit.models.pretrained import load_model
 from smollit.models.recompute import GradientCheckpointing, recompute_layers
 
@@ -166,26 +166,13 @@ class CausalLM(nn.Module):
     def _continue(
         self, prompts: list[Tensor], max_new_tokens: int, stop_ids: list[int], temperature: float, seeds: list[int]
     ) -> list[list[int]]:
-        longest = max(map(len, prompts))
-        # Left padding, with a mask: the next token of every prompt is then at the last position.
-        pad = stop_ids[0] if stop_ids else 0
-        input_ids = torch.stack([nn.functional.pad(ids, (longest - len(ids), 0), value=pad) for ids in prompts])
-        mask = torch.stack([nn.functional.pad(torch.ones_like(ids), (longest - len(ids), 0)) for ids in prompts])
-        sampling = [Sampling(temperature, seeds, input_ids.device)] if temperature else []
+        sampling = Sampling(temperature, seeds, prompts[0].device) if temperature else None
         self._set_attention(self.plain_attention)
         try:
             # Compiled layers would be compiled anew for a cache, and the compiler gives up after a few recompilations.
             with torch.compiler.set_stance("force_eager"):
-                output: Tensor = self.model.generate(  # type: ignore[operator]
-                    input_ids,
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=stop_ids or None,
-                    pad_token_id=pad,
-                    use_cache=True,
-                    do_sample=False,
-                    logits_processor=LogitsProcessorList(sampling),
+                return continue_prompts(
+                    self.model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling
                 )
         finally:
             self._set_attention(NAMES.get(self.attention, self.plain_attention))
-        return [until_stop(ids[longest:].tolist(), stop_ids) for ids in output]

@@ -141,6 +141,7 @@ esac
 
 
 # promise: gpu-report
+@pytest.mark.slow
 def test_gpu_keeps_what_a_part_has_said_when_its_time_is_over(tmp_path: Path) -> None:
     """With a stand-in for Python, and 2 seconds for all: the tests fail; one of two jobs fails; a part that measures
     one job and then hangs is stopped and keeps it; for the next no time is left. Three files, and four failed parts."""

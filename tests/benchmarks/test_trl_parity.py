@@ -32,6 +32,7 @@ from smollit.losses import (
 )
 from smollit.modules import DPOModule
 
+pytestmark = pytest.mark.slow
 needs_trl = pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install -e '.[trl]'"
 )

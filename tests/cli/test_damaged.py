@@ -44,6 +44,7 @@ def test_a_damaged_file_of_a_run_is_named(file: str, command: str, damage: str, 
         assert f"{folder / file} can't be read (" in said and "put a whole copy in its place" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["metrics.csv", "ledger.parquet"])
 def test_a_run_does_not_resume_over_a_damaged_file(
     file: str, write: Callable[..., str], fails: Fails, tmp_path: Path

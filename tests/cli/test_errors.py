@@ -104,6 +104,7 @@ def test_a_wrong_value_in_a_loss_is_one_line(write: Write, fails: Fails) -> None
 
 
 # case: A8
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
@@ -140,6 +141,7 @@ def test_settings_that_lightning_can_not_use_exit_2_with_a_sentence(
 
 
 # case: A8
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("over", "words", "expected"),
     [

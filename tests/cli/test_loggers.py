@@ -87,6 +87,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 
 # case: A6
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CSVLogger", "csv"])
 def test_a_csv_logger_keeps_its_rows_in_one_file(write: Write, tmp_path: Path, name: str) -> None:
     """2 steps, resumed to 4: one metrics.csv in the run folder, with steps 1 to 4 once each."""

@@ -76,6 +76,7 @@ def test_a_loss_is_chosen_by_name_with_its_own_defaults(
     assert loss(tmp_path, words, *configs) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "configs", "expected"),
     [
@@ -114,6 +115,7 @@ def test_what_falls_away_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "configs", "expected"),
     [
@@ -153,6 +155,7 @@ def test_what_is_no_preference_loss_is_refused(tmp_path: Path, word: str) -> Non
         parse(tmp_path, [word])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "LoRA", "LORA", "smollit.models.adapters.LoRA"])
 def test_an_adapter_has_a_name_in_any_case(tmp_path: Path, name: str) -> None:
     """As losses and schedules have; another one from its own defaults, and an unknown one gets the nearest."""

@@ -34,6 +34,7 @@ def losses(folder: Path) -> list[float]:
 
 
 # case: cli-14
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["None", "null", "~"])
 def test_none_reads_as_null(write: Write, text: str) -> None:
     """On the command line and in YAML, for optional texts and numbers."""
@@ -43,6 +44,7 @@ def test_none_reads_as_null(write: Write, text: str) -> None:
     assert (init.reference_name, init.init_from, cli.config.data.init_args.num_proc) == (None, None, None)
 
 
+@pytest.mark.slow
 def test_tokenizer_is_the_models_unless_given(write: Write, tmp_path: Path, tiny_model: Path) -> None:
     """null takes model_name, and stays null in config.yaml: with it and another model, that one's is taken. A given
     name is kept."""
@@ -123,6 +125,7 @@ def test_second_config_replaces_callbacks_but_not_the_built_in_ones(write: Write
         assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "txt"])
 @pytest.mark.parametrize("in_yaml", [True, False])
 def test_a_dataset_that_is_a_file_stays_its_name(write: Write, tmp_path: Path, ending: str, in_yaml: bool) -> None:
@@ -182,6 +185,7 @@ def test_command_line_wins_over_the_checkpoint(write: Write, tmp_path: Path, cap
 
 
 # case: cli-02, checkpoint-09
+@pytest.mark.slow
 def test_what_a_run_can_not_resume_from_is_refused(write: Write, fails: Fails, tmp_path: Path) -> None:
     """Another template changes what tokens mean, other weights of parts what rows come; a file without optimizer."""
     cli = main(["fit", write(data=PARTS)])
@@ -195,6 +199,7 @@ def test_what_a_run_can_not_resume_from_is_refused(write: Write, fails: Fails, t
     assert "model.init_from" in fails("fit", write(data=PARTS), f"--ckpt_path={tmp_path}/weights.ckpt")[1]
 
 
+@pytest.mark.slow
 def test_finished_run_started_again_ends_well(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     """All steps are done: no step is made, one line logs it, and nothing is raised."""
     main(["fit", write()])
@@ -206,6 +211,7 @@ def test_finished_run_started_again_ends_well(write: Write, caplog: pytest.LogCa
 
 
 # case: cli-11
+@pytest.mark.slow
 def test_max_steps_are_updates(write: Write) -> None:
     """max_steps 3 with accumulation 2: 3 updates, after 3 x 2 micro-batches of 2 rows: all 12 rows."""
     cli = main(["fit", write(), "--trainer.max_steps=3", "--trainer.accumulate_grad_batches=2"])
@@ -213,6 +219,7 @@ def test_max_steps_are_updates(write: Write) -> None:
     assert cli.trainer.fit_loop.epoch_loop.batch_progress.total.completed == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_validate_and_test_measure_a_checkpoint(
     write: Write, fails: Fails, command: str, capsys: pytest.CaptureFixture[str]
@@ -230,6 +237,7 @@ def test_predict_answers_every_prompt(write: Write, tmp_path: Path) -> None:
     assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_a_saved_config_serves_every_command(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """config.yaml of a fit, with its `ckpt_path`; a strategy that this machine lacks stops no command of the CPU."""
     main(["fit", write(ckpt_path="last")])
@@ -259,6 +267,7 @@ PARTS = {
 
 
 # case: cli-03 checkpoint-01
+@pytest.mark.slow
 def test_a_list_of_parts_trains_and_comes_back(write: Write, tmp_path: Path) -> None:
     """5 rows at weight 2 and 3 once: 13 rows, 7 batches of 2 per epoch. The saved config gives the same again.
 
@@ -273,6 +282,7 @@ def test_a_list_of_parts_trains_and_comes_back(write: Write, tmp_path: Path) -> 
     assert second.datamodule.splits == first.datamodule.splits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "bad", "reason"),
     [
@@ -298,6 +308,7 @@ def test_one_bad_row_in_a_hundred_refuses_the_run_if_asked(
 # ---- the policy and its reference
 
 
+@pytest.mark.slow
 def test_a_precomputed_reference_gives_the_losses_of_a_frozen_one(write: Write, tmp_path: Path) -> None:
     """6 steps each, to 1e-6; the first is ln 2. Started again, the values are on disk. Resumed after step 3: the same.
 

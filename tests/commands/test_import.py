@@ -283,6 +283,7 @@ def test_what_has_no_counterpart_is_said(tmp_path: Path, capsys: pytest.CaptureF
 
 
 # promise: import
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "own", "agrees"),
     [

@@ -32,6 +32,7 @@ def fit_words(kind: str, data: str, model: Path, cache_dir: Path, run: Path) -> 
 
 
 # promise: replay
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "data"), [("SFT", "UltraChat"), ("DPO", "UltraFeedback")])
 def test_a_step_is_made_again_to_the_bit(
     kind: str, data: str, tiny_model: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -103,6 +103,7 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "rows.jsonl", ["question"], max_rows=2) == rows
 
 
+@pytest.mark.slow
 def test_ifeval_uses_the_verifiers_of_lm_eval() -> None:
     """Of three instructions of two prompts, two are followed, and all of one prompt."""
     pytest.importorskip("lm_eval", reason="pip install 'smollit[score]'")
@@ -119,6 +120,7 @@ def test_ifeval_uses_the_verifiers_of_lm_eval() -> None:
     assert found["ifeval/prompts"].interval().value == pytest.approx(1 / 2)
 
 
+@pytest.mark.slow
 def test_tasks_of_lm_eval_are_scored_by_name_or_file(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,7 +146,7 @@ def test_tasks_of_lm_eval_are_scored_by_name_or_file(
     assert found["mine/acc"][str(tiny_model)][0] == pytest.approx(sum(hits) / 5)
     assert "left out, since it is no mean over rows: mine/f1" in caplog.text
     (tmp_path / "rows.jsonl").unlink()
-    with pytest.raises(SystemExit, match="the data of lm_eval's task .*mine.yaml cannot be loaded"):
+    with pytest.raises(SystemExit, match=r"the data of lm_eval's task .*mine.yaml cannot be loaded"):
         main(["score", str(tiny_model), "--tasks", str(tmp_path / "mine.yaml")])
 
 
@@ -152,7 +154,10 @@ def test_tasks_of_lm_eval_are_scored_by_name_or_file(
 def test_a_task_that_is_unknown_or_not_here_is_a_sentence(tiny_model: Path) -> None:
     """A name with a typo, and data of the Hub without a network."""
     pytest.importorskip("lm_eval", reason="pip install 'smollit[score]'")
-    for name, sentence in (("helaswag", "lm_eval has no task helaswag"), ("hellaswag", "cannot be loaded: .*hellaswag")):
+    for name, sentence in (
+        ("helaswag", "lm_eval has no task helaswag"),
+        ("hellaswag", "cannot be loaded: .*hellaswag"),
+    ):
         with pytest.raises(SystemExit, match=sentence):
             main(["score", str(tiny_model), "--tasks", name])
 

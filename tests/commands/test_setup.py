@@ -34,6 +34,7 @@ def test_init_writes_a_config_that_works_from_any_folder(
     assert Path(name).read_text() == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "without"),
     [

@@ -30,6 +30,7 @@ def test_values_between_commas_are_swept() -> None:
         SweepCommand.words(["--model.loss.beta", "1,,2"])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_swept_is_said_before_the_first_run(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

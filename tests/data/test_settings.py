@@ -68,6 +68,7 @@ ROW = {
 
 # promise: same-tokens
 # case: data-01
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PreferenceDataModule.token_settings)
 def test_each_token_setting_changes_the_cache_key(
     name: str,

@@ -93,6 +93,7 @@ def test_counts_keep_their_digits_when_the_module_is_cast(dtype: torch.dtype) ->
 
 
 # case: metrics-09
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_batches() -> None:
     """10 and 100 batches leave the same number of tensor elements alive."""
 

@@ -18,7 +18,7 @@ from smollit.data.batching.collate import collate, collate_chats, collate_pairs,
 from smollit.functional.attention import AttentionBackend
 from smollit.functional.scores import TokenScores
 from smollit.models.causal_lm import CausalLM
-from smollit.models.generation import Sampling
+from smollit.models.generation import Sampling, until_stop
 from smollit.models.recompute import GradientCheckpointing
 from tests.conftest import Example, batch_of, chats_of, edited
 
@@ -393,6 +393,23 @@ def test_generation_stops_and_does_not_depend_on_the_rest_of_the_batch(
     stop = together[0][2]
     assert model.generate(batch_of(chats[:1]), 5, [stop]) == [together[0][: together[0].index(stop)]]
     assert torch.equal(score(model, batch_of(PAIRS, packed=True)).logps, before)
+
+
+def test_long_responses_are_those_of_transformers_though_ended_ones_leave_the_batch(tiny_model: Path) -> None:
+    """Greedy responses of 300 tokens, and until a stop token that comes early in one of them, against transformers'
+    own cache, one prompt at a time; sampled ones with 40 stop tokens, each alone."""
+    model, plain = CausalLM(str(tiny_model)).eval(), AutoModelForCausalLM.from_pretrained(tiny_model)
+    prompts = [PROMPT, [1, 9], [7, 7, 8, 30, 4]]
+    chats = [{"input_ids": [*ids, 5], "spans": [len(ids), len(ids) + 1], "row": row} for row, ids in enumerate(prompts)]
+    options = {"max_new_tokens": 300, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = [plain.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist() for ids in prompts]
+    assert model.generate(batch_of(chats), 300, []) == expected
+    stop = next(token for token in expected[0] if sum(token in response for response in expected) < 3)
+    assert model.generate(batch_of(chats), 300, [stop]) == [until_stop(response, [stop]) for response in expected]
+    stops = list(range(40))
+    drawn = model.generate(batch_of(chats), 300, stops, temperature=1.0)
+    assert drawn == [model.generate(batch_of([chat]), 300, stops, temperature=1.0)[0] for chat in chats]
+    assert len({len(response) for response in drawn}) == 3
 
 
 # case: B15

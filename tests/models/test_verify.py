@@ -33,6 +33,7 @@ def separate_sum(folder: Path, sequences: list[tuple[list[int], int]]) -> torch.
 
 # promise: attention-check
 # case: G1
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["StableLM", "Nemotron"])
 @pytest.mark.parametrize("checkpointing", [False, True, "selective"])
 def test_documents_are_separate_in_families_that_hand_no_arguments_on(
@@ -183,6 +184,7 @@ def test_the_chunked_head_is_the_models_own(family: str, token_gradients: bool, 
 
 # promise: attention-check
 # case: G2
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["Gemma 3", "OLMo 3", "Mistral with a window", "Qwen2 with windows", "Gemma 2"])
 @pytest.mark.parametrize("attention", ["documents", "sdpa", "eager", "flex_attention"])
 def test_a_sliding_window_is_one_more_term_of_the_rule(

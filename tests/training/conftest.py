@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,11 @@ from smollit.training import SmollitTrainer
 from smollit.training.steps import at_step_end
 
 TINY_ROW = {"ultrachat": ("messages",), "ultrafeedback": ("prompt", "chosen", "rejected")}
+
+
+def slow_but(names: Iterable[str], *quick: str) -> list[Any]:
+    """Parameters of a test: those of `quick` belong to the default tests, the others are slow."""
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
 
 
 class Diary(Callback):

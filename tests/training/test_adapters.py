@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from smollit.commands.chat.speaker import Speaker
@@ -39,6 +40,7 @@ def test_a_run_with_an_adapter_resumes_to_the_bit(fit: Any, tmp_path: Path, adap
     assert set(saved) == trained and any("lora_A" in name for name in trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
@@ -68,6 +70,26 @@ def test_the_policy_without_its_adapter_is_the_reference(fit: Any, tmp_path: Pat
     assert ours.diary.losses == pytest.approx(copy.diary.losses, rel=1e-6)
     for name, value in ours.weights.items():
         torch.testing.assert_close(value, copy.weights[name], rtol=1e-6, atol=1e-7)
+
+
+def test_the_product_that_is_added_in_place_is_pefts(tiny_model: Path) -> None:
+    """Random adapter weights: log-probabilities and gradients with peft's own forward pass."""
+    module = DPOModule(str(tiny_model), adapter=LoRA(r=4))
+    module.configure_model()
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        for _, layer in tuners(module.policy):
+            assert "default" in layer.lora_variant
+            if not ours:
+                layer.lora_variant.clear()
+            nn.init.normal_(layer.lora_B["default"].weight)
+        sums = module.policy(batch_of(example_pairs())).sums
+        sums.sum().backward()
+        gradients = {n: weight.grad for n, weight in module.policy.named_parameters() if weight.requires_grad}
+        found.append({"sums": sums.detach(), **gradients})
+        module.policy.zero_grad()
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
 # promise: adapters

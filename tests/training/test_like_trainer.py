@@ -175,6 +175,7 @@ def same(tmp_path: Path, run: Callable[[type[Trainer], Path], Any]) -> None:
 
 # promise: lightning
 # case: A10
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_flag_means_what_it_means_to_trainer(name: str, tmp_path: Path) -> None:
     """The same hooks, steps, metrics, files, callbacks and weights."""
@@ -301,6 +302,7 @@ def test_a_fault_ends_and_resumes_as_in_trainer(tmp_path: Path) -> None:
 
 
 # case: A10
+@pytest.mark.slow
 def test_tuners_find_what_they_do_with_trainer(tmp_path: Path) -> None:
     """A learning rate, then a batch size, then a fit of the tuned module."""
 
@@ -345,6 +347,7 @@ def test_intervals_in_steps_work_with_any_module(tmp_path: Path) -> None:
 
 
 # promise: nothing-global
+@pytest.mark.slow
 def test_importing_smollit_changes_nothing_global(tmp_path: Path) -> None:
     """Warning filters, loggers, signal handlers and Lightning's registry are as before; `fsdp` is Lightning's."""
     program = """

@@ -14,6 +14,7 @@ from tests.training.conftest import stop_at
 
 
 # case: cli-09
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accumulate", "every", "expected"),
     [(2, 2, [2, 4, 6, 8]), (2, 3, [3, 6, 8]), (2, 5, [5, 8]), (2, 100, [8]), (4, 1, [1, 2, 3, 4])],
@@ -99,6 +100,7 @@ def test_a_scheduler_of_torch_resumes_with_a_new_peak(fit: Any, tmp_path: Path) 
 
 # promise: other-steps
 # case: B2
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "total"),
     [
@@ -125,6 +127,7 @@ def test_steps_made_and_steps_left_are_the_run(fit: Any, tmp_path: Path, changed
 
 
 # case: A5
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_the_found_learning_rate_is_the_peak_of_the_schedule(fit: Any, tmp_path: Path, warmup: int) -> None:
     """Found r, on a line over 48 steps: r, 47/48 r, 46/48 r; with 2 warm-up steps r/2, r, r. A resumed run does not

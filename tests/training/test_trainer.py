@@ -57,6 +57,7 @@ def test_built_in_callbacks_cannot_be_replaced(fit: Any, tmp_path: Path) -> None
         assert not given or kinds.index(EarlyStopping) < kinds.index(GracefulStop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_commands_come_in_any_order(kind: str, make_run: Any) -> None:
     """Validated, trained and validated by one trainer: the loss of a new trainer that trains alone."""

@@ -60,7 +60,7 @@ class ScoreCommand(FolderCommand):
     max_rows: int = 200
     max_length: int = 1024
     max_new_tokens: int = 512
-    batch_size: int = 16
+    batch_size: int = 32
     html: Path | None = None
     json: bool = False
 

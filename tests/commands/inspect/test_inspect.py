@@ -302,6 +302,7 @@ def test_the_pictures_of_the_docs(tmp_path: Path) -> None:
 # ---- real rows
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("folder", ["ultrachat_200k", "ultrafeedback_binarized"])
 def test_real_rows_show_what_is_cached(shared: Path, look: Look, folder: str) -> None:

@@ -164,6 +164,7 @@ def test_a_tools_turn_never_comes_first(example: Encode, words: Words) -> None:
     assert example(chat, "chat", 12, "left-turns")["spans"] == [2, 4]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=6), room=st.integers(2, 40))
 def test_as_few_turns_as_possible_are_cut(

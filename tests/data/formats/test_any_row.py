@@ -3,6 +3,7 @@
 import json
 from typing import Any, get_args
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ ALL_PARTS = sorted({part for kind in LAYOUTS.values() for layout in kind.values(
 
 
 # promise: any-row
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(row=st.dictionaries(st.sampled_from(ALL_PARTS), ANY))
 @example(row={"messages": "\ud800", "text": "x" * 10**6, "chosen": "\n\n" * 10**5, "rejected": "Human:" * 10**5})

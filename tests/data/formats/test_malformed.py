@@ -196,6 +196,7 @@ def check(made: ChatDataModule, alone: ChatDataModule, good: list[int]) -> None:
     assert [kept[row] for row in good] == list(kept_rows(alone).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FORMATS, ids=lambda make: make.__name__)
 def test_malformed_json_lines_are_counted_and_leave_the_others_alone(tmp_path: Path, make: Any) -> None:
     """1,112 malformed rows and 8 good ones of each format: 10,008 in all."""
@@ -209,6 +210,7 @@ def test_malformed_json_lines_are_counted_and_leave_the_others_alone(tmp_path: P
     check(made, alone, places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [messages, pair], ids=lambda make: make.__name__)
 def test_two_processes_count_what_one_counts(tmp_path: Path, make: Any) -> None:
     """1,400 rows: above datasets' batch of 1,000, so that both have some. One cache each."""
@@ -245,6 +247,7 @@ def as_text(value: Any) -> str | None:
     return value.encode(errors="ignore").decode() if isinstance(value, str) else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [messages, pair, text_pair, alpaca], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
 def test_malformed_tables_are_counted_too(tmp_path: Path, make: Any, ending: str) -> None:

@@ -98,6 +98,7 @@ def test_control_text(tokenize: Tokenize, choice: str, kept: list[str] | None) -
 
 
 # case: template-01
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(("choice", "system"), [("keep", None), ("drop", ""), (SPOKEN, SPOKEN)])
 def test_the_default_system_text(

@@ -26,6 +26,7 @@ class Recorder(Callback):
 
 
 # promise: averages
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "adapter"), [("sft", None), ("dpo", None), ("sft", LoRA(r=2))])
 def test_averages_are_resumed_and_kept(fit: Any, tmp_path: Path, kind: str, adapter: LoRA | None) -> None:
     """Average of decay 0.5: a_1 = w_1, a_s = (a_(s-1) + w_s) / 2. The run ends with the average of its last step; one
@@ -48,6 +49,7 @@ def test_averages_are_resumed_and_kept(fit: Any, tmp_path: Path, kind: str, adap
     assert all(torch.equal(saved["state_dict"][f"policy.{name}"], value) for name, value in whole.weights.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, LoRA(r=2)])
 def test_bema_is_its_sum_over_all_steps_and_is_resumed(fit: Any, tmp_path: Path, adapter: LoRA | None) -> None:
     """Updates at steps 3 and 5, with w_0 the weights of step 1. Unrolled, in fp64: EMA_5 = (1 - b_3) (1 - b_5) w_0
@@ -95,6 +97,7 @@ def test_a_finished_run_is_extended_from_the_weights_that_were_trained(fit: Any,
 
 
 # promise: averages
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["frozen", "offloaded"])
 def test_a_reference_that_follows_the_policy_is_resumed(fit: Any, tmp_path: Path, reference: str) -> None:
     """Every 2 of 5 steps, weight 0.25: r_2 = 0.75 r_0 + 0.25 w_2, r_4 = 0.75 r_2 + 0.25 w_4. Stopped at step 3, the run

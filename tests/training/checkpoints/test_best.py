@@ -56,6 +56,7 @@ def test_the_best_validation_is_kept(
 
 
 # case: A3
+@pytest.mark.slow
 def test_the_best_survives_stops_copies_and_branches(
     fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -44,6 +44,7 @@ CHANGES = {
 
 # promise: same-content
 # case: B4
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_changed_content_under_the_same_name_is_refused(
     streaming: bool, fit: Any, tiny_model: Path, tiny_data: dict[str, Path], tmp_path: Path

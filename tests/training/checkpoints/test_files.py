@@ -136,6 +136,7 @@ def test_full_disk_in_a_run_keeps_the_step_before(fit: Any, tmp_path: Path, monk
     assert fit(tmp_path, max_steps=4).steps[0][0] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
 def test_damaged_newest_names_the_good_one(fit: Any, tmp_path: Path, damage: str) -> None:
     """last.ckpt is truncated, overwritten or empty: the error names it, and step 1's file to use instead."""
@@ -151,6 +152,7 @@ def test_damaged_newest_names_the_good_one(fit: Any, tmp_path: Path, damage: str
 
 
 # case: checkpoint-07
+@pytest.mark.slow
 def test_keep_checkpoints_holds_across_resumes(fit: Any, tmp_path: Path) -> None:
     """10 saves, 2 kept, and last: 3 files. A half-written file of a crash is newer than `last`, and does not count;
     2 more saves after a resume, and 2 after one from an older file: still 3, the newest ones."""
@@ -168,6 +170,7 @@ def test_keep_checkpoints_holds_across_resumes(fit: Any, tmp_path: Path) -> None
 
 
 # case: checkpoint-09
+@pytest.mark.slow
 def test_weights_only_file_starts_a_new_run_and_resumes_none(fit: Any, tmp_path: Path) -> None:
     """At step 3 only weights are saved: resume names `init_from`; init_from starts at step 1 with these weights. A run
     that resumes does without the file."""
@@ -203,6 +206,7 @@ def test_intervals_below_one_are_refused(fit: Any, tmp_path: Path, option: str) 
 
 
 # case: B1
+@pytest.mark.slow
 def test_the_newest_is_the_one_of_the_last_step(fit: Any, tmp_path: Path) -> None:
     """Steps 2 and 4, and last of step 4; step 2 is touched, or all are dated a day ahead, as after copies: the run
     resumes at step 5. Then 2 are kept: step 6 stays, step 2 goes. A file that the user renamed is the user's."""
@@ -218,6 +222,7 @@ def test_the_newest_is_the_one_of_the_last_step(fit: Any, tmp_path: Path) -> Non
 
 
 # case: B1
+@pytest.mark.slow
 def test_a_new_run_and_a_branch_come_after_what_they_replace(fit: Any, tmp_path: Path) -> None:
     """8 steps; from step 4 again to 6; then a new run of 2: `last` is the newest of these, whatever steps are there."""
     fit(tmp_path, max_steps=8, checkpoint_every_n_steps=4)
@@ -275,6 +280,7 @@ def test_weights_that_are_not_finite_are_never_saved(fit: Any, tmp_path: Path) -
 
 # promise: whole-files
 # case: B11
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_a_save(fit: Any, tmp_path: Path) -> None:
     """No file may be larger than half a checkpoint from step 3 on: the run ends with a sentence, step 2 is whole."""
     fit(tmp_path / "size", max_steps=1)

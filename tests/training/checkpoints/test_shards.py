@@ -34,6 +34,7 @@ class Malicious:
 
 
 # promise: shards
+@pytest.mark.slow
 def test_folders_are_replaced_kept_resumed_and_verified(fit_shards: Any, tmp_path: Path) -> None:
     """2 of 5 periodic folders and `last` are kept, and nothing unfinished; the resumed run has the weights of the whole
     one, to the bit. A flipped byte in a shard or in the index is named, with the folder before."""

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from smollit.data import UltraChatDataModule
 from smollit.modules import SFTModule
 from smollit.training.steps import at_step_end
-from tests.training.conftest import Act, Diary, assert_same_weights, ctrl_c, sigterm, stop_and_resume, stop_at
+from tests.training.conftest import Act, Diary, assert_same_weights, ctrl_c, sigterm, slow_but, stop_and_resume, stop_at
 
 
 def fault() -> None:
@@ -68,7 +68,7 @@ def whole(fit: Any, unbroken: dict[str, Any], tmp_path_factory: pytest.TempPathF
 
 # promise: resume
 # case: resume-01 resume-02 resume-03 resume-05 checkpoint-03
-@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize("name", slow_but(BREAKS, "sigterm in mid-window", "kill in mid-window"))
 def test_an_interrupted_run_resumes_to_the_bit(name: str, fit: Any, whole: Any, tmp_path: Path) -> None:
     """4 steps x 3 epochs, interrupted at step k: steps k+1..12 have the rows, rates, losses (with dropout) and weights
     of the whole run, and the logs at steps 5 and 10, each over 5 steps, have its metrics."""
@@ -175,6 +175,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], int, str]] = {
 
 # promise: other-steps
 # case: resume-06
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_other_batch_sizes_keep_the_order_of_the_epoch(
     name: str, fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -248,6 +249,7 @@ def test_nothing_resumes_unasked(fit: Any, tmp_path: Path) -> None:
     assert again.steps[0][:2] == (1, first.steps[0][1])
 
 
+@pytest.mark.slow
 def test_native_validation_interval_resumes_at_the_end_of_an_epoch_too(fit: Any, whole: Any, tmp_path: Path) -> None:
     """Lightning's own interval, once per epoch, which has no part in rows and weights."""
     unbroken, resumed = stop_and_resume(fit, tmp_path, 4, val_every_n_steps=None)
@@ -264,6 +266,7 @@ class Everywhere(ModelCheckpoint):
 
 
 # case: resume-01 resume-03
+@pytest.mark.slow
 def test_a_checkpoint_stands_at_the_end_of_a_step_wherever_it_is_saved(fit: Any, whole: Any, tmp_path: Path) -> None:
     """Validation by Lightning's interval, every 3 micro-batches, and saves there and in windows of 2: 4 steps an epoch.
 

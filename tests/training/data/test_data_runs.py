@@ -69,6 +69,7 @@ def test_a_packed_run_resumes_to_the_bit_in_mid_epoch(kind: str, fit: Any, tmp_p
     assert all(sorted(seen) == list(range(13)) for seen in whole.diary.epochs.values())
 
 
+@pytest.mark.slow
 def test_a_token_budget_gives_each_epoch_its_own_number_of_steps(fit: Any, tmp_path: Path) -> None:
     """The schedule falls to 0 after the last step of 5 epochs, although they differ in length.
 
@@ -93,6 +94,7 @@ def test_max_steps_bound_a_token_budget_too(fit: Any, tmp_path: Path) -> None:
     assert [rate for _, _, rate in run.steps] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
 
 
+@pytest.mark.slow
 def test_packed_pairs_get_the_precomputed_values_of_their_own(
     fit: Any, tiny_data: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_packed_pairs_get_the_precomputed_values_of_their_own(
 
 
 # case: resume-01
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
 def test_workers_begin_where_the_run_stopped(strategy: str, fit: Any, tmp_path: Path) -> None:
     """A sharded strategy reads the checkpoint when workers have already fetched batches from the start of the epoch."""
@@ -130,7 +133,12 @@ STREAM: dict[str, Any] = {"streaming": True, "shuffle_buffer": 6}
 # promise: resume
 # case: resume-01 resume-03 data-13
 @pytest.mark.parametrize(
-    ("kind", "stop", "steps"), [("sft", 6, 10), ("sft", 4, 6), ("dpo", 2, 4)], ids=["mid-epoch", "epoch end", "pairs"]
+    ("kind", "stop", "steps"),
+    [
+        pytest.param("sft", 6, 10, id="mid-epoch"),
+        pytest.param("sft", 4, 6, id="epoch end", marks=pytest.mark.slow),
+        pytest.param("dpo", 2, 4, id="pairs", marks=pytest.mark.slow),
+    ],
 )
 def test_a_stream_resumes_to_the_bit(kind: str, stop: int, steps: int, fit: Any, tmp_path: Path) -> None:
     """13 rows in batches of 2, 2 accumulated: 4 steps per epoch, so step 4 is the last of the first epoch."""
@@ -156,6 +164,7 @@ def test_a_stream_is_not_packed(fit: Any, tmp_path: Path) -> None:
 # ---- parts and their weights
 
 
+@pytest.mark.slow
 def test_weights_say_how_often_a_row_is_seen(fit: Any, tiny_data: dict[str, Path], tmp_path: Path) -> None:
     """5 rows at weight 2, 4 of another file at 0.5, in 2 epochs: the first come 2 x 2 times, the others once.
 
@@ -183,6 +192,7 @@ def val_sets(folder: Path, kind: str) -> dict[str, Part]:
 
 
 # promise: named-sets
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "unit"), [("sft", "loss_tokens"), ("dpo", "kept")])
 def test_named_validation_sets_have_their_own_curves_and_one_over_all(
     kind: str, unit: str, fit: Any, tiny_data: dict[str, Path], tmp_path: Path
@@ -231,6 +241,7 @@ def test_the_data_report_is_in_the_runs_folder(fit: Any, tiny_data: dict[str, Pa
 
 # promise: seed
 # case: B15
+@pytest.mark.slow
 def test_the_order_follows_seed_everything_and_a_resumed_run_its_first_seed(fit: Any, tmp_path: Path) -> None:
     """Seeds 1, 1 and 2: the same rows, and others; with `data.seed` the same again. A run that is stopped under
     seed 1 and resumed under 2 sees the rows of seed 1, in a resumed run of a resumed run too."""

@@ -154,6 +154,7 @@ def test_each_row_has_the_value_of_plain_transformers(tiny_model: Path, data: Da
 
 
 # promise: select
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["reference_margin", "response_perplexity"])
 def test_the_best_pairs_by_the_reference(tiny_model: Path, data: Data, tmp_path: Path, by: str) -> None:
     """Half of 6 pairs, by values that a run without selection has: per token, chosen minus rejected; or the lowest
@@ -194,6 +195,7 @@ def test_a_second_run_reads_the_values_and_loads_no_reference(tiny_model: Path, 
 
 
 # case: dpo-loss-03
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["weights", "max_length", "precision", "attention", "rows"])
 def test_what_changes_a_value_gives_new_ones(tiny_model: Path, data: Data, tmp_path: Path, change: str) -> None:
     """Other weights in the same folder, shorter rows, bf16, another backend, or other rows: nothing old is read, and

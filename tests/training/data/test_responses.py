@@ -85,6 +85,7 @@ def apart(start: Start) -> tuple[Values, dict[str, torch.Tensor]]:
 
 
 # promise: shared-prompts
+@pytest.mark.slow
 def test_all_pairs_of_a_prompt_are_scored_like_separate_pairs(start: Start, apart: Any) -> None:
     """18 pairs of 3 prompts: metrics before the step, metrics of validation after it, and all weights, in every
     attention backend, packed or not, whichever way the reference is kept."""

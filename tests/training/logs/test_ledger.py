@@ -21,6 +21,7 @@ from tests.training.conftest import stop_and_resume
 LOGGED = {"logger": True, "log_every_n_steps": 1, "max_epochs": 2, "num_sanity_val_steps": -1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_rows_add_up_to_the_curves_over_a_stop(kind: str, fit: Any, tmp_path: Path) -> None:
     """Stopped at step 3 of 8 and resumed: the ledger of the run that never stopped. Each of the 13 rows stands there

@@ -103,6 +103,7 @@ def test_the_interval_of_a_fraction() -> None:
     assert interval(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run(fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two DPO runs: both in one page without links to elsewhere, the table by step, JSON for programs. The second is
     compared with the first: the difference of their last validation losses, row by row."""

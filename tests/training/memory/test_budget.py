@@ -41,6 +41,7 @@ class StandIn:
 
 
 # promise: token-budget
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_a_micro_batch_fills_the_memory_that_a_trial_found(
     full: bool, fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
