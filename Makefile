@@ -9,8 +9,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
-# Two processes run the tests, one file at a time each.
-PYTEST ?= -n 2 --dist loadfile
+# Two processes run the tests. Of the slow ones, each takes whole files, whose tests share what is dear to make.
+PYTEST ?= -n 2 --dist worksteal
+PYTEST_SLOW ?= -n 2 --dist loadfile
 BIN = $(VENV)/bin
 READERS = $(VENV)-readers
 MIN = $(VENV)-min
@@ -30,7 +31,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest $(PYTEST)
 
 test-all: test test-readers
-	$(BIN)/python -m pytest $(PYTEST) -m "slow and not gpu"
+	$(BIN)/python -m pytest $(PYTEST_SLOW) -m "slow and not gpu"
 
 test-readers: $(READERS)/ready
 	SMOLLIT_READERS=$(abspath $(READERS))/bin/python $(BIN)/python -m pytest -m readers

@@ -8,7 +8,6 @@ that moves them on purpose says so in CHANGELOG.md and writes the file anew: `py
 import hashlib
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -34,6 +33,8 @@ FIXED = {
 }
 TORCH = torch.__version__.partition("+")[0]
 FIRST_STEPS = 5  # on another processor or torch version, rounding differences grow with every step
+# DPO starts from the model that SFT has trained, with its differences.
+ELSEWHERE = {"sft": 1e-6, "dpo": 5e-3}
 REWRITE = "If the change is intended, name it in CHANGELOG.md and run `python tests/test_golden.py`"
 
 
@@ -68,9 +69,12 @@ def result_of(run: Path) -> dict[str, Any]:
 
 
 def is_exact_here(golden: dict[str, Any]) -> bool:
-    """Whether this torch version has golden losses, and this processor can repeat them to the last digit."""
+    """Whether this torch version has golden losses, and this processor can repeat them to the last digit.
+
+    MKL_CBWR fixes the order of MKL's sums on Intel's processors only.
+    """
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return TORCH in golden and platform.machine() == "x86_64" and "avx2" in flags
+    return TORCH in golden and "GenuineIntel" in flags and "avx2" in flags
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +86,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 # promise: golden
 def test_losses_and_weights_are_golden(demo: tuple[Path, dict[str, Any]]) -> None:
-    """Losses and final weights equal the golden ones; elsewhere the first losses do, to 1e-6."""
+    """Losses and final weights equal the golden ones; elsewhere the first losses do, of SFT to 1e-6."""
     golden, seen = json.loads(GOLDEN.read_text()), demo[1]
     if is_exact_here(golden):
         assert seen == golden[TORCH], REWRITE
     for name, expected in next(iter(golden.values())).items():
         first = expected["train/loss"][:FIRST_STEPS]
-        assert seen[name]["train/loss"][:FIRST_STEPS] == pytest.approx(first, rel=1e-6), REWRITE
+        assert seen[name]["train/loss"][:FIRST_STEPS] == pytest.approx(first, rel=ELSEWHERE[name]), REWRITE
 
 
 # promise: demo-learns
