@@ -11,7 +11,7 @@ def add_low_rank(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) 
     """Add a product of low rank to the output of a linear layer, in place.
 
     `result + scale * linear(linear(x, a), b)` makes and reads three more tensors of the output's size, and one more in
-    the backward pass: on CPUs a twelfth of a step's time.
+    the backward pass.
 
     Args:
         result: [..., out], fp32 or half precision. It is overwritten.

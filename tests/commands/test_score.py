@@ -122,7 +122,7 @@ def test_ifeval_uses_the_verifiers_of_lm_eval() -> None:
 
 @pytest.mark.slow
 def test_tasks_of_lm_eval_are_scored_by_name_or_file(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tiny_model: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Which of two choices has the higher log p, by transformers and torch; F1 is no mean over rows, and is named."""
     pytest.importorskip("lm_eval", reason="pip install 'smollit[score]'")
@@ -145,6 +145,9 @@ def test_tasks_of_lm_eval_are_scored_by_name_or_file(
     assert list(found) == ["mine/acc"] and 0 < sum(hits) < 5
     assert found["mine/acc"][str(tiny_model)][0] == pytest.approx(sum(hits) / 5)
     assert "left out, since it is no mean over rows: mine/f1" in caplog.text
+    main(["score", str(other), str(tiny_model), "--tasks", str(tmp_path / "mine.yaml"), "--max_rows=5", "--json"])
+    both = json.loads(capsys.readouterr().out)["mine/acc"]  # the tasks are loaded once for two models
+    assert both[str(tiny_model)] == found["mine/acc"][str(tiny_model)]
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(SystemExit, match=r"the data of lm_eval's task .*mine.yaml cannot be loaded"):
         main(["score", str(tiny_model), "--tasks", str(tmp_path / "mine.yaml")])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,7 +17,7 @@ from smollit.commands.console import say
 from smollit.commands.score.interval import Interval, Rows
 from smollit.commands.score.likelihood import batches, losses, preferences
 from smollit.commands.score.responses import GSM8K, IFEVAL, gsm8k, ifeval, read_rows, respond
-from smollit.commands.score.tasks import score_tasks
+from smollit.commands.score.tasks import load_tasks, score_tasks
 from smollit.data.template.template import load_template
 from smollit.data.template.tokenize import load_tokenizer
 from smollit.models import CausalLM
@@ -79,7 +80,8 @@ class ScoreCommand(FolderCommand):
             raise ValueError("`--apply_chat_template` is about `--tasks`: the other scores are of chats in any case")
         if self.pairs and self.reference is None and len(self.folders) == 1:
             raise ValueError("`--pairs` needs a reference: give two models, before and after, or `--reference`")
-        found = {name: dict(self.scores(name)) for name in self.folders}
+        tasks = load_tasks(as_list(self.tasks)) if self.tasks else []
+        found = {name: dict(self.scores(name, tasks)) for name in self.folders}
         table = compare(found)
         if self.html:
             page = Console(record=True, file=io.StringIO(), width=120)
@@ -90,14 +92,13 @@ class ScoreCommand(FolderCommand):
         else:
             show(Console(), table)
 
-    def scores(self, name: str) -> Iterator[tuple[str, Rows]]:
+    def scores(self, name: str, tasks: list[Any]) -> Iterator[tuple[str, Rows]]:
         """The scores of a model, by their name."""
         source = find_model(name)
         if self.chats or self.pairs or self.ifeval or self.gsm8k:
             yield from self.chat_scores(name, source)
-        if self.tasks:
+        if tasks:
             options = {"max_rows": self.max_rows, "batch_size": self.batch_size}
-            tasks = as_list(self.tasks)
             yield from score_tasks(tasks, source, apply_chat_template=self.apply_chat_template, **options)
 
     def chat_scores(self, name: str, source: str) -> Iterator[tuple[str, Rows]]:

@@ -19,14 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def score_tasks(
-    names: list[str], source: str, *, max_rows: int, batch_size: int, apply_chat_template: bool
+    tasks: list[Any], source: str, *, max_rows: int, batch_size: int, apply_chat_template: bool
 ) -> Iterator[tuple[str, Rows]]:
-    """Each metric of each task, from lm_eval's value of each row.
-
-    Raises:
-        ValueError: If lm_eval is not installed, has no such task, or its data cannot be loaded.
-    """
-    loaded = load_tasks(names)
+    """Each metric of each of lm_eval's tasks, from its value of each row."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -34,7 +29,7 @@ def score_tasks(
     model = load_model(source, weights="pretrained", dtype=torch.float32, dropout=None).eval().to(device)
     found = simple_evaluate(
         HFLM(pretrained=model, tokenizer=load_tokenizer(source), batch_size=batch_size),
-        tasks=loaded,
+        tasks=tasks,
         limit=max_rows,
         bootstrap_iters=0,  # the intervals are ours
         apply_chat_template=apply_chat_template,
@@ -44,7 +39,11 @@ def score_tasks(
 
 
 def load_tasks(names: list[str]) -> list[Any]:
-    """lm_eval's tasks of these names, patterns of names, or YAML files."""
+    """lm_eval's tasks of these names, patterns of names, or YAML files.
+
+    Raises:
+        ValueError: If lm_eval is not installed, has no such task, or its data cannot be loaded.
+    """
     if find_spec("lm_eval") is None:
         raise ValueError("`score --tasks` needs lm_eval: pip install 'smollit[score]'")
     from lm_eval.tasks import TaskManager
