@@ -1,8 +1,8 @@
 """Golden losses: the demo's SFT and DPO runs, to the last digit.
 
 `tests/golden.json` holds every training and validation loss and a hash of the final weights, by torch version. They are
-made in a process of one thread with the instruction set fixed, so they hold on every x86 processor with AVX2. A change
-that moves them on purpose says so in CHANGELOG.md and writes the file anew: `python tests/test_golden.py`.
+made in a process of one thread with the instruction set fixed, so they hold on every processor of Intel with AVX2. A
+change that moves them on purpose says so in CHANGELOG.md and writes the file anew: `python -m tests.test_golden`.
 """
 
 import hashlib
@@ -19,23 +19,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smollit.commands.summarize_runs import changes, describe
+from tests.conftest import CAN_FIX_ORDER, FIXED_ORDER, ROOT, SAMPLES
 
 pytestmark = pytest.mark.slow  # both demo runs: a minute of training
-ROOT = Path(__file__).parent.parent
-SAMPLES = ROOT / "smollit" / "data" / "samples"
 GOLDEN = Path(__file__).parent / "golden.json"
-FIXED = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_CBWR": "AVX2",
-    "MKL_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-}
 TORCH = torch.__version__.partition("+")[0]
 FIRST_STEPS = 5  # on another processor or torch version, rounding differences grow with every step
 # DPO starts from the model that SFT has trained, with its differences.
 ELSEWHERE = {"sft": 1e-6, "dpo": 5e-3}
-REWRITE = "If the change is intended, name it in CHANGELOG.md and run `python tests/test_golden.py`"
+REWRITE = "If the change is intended, name it in CHANGELOG.md and run `python -m tests.test_golden`"
 
 
 def fit(name: str, run: Path, *settings: str) -> None:
@@ -43,7 +35,7 @@ def fit(name: str, run: Path, *settings: str) -> None:
     command = [sys.executable, "-m", "smollit", "fit", "--config", f"configs/demo/{name}.yaml"]
     command += ["--trainer.default_root_dir", str(run), "--trainer.log_every_n_steps", "1"]
     command += ["--trainer.enable_progress_bar", "false", *settings]
-    environment = {**os.environ, **FIXED, "PYTHONPATH": str(ROOT), "SMOLLIT_CACHE": str(run.parent / "cache")}
+    environment = {**os.environ, **FIXED_ORDER, "PYTHONPATH": str(ROOT), "SMOLLIT_CACHE": str(run.parent / "cache")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -68,15 +60,6 @@ def result_of(run: Path) -> dict[str, Any]:
     return {**losses, "weights": digest.hexdigest()}
 
 
-def is_exact_here(golden: dict[str, Any]) -> bool:
-    """Whether this torch version has golden losses, and this processor can repeat them to the last digit.
-
-    MKL_CBWR fixes the order of MKL's sums on Intel's processors only.
-    """
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return TORCH in golden and "GenuineIntel" in flags and "avx2" in flags
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Both demo runs: their folder, and what came of them."""
@@ -88,7 +71,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 def test_losses_and_weights_are_golden(demo: tuple[Path, dict[str, Any]]) -> None:
     """Losses and final weights equal the golden ones; elsewhere the first losses do, of SFT to 1e-6."""
     golden, seen = json.loads(GOLDEN.read_text()), demo[1]
-    if is_exact_here(golden):
+    if CAN_FIX_ORDER and TORCH in golden:
         assert seen == golden[TORCH], REWRITE
     for name, expected in next(iter(golden.values())).items():
         first = expected["train/loss"][:FIRST_STEPS]
