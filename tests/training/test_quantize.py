@@ -141,6 +141,6 @@ def test_weights_in_4_bits_that_can_not_be_are_refused(tiny_model: Path, monkeyp
         SFTModule(str(tiny_model), quantize="nf4")
     with pytest.raises(ValueError, match="needs the policy without its adapter as the reference"):
         DPOModule(str(tiny_model), **QLORA, reference="offloaded")
-    monkeypatch.setattr("smollit.models.adapters.find_spec", lambda name: None)
+    monkeypatch.setattr("smollit.models.adapters.four_bits.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package bitsandbytes: pip install 'smollit\[qlora\]'"):
         SFTModule(str(tiny_model), **QLORA).configure_model()
