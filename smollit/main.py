@@ -38,6 +38,7 @@ def main(args: Sequence[str] | None = None) -> "SmollitCLI | FolderCommand":
         from smollit.cli.cli import SmollitCLI  # with Lightning, which takes seconds and commands on folders don't need
         from smollit.cli.errors import building
 
+        logging.getLogger("lightning").handlers.clear()  # beside that of show_logs, each message would come twice
         command.run_alone(words[1:])
         with building():
             cli = SmollitCLI(words[0], command, command.words(words[1:]))

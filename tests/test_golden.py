@@ -38,6 +38,7 @@ def fit(name: str, run: Path, *settings: str) -> None:
     environment = {**os.environ, **FIXED_ORDER, "PYTHONPATH": str(ROOT), "SMOLLIT_CACHE": str(run.parent / "cache")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("Seed set to") == 1  # each message of Lightning once
 
 
 def run_demo(folder: Path) -> dict[str, Any]:
