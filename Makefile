@@ -27,6 +27,9 @@ demo: $(VENV)/ready
 	@echo "What they say:     $(BIN)/python -m smollit report runs/demo/sft runs/demo/dpo"
 	@echo "Talk to both:      $(BIN)/python -m smollit chat runs/demo/sft/export runs/demo/dpo/export"
 
+# Two processes with two threads each would wait for one another on two cores.
+test test-all test-readers test-min: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/ready
 	$(BIN)/python -m pytest $(PYTEST)
 

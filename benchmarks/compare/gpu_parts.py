@@ -63,8 +63,13 @@ def attention_jobs() -> list[Job]:
     return [*found, *(job("135M", task, attention="sdpa", cudnn=True, label=f"{task} sdpa, cuDNN") for task in TASKS)]
 
 
-def parts(common: list[str]) -> dict[str, Part]:
-    """All parts, the most important first; `common` are words for the scripts that read data."""
+def parts(common: list[str], *, dry: bool = False) -> dict[str, Part]:
+    """All parts, the most important first.
+
+    Args:
+        common: Words for the scripts that read data.
+        dry: Whether they run on a CPU, where bf16 may take ten times as long, and each switch seconds.
+    """
 
     def compared(task: str) -> list[str]:
         return ["compare_trl.py", "--task", task, "--model", "{135M}", "--json", "--steps", "10", *common]
@@ -72,6 +77,7 @@ def parts(common: list[str]) -> dict[str, Part]:
     def speed(size: str) -> list[str]:
         return steps(size, *(job(size, task) for task in TASKS))
 
+    switched = ["--only", "documents", "fused"] if dry else ["--precision", "bf16-mixed"]
     estimated = ["estimate_check.py", "--task", "sft", "--model", "{135M}", "--settings", "shipped", *common]
     return {
         "tests": Part(
@@ -86,7 +92,7 @@ def parts(common: list[str]) -> dict[str, Part]:
         "compile": Part(40, steps("135M", *(job("135M", task, compile=True) for task in TASKS)), "135M"),
         "host-memory": Part(20, steps("135M", job("135M", "sft", steps=200)), "135M"),
         "estimate": Part(20, estimated, "135M"),
-        "switches": Part(25, ["switches.py", "--model", "{135M}", "--precision", "bf16-mixed", *common], "135M"),
+        "switches": Part(25, ["switches.py", "--model", "{135M}", *switched, *common], "135M"),
     }
 
 
@@ -216,7 +222,7 @@ def run_all(options: argparse.Namespace, runner: Runner) -> int:
             min(WHEELS_SECONDS, runner.left()),
         )
     failed = 0
-    for name, part in parts(common).items():
+    for name, part in parts(common, dry=options.dry).items():
         if options.parts and name not in options.parts:
             continue
         if runner.left() < 1:
