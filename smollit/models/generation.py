@@ -23,6 +23,15 @@ def positions_of(config: PretrainedConfig) -> int:
         return sys.maxsize
 
 
+def cache_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Size of a token's keys and values in all layers, in bytes; of a model with other layers, of their like."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None) or 1
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kept = getattr(text, "num_key_value_heads", None) or heads
+    return 2 * int(text.num_hidden_layers) * int(kept) * int(size) * dtype.itemsize
+
+
 def finish_of(num_prompt_tokens: int, num_new_tokens: int, *, max_new_tokens: int, positions: int) -> Finish:
     """Why a response has this number of tokens, without its stop token.
 

@@ -130,6 +130,8 @@ class SmollitTrainer(EvaluatingTrainer):
     def prepare(self, model: LightningModule | None, *, resumes: bool = False) -> bool:
         """Add, once, the built-in callbacks and loggers of a FineTuningModule; return whether `model` is one."""
         is_ours = super().prepare(model)
+        if is_ours and isinstance(self.accelerator, CPUAccelerator):
+            keep_freed_memory()
         if is_ours and not self._is_prepared:
             self._is_prepared = True
             local_folder(self.default_root_dir)
@@ -184,8 +186,6 @@ class SmollitTrainer(EvaluatingTrainer):
             self.run_state.resumes = model.restores_weights = path is not None
             refuse_callbacks(self.callbacks, path)
             refuse_shards(path, self.strategy)
-            if isinstance(self.accelerator, CPUAccelerator):
-                keep_freed_memory()
             with quiet(), ctrl_c_exits(), self._resumes_only_from(path):
                 super().fit(model, *data, weights_only=True if weights_only is None else weights_only)
         if path is not None and self.global_step and not self.run_state.has_news:  # 0 where other processes trained

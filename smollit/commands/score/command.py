@@ -17,11 +17,12 @@ from smollit.commands.console import say
 from smollit.commands.score.interval import Interval, Rows
 from smollit.commands.score.likelihood import batches, losses, preferences
 from smollit.commands.score.responses import GSM8K, IFEVAL, gsm8k, ifeval, read_rows, respond
-from smollit.commands.score.tasks import load_tasks, score_tasks
+from smollit.commands.score.tasks import TASK_ROWS, load_tasks, score_tasks
 from smollit.data.template.template import load_template
 from smollit.data.template.tokenize import load_tokenizer
 from smollit.models import CausalLM
 from smollit.paths import write_whole
+from smollit.training.memory.device import keep_freed_memory
 
 Scores = dict[str, Rows]
 Table = dict[str, dict[str, Interval]]
@@ -46,7 +47,8 @@ class ScoreCommand(FolderCommand):
         max_rows: Number of rows of each data set.
         max_length: Longest sequence in tokens, of `chats` and `pairs`.
         max_new_tokens: Maximum number of tokens of a response.
-        batch_size: Number of responses that are generated together.
+        batch_size: Number of responses that are generated together; null takes as many as fit in half of the free
+            memory, 128 at most. Of `tasks`, null takes 32 rows.
         html: File into which the table is written too, as a page.
         json: Print one JSON object instead of a table.
     """
@@ -61,7 +63,7 @@ class ScoreCommand(FolderCommand):
     max_rows: int = 200
     max_length: int = 1024
     max_new_tokens: int = 512
-    batch_size: int = 32
+    batch_size: int | None = None
     html: Path | None = None
     json: bool = False
 
@@ -70,7 +72,7 @@ class ScoreCommand(FolderCommand):
         if len(self.folders) > 2 or len(set(self.folders)) < len(self.folders):
             raise ValueError(f"`score` takes one model, or two that differ, got {', '.join(self.folders)}")
         for name in ("max_rows", "max_length", "max_new_tokens", "batch_size"):
-            if vars(self)[name] < 1:
+            if vars(self)[name] is not None and vars(self)[name] < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {vars(self)[name]}")
         if not (self.chats or self.pairs or self.ifeval or self.gsm8k or self.tasks):
             raise ValueError(
@@ -98,11 +100,12 @@ class ScoreCommand(FolderCommand):
         if self.chats or self.pairs or self.ifeval or self.gsm8k:
             yield from self.chat_scores(name, source)
         if tasks:
-            options = {"max_rows": self.max_rows, "batch_size": self.batch_size}
+            options = {"max_rows": self.max_rows, "batch_size": self.batch_size or TASK_ROWS}
             yield from score_tasks(tasks, source, apply_chat_template=self.apply_chat_template, **options)
 
     def chat_scores(self, name: str, source: str) -> Iterator[tuple[str, Rows]]:
         """The scores of chats, preferences and responses."""
+        keep_freed_memory()  # as training does
         model = CausalLM(source).eval()
         if gpu := torch.accelerator.current_accelerator(check_available=True):
             model.to(gpu)
@@ -125,9 +128,14 @@ class ScoreCommand(FolderCommand):
             if path is None:
                 continue
             rows = read_rows(path, needed, self.max_rows)
-            prompts = [row[needed[0]] for row in rows]
-            limits = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
-            yield from verify(rows, respond(model, template, prompts, **limits)).items()
+            responses = respond(
+                model,
+                template,
+                [row[needed[0]] for row in rows],
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+            )
+            yield from verify(rows, responses).items()
 
 
 def as_list(names: str | list[str] | None) -> list[str]:

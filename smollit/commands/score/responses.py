@@ -13,10 +13,14 @@ from smollit.commands.score.interval import Rows, rows_of
 from smollit.data.batching.collate import collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate
 from smollit.models import CausalLM
+from smollit.models.generation import cache_bytes
 from smollit.paths import json_lines, reading
+from smollit.training.memory.device import free_bytes
 from smollit.training.predictions import response_text
 
 log = logging.getLogger(__name__)
+MOST_ROWS = 128  # generated together: more take longer than they save
+FEW_ROWS = 32  # where the system does not report its free memory
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 Row = dict[str, Any]
 # Columns of the rows, the prompt first.
@@ -41,18 +45,36 @@ def read_rows(path: Path, needed: Sequence[str], max_rows: int) -> list[Row]:
 
 
 def respond(
-    model: CausalLM, template: ChatTemplate, prompts: list[str], *, max_new_tokens: int, batch_size: int
+    model: CausalLM, template: ChatTemplate, prompts: list[str], *, max_new_tokens: int, batch_size: int | None
 ) -> list[str]:
-    """The greedy response to each prompt; prompts of similar length are generated together."""
+    """The greedy response to each prompt; prompts of similar length are generated together.
+
+    Args:
+        model: The model.
+        template: Its chat template.
+        prompts: The user's message of each prompt.
+        max_new_tokens: Maximum number of tokens of a response.
+        batch_size: Number of responses that are generated together; null takes as many as fit in memory.
+    """
     ids = template.encode([template.prompt_text([{"role": "user", "content": prompt}]) for prompt in prompts])
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     found = [""] * len(ids)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    size = batch_size or rows_at_once(model, max(map(len, ids)) + max_new_tokens)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
         batch = collate_prompts(unpacked([{"prompt_ids": ids[row], "row": row} for row in rows]))
         for row, new in zip(rows, model.generate(batch, max_new_tokens, template.stop_ids()), strict=True):
             found[row] = response_text(template, new)
+        log.info("%s of %s responses", start + len(rows), len(order))
     return found
+
+
+def rows_at_once(model: CausalLM, num_tokens: int) -> int:
+    """Number of sequences of this length whose keys and values fit in half of the free memory: 1 to MOST_ROWS."""
+    free = free_bytes(model.model.device)
+    if free is None:
+        return FEW_ROWS
+    return min(max(free // 2 // (num_tokens * cache_bytes(model.config, model.model.dtype)), 1), MOST_ROWS)
 
 
 def gsm8k(rows: list[Row], responses: list[str]) -> dict[str, Rows]:
@@ -81,7 +103,7 @@ def ifeval(rows: list[Row], responses: list[str]) -> dict[str, Rows]:
         instructions.append((float(sum(known)), float(len(known))))
         prompts.append((float(all(known) and bool(known)), float(bool(known))))
     if left_out:
-        log.warning("left out, since nltk's punkt data is not installed: %s", dict(left_out))
+        log.warning("left out, since nltk's data `punkt_tab` is not installed (docs/export.md): %s", dict(left_out))
     return {"ifeval/instructions": rows_of(instructions), "ifeval/prompts": rows_of(prompts)}
 
 

@@ -16,6 +16,7 @@ from smollit.errors import first_line
 from smollit.models.pretrained import load_model
 
 log = logging.getLogger(__name__)
+TASK_ROWS = 32  # that lm_eval gives the model together
 
 
 def score_tasks(
