@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ def work(rank: int, model: str, folder: Path) -> None:
         counter = Reductions()
         run(make("sft", model), strategy, rank, folder / "reductions", callbacks=[counter])
         found[f"reductions-{strategy}"] = counter.counts
+    found["4 bits"] = quantized_run(model, "ddp", rank, folder / "quantized")
     found["scaled"] = scaled_run(rank, model, folder / "scaled")
     module = make("sft", model)
     run(module, "fsdp2", rank, folder / "value", gradient_clip_val=1e-4, gradient_clip_algorithm="value")
@@ -170,6 +172,15 @@ class Reductions(Callback):
         self.profiler.stop()
         reduced = [event.input_shapes for event in self.profiler.events() or [] if event.name == "gloo:all_reduce"]
         self.counts.append(sum(shapes != [[]] for shapes in reduced))
+
+
+def quantized_run(model: str, strategy: str, rank: int | None, folder: Path) -> dict[str, Tensor]:
+    """DPO with LoRA on weights in 4 bits; the weights of the adapter."""
+    if find_spec("bitsandbytes") is None:
+        return {}
+    module = make("dpo", model, adapter=LoRA(r=4), quantize="nf4")
+    run(module, strategy, rank, folder)
+    return {name: tensor for name, tensor in summary(module)["weights"].items() if "lora_" in name}
 
 
 def scaled_run(rank: int, model: str, folder: Path) -> Found:
@@ -276,6 +287,7 @@ def single(tiny_model: Path, folder: Path) -> Found:
     module = make("dpo", str(tiny_model), adapter=LoRA(r=4))
     run(module, "auto", None, folder / "one")
     found["lora"] = summary(module)
+    found["4 bits"] = quantized_run(str(tiny_model), "auto", None, folder / "one-quantized")
     module = make("dpo", str(tiny_model), adam=True)
     run(module, "auto", None, folder / "one", max_epochs=4)
     found["resumed"] = summary(module)
@@ -341,6 +353,14 @@ def test_two_processes_make_the_steps_of_an_adapter(
     assert_same(ranks[0][f"lora-{strategy}"]["weights"], single["lora"]["weights"])
     saved = torch.load(folder / f"lora-{strategy}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert saved and all("lora_" in name for name in saved)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="pip install 'smollit[qlora]'")
+def test_two_processes_make_the_steps_of_an_adapter_on_weights_in_4_bits(ranks: list[Found], single: Found) -> None:
+    """DPO with LoRA by ddp, the reference in 4 bits too: to 1e-6, on both ranks."""
+    assert single["4 bits"] and any(tensor.any() for name, tensor in single["4 bits"].items() if "lora_B" in name)
+    for found in ranks:
+        assert_same(found["4 bits"], single["4 bits"])
 
 
 # promise: reduced-once
