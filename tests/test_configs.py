@@ -108,6 +108,7 @@ def test_completion_in_bash(words: list[str], expected: set[str]) -> None:
 
 # promise: every-config
 @pytest.mark.parametrize("config", ["sft", "dpo"])
+@pytest.mark.slow
 def test_shipped_config_trains_and_exports(config: str, tiny_model: Path, cache_dir: Path, tmp_path: Path) -> None:
     """2 steps -> last.ckpt, TensorBoard events, samples of 3 prompts, and an exported folder."""
     main(["fit", f"--config={ROOT}/configs/{config}.yaml", *tiny_run(config, tiny_model, cache_dir, tmp_path)])

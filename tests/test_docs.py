@@ -49,6 +49,7 @@ def load_maker(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_pages_that_scripts_write_are_up_to_date() -> None:
     """Writing the pages, and what editors and shells read, anew gives the files that are there."""
     pages = load_maker("make_cases").pages(ROOT) | {"rooms.md": load_maker("make_rooms").page(ROOT)}

@@ -88,6 +88,7 @@ class SinglePrecision(Callback):
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.slow
 def test_a_run_needs_no_double_precision(kind: str, make_run: Any) -> None:
     """Apple's GPUs have none: steps, clipping, metrics, validation and checkpoints make no tensor in fp64."""
     watch = SinglePrecision()

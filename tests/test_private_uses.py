@@ -77,6 +77,7 @@ def uses(tree: ast.AST, own: set[str]) -> Iterator[str]:
 
 
 # promise: private-names
+@pytest.mark.slow
 def test_every_private_use_is_listed_and_every_listed_one_is_used() -> None:
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
     own = own_names(list(trees.values()))

@@ -41,6 +41,7 @@ def code_of_the_notebook() -> str:
 
 # promise: python
 @pytest.mark.parametrize("code", [code_of_the_page, code_of_the_notebook])
+@pytest.mark.slow
 def test_what_the_docs_show_runs(code: Callable[[], str], tiny_model: Path, tmp_path: Path) -> None:
     """As it stands, with the tiny model in place of SmolLM2: one export, and the curve."""
     names: dict[str, Any] = {}
@@ -56,6 +57,7 @@ def tiny(folder: Path) -> Any:
 
 
 # promise: python
+@pytest.mark.slow
 def test_a_model_in_memory_is_the_model_of_its_folder(tiny_model: Path, make_run: Callable[..., Run]) -> None:
     """The same steps as from the folder, to the bit, with its tokenizer; the object stays; a second one with the same
     weights is the same folder; the checkpoint alone gives the module back, and the export is the policy."""

@@ -44,6 +44,7 @@ def test_the_trained_weights_are_in_the_runs_folder(make_run: Any) -> None:
     assert not torch.equal(found, embedding(Path(run.module.model_name)))
 
 
+@pytest.mark.slow
 def test_folder_and_dtype_can_be_chosen(make_run: Any, tmp_path: Path) -> None:
     """`output` elsewhere, in bf16; a DPO run exports its policy."""
     output = tmp_path / "deep" / "elsewhere"
@@ -54,6 +55,7 @@ def test_folder_and_dtype_can_be_chosen(make_run: Any, tmp_path: Path) -> None:
 
 
 # case: A3
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_exported(make_run: Any) -> None:
     """By the largest loss of 2 steps, the best is step 1: its embedding is exported, not that of the end. Without
     `keep_best`, the run is refused before its first step."""
@@ -67,6 +69,7 @@ def test_the_best_checkpoint_can_be_exported(make_run: Any) -> None:
         make_run(**best, folder="other").fit()
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_exports(make_run: Any) -> None:
     """max_steps is reached already, so nothing is trained: same weights, exported by the second start."""
     first = make_run([], max_steps=2).fit()
@@ -77,6 +80,7 @@ def test_resuming_a_finished_run_exports(make_run: Any) -> None:
 
 
 @pytest.mark.parametrize("average", [lambda: EMAWeightAveraging(decay=0.5), lambda: BEMA(1)])
+@pytest.mark.slow
 def test_a_finished_run_exports_its_average(make_run: Any, average: Any) -> None:
     """At the end of training and at a second start, which trains nothing: the weights of last.ckpt."""
     for _ in range(2):
@@ -144,6 +148,7 @@ class Hub:
 
 
 # promise: push
+@pytest.mark.slow
 def test_the_export_is_pushed_with_a_card_that_names_the_repository(
     make_run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

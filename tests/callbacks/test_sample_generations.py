@@ -34,6 +34,7 @@ def greedy(model_name: str, prompt: str, num_tokens: int) -> str:
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_samples_are_generated_before_after_validation_and_at_the_end(make_run: Any) -> None:
     """Validation every 2 of 3 steps and after the last: steps 0, 2, 3, each prompt once."""
     run = make_run([SampleGenerations(PROMPTS, max_new_tokens=4)], max_steps=3, val_every_n_steps=2).fit()
@@ -42,6 +43,7 @@ def test_samples_are_generated_before_after_validation_and_at_the_end(make_run: 
     assert {sample["reference"] for sample in samples(run.folder)} == {None}
 
 
+@pytest.mark.slow
 def test_samples_are_generated_every_n_optimizer_steps(make_run: Any) -> None:
     """8 rows, 2 per batch, 2 batches per step, 2 epochs: 4 steps; every 3rd, and the last; not at validations."""
     callback = SampleGenerations(["Hi"], every_n_steps=3, max_new_tokens=2)
@@ -49,6 +51,7 @@ def test_samples_are_generated_every_n_optimizer_steps(make_run: Any) -> None:
     assert steps(run.folder) == [0, 3, 4]
 
 
+@pytest.mark.slow
 def test_policy_and_reference_begin_with_what_transformers_says(make_run: Any) -> None:
     """Step 0: policy = reference = greedy response of the source, although training has dropout and checkpointing; the
     reference stays so while the policy learns."""
@@ -82,6 +85,7 @@ def test_tensorboard_shows_the_texts(make_run: Any) -> None:
 
 # promise: samples
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.slow
 def test_the_run_is_the_same_with_and_without(make_run: Any, kind: str) -> None:
     """Dropout 0.5 makes the weights depend on the random state: equal to the bit, also with sampling at 1.0."""
     runs = []
@@ -96,6 +100,7 @@ def test_the_run_is_the_same_with_and_without(make_run: Any, kind: str) -> None:
     assert torch.equal(*runs)
 
 
+@pytest.mark.slow
 def test_the_seed_makes_sampled_responses_repeatable(make_run: Any) -> None:
     """Same seed, same responses at step 0; another seed, others."""
     responses = []

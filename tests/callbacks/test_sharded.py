@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from callbacks import ExportHuggingFace, SampleGenerations, Throughput
 
 
+@pytest.mark.slow
 def test_a_sharded_run_exports_counts_and_says_that_it_has_no_samples(
     make_run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

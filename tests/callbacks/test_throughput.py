@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,6 +31,7 @@ def logged(run: Run, name: str) -> list[tuple[int, float]]:
 
 # promise: throughput
 # case: metrics-15
+@pytest.mark.slow
 def test_an_epoch_counts_every_token_once_and_no_padding_and_a_resume_continues(make_run: Any) -> None:
     """8 chats of different lengths in padded batches of 2. One epoch counts each once, a resume to a second one twice;
     the checkpoint holds the same numbers."""
@@ -79,6 +81,7 @@ class SlowValidation(Callback):
         self.seconds = time.monotonic() - self.start
 
 
+@pytest.mark.slow
 def test_validation_takes_no_training_time(make_run: Any) -> None:
     """4 validations of 0.2 seconds or more, and one log, at step 4: tokens / (tokens per second) is at most the time of
     the run without them."""

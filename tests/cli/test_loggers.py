@@ -100,6 +100,7 @@ def test_a_csv_logger_keeps_its_rows_in_one_file(write: Write, tmp_path: Path, n
 
 
 # case: A6
+@pytest.mark.slow
 def test_a_saved_config_does_not_log_into_its_first_run(write: Write, tmp_path: Path) -> None:
     """config.yaml of a run with a CSV logger, and another run folder: the first run keeps its rows."""
     main(["fit", write(), "--trainer.logger=csv"])
@@ -112,6 +113,7 @@ def test_a_saved_config_does_not_log_into_its_first_run(write: Write, tmp_path: 
 
 # promise: loggers
 # case: A6
+@pytest.mark.slow
 def test_several_loggers_and_the_same_run_after_a_resume(write: Write, tmp_path: Path, stand_in: StandIn) -> None:
     """W&B beside TensorBoard: options and folder arrive, the resumed run has the id of the first, both get the samples
     of steps 0, 1 and 2, and W&B each loss at its step."""
@@ -132,6 +134,7 @@ def test_several_loggers_and_the_same_run_after_a_resume(write: Write, tmp_path:
 
 
 # case: A6
+@pytest.mark.slow
 def test_mlflow_gets_metrics_samples_and_its_run_id(write: Write, tmp_path: Path, stand_in: StandIn) -> None:
     """As above; MLflow keeps its files in <run folder>/mlruns."""
     words = [write(trainer={"callbacks": SAMPLER}), "--trainer.logger=mlflow", "--ckpt_path=last"]
@@ -152,6 +155,7 @@ def test_a_missing_package_is_named(write: Write, fails: Fails) -> None:
 
 
 # case: D6
+@pytest.mark.slow
 def test_the_saved_config_has_one_learning_rate(write: Write, tmp_path: Path) -> None:
     """An optimizer with an `lr` of its own by default: only `learning_rate` is written, and it is the true one."""
     config = write(model={"learning_rate": 0.02, "optimizer": {"class_path": "torch.optim.SGD"}})
@@ -161,6 +165,7 @@ def test_the_saved_config_has_one_learning_rate(write: Write, tmp_path: Path) ->
 
 
 # case: B7
+@pytest.mark.slow
 def test_a_start_that_does_nothing_changes_no_file(write: Write, tmp_path: Path) -> None:
     """config.yaml, logs, checkpoints: all as before, and no new file."""
     words = ["fit", write(trainer={"num_sanity_val_steps": -1}), "--ckpt_path=last"]

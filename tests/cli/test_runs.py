@@ -58,6 +58,7 @@ def test_tokenizer_is_the_models_unless_given(write: Write, tmp_path: Path, tiny
 
 
 # case: D2
+@pytest.mark.slow
 def test_a_flag_wins_wherever_it_stands(write: Write) -> None:
     """Before, between and after two configs; of configs, the later one wins."""
     configs = [write(model={"learning_rate": 1e-3}), write(model={"learning_rate": 2e-3})]
@@ -79,6 +80,7 @@ def test_yaml_as_the_docs_write_it(write: Write, fails: Fails, tmp_path: Path) -
 
 
 # case: B10
+@pytest.mark.slow
 def test_a_tilde_is_the_home_folder(write: Write, tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:
     """In YAML and after `=`, where no shell replaces it: of model, data, cache, run folder and checkpoint."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -94,6 +96,7 @@ def test_a_tilde_is_the_home_folder(write: Write, tmp_path: Path, tiny_model: Pa
 
 
 # case: A8
+@pytest.mark.slow
 def test_an_interval_of_0_never_logs(write: Write, tmp_path: Path) -> None:
     """As in Lightning; validation is logged all the same."""
     main(["fit", write(trainer={"log_every_n_steps": 0})])
@@ -112,6 +115,7 @@ def test_other_class_keeps_the_arguments_that_it_shares(write: Write, capsys: py
 
 
 # case: cli-10
+@pytest.mark.slow
 def test_second_config_replaces_callbacks_but_not_the_built_in_ones(write: Write, tmp_path: Path) -> None:
     """Two files with callbacks: the later list counts; `callbacks+` appends; last.ckpt is written all the same."""
     first = {"callbacks": [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}]}
@@ -147,6 +151,7 @@ def test_a_dataset_that_is_a_file_stays_its_name(write: Write, tmp_path: Path, e
 
 
 # case: cli-03
+@pytest.mark.slow
 def test_saved_config_starts_the_same_run(write: Write, tmp_path: Path) -> None:
     """lr 1e-5 and length 99 come back as they were, a Timer too, and so does the first loss."""
     timer = ["--trainer.callbacks+=lightning.pytorch.callbacks.Timer", "--trainer.callbacks.duration=00:01:00:00"]
@@ -160,6 +165,7 @@ def test_saved_config_starts_the_same_run(write: Write, tmp_path: Path) -> None:
 
 # case: cli-05 cli-08
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.slow
 def test_resume_with_the_saved_config_in_the_same_folder(write: Write, tmp_path: Path, kind: str) -> None:
     """Twice from scratch, then resumed from the saved config: steps 2, 2, 3; what the second has is written already."""
     assert main(["fit", write(kind)]).trainer.global_step == 2
@@ -171,6 +177,7 @@ def test_resume_with_the_saved_config_in_the_same_folder(write: Write, tmp_path:
 
 
 # case: cli-02
+@pytest.mark.slow
 def test_command_line_wins_over_the_checkpoint(write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Trained with 1e-5, resumed with 7e-4: the module and the optimizer have 7e-4, and the change is logged."""
     main(["fit", write(model={"learning_rate": 1e-5, "schedule": "constant", "decay_all": True})])

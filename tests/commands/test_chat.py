@@ -123,6 +123,7 @@ def test_two_models_respond_to_their_own_histories(models: tuple[str, str], talk
 
 
 # promise: votes
+@pytest.mark.slow
 def test_votes_are_preference_rows_that_fit_takes(
     models: tuple[str, str], tiny_model: Path, tmp_path: Path, cache_dir: Path, talk: Talk
 ) -> None:
@@ -192,6 +193,7 @@ def test_what_can_not_be_talked_to_is_refused(models: tuple[str, str], tmp_path:
             talk([], *words)
 
 
+@pytest.mark.slow
 def test_a_conversation_that_the_template_refuses_is_named(models: tuple[str, str], tmp_path: Path, talk: Talk) -> None:
     """Gemma's template knows no system text: the message is not answered, and after /system without a text it is."""
     strict = edited(Path(models[1]), tmp_path / "strict")

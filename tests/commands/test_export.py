@@ -307,6 +307,7 @@ def config(tiny_model: Path, tmp_path: Path, cache_dir: Path) -> list[str]:
 
 
 # case: export-04
+@pytest.mark.slow
 def test_full_and_weights_only_checkpoints_give_the_same_file(config: list[str], tmp_path: Path) -> None:
     """last.ckpt, and the same without optimizer: one SHA-256, and it is not that of the source's weights."""
     fitted = main(["fit", *config, "--trainer.max_steps=2"])
@@ -323,6 +324,7 @@ def test_full_and_weights_only_checkpoints_give_the_same_file(config: list[str],
 
 
 # case: export-04
+@pytest.mark.slow
 def test_a_folder_of_shards_gives_the_same_file(config: list[str], tiny_model: Path, tmp_path: Path) -> None:
     """torch.distributed.checkpoint writes {"state_dict": ...} in shards, as Lightning's sharded strategies do."""
     module = SFTModule(str(tiny_model))
@@ -405,6 +407,7 @@ def test_generation_settings_of_the_source_are_kept_where_valid_and_said(
 
 # promise: certificate
 # case: E4
+@pytest.mark.slow
 def test_an_export_has_a_model_card_and_a_certificate(config: list[str], tiny_model: Path, tmp_path: Path) -> None:
     """Base and licence of the source's own card, counts of data_report.json, the points of metrics.csv, settings.
 

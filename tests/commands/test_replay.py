@@ -65,6 +65,7 @@ def test_a_step_is_made_again_to_the_bit(
 
 
 # promise: non-finite-dump
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_dumped_and_made_again(
     tiny_model: Path, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

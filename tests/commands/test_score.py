@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollit.commands.score.interval import rows_of
-from smollit.commands.score.responses import gsm8k, ifeval, last_number, read_rows
+from smollit.commands.score.responses import gsm8k, ifeval, last_number, read_rows, rows_at_once
 from smollit.main import main
+from smollit.models import CausalLM
 from tests.conftest import SAMPLES, edited
 
 
@@ -30,6 +31,7 @@ def other(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # promise: score
+@pytest.mark.slow
 def test_loss_and_preferences_equal_those_of_validate(
     make_run: Any,
     tiny_model: Path,
@@ -101,6 +103,20 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (tmp_path / "rows.jsonl").write_text(f"{lines[0]}\r\n\n{lines[1]}\n{{broken", encoding="utf-8")
     assert read_rows(tmp_path / "rows.jsonl", ["question"], max_rows=2) == rows
+
+
+def test_as_many_responses_are_generated_together_as_memory_holds(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the free memory holds 3 sequences of 10 tokens, counted from a cache of transformers: 3 at once. It holds
+    none: 1. It holds very many: 128. It is unknown: 32."""
+    model = CausalLM(str(tiny_model))
+    cache = model.model(torch.arange(10)[None], use_cache=True).past_key_values
+    size = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+    expected = {6 * size: 3, 6 * size + 1: 3, 8 * size - 2: 3, 0: 1, 2**60: 128, None: 32}
+    for free, rows in expected.items():
+        monkeypatch.setattr("smollit.commands.score.responses.free_bytes", lambda device, free=free: free)
+        assert rows_at_once(model, 10) == rows
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ def test_chats_become_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_published_rows_become_batches(tmp_path: Path, shared: Path) -> None:
     """The real columns, splits, slices and tokenizer, with the model's own template."""
     for kind, folder, split in (

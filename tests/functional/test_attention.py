@@ -100,6 +100,7 @@ def test_documents_by_themselves_follow_the_rule_of_the_whole_sequence(
 
 
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+@pytest.mark.slow
 def test_long_documents_are_computed_in_blocks_without_superfluous_keys(heads: tuple[int, int]) -> None:
     """A chat of 600: 3 blocks of 200 with 200, 400 and 600 keys. 10 shared positions with responses of 256 and 300: 266
     as 2 blocks of 133, with 133 and 266 keys; 300 as 2 blocks of 150, with 160 and 310. A chat of 256: one block."""

@@ -395,6 +395,7 @@ def test_generation_stops_and_does_not_depend_on_the_rest_of_the_batch(
     assert torch.equal(score(model, batch_of(PAIRS, packed=True)).logps, before)
 
 
+@pytest.mark.slow
 def test_long_responses_are_those_of_transformers_though_ended_ones_leave_the_batch(tiny_model: Path) -> None:
     """Greedy responses of 300 tokens, and until a stop token that comes early in one of them, against transformers'
     own cache, one prompt at a time; sampled ones with 40 stop tokens, each alone."""

@@ -141,6 +141,7 @@ def test_the_reference_is_neither_optimized_nor_changed(tiny_model: Path, tmp_pa
 
 
 # case: checkpoint-02
+@pytest.mark.slow
 def test_checkpoints_hold_the_policy_alone_and_resume_with_the_original(tiny_model: Path, tmp_path: Path) -> None:
     """21 keys, not 42; the third epoch after a resume has the losses of the unbroken run; the reference is the
     original, not the trained policy."""

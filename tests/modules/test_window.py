@@ -109,6 +109,7 @@ def test_any_split_of_the_window_gives_the_step_of_plain_torch(kind: str, tiny_m
 # promise: one-step
 # case: metrics-01, dpo-loss-05
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.slow
 def test_any_split_gives_the_same_adamw_steps(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     """AdamW with weight decay, lr 1e-4, 2 steps: 1x8 and 2x4 against 8x1, to 1e-6."""
     found = []

@@ -15,6 +15,7 @@ def beta2_of(run: Run) -> float:
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.slow
 def test_beta2_follows_from_the_tokens_of_a_step(
     make_run: Callable[..., Run], kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

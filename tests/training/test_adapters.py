@@ -28,6 +28,7 @@ ADAPTERS = [LoRA(r=4), RSLoRA(r=4), DoRA(r=4), Peft(config="peft.IA3Config", opt
 
 # promise: adapters
 @pytest.mark.parametrize("adapter", [LoRA(r=4), LoRA(r=2, vocabulary=True)])
+@pytest.mark.slow
 def test_a_run_with_an_adapter_resumes_to_the_bit(fit: Any, tmp_path: Path, adapter: Adapter) -> None:
     """SFT, stopped at step 2. Only trained weights change, and only those are in the checkpoint."""
     whole, _ = stop_and_resume(fit, tmp_path, 2, model={"adapter": adapter}, **STEPS)
@@ -165,6 +166,7 @@ def test_what_a_merge_or_the_reference_would_lose_is_refused(
 
 
 # promise: adapters
+@pytest.mark.slow
 def test_an_adapter_is_exported_merged_or_alone_and_is_trained_on(fit: Any, tmp_path: Path, tiny_model: Path) -> None:
     """SFT with LoRA: the merged model, and base and adapter by peft, give the policy's logits. DPO starts from either
     with the same log-probabilities, and its reference without a second model is that start."""
@@ -210,6 +212,7 @@ def test_an_adapter_is_merged_into_half_precision(tiny_model: Path, tmp_path: Pa
 
 
 # promise: adapters
+@pytest.mark.slow
 def test_an_adapter_with_new_tokens_is_trained_on(make_run: Any, tiny_model: Path, tmp_path: Path) -> None:
     """Two tokens more than the base has: the adapter's folder is a model, and so for `chat` and `verify`."""
     tokenizer = load_tokenizer(str(tiny_model))

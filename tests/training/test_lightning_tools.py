@@ -49,6 +49,7 @@ EIGHT_STEPS: dict[str, Any] = {"data": {"train_split": "train_sft[:8]", "train_b
 
 # case: A1
 @pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.slow
 def test_early_stopping_looks_at_each_validation(
     accumulate: int, fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -71,6 +72,7 @@ def test_early_stopping_looks_at_each_validation(
     assert [number for number, _, _ in forced.steps] == [7, 8]
 
 
+@pytest.mark.slow
 def test_the_wait_count_of_early_stopping_is_resumed(fit: Any, tmp_path: Path) -> None:
     """Ended at step 4 with one validation that was not better: the next one, at step 6, is the second."""
     options = EIGHT_STEPS | {"max_epochs": None, "module_class": NeverBetter}
@@ -89,6 +91,7 @@ def test_a_misspelt_monitor_is_named_at_the_start(fit: Any, tmp_path: Path, capl
     ]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_be_more_patient(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Ended at step 6 by a patience of 2. With 3, the run continues by itself, to the third validation that is not
     better, at step 8, which ends it again."""
@@ -100,6 +103,7 @@ def test_a_resumed_run_may_be_more_patient(fit: Any, tmp_path: Path, caplog: pyt
 
 
 # case: A2
+@pytest.mark.slow
 def test_model_checkpoint_pairs_each_file_with_the_value_of_its_own_step(fit: Any, tmp_path: Path) -> None:
     """val/loss 7.2, 6.8, 6.4 at steps 2, 4, 6: three files with just these pairs, also where steps are what it counts;
     the top 1 is step 6's."""
@@ -130,6 +134,7 @@ def test_logged_metrics_hold_what_was_logged_last(fit: Any, tmp_path: Path) -> N
         assert float(run.trainer.callback_metrics[name]) == pytest.approx(points[-1][1])
 
 
+@pytest.mark.slow
 def test_a_scheduled_accumulation_is_counted_and_resumed(fit: Any, tmp_path: Path) -> None:
     """7 micro-batches an epoch: 7 steps of one, then 2 x 4 of two, are 15, and the rate falls on a line over 15.
     Stopped in the second epoch and resumed, the run is the same."""

@@ -185,11 +185,13 @@ def test_every_flag_means_what_it_means_to_trainer(name: str, tmp_path: Path) ->
 # promise: lightning
 # case: A10
 @pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.slow
 def test_every_callback_does_what_it_does_in_trainer(name: str, tmp_path: Path) -> None:
     same(tmp_path, lambda kind, folder: trained(kind, folder, CALLBACKS[name](folder / "own")))
 
 
 # case: A10
+@pytest.mark.slow
 def test_the_commands_work_one_after_another(tmp_path: Path) -> None:
     """fit, validate and test without a model, predict, from the best and the last checkpoint, with loaders, a data
     module, and a module of one's own that has manual optimization."""

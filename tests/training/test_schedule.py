@@ -71,6 +71,7 @@ def rates(run: Any) -> list[float]:
 
 # promise: other-steps
 # case: B3
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_new_schedule_from_its_step_on(fit: Any, tmp_path: Path) -> None:
     """Peak .003, 4 steps on a line to 0; then 8 steps: (8 - 4) / 8 of .003, and so on. Fewer than 4 are an error; a new
     peak and a constant schedule count from the next step on."""
@@ -83,6 +84,7 @@ def test_a_resumed_run_takes_the_new_schedule_from_its_step_on(fit: Any, tmp_pat
     assert rates(fit(tmp_path, max_steps=10, **options | {"model": model})) == pytest.approx([1e-3, 1e-3])
 
 
+@pytest.mark.slow
 def test_a_scheduler_of_torch_resumes_with_a_new_peak(fit: Any, tmp_path: Path) -> None:
     """Halved after each 2 steps: 1, 1, 1/2 | 1/2, 1/4 of the peak, which is .001 | .002; or with other arguments."""
     options = {"max_epochs": -1, "accumulate_grad_batches": 1}
@@ -148,6 +150,7 @@ def test_the_found_learning_rate_is_the_peak_of_the_schedule(fit: Any, tmp_path:
 
 # promise: decay
 # case: C4
+@pytest.mark.slow
 def test_weights_have_their_own_decay_and_rate(fit: Any, tmp_path: Path) -> None:
     """SGD at rate 0.5 with decay 0.1 and no gradient (dropped by a hook): matrices shrink by 1 - 0.05, embeddings,
     which learn at a tenth, by 1 - 0.005, and norms stay, unless `decay_all` is set."""

@@ -105,6 +105,7 @@ def test_a_run_that_trains_nothing_ends_with_the_cause(fit: Any, tmp_path: Path)
         assert not (folder / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_overflows_of_fp16_are_counted_apart(fit: Any, tmp_path: Path) -> None:
     """The scale 1e38 is halved with each overflow until the gradients fit, 2^100 times lower: 32 in a row stop."""
     run = fit(tmp_path, plugins=[scaler()], max_epochs=-1, max_steps=40)
@@ -147,6 +148,7 @@ def hang_up() -> None:
 
 # promise: stops
 # case: B14
+@pytest.mark.slow
 def test_a_closing_terminal_saves_unless_nohup_ignores_it(fit: Any, tmp_path: Path) -> None:
     """SIGHUP in step 3 of 4: exit code 129 and last.ckpt of step 3; ignored, the run goes on to its end."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests were started by

@@ -99,6 +99,7 @@ def test_no_checkpoints_on_request(fit: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_validate_measures_the_newest_checkpoint(fit: Any, tmp_path: Path) -> None:
     """After training, `last` gives another loss than the model as it is; without a checkpoint it is an error."""
     run = fit(tmp_path, max_epochs=1)
@@ -155,6 +156,7 @@ def test_settings_without_effect_are_refused(options: dict[str, Any], sentence: 
 
 
 # case: A8
+@pytest.mark.slow
 def test_time_alone_ends_a_run_and_zero_never_logs(fit: Any, tmp_path: Path) -> None:
     """A run of one second: the number of steps is unknown, so the rate stays at its peak; validated at its end."""
     run = fit(tmp_path, max_epochs=None, max_time="00:00:00:01", log_every_n_steps=0, val_every_n_steps=10**6)

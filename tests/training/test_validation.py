@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import SampleGenerations
-from tests.training.conftest import Act, ctrl_c, sigterm, slow_but
+from tests.training.conftest import Act, ctrl_c, sigterm
 
 
 def kill() -> None:
@@ -42,7 +42,8 @@ def recorded(folder: Path) -> tuple[list[Any], list[Any], list[Any]]:
 
 # promise: due-validation
 # case: B6
-@pytest.mark.parametrize("name", slow_but(BREAKS, "in a validation", "killed before it"))
+@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.slow
 def test_a_due_validation_is_made_up(name: str, fit: Any, tmp_path: Path) -> None:
     """6 steps, validated and saved at 2, 4 and 6: the metrics, the samples and EarlyStopping's count are those of a run
     that was never stopped, each once; then nothing is left to do."""

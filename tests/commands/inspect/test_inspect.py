@@ -202,6 +202,7 @@ def test_what_a_path_leaves_of_its_column_is_noted(
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.slow
 def test_the_demo_has_nothing_wrong(
     kind: str, tiny_model: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -242,6 +243,7 @@ def test_strict_fails_on_identical_pairs(cache_dir: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("rows", [[["a", "b"], ["c", "d " * 30]], [("a", "b", "c " * 9)]])
+@pytest.mark.slow
 def test_a_histogram_is_a_picture(make: Make, look: Look, tmp_path: Path, rows: list[Any]) -> None:
     """Of a legible size, and not empty."""
     said = look(make(rows), histogram=tmp_path / "new" / "lengths.png")
@@ -285,6 +287,7 @@ def load_script() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_pictures_of_the_docs(tmp_path: Path) -> None:
     """All six, and each shows what it is for; nothing is loaded from elsewhere."""
     pictures = {path.stem: path.read_text(encoding="utf-8") for path in load_script().draw_all(tmp_path)}

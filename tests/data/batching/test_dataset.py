@@ -39,6 +39,7 @@ def test_row_numbers_run_on_from_part_to_part(examples: Examples) -> None:
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=5))
+@pytest.mark.slow
 def test_row_numbers_are_those_of_all_rows_before_any_was_dropped(sizes: list[tuple[int, int]]) -> None:
     """(kept, dropped) rows of each part, also none: numbers counted by hand."""
     if not any(kept for kept, _ in sizes):

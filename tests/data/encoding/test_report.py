@@ -62,6 +62,7 @@ def test_the_summary_has_lengths_and_truncated_rows() -> None:
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60))
+@pytest.mark.slow
 def test_keep95_is_the_smallest_length_that_keeps_95_percent_whole(lengths: list[int]) -> None:
     """By trying: keep95 tokens leave at least 95 % of the rows untruncated, and one token less does not."""
     seen = report([chat(1, full_length=length) for length in lengths])

@@ -50,6 +50,7 @@ def test_the_length_is_that_of_the_chat() -> None:
     assert chat_lengths(starts).tolist() == [[3, 3, 3, 2, 2], [3, 3, 3, 1, 1]]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_same_noise(fit: Any, tmp_path: Path) -> None:
     """5 steps at once, and stopped at step 3: the same weights, to the bit; without the noise, others."""
     options = {"max_epochs": None, "max_steps": 5, "accumulate_grad_batches": 1}

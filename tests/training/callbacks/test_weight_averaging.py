@@ -86,6 +86,7 @@ def test_bema_is_its_sum_over_all_steps_and_is_resumed(fit: Any, tmp_path: Path,
 
 
 @pytest.mark.parametrize("average", [lambda: EMAWeightAveraging(decay=0.5), lambda: BEMA(1)])
+@pytest.mark.slow
 def test_a_finished_run_is_extended_from_the_weights_that_were_trained(fit: Any, tmp_path: Path, average: Any) -> None:
     """3 steps, then 3 more, at a constant rate: as 6 steps, since the checkpoint holds both kinds of weights."""
     options = {"max_epochs": None, "accumulate_grad_batches": 1, "model": {"schedule": "constant"}}

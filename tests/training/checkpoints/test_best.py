@@ -39,6 +39,7 @@ def best(folder: Path) -> tuple[int, float]:
         ("max:val/loss", {2: 1.0, 4: 1.0, 6: 3.0, 8: 2.0, 10: 2.0, 12: 2.0}, (6, 3.0)),
     ],
 )
+@pytest.mark.slow
 def test_the_best_validation_is_kept(
     setting: str, values: dict[int, float], expected: Any, fit: Any, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def test_changed_content_under_the_same_name_is_refused(
 
 
 # case: B4
+@pytest.mark.slow
 def test_changed_trainer_settings_are_shown(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With old and new value; another folder is no change, and the run resumes."""
     fit(tmp_path / "one", max_steps=1)

@@ -59,6 +59,7 @@ class Notes(Callback):
         self.loaded = state_dict
 
 
+@pytest.mark.slow
 def test_an_object_in_a_state_is_left_out_and_the_run_resumes(fit: Any, tmp_path: Path, caplog: Any) -> None:
     """One callback keeps values, another a date, which is named once; of a module's arguments, a Path."""
 
@@ -112,6 +113,7 @@ def test_other_reference_is_refused(fit: Any, tmp_path: Path, tiny_model: Path) 
 
 
 # case: checkpoint-05
+@pytest.mark.slow
 def test_full_disk_in_a_run_keeps_the_step_before(fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full at step 3: the run fails and leaves no half file; it resumes from step 2's, which is whole."""
     save, calls = torch.save, []
@@ -237,6 +239,7 @@ def test_a_new_run_and_a_branch_come_after_what_they_replace(fit: Any, tmp_path:
 # promise: checksums
 # case: checkpoint-05
 @pytest.mark.parametrize("part", ["weights", "pickle", "directory"])
+@pytest.mark.slow
 def test_a_flipped_byte_is_named(part: str, fit: Any, tmp_path: Path) -> None:
     """One byte of a tensor, of the pickle, or of the archive's directory: torch.load reads the first without a word.
     Fit, validate and `init_from` name the file, and the first two name the one before."""

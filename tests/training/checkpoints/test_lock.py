@@ -51,6 +51,7 @@ def test_a_second_run_is_refused_and_changes_nothing(fit: Any, tmp_path: Path, n
 
 
 # case: B8
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_is_taken_over_and_released(
     fit: Any, tmp_path: Path, neighbour: psutil.Process, caplog: pytest.LogCaptureFixture
 ) -> None:

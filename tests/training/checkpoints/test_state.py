@@ -101,6 +101,7 @@ def test_each_epoch_of_the_whole_run_holds_all_rows_once(whole: Any) -> None:
     [({"max_epochs": 1}, {}), ({"max_epochs": -1, "max_steps": 6}, {"max_epochs": -1, "max_steps": 12})],
     ids=["more epochs", "more steps, from mid-epoch"],
 )
+@pytest.mark.slow
 def test_a_run_that_has_ended_continues_where_more_is_asked(
     first: Any, then: Any, fit: Any, whole: Any, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_run_that_has_ended_continues_where_more_is_asked(
     assert ended.rows + fit(tmp_path, **then).rows == whole.rows
 
 
+@pytest.mark.slow
 def test_finished_run_is_left_as_it_is(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """max_steps 2 reached: a second start makes 0 steps, logs it, and does not touch last.ckpt."""
     first = fit(tmp_path, max_steps=2)
@@ -122,6 +124,7 @@ def test_finished_run_is_left_as_it_is(fit: Any, tmp_path: Path, caplog: pytest.
 
 
 # case: resume-02
+@pytest.mark.slow
 def test_the_position_in_a_cosine_is_restored(fit: Any, tmp_path: Path) -> None:
     """Cosine from 1e-3 over 12 steps, stopped at step 4: step k+1 has 1e-3 (1 + cos(pi k / 12)) / 2."""
     whole, _ = stop_and_resume(fit, tmp_path, 4, model={"schedule": "cosine"})
@@ -130,6 +133,7 @@ def test_the_position_in_a_cosine_is_restored(fit: Any, tmp_path: Path) -> None:
 
 
 # case: resume-05
+@pytest.mark.slow
 def test_random_numbers_of_a_step_resume_and_those_between_steps_change_nothing(
     fit: Any, whole: Any, tmp_path: Path
 ) -> None:
@@ -212,6 +216,7 @@ def test_other_data_is_refused(fit: Any, tmp_path: Path) -> None:
 
 # promise: same-tokens
 # case: resume-06 cli-02
+@pytest.mark.slow
 def test_settings_of_tokens_and_order_need_force_and_others_are_shown(
     fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -288,6 +293,7 @@ def test_a_checkpoint_stands_at_the_end_of_a_step_wherever_it_is_saved(fit: Any,
 # promise: plain-trainer
 # case: resume-01
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.slow
 def test_a_plain_trainer_resumes_at_the_right_batch(
     streaming: bool, fit: Any, tiny_model: Path, tiny_data: Any, cache_dir: Path, tmp_path: Path
 ) -> None:
@@ -327,6 +333,7 @@ def test_overfitting_sees_the_same_rows_in_each_epoch(fit: Any, tmp_path: Path) 
 
 
 # case: checkpoint-02
+@pytest.mark.slow
 def test_dpo_resumes_beside_the_original_reference(fit: Any, tmp_path: Path) -> None:
     """Pairs, 4 steps, stopped at 2: the last 3 of 7 losses are the same; the reference is the untrained model."""
     whole, resumed = stop_and_resume(fit, tmp_path, 2, kind="dpo", max_epochs=1)

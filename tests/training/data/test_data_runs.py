@@ -21,6 +21,7 @@ ONE_EPOCH: dict[str, Any] = {"accumulate_grad_batches": 1, "max_epochs": 1}
 
 
 # promise: step-rows
+@pytest.mark.slow
 def test_rows_per_step_stay_when_the_micro_batch_changes(fit: Any, tmp_path: Path) -> None:
     """13 rows, 4 per step: 4 steps in an epoch, the last of 1 row; the rates of 2 epochs fall from 8/8 to 1/8 of the
     peak. Stopped after 3 steps of 2 x 2 rows and resumed with 1 x 4: rows and rates of a run that never stopped."""
@@ -59,6 +60,7 @@ def test_rows_per_step_that_can_not_be_are_refused(
 # promise: resume
 # case: resume-01
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.slow
 def test_a_packed_run_resumes_to_the_bit_in_mid_epoch(kind: str, fit: Any, tmp_path: Path) -> None:
     """13 examples in fewer packed sequences, 2 per step, stopped in epoch 1: each epoch has each example once."""
     data = {"packing": "on", "pack_length": 200}
@@ -140,6 +142,7 @@ STREAM: dict[str, Any] = {"streaming": True, "shuffle_buffer": 6}
         pytest.param("dpo", 2, 4, id="pairs", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_stream_resumes_to_the_bit(kind: str, stop: int, steps: int, fit: Any, tmp_path: Path) -> None:
     """13 rows in batches of 2, 2 accumulated: 4 steps per epoch, so step 4 is the last of the first epoch."""
     whole, _ = stop_and_resume(fit, tmp_path, stop, kind=kind, data=STREAM, max_steps=steps, max_epochs=-1)

@@ -106,6 +106,7 @@ def well_defined(metrics: dict[str, float]) -> dict[str, float]:
 # case: dpo-loss-02, dpo-loss-03
 @pytest.mark.parametrize("mode", ["precomputed", "offloaded"])
 @pytest.mark.parametrize("packing", ["off", "on"])
+@pytest.mark.slow
 def test_training_and_validation_are_those_of_the_frozen_reference(
     tiny_model: Path, data: Data, tmp_path: Path, mode: str, packing: str
 ) -> None:
@@ -182,6 +183,7 @@ def test_the_best_pairs_by_the_reference(tiny_model: Path, data: Data, tmp_path:
         fit(tiny_model, data(select=by, select_share=0.5), tmp_path / "frozen", reference="frozen")
 
 
+@pytest.mark.slow
 def test_a_second_run_reads_the_values_and_loads_no_reference(tiny_model: Path, data: Data, tmp_path: Path) -> None:
     """First: the reference and the policy are loaded; then, with another loss, batch size and order, the policy."""
     first = fit(tiny_model, data(), tmp_path)
@@ -227,6 +229,7 @@ def test_what_changes_a_value_gives_new_ones(tiny_model: Path, data: Data, tmp_p
 
 # promise: precomputed
 # case: B12
+@pytest.mark.slow
 def test_a_killed_run_scores_only_what_is_missing(
     tiny_model: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +263,7 @@ def test_all_ranks_share_the_files_whatever_others_have_written(tmp_path: Path) 
 
 
 # case: dpo-loss-02
+@pytest.mark.slow
 def test_named_validation_sets_have_values_too(tiny_model: Path, data: Data, tmp_path: Path) -> None:
     """Two sets of 3 and 2 pairs: metrics of each as with the frozen reference, after an epoch of training."""
     rows = str(tmp_path / "rows")
@@ -274,6 +278,7 @@ def test_named_validation_sets_have_values_too(tiny_model: Path, data: Data, tmp
 
 
 # case: dpo-loss-02
+@pytest.mark.slow
 def test_other_rows_after_training_get_values_of_the_reference_and_not_of_the_policy(
     tiny_model: Path, data: Data, tmp_path: Path
 ) -> None:
@@ -287,6 +292,7 @@ def test_other_rows_after_training_get_values_of_the_reference_and_not_of_the_po
     assert abs(found[1]["val/rewards/margins"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_plain_trainer_needs_the_callback(tiny_model: Path, data: Data, tmp_path: Path) -> None:
     """Without it, the first batch is refused with what to add; with it, losses are those of SmollitTrainer."""
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 1}

@@ -112,6 +112,7 @@ def test_all_pairs_of_a_prompt_are_scored_like_separate_pairs(start: Start, apar
 
 
 # promise: shared-prompts
+@pytest.mark.slow
 def test_four_responses_take_less_than_half_of_the_positions_of_their_pairs(start: Start) -> None:
     """p prompt tokens and responses of r1..r4: p - 1 + r1 + r2 + r3 + r4 positions. Six pairs take 6 (p - 1), and each
     response three times."""
@@ -130,6 +131,7 @@ def test_four_responses_take_less_than_half_of_the_positions_of_their_pairs(star
     assert sum(together.data.sampler().lengths) == batch.num_tokens
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_bit_between_the_prompts_of_an_epoch(start: Start) -> None:
     """Epochs of 3 prompts, one per step: 4 steps at once, and 2 steps, a checkpoint, and 2 more."""
     options: dict[str, Any] = {"data": {"train_batch_size": 1}, "model": {"learning_rate": 0.1, "schedule": Constant()}}

@@ -19,6 +19,7 @@ RUN = {"kind": "dpo", "log_every_n_steps": 2, "val_every_n_steps": 4, "max_epoch
 # promise: console
 # case: D7
 @pytest.mark.parametrize("bar", [None, False])
+@pytest.mark.slow
 def test_plain_lines_where_there_is_no_terminal(fit: Any, tmp_path: Path, capsys: Any, bar: bool | None) -> None:
     """8 steps, a log every 2, a validation every 4: one line each, in their order, and no states of a bar."""
     fit(tmp_path / "run", **RUN, enable_progress_bar=bar)
@@ -33,6 +34,7 @@ def test_plain_lines_where_there_is_no_terminal(fit: Any, tmp_path: Path, capsys
 # promise: console
 # case: D8
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.slow
 def test_the_bar_counts_the_steps_of_the_run_in_80_columns(
     fit: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -68,6 +70,7 @@ def test_what_follows_a_stop_begins_a_line(
 
 
 # promise: end-summary
+@pytest.mark.slow
 def test_the_end_summary_covers_earlier_starts(fit: Any, tmp_path: Path, capsys: Any) -> None:
     """Stopped at 5 and resumed: at most ten lines, from the first validation (step 4) to the last (step 8)."""
     fit(tmp_path / "run", stop_at(5), **RUN)

@@ -51,6 +51,7 @@ RUN = {"logger": True, "log_every_n_steps": 1, "max_epochs": 2, "checkpoint_ever
 
 # case: B7
 # promise: curves-once
+@pytest.mark.slow
 def test_each_step_once_after_a_kill(fit: Any, tmp_path: Path) -> None:
     """7 micro-batches, 2 per step, 2 epochs: 8 steps. Killed at 5 and resumed from the checkpoint of step 3: the points
     of steps 4 and 5 are there before, and once afterwards, with the values of a run that was never killed. An
@@ -67,6 +68,7 @@ def test_each_step_once_after_a_kill(fit: Any, tmp_path: Path) -> None:
     assert column(killed, "train/loss") == column(whole, "train/loss")
 
 
+@pytest.mark.slow
 def test_a_logger_that_takes_no_point_back_is_named(fit: Any, tmp_path: Path, caplog: Any) -> None:
     """Killed at 5, resumed from the checkpoint of step 3: steps 4 and 5 are sent again. A second start repeats none."""
     killed, options = tmp_path / "killed", {**RUN, "logger": DummyLogger()}
@@ -79,6 +81,7 @@ def test_a_logger_that_takes_no_point_back_is_named(fit: Any, tmp_path: Path, ca
 
 
 # case: B7
+@pytest.mark.slow
 def test_a_step_is_logged_before_its_checkpoint(fit: Any, tmp_path: Path) -> None:
     """A run that is killed right after the save of step 3 does not make step 3 again: its metrics are on the disk."""
     found = []
@@ -94,6 +97,7 @@ def test_a_step_is_logged_before_its_checkpoint(fit: Any, tmp_path: Path) -> Non
 
 # promise: nothing-to-do
 # case: B7
+@pytest.mark.slow
 def test_a_finished_run_that_is_started_again_changes_no_file(fit: Any, tmp_path: Path) -> None:
     fit(tmp_path / "run", **RUN)
     before = files(tmp_path / "run")
@@ -101,6 +105,7 @@ def test_a_finished_run_that_is_started_again_changes_no_file(fit: Any, tmp_path
     assert files(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_a_new_run_in_the_same_folder_starts_new_curves(fit: Any, tmp_path: Path) -> None:
     """8 steps, then a new run of 2: nothing of the old curves is left, step 0 included."""
     options = {**RUN, "num_sanity_val_steps": -1}
@@ -111,6 +116,7 @@ def test_a_new_run_in_the_same_folder_starts_new_curves(fit: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_start"])
+@pytest.mark.slow
 def test_the_same_trainer_fits_again_after_a_refused_start(hook: str, fit: Any, tmp_path: Path) -> None:
     """Refused in a hook, then started again: all of its 8 steps are in the table and in TensorBoard's files."""
 
@@ -124,6 +130,7 @@ def test_the_same_trainer_fits_again_after_a_refused_start(hook: str, fit: Any, 
 
 
 # case: B7
+@pytest.mark.slow
 def test_validate_logs_at_the_step_of_the_checkpoint_once(fit: Any, tmp_path: Path) -> None:
     """Without validation in training: `validate` of step 3's checkpoint adds a point at 3, and not a second one."""
     run = tmp_path / "run"
@@ -141,6 +148,7 @@ def test_validate_logs_at_the_step_of_the_checkpoint_once(fit: Any, tmp_path: Pa
 
 
 # case: A6
+@pytest.mark.slow
 def test_a_csv_logger_from_python_goes_on_in_its_folder(fit: Any, tmp_path: Path) -> None:
     """Lightning's default makes version_0, then version_1. Stopped at step 5 and resumed: all 8 steps in version_0, of
     two loggers with different versions too, and the table of the run has them. A new run makes the next version."""

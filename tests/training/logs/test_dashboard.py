@@ -13,6 +13,7 @@ RUN = {"log_every_n_steps": 2, "val_every_n_steps": 4, "max_epochs": 2, "logger"
 
 # promise: dashboard
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.slow
 def test_tensorboard_is_laid_out(fit: Any, tmp_path: Path, kind: str) -> None:
     """The charts name curves that exist, loss first and memory last; the first group of the first page has the metrics
     that matter; HPARAMS has the settings, and metrics whose points are those of the curves; a resume adds nothing."""

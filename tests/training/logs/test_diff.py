@@ -21,6 +21,7 @@ def difference(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, st
 
 
 # promise: diff
+@pytest.mark.slow
 def test_the_first_step_that_differs_and_its_cause(
     fit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

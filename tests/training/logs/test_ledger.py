@@ -48,6 +48,7 @@ def test_rows_add_up_to_the_curves_over_a_stop(kind: str, fit: Any, tmp_path: Pa
         assert found is not None and found.measured.interval().value == pytest.approx(last[f"val/{name}"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_pairs_of_a_row_and_a_second_run(fit: Any, tmp_path: Path) -> None:
     """Four rated responses are six pairs of one row: six entries per row. A new run in the folder begins anew."""
     rows = tmp_path / "rows.jsonl"

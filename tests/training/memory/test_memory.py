@@ -20,21 +20,23 @@ GLIBC_DEFAULTS = {-1: 128 * 1024, -3: 128 * 1024, -4: 65_536}  # M_TRIM_THRESHOL
 
 
 def page_faults() -> int:
-    """Pages that the system maps for a tensor of 64 MiB, which is freed at once, when it is not the first one."""
+    """Pages that the system maps for a tensor of 512 MiB, which is freed at once, when it is not the first one."""
     for _ in range(4):  # the heap grows to what it needs
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.empty(16 * 2**20).fill_(1.0)
+        torch.empty(128 * 2**20).fill_(1.0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is on Linux")
+@pytest.mark.slow
 def test_memory_of_a_freed_tensor_is_used_again_after_training_on_a_cpu(fit: Any, tmp_path: Path) -> None:
-    """64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB: each tensor maps them anew by default, and none after a fit."""
+    """512 MiB are 131,072 pages of 4 KiB, or 256 of 2 MiB: each tensor maps them anew by default, and none after a fit.
+    No earlier test leaves as much free memory between what is in use, which would not be mapped anew."""
     for parameter, value in GLIBC_DEFAULTS.items():  # an earlier fit in this process has changed them
         assert ctypes.CDLL(None).mallopt(parameter, value)
-    assert page_faults() >= 32
+    assert page_faults() >= 256
     assert fit(tmp_path, max_steps=1).error is None
-    assert page_faults() < 16
+    assert page_faults() < 128
 
 
 def test_a_containers_limit_leaves_what_is_not_used(tmp_path: Path) -> None:
