@@ -10,6 +10,8 @@ from torch import FloatTensor, LongTensor, Tensor, nn
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from smollit.models.attention.kernels import heads_of
+
 ROUND = 64  # new tokens after which ended responses are taken out of a batch
 ROOM = 256  # tokens for which a cache keeps more room than it needs
 Finish = Literal["stop", "max_new_tokens", "last_position", "prompt_too_long"]
@@ -25,11 +27,8 @@ def positions_of(config: PretrainedConfig) -> int:
 
 def cache_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     """Size of a token's keys and values in all layers, in bytes; of a model with other layers, of their like."""
-    text = config.get_text_config(decoder=True)
-    heads = getattr(text, "num_attention_heads", None) or 1
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    kept = getattr(text, "num_key_value_heads", None) or heads
-    return 2 * int(text.num_hidden_layers) * int(kept) * int(size) * dtype.itemsize
+    _, keys, size = heads_of(config)
+    return 2 * int(config.get_text_config(decoder=True).num_hidden_layers) * keys * size * dtype.itemsize
 
 
 def finish_of(num_prompt_tokens: int, num_new_tokens: int, *, max_new_tokens: int, positions: int) -> Finish:

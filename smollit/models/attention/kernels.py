@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
+from transformers import PretrainedConfig
 
 from smollit.batch import Document, Joined
 from smollit.functional.attention import ScoreOptions, document_attention
@@ -77,6 +78,14 @@ def torch_kernel(query: Tensor, key: Tensor, value: Tensor, joined: Joined, *, o
     return output
 
 
+def heads_of(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Query heads, key heads, and the size of a head; of a model without attention, one head of its width."""
+    text = config.get_text_config(decoder=True)
+    queries = int(getattr(text, "num_attention_heads", None) or 1)
+    keys = int(getattr(text, "num_key_value_heads", None) or queries)
+    return queries, keys, int(getattr(text, "head_dim", None) or text.hidden_size // queries)
+
+
 def kernel_is_right(
     kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]
 ) -> bool:
@@ -88,7 +97,7 @@ def kernel_is_right(
         kernel: The kernel.
         device: Where it runs.
         dtype: dtype of the run.
-        heads: Query heads, key heads, and the size of a head.
+        heads: Those of the model, as `heads_of` gives them.
     """
     documents = [document for row in SELF_TEST for document in row]
     joined = Joined.of(SELF_TEST, width=1, loss_positions=torch.zeros(0, dtype=torch.long, device=device))

@@ -22,7 +22,7 @@ from smollit.functional.attention import AttentionBackend, AttentionSetting
 from smollit.functional.head import LogitScaling
 from smollit.models.attention.functions import NAMES
 from smollit.models.attention.inputs import attention_windows, loss_hidden_states
-from smollit.models.attention.kernels import kernel_is_right, obstacle, torch_kernel
+from smollit.models.attention.kernels import heads_of, kernel_is_right, obstacle, torch_kernel
 
 log = logging.getLogger(__name__)
 AUTOMATIC: tuple[AttentionBackend, ...] = ("documents", "sdpa", "eager", "rows")  # the first that is right is taken
@@ -89,10 +89,7 @@ def _candidates(
         return (requested,)
     if reason:
         return AUTOMATIC
-    config = model.config.to_dict()
-    heads = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
-    size = config.get("head_dim") or config["hidden_size"] // heads[0]
-    if kernel_is_right(torch_kernel, device, dtype, (*heads, size)):
+    if kernel_is_right(torch_kernel, device, dtype, heads_of(model.config)):
         return ("varlen", *AUTOMATIC)
     log.warning("torch's kernel for `varlen` is not right on %s: `documents` is used, which is slower", device)
     return AUTOMATIC
