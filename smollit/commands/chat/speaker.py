@@ -81,7 +81,7 @@ class Speaker:
             ValueError: If there is none, or it has no chat template.
         """
         source = find_model(name)
-        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        device = find_device()
         try:
             with no_progress_bar(Path(source).is_dir()):
                 config = load_config(source)
@@ -201,6 +201,11 @@ def stop_ids(model: PreTrainedModel) -> list[int]:
     """Tokens at which a model stops generating."""
     stops = model.generation_config.eos_token_id if model.generation_config else None
     return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
+def find_device() -> torch.device:
+    """The GPU of this machine, or its CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def find_model(name: str) -> str:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from smollit.commands.chat.speaker import find_model
+from smollit.commands.chat.speaker import find_device, find_model
 from smollit.commands.command import FolderCommand
 from smollit.commands.console import say
 from smollit.commands.score.interval import Interval, Rows
@@ -105,16 +104,16 @@ class ScoreCommand(FolderCommand):
 
     def chat_scores(self, name: str, source: str) -> Iterator[tuple[str, Rows]]:
         """The scores of chats, preferences and responses."""
-        keep_freed_memory()  # as training does
-        model = CausalLM(source).eval()
-        if gpu := torch.accelerator.current_accelerator(check_available=True):
-            model.to(gpu)
+        device = find_device()
+        if device.type == "cpu":
+            keep_freed_memory()  # as training does
+        model = CausalLM(source).eval().to(device)
         sizes = {"max_rows": self.max_rows, "max_length": self.max_length}
         for data, label in labels(as_list(self.chats)).items():
             yield f"loss/{label}", losses(model, batches(data, source, pairs=False, **sizes))
         base = self.reference or self.folders[0]
         for data, label in labels(as_list(self.pairs)).items():
-            reference = model if base == name else CausalLM(find_model(base)).eval().to(model.model.device)
+            reference = model if base == name else CausalLM(find_model(base)).eval().to(device)
             yield (
                 f"preferences/{label}",
                 preferences(model, reference, batches(data, source, pairs=True, **sizes)),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from smollit.commands.chat.speaker import find_device
 from smollit.commands.score.interval import Rows, rows_of
 from smollit.data.template.tokenize import load_tokenizer
 from smollit.errors import first_line
@@ -26,8 +27,7 @@ def score_tasks(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = load_model(source, weights="pretrained", dtype=torch.float32, dropout=None).eval().to(device)
+    model = load_model(source, weights="pretrained", dtype=torch.float32, dropout=None).eval().to(find_device())
     found = simple_evaluate(
         HFLM(pretrained=model, tokenizer=load_tokenizer(source), batch_size=batch_size),
         tasks=tasks,
