@@ -38,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> "SmollitCLI | FolderCommand":
         from smollit.cli.cli import SmollitCLI  # with Lightning, which takes seconds and commands on folders don't need
         from smollit.cli.errors import building
 
-        logging.getLogger("lightning").handlers.clear()  # beside that of show_logs, each message would come twice
+        show_lightning_once()
         command.run_alone(words[1:])
         with building():
             cli = SmollitCLI(words[0], command, command.words(words[1:]))
@@ -64,3 +64,9 @@ def show_logs() -> None:
     first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
     for name in ("smollit", "callbacks"):
         logging.getLogger(name).setLevel(logging.INFO if first else logging.ERROR)
+
+
+def show_lightning_once() -> None:
+    """Remove the stream handler that `import lightning` adds, beside which each message would come twice."""
+    lightning = logging.getLogger("lightning")
+    lightning.handlers = [handler for handler in lightning.handlers if type(handler) is not logging.StreamHandler]
