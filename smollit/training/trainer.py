@@ -128,7 +128,10 @@ class SmollitTrainer(EvaluatingTrainer):
         self._is_prepared = self.barebones  # then nothing is added
 
     def prepare(self, model: LightningModule | None, *, resumes: bool = False) -> bool:
-        """Add, once, the built-in callbacks and loggers of a FineTuningModule; return whether `model` is one."""
+        """Add, once, the built-in callbacks and loggers of a FineTuningModule; return whether `model` is one.
+
+        On a CPU, freed memory stays with the process from then on.
+        """
         is_ours = super().prepare(model)
         if is_ours and isinstance(self.accelerator, CPUAccelerator):
             keep_freed_memory()
