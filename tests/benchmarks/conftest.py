@@ -8,10 +8,11 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+Script = Callable[[str], ModuleType]
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     """Import a script by its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module

@@ -5,13 +5,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.conftest import BENCHMARKS, Script
 
 
 def gpu(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -53,7 +51,7 @@ def test_gpu_keeps_what_a_part_has_said_when_its_time_is_over(tmp_path: Path) ->
     assert "| sft 135M | 1,234 |" in said and "3 failed" in said and "**out of time**" in said
 
 
-def test_the_limits_of_the_gpu_parts_fit_into_the_whole_call(script: Callable[[str], ModuleType]) -> None:
+def test_the_limits_of_the_gpu_parts_fit_into_the_whole_call(script: Script) -> None:
     """With the time for wheels; and the whole call into 8 minutes."""
     gpu_parts = script("compare.gpu_parts")
     limits = sum(part.seconds for part in gpu_parts.parts([]).values())

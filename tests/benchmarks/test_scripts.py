@@ -3,18 +3,16 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks.conftest import BENCHMARKS, Script
+
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 needs_trl = pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install -e '.[trl]'"
 )
-Script = Callable[[str], ModuleType]
 TWO_STEPS = ["--examples_per_step", "2", "--steps", "1", "--max_length", "36", "--learning_rate", "1e-3"]
 
 
@@ -45,7 +43,7 @@ def test_growth_draws_its_pictures(script: Script, tmp_path: Path) -> None:
     """The head's memory is its formula and little else, time is fitted, and plots.py draws the file."""
     found = tmp_path / "growth.json"
     sizes = ["--tokens", "8", "16", "--vocabularies", "4096", "8192", "--head_tokens", "256", "--chunk_sizes", "128"]
-    parts = ["--parts", "tokens", "vocabulary", "start", "chunk", "--heads", "token_logps"]
+    parts = ["--parts", "tokens", "vocabulary", "start", "chunk", "--heads", "token_logps", "summed_logps"]
     assert script("growth").main([*sizes, *parts, "--json", str(found)]) == 0
     written = json.loads(found.read_text())
     assert not written["failed"] and len(written["tokens"]["seconds"]) == 2

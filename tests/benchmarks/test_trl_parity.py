@@ -141,7 +141,6 @@ def test_one_more_loss_token_is_a_difference(
 
 # promise: trl
 @needs_trl
-@pytest.mark.slow
 def test_fifty_steps_of_a_recipe_go_as_those_of_trl(
     script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:

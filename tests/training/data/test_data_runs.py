@@ -138,8 +138,8 @@ STREAM: dict[str, Any] = {"streaming": True, "shuffle_buffer": 6}
     ("kind", "stop", "steps"),
     [
         pytest.param("sft", 6, 10, id="mid-epoch"),
-        pytest.param("sft", 4, 6, id="epoch end", marks=pytest.mark.slow),
-        pytest.param("dpo", 2, 4, id="pairs", marks=pytest.mark.slow),
+        pytest.param("sft", 4, 6, id="epoch end"),
+        pytest.param("dpo", 2, 4, id="pairs"),
     ],
 )
 @pytest.mark.slow
