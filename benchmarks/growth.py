@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from compare import child
+from compare import child, grow
 from compare.growth_table import table
 from compare.rows import SAMPLES, SPLITS, read_rows
 from compare.tiny import make_tiny
@@ -46,8 +46,8 @@ START = ("import", "arguments", "data", "model", "step")  # in their order
 
 def time_against_tokens(options: argparse.Namespace, folder: Path) -> Found:
     """Seconds of forward and backward at each number of tokens, and the line through them."""
-    found = child.start("compare.grow", {"measure": "tokens", "model": options.model, "tokens": options.tokens})
-    seconds = [min(found["seconds"][str(tokens)]) for tokens in options.tokens]
+    found = child.fork(grow.time_tokens, {"model": options.model, "tokens": options.tokens})
+    seconds = [min(found["seconds"][tokens]) for tokens in options.tokens]
     return {"tokens": options.tokens, "seconds": seconds} | line(options.tokens, seconds)
 
 
@@ -76,10 +76,9 @@ def memory_against_vocabulary(options: argparse.Namespace, folder: Path) -> Foun
 
 def head_memory(tokens: int, hidden: int, vocabulary: int, chunk_size: int, *, head: str = "token_logps") -> Found:
     """One measurement, and what it is made of, in bytes."""
-    job = {"measure": "head", "head": head, "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary}
+    job = {"head": head, "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary}
     job |= {"chunk_size": chunk_size}
-    # glibc would keep freed blocks of up to 32 MB, which hides what is in use.
-    memory = child.start("compare.grow", job | {"repeats": 0}, MALLOC_MMAP_THRESHOLD_="65536")["memory"]
+    memory = child.fork(grow.measure_head, job | {"repeats": 0})["memory"]
     expected = expected_head_memory(tokens, hidden, vocabulary, chunk_size)
     sizes = {"vocabulary": vocabulary, "chunk_size": chunk_size, "whole_logits": tokens * vocabulary * FLOAT}
     return sizes | {"memory": memory, "expected": expected, "rest": memory - expected}
@@ -99,8 +98,8 @@ def chunk_sizes(options: argparse.Namespace, folder: Path) -> Found:
     sizes = [size for size in options.chunk_sizes if size < tokens] + [0]
     for head, chunk_size in itertools.product(options.heads, sizes):
         memory = head_memory(tokens, hidden, vocabulary, chunk_size or tokens, head=head)["memory"]
-        job = {"measure": "head", "head": head, "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary}
-        found = child.start("compare.grow", job | {"chunk_size": chunk_size, "repeats": 2})
+        job = {"head": head, "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary}
+        found = child.fork(grow.measure_head, job | {"chunk_size": chunk_size, "repeats": 2})
         cells.append({"head": head, "chunk_size": chunk_size, "seconds": min(found["seconds"]), "memory": memory})
     return {"tokens": tokens, "vocabulary": vocabulary, "cells": cells}
 
@@ -118,8 +117,8 @@ def memory_against_rows(options: argparse.Namespace, folder: Path) -> Found:
     cells = []
     for count in (options.rows, 10 * options.rows):
         file = write_rows(count, folder / f"{count}.jsonl")
-        job = {"measure": "rows", "file": str(file), "tokenizer": options.model, "cache": str(folder / str(count))}
-        cells.append(child.start("compare.grow", job))
+        job = {"file": str(file), "tokenizer": options.model, "cache": str(folder / str(count))}
+        cells.append(child.fork(grow.measure_rows, job))
     return {"cells": cells}
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-from compare import child
+from compare.child import fork
 from compare.record import Precision, Task
 from compare.rows import FOLDERS, SAMPLES, SPLITS, make_data, read_rows, write_rows
+from compare.switch import run
 from compare.tiny import make_tiny
 from datasets import disable_progress_bars
 from transformers.utils.logging import disable_progress_bar
@@ -156,7 +157,7 @@ def run_all(chosen: dict[str, Switch], common: Found, folder: Path) -> tuple[Fou
         try:
             weights = folder / f"{name}.pt" if keep else None
             job = make_job(switch, common | {"weights": str(weights) if weights else None, "cache": "cache"})
-            found[name] = child.start("compare.switch", job)
+            found[name] = fork(run, job)
         except RuntimeError as error:
             failed[name] = str(error)
             if name == PLAIN:

@@ -1,17 +1,23 @@
-"""One measurement for growth.py, in this process: python -m compare.grow JOB."""
+"""The measurements of growth.py, each for a process of its own."""
 
+import ctypes
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compare.child import job_of_this_process, reply
+from compare.prepare import Watch
 from compare.record import peak_bytes, resident_bytes
+from compare.rows import make_data
+from smollit.data.batching.collate import collate_chats
+from smollit.functional.logps import summed_logps, token_logps
+from smollit.modules import SFTModule
+from smollit.training.memory.device import keep_freed_memory
 
 DOCUMENT = 256  # tokens of a document, about
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 REPEATS = 3  # passes at each number of tokens, of which the fastest counts
 
 
@@ -23,8 +29,6 @@ def document_lengths(tokens: int) -> list[int]:
 
 def make_batch(lengths: list[int], num_words: int) -> Any:
     """A batch with a row for each document of random tokens, all of them trained."""
-    from smollit.data.batching.collate import collate_chats
-
     random = torch.Generator().manual_seed(0)
     # n positions predict n tokens: n + 1 ids.
     ids = [torch.randint(num_words, (length + 1,), generator=random).tolist() for length in lengths]
@@ -33,9 +37,6 @@ def make_batch(lengths: list[int], num_words: int) -> Any:
 
 def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of forward and backward of SFTModule at each number of tokens: {"seconds": {tokens: [...]}}."""
-    from smollit.modules import SFTModule
-    from smollit.training.memory.device import keep_freed_memory
-
     keep_freed_memory()  # as `fit` does
     module = SFTModule(model_name=job["model"], attention="documents")
     module.configure_model()
@@ -57,15 +58,11 @@ def time_tokens(job: dict[str, Any]) -> dict[str, Any]:
 
 def by_token(states: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
     """smollit's head for several sequences."""
-    from smollit.functional.logps import token_logps
-
     return -token_logps(states, weight, labels, chunk_size=chunk_size).logps.sum()
 
 
 def by_sum(states: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
     """smollit's head for SFT: one sum."""
-    from smollit.functional.logps import summed_logps
-
     return -summed_logps(states, weight, labels, lengths=[len(labels)], chunk_size=chunk_size).sums.sum()
 
 
@@ -80,8 +77,8 @@ HEADS = {"token_logps": by_token, "summed_logps": by_sum, "torch": by_torch}
 
 def measure_head(job: dict[str, Any]) -> dict[str, Any]:
     """Memory of forward and backward of the head, beyond its inputs, and the seconds of `repeats` more of them."""
-    from smollit.training.memory.device import keep_freed_memory
-
+    if not job["repeats"]:  # glibc would keep freed blocks of up to 32 MB, which hides what is in use
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
     loss = HEADS[job["head"]]
     tokens, hidden, vocabulary = job["tokens"], job["hidden"], job["vocabulary"]
     random = torch.Generator().manual_seed(0)
@@ -113,23 +110,9 @@ def measure_head(job: dict[str, Any]) -> dict[str, Any]:
 
 def measure_rows(job: dict[str, Any]) -> dict[str, Any]:
     """Peak memory of preparing and loading a file's rows, and of one epoch's batches of row numbers."""
-    from compare.prepare import Watch
-    from compare.rows import make_data
-
     with Watch() as watch:
         data = make_data("sft", Path(job["file"]), job["tokenizer"], 1024, Path(job["cache"]), shuffle=True)
         data.prepare_data()
         data.setup("fit")
         rows = sum(len(batch) for batch in data.sampler())
     return {"rows": rows, "peak_memory": peak_bytes("cpu"), "peak_own_memory": watch.peak}
-
-
-MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "tokens": time_tokens,
-    "head": measure_head,
-    "rows": measure_rows,
-}
-
-if __name__ == "__main__":
-    job = job_of_this_process()
-    reply(MEASURES[job["measure"]](job))

@@ -1,4 +1,4 @@
-"""Optimizer steps with one setting of the switches, for switches.py: python -m compare.switch JOB."""
+"""Optimizer steps with one setting of the switches, for switches.py."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, seed_everything
 
-from compare.child import job_of_this_process, reply
 from compare.record import peak_bytes
 from compare.rows import make_data
 from compare.smollit_side import fused_adamw
@@ -93,7 +92,3 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "seconds": min(watch.seconds[1:] or watch.seconds),
         "peak_memory": peak_bytes(job["device"]),
     }
-
-
-if __name__ == "__main__":
-    reply(run(job_of_this_process()))
