@@ -9,9 +9,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
-# Two processes run the tests. Of the slow ones, each takes whole files, whose tests share what is dear to make.
+# Two processes run the tests. Of the slow ones, each takes whole files, whose tests share what is dear to make, in their
+# order: by default, files of one test that takes minutes come last, and one process waits for the other.
 PYTEST ?= -n 2 --dist worksteal
-PYTEST_SLOW ?= -n 2 --dist loadfile
+PYTEST_SLOW ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN = $(VENV)/bin
 READERS = $(VENV)-readers
 MIN = $(VENV)-min
