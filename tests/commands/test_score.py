@@ -197,8 +197,9 @@ metric_list:
 
 
 def test_what_can_not_be_scored_is_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
-    """Nothing to measure, no reference, a file that is missing, and one of another kind."""
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    """Nothing to measure, no reference, a file that is missing, that is empty, and that is of another kind."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n{"question": "2?"}\n')
+    (tmp_path / "empty.jsonl").touch()
     for words, sentence in (
         ([], "needs something to measure"),
         (["--pairs", "x"], "needs a reference"),
@@ -206,8 +207,9 @@ def test_what_can_not_be_scored_is_a_sentence(tiny_model: Path, tmp_path: Path) 
         (["--gsm8k", "x", "--apply_chat_template=true"], "is about `--tasks`"),
         (["--gsm8k", "x", "--batch_size=0"], "`batch_size` must be at least 1, got 0"),
         ([str(tiny_model), "--gsm8k", "x"], "one model, or two that differ"),
-        (["--gsm8k", str(tmp_path / "rows.jsonl")], "have no `question`, `answer`"),
-        (["--ifeval", str(tmp_path / "rows.jsonl")], "have no `prompt`, `instruction_id_list`, `kwargs`"),
+        (["--gsm8k", str(tmp_path / "empty.jsonl")], "has no rows: `score` needs JSON Lines with `question`, `answer`"),
+        (["--gsm8k", str(tmp_path / "rows.jsonl")], "row 1 of .* has no `answer`"),
+        (["--ifeval", str(tmp_path / "rows.jsonl")], "row 0 .* with `prompt`, `instruction_id_list`, `kwargs`"),
     ):
         with pytest.raises(SystemExit, match=sentence):
             main(["score", str(tiny_model), *words])

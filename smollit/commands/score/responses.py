@@ -32,15 +32,19 @@ def read_rows(path: Path, needed: Sequence[str], max_rows: int) -> list[Row]:
     """The first rows of a JSON Lines file.
 
     Raises:
-        ValueError: If there is no such file, or its rows are others.
+        ValueError: If there is no such file, if it has no rows, or if one lacks a column.
     """
     names = ", ".join(f"`{name}`" for name in needed)
     if not path.is_file():
         raise ValueError(f"{path} is not a file: `score` needs JSON Lines with {names}")
     with reading(path):
         rows = list(islice(json_lines(path.read_text(encoding="utf-8")), max_rows))
-    if not rows or any(not isinstance(row, dict) or any(name not in row for name in needed) for row in rows):
-        raise ValueError(f"the rows of {path} have no {names}, which `score` needs")
+    if not rows:
+        raise ValueError(f"{path} has no rows: `score` needs JSON Lines with {names}")
+    for number, row in enumerate(rows):
+        missing = [name for name in needed if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise ValueError(f"row {number} of {path} has no `{missing[0]}`: `score` needs JSON Lines with {names}")
     return rows
 
 
