@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
+from peft.tuners.lora.layer import Linear
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -15,7 +16,7 @@ from smollit.commands.export.export import DTYPES, ExportDtype, export
 from smollit.commands.verify import verify
 from smollit.data.template.template import load_template
 from smollit.data.template.tokenize import load_tokenizer
-from smollit.models.adapters import Adapter, DoRA, LoRA, Peft, RSLoRA, merged, tuners
+from smollit.models.adapters import Adapter, DoRA, LoRA, Peft, RSLoRA, joined, merged, tuners
 from smollit.modules import DPOModule, SFTModule
 from smollit.python import export as python_export
 from tests.conftest import batch_of, example_pairs
@@ -73,24 +74,49 @@ def test_the_policy_without_its_adapter_is_the_reference(fit: Any, tmp_path: Pat
         torch.testing.assert_close(value, copy.weights[name], rtol=1e-6, atol=1e-7)
 
 
-def test_the_product_that_is_added_in_place_is_pefts(tiny_model: Path) -> None:
-    """Random adapter weights: log-probabilities and gradients with peft's own forward pass."""
+def test_layers_that_are_computed_together_are_pefts(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random adapter weights, in float64: log-probabilities and gradients with peft's own forward pass. A layer of Llama
+    has four inputs: of q, k and v, of o, of gate and up, and of down."""
     module = DPOModule(str(tiny_model), adapter=LoRA(r=4))
     module.configure_model()
+    module.policy.double()
+    compute, calls = joined.low_rank_linears, []
+    monkeypatch.setattr(joined, "low_rank_linears", lambda *args: calls.append(len(args[1])) or compute(*args))
     found = []
     for ours in (True, False):
         torch.manual_seed(0)
         for _, layer in tuners(module.policy):
-            assert "default" in layer.lora_variant
             if not ours:
-                layer.lora_variant.clear()
+                del layer.forward
             nn.init.normal_(layer.lora_B["default"].weight)
         sums = module.policy(batch_of(example_pairs())).sums
         sums.sum().backward()
         gradients = {n: weight.grad for n, weight in module.policy.named_parameters() if weight.requires_grad}
         found.append({"sums": sums.detach(), **gradients})
         module.policy.zero_grad()
-    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    assert calls == [3, 1, 2, 1] * module.policy.config.num_hidden_layers
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+class Siblings(nn.Module):
+    """Two layers whose names say that they get the same input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(4, 3), nn.Linear(4, 3)
+
+
+def test_layers_that_do_not_get_the_same_input_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together once, and then, since the second layer's output was of another input, each by itself."""
+    model = inject_adapter_in_model(LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False), Siblings())
+    compute, calls = joined.low_rank_linears, []
+    monkeypatch.setattr(joined, "low_rank_linears", lambda *args: calls.append(len(args[1])) or compute(*args))
+    joined.join_layers(tuners(model), "default")
+    x, y = torch.randn(2, 5, 4)
+    for _ in range(2):
+        torch.testing.assert_close(model.gate_proj(x), Linear.forward(model.gate_proj, x))
+        torch.testing.assert_close(model.up_proj(y), Linear.forward(model.up_proj, y))
+    assert calls == [2, 1, 1, 1]
 
 
 # promise: adapters

@@ -4,10 +4,10 @@ from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from smollit.functional.low_rank import add_low_rank
+from smollit.models.adapters.joined import join_layers
 from smollit.models.adapters.methods import Adapter
 
 INSTEAD = "leave it out; `model.adapter.vocabulary: true` trains embeddings and head in full"
@@ -31,48 +31,10 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
         advice = " That holds experts: name other layers in `model.adapter.targets`" * ("ParamWrapper" in str(error))
         raise ValueError(f"`model.adapter` does not fit this model: {error}{advice}") from error
     _check_trained(model)
-    _add_in_place(model)
+    join_layers(tuners(model), NAME)
     if adapter.vocabulary:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.requires_grad_(True)
-
-
-class InPlace:
-    """The forward pass of LoRA whose product is added in place: a variant in the sense of peft's LoraVariant."""
-
-    @staticmethod
-    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        """The output of the layer, from that of its frozen weight."""
-        a, b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
-        return add_low_rank(result, x, a, b, module.scaling[active_adapter])
-
-    @staticmethod
-    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The weight with the adapter."""
-        merged: Tensor = orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-        return merged
-
-    @staticmethod
-    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
-        """Add the adapter to the weight."""
-        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-
-    @staticmethod
-    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """The weight without the adapter."""
-        original: Tensor = orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-        return original
-
-
-def _add_in_place(model: PreTrainedModel) -> None:
-    """Let the layers of plain LoRA without dropout make the same sums in fewer steps."""
-    from peft.tuners.lora.layer import Linear
-
-    for _, layer in tuners(model):
-        plain = type(layer) is Linear and isinstance(layer.get_base_layer(), nn.Linear) and not layer.lora_variant
-        if plain and layer.lora_B[NAME].bias is None and isinstance(layer.lora_dropout[NAME], nn.Identity):
-            layer.lora_variant[NAME] = InPlace()
-            layer.cast_input_dtype_enabled = False  # add_low_rank casts
 
 
 def _check_trained(model: PreTrainedModel) -> None:
