@@ -75,8 +75,8 @@ def test_the_policy_without_its_adapter_is_the_reference(fit: Any, tmp_path: Pat
 
 
 def test_layers_that_are_computed_together_are_pefts(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random adapter weights, in float64: log-probabilities and gradients with peft's own forward pass. A layer of Llama
-    has four inputs: of q, k and v, of o, of gate and up, and of down."""
+    """Random adapter weights, in float64: log-probabilities and gradients with peft's own forward pass. A layer of
+    Llama has four inputs: of q, k and v, of o, of gate and up, and of down."""
     module = DPOModule(str(tiny_model), adapter=LoRA(r=4))
     module.configure_model()
     module.policy.double()
