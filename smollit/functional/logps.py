@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smollit.functional.autocast import product_dtype
 from smollit.functional.chunks import Found, backpropagate, chunks, over_vocabulary, weight_gradient
 from smollit.functional.sums import sequence_index, sum_per_sequence
 
@@ -119,8 +120,7 @@ def _checked_dtype(hidden_MH: Tensor, weight_VH: Tensor, labels_M: Tensor, chunk
         raise ValueError(f"`hidden` must be {expected} to match labels and weight, got {tuple(hidden_MH.shape)}")
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
-    device = hidden_MH.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
+    return product_dtype(weight_VH)
 
 
 class _ChunkedHead(torch.autograd.Function):

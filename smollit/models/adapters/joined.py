@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smollit.functional.autocast import product_dtype
 from smollit.functional.low_rank import low_rank_linears
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers of one module
@@ -74,11 +75,9 @@ class JoinedLayers:
 
     def _compute(self, x: Tensor, layers: Sequence[Any]) -> tuple[Tensor, ...]:
         """Outputs of these layers."""
-        kind = x.device.type
         bases = [layer.get_base_layer() for layer in layers]
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else bases[0].weight.dtype
         return low_rank_linears(
-            x.to(dtype),
+            x.to(product_dtype(bases[0].weight)),
             [base.weight for base in bases],
             [base.bias for base in bases],
             [layer.lora_A[self.adapter].weight for layer in layers],
