@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 MARK = "RESULT "  # the line that counts
 BENCHMARKS = Path(__file__).resolve().parent.parent
@@ -24,17 +25,12 @@ def fork(measure: Measure, job: Job) -> Job:
     It is forked from a process that has imported the module of `measure` and done nothing else, offline.
 
     Raises:
-        RuntimeError: If it fails, with its last lines.
+        RuntimeError: If it fails, with its error, or its last lines if it was killed.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([measure.__module__])  # counts once, at the first call
-    before = dict(os.environ)
-    os.environ.update(offline())
-    try:
+    with patch.dict(os.environ, offline()):  # it has its environment from its start
         forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
     with tempfile.NamedTemporaryFile("r", errors="replace") as log:
         try:
             with ProcessPoolExecutor(1, context) as one:
