@@ -74,14 +74,20 @@ def test_the_policy_without_its_adapter_is_the_reference(fit: Any, tmp_path: Pat
         torch.testing.assert_close(value, copy.weights[name], rtol=1e-6, atol=1e-7)
 
 
-def test_layers_that_are_computed_together_are_pefts(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers each call of low_rank_linears computes."""
+    compute, found = joined.low_rank_linears, []
+    monkeypatch.setattr(joined, "low_rank_linears", lambda *args: found.append(len(args[1])) or compute(*args))
+    return found
+
+
+def test_layers_that_are_computed_together_are_pefts(tiny_model: Path, calls: list[int]) -> None:
     """Random adapter weights, in float64: log-probabilities and gradients with peft's own forward pass. A layer of
     Llama has four inputs: of q, k and v, of o, of gate and up, and of down."""
     module = DPOModule(str(tiny_model), adapter=LoRA(r=4))
     module.configure_model()
     module.policy.double()
-    compute, calls = joined.low_rank_linears, []
-    monkeypatch.setattr(joined, "low_rank_linears", lambda *args: calls.append(len(args[1])) or compute(*args))
     found = []
     for ours in (True, False):
         torch.manual_seed(0)
@@ -106,11 +112,9 @@ class Siblings(nn.Module):
         self.gate_proj, self.up_proj = nn.Linear(4, 3), nn.Linear(4, 3)
 
 
-def test_layers_that_do_not_get_the_same_input_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_do_not_get_the_same_input_are_computed_one_by_one(calls: list[int]) -> None:
     """Together once, and then, since the second layer's output was of another input, each by itself."""
     model = inject_adapter_in_model(LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False), Siblings())
-    compute, calls = joined.low_rank_linears, []
-    monkeypatch.setattr(joined, "low_rank_linears", lambda *args: calls.append(len(args[1])) or compute(*args))
     joined.join_layers(tuners(model), "default")
     x, y = torch.randn(2, 5, 4)
     for _ in range(2):
