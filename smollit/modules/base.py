@@ -188,6 +188,12 @@ class FineTuningModule(PolicyModule):
         """Log the step. SmollitTrainer does so before any callback saves a checkpoint; a plain Trainer, after it."""
         self.log_step(batch_idx)
 
+    @property
+    def logs_this_step(self) -> bool:
+        """Also after the last step of a run: it ends the last interval, however short."""
+        is_last = self.trainer.global_step == self.rates.num_steps
+        return super().logs_this_step or (is_last and self.trainer.log_every_n_steps > 0)  # type: ignore[attr-defined]
+
     def log_step(self, batch_idx: int) -> None:
         """Log, once, the means over all examples since the last log, every `log_every_n_steps` optimizer steps."""
         step = self.trainer.global_step

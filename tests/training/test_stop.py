@@ -47,14 +47,14 @@ def test_nan_stops_with_step_rate_and_rows_and_keeps_the_step_before(fit: Any, t
 # case: precision-03
 def test_nan_can_be_skipped(fit: Any, tmp_path: Path) -> None:
     """`non_finite: skip`: the run ends at step 4 with 1 skipped step and finite weights; resumed, it still counts 1 at
-    steps 5 and 10."""
+    steps 5, 10 and, the last, 12."""
     options = {"module_class": NanAtStep3, "model": {"non_finite": "skip"}}
     run = fit(tmp_path, max_epochs=1, **options)
     assert run.error is None
     assert (run.trainer.global_step, run.module.lost_steps.skipped) == (4, 1)
     assert all(value.isfinite().all() for value in run.weights.values())
     logged = fit(tmp_path, **options).diary.logged
-    assert [(step, metrics["train/skipped_steps"]) for step, metrics in logged] == [(5, 1), (10, 1)]
+    assert [(step, metrics["train/skipped_steps"]) for step, metrics in logged] == [(5, 1), (10, 1), (12, 1)]
 
 
 class AlwaysNan(SFTModule):

@@ -178,3 +178,15 @@ def test_another_fit_of_the_same_trainer_adds_to_its_curves(make_run: Any) -> No
     assert list(column(run.folder, "train/loss")) == events(run.folder, "train/loss") == list(range(1, 9))
     assert sorted(set(read_ledger(run.folder / "ledger.parquet")["step"].to_pylist())) == list(range(1, 9))
     assert (run.folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns == best
+
+
+@pytest.mark.parametrize(("interval", "logged"), [(3, [3, 6, 8]), (50, [8]), (0, [])])
+def test_the_last_step_ends_an_interval(fit: Any, tmp_path: Path, interval: int, logged: list[int]) -> None:
+    """2 epochs of 4 steps. Without an interval before it, step 8 has the mean over all loss tokens of both epochs."""
+    run = fit(tmp_path, **RUN | {"log_every_n_steps": interval, "accumulate_grad_batches": 2})
+    assert [step for step, _ in run.diary.logged] == logged
+    assert (events(tmp_path, "train/loss"), list(column(tmp_path, "train/loss"))) == (logged, logged)
+    if logged == [8]:
+        [report] = [report for name, report in run.trainer.datamodule.reports.items() if name.startswith("train")]
+        total = sum(run.diary.losses) * run.module.nominal_count * 2  # which training_step and Lightning divide by
+        assert run.diary.logged[0][1]["train/loss"] == pytest.approx(total / (2 * report.loss_tokens))
