@@ -123,6 +123,15 @@ def test_layers_that_do_not_get_the_same_input_are_computed_one_by_one(calls: li
     assert calls == [2, 1, 1, 1]
 
 
+def test_layers_are_computed_together_after_a_pass_that_an_error_ended(calls: list[int]) -> None:
+    """The first layer alone: twice as after an error, and the third time as where the second is never called."""
+    model = inject_adapter_in_model(LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False), Siblings())
+    joined.join_layers(tuners(model), "default")
+    for x in torch.randn(5, 2, 4):
+        torch.testing.assert_close(model.gate_proj(x), Linear.forward(model.gate_proj, x))
+    assert calls == [2, 2, 2, 1, 1]
+
+
 # promise: adapters
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
 def test_a_merged_adapter_gives_the_same_log_probabilities(tiny_model: Path, adapter: Adapter) -> None:

@@ -12,6 +12,7 @@ from smollit.functional.autocast import product_dtype
 from smollit.functional.low_rank import low_rank_linears
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers of one module
+UNFINISHED = 3  # forward passes in which not all layers are called, after which each is computed by itself
 
 
 def join_layers(layers: Sequence[tuple[str, Any]], adapter: str) -> None:
@@ -43,7 +44,8 @@ def _input_of(name: str) -> tuple[str, ...]:
 class JoinedLayers:
     """Takes the place of the forward pass of layers that get the same input: the first one computes all outputs.
 
-    Layers that turn out not to get the same tensor, or not all to be called, are computed one by one from then on.
+    Layers that turn out not to get the same tensor are computed one by one from then on, and so are those that are not
+    all called, time after time; a single pass may have ended in an error, such as a probe's that ran out of memory.
     Without its adapter, merged, or compiled, a layer computes what peft does.
 
     Args:
@@ -53,7 +55,7 @@ class JoinedLayers:
 
     def __init__(self, layers: Sequence[Any], adapter: str) -> None:
         self.layers, self.adapter = layers, adapter
-        self.together = True
+        self.unfinished = 0  # passes
         self.input: Tensor | None = None
         self.outputs: dict[int, Tensor] = {}  # that no layer has fetched yet
         for number, layer in enumerate(layers):
@@ -66,8 +68,9 @@ class JoinedLayers:
             output: Tensor = type(layer).forward(layer, x, *args, **kwargs)
             return output
         if x is not self.input or number not in self.outputs:
-            self.together &= not self.outputs
-            chosen = range(len(self.layers)) if self.together else (number,)
+            if self.outputs:
+                self.unfinished += 1 if number == 0 else UNFINISHED  # 0: this pass begins anew
+            chosen = range(len(self.layers)) if self.unfinished < UNFINISHED else (number,)
             self.outputs = dict(zip(chosen, self._compute(x, [self.layers[each] for each in chosen]), strict=True))
         output = self.outputs.pop(number)
         self.input = x if self.outputs else None
