@@ -33,8 +33,9 @@ def check_folder(name: str, setting: str) -> None:
     """
     if not Path(name).is_dir() and is_path(name):
         raise ValueError(
-            f"`{setting}` is the folder {name}, which does not exist: check the path"
-            " (a DPO run starts from the folder that its SFT run exported)"
+            f"`{setting}` is the folder {name}, which does not exist"
+            + ("" if Path(name).expanduser().is_absolute() else f" in {Path.cwd()}")
+            + ": check the path (a DPO run starts from the folder that its SFT run exported)"
         )
 
 

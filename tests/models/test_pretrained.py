@@ -17,8 +17,9 @@ def test_a_folder_that_lacks_something_is_named(tmp_path: Path, tiny_model: Path
     """An absolute path, a relative one and a run's folder that do not exist, which are no Hub ids; a folder without a
     config; one without weights."""
     for name in (str(tmp_path / "nothing"), "./nothing", "runs/sft/export"):
-        with pytest.raises(ValueError, match=r"does not exist: check the path"):
+        with pytest.raises(ValueError, match=r"does not exist.*: check the path") as refused:
             CausalLM(name)
+        assert (str(Path.cwd()) in str(refused.value)) == (not Path(name).is_absolute())
     with pytest.raises(ValueError, match=r"holds no config.json"):
         CausalLM(str(tmp_path))
     shutil.copy(tiny_model / "config.json", tmp_path)
