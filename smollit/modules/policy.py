@@ -12,7 +12,7 @@ from torch import nn
 from smollit.batch import Batch
 from smollit.functional.attention import AttentionSetting
 from smollit.models.adapters import ADAPTERS, Adapter, Quantize, add_adapter, quantize
-from smollit.models.causal_lm import CausalLM
+from smollit.models.causal_lm import CPU, CausalLM
 from smollit.models.checkpoint import POLICY, load_weights, trained_weights
 from smollit.models.compile import compile_layers
 from smollit.models.in_memory import adapter_of, on_disk
@@ -152,20 +152,24 @@ class PolicyModule(StageMetricsModule):
         gradient_checkpointing: GradientCheckpointing = False,
         dropout: float | None = None,
     ) -> CausalLM:
-        """Load a whole model, in the dtype of the trainer's precision, with an embedding for each token of the data."""
-        model = CausalLM(
-            model_name,
-            weights=weights,
-            dtype=self.weights_dtype(),
-            attention=self.attention,
-            device=self.trainer.strategy.root_device if self.trainer_or_none else torch.device("cpu"),
-            compute_dtype=self.compute_dtype(),
-            chunk_size=self.chunk_size,
-            gradient_checkpointing=gradient_checkpointing,
-            dropout=dropout,
-        )
-        if self.token_source is not None:
-            fit_vocabulary(model.model, self.token_source.vocabulary_size, self.token_source.add_tokens)
+        """Load a whole model into CPU memory, with an embedding for each token of the data.
+
+        Its dtype is that of the trainer's precision.
+        """
+        with CPU:  # new tensors: Lightning calls configure_model where they are made on the GPU
+            model = CausalLM(
+                model_name,
+                weights=weights,
+                dtype=self.weights_dtype(),
+                attention=self.attention,
+                device=self.trainer.strategy.root_device if self.trainer_or_none else CPU,
+                compute_dtype=self.compute_dtype(),
+                chunk_size=self.chunk_size,
+                gradient_checkpointing=gradient_checkpointing,
+                dropout=dropout,
+            )
+            if self.token_source is not None:
+                fit_vocabulary(model.model, self.token_source.vocabulary_size, self.token_source.add_tokens)
         return model
 
     def add_adapter(self, model: CausalLM) -> None:
@@ -185,9 +189,10 @@ class PolicyModule(StageMetricsModule):
         if self.quantize is not None:
             if self.device_mesh is not None or (trainer is not None and isinstance(trainer.strategy, FSDPStrategy)):
                 raise ValueError("`model.quantize` can't be sharded: set `trainer.strategy: ddp`")
-            device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
+            device = trainer.strategy.root_device if trainer is not None else CPU
             quantize(model.model, self.quantize, device=device, compute_dtype=self.compute_dtype())
-        add_adapter(model.model, self.adapter)
+        with CPU:
+            add_adapter(model.model, self.adapter)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With an adapter, save the trained weights alone; Lightning's WeightAveraging restores whole modules."""

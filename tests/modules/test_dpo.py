@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from smollit.batch import Batch
 from smollit.data.batching.collate import collate_pairs
 from smollit.losses import CPO, DPO, IPO, ORPO, Hinge, PreferenceLoss, SimPO
+from smollit.models.adapters import LoRA
 from smollit.models.pretrained import weights_fingerprint
 from smollit.modules import DPOModule
 from smollit.training import SmollitTrainer
@@ -389,3 +390,22 @@ def test_a_missing_folder_is_named_by_its_setting(names: dict[str, str], make_ru
     """Policy and reference come from two settings."""
     with pytest.raises(ValueError, match=f"`{next(iter(names))}` is the folder ./gone, which does not exist"):
         make_run(kind="dpo", model=names, max_steps=1).fit()
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(r=2)], ids=["whole", "adapter"])
+def test_models_are_loaded_into_cpu_memory_whatever_the_default_device_is(
+    tiny_model: Path, adapter: LoRA | None
+) -> None:
+    """Lightning calls configure_model with the run's GPU as the default device; here `meta`, whose tensors hold
+    nothing. The random weights of LoRA are the same in any run too."""
+    found = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(0)
+        module = DPOModule(str(tiny_model), adapter=adapter)
+        with torch.device(device):
+            module.configure_model()
+        models = [module.policy, *([module.scorer.model] if module.scorer.has_model else [])]
+        found.append(
+            {f"{i} {name}": weight for i, model in enumerate(models) for name, weight in copies(model).items()}
+        )
+    assert_equal(*found)

@@ -86,6 +86,7 @@ def heads_of(config: PretrainedConfig) -> tuple[int, int, int]:
     return queries, keys, int(getattr(text, "head_dim", None) or text.hidden_size // queries)
 
 
+@torch.enable_grad()
 def kernel_is_right(
     kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]
 ) -> bool:
