@@ -1,6 +1,7 @@
 """Scores that need no generation: the loss of chats, and which response of a pair a model prefers."""
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from smollit.batch import Batch
 from smollit.commands.score.interval import Rows, rows_of
@@ -37,6 +38,7 @@ def batches(name: str, model: str, *, pairs: bool, max_rows: int, max_length: in
 @torch.inference_mode()
 def losses(model: CausalLM, rows: list[Batch]) -> Rows:
     """-log p of the loss tokens of each row, and their number."""
+    rows = move_data_to_device(rows, model.model.device)
     return rows_of([(-float(model(batch).logps.sum()), float(batch.num_loss_tokens)) for batch in rows])
 
 
@@ -44,7 +46,7 @@ def losses(model: CausalLM, rows: list[Batch]) -> Rows:
 def preferences(model: CausalLM, reference: CausalLM, rows: list[Batch]) -> Rows:
     """1 where the implicit reward of the chosen response is higher than that of the rejected one; a tie counts 1/2."""
     found = []
-    for batch in rows:
+    for batch in move_data_to_device(rows, model.model.device):
         pairs = model(batch, mean_logits=True).per_pair(reference=reference(batch).sums)
         found += [(float(margin > 0) + 0.5 * float(margin == 0), 1.0) for margin in pairs.margin]
     return rows_of(found)

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities import move_data_to_device
+
 from smollit.commands.score.interval import Rows, rows_of
 from smollit.data.batching.collate import collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate
@@ -67,6 +69,7 @@ def respond(
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         batch = collate_prompts(unpacked([{"prompt_ids": ids[row], "row": row} for row in rows]))
+        batch = move_data_to_device(batch, model.model.device)
         for row, new in zip(rows, model.generate(batch, max_new_tokens, template.stop_ids()), strict=True):
             found[row] = response_text(template, new)
         log.info("%s of %s responses", start + len(rows), len(order))
