@@ -121,7 +121,7 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 def _setting(library: str, filename: str, message: str) -> str:
-    """The setting that a message names, else the section that the library belongs to."""
+    """The setting that a message names first, else the section that the library belongs to."""
     if library != "lightning":
         return f"`{LIBRARIES[library]}`"
     if filename.endswith("utilities/seed.py"):
@@ -129,9 +129,11 @@ def _setting(library: str, filename: str, message: str) -> str:
     if "/callbacks/" in filename:
         return "`trainer.callbacks`"
     names = argument_names(Trainer)
-    named = [name for name in names if re.search(rf"`(?:Trainer\()?{name}\b", message)]
-    named += [name for name in names if "_" in name and re.search(rf"\b{name}\b", message)]
-    return f"`trainer.{named[0]}`" if named else "`trainer`"
+    longer = [name for name in names if "_" in name]
+    for each in (rf"`(?:Trainer\()?({'|'.join(names)})\b", rf"\b({'|'.join(longer)})\b"):
+        if found := re.search(each, message):
+            return f"`trainer.{found[1]}`"
+    return "`trainer`"
 
 
 def _one_line(text: str) -> str:

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -12,7 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 from smollit.cli.wording.words import nearest, shown
 from smollit.training import SmollitTrainer
 
-DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d|.* days?, .*|\d+:\d\d:\d\d")  # the last two are a timedelta's
+DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 UNITS = {"weeks", "days", "hours", "minutes", "seconds"}
 LEAST = {"accumulate_grad_batches": 1, "log_every_n_steps": 0, "check_val_every_n_epoch": 1, "num_nodes": 1}
 KEPT = inspect.signature(SmollitTrainer).parameters["keep_checkpoints"].default
@@ -47,8 +48,13 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(
             "`trainer.limit_train_batches` is 0: no step would be trained: set 1 or more, or run `validate`"
         )
+    interval = settings.get("val_check_interval")
+    if isinstance(interval, int | float) and interval <= 0:
+        raise ValueError(
+            f"`trainer.val_check_interval` must be above 0, got {interval}: `limit_val_batches: 0` never validates"
+        )
     duration = settings.get("max_time")
-    is_named = isinstance(duration, Mapping) and duration.keys() <= UNITS
+    is_named = isinstance(duration, timedelta) or (isinstance(duration, Mapping) and duration.keys() <= UNITS)
     if duration is not None and not is_named and not DURATION.fullmatch(str(duration)):
         raise ValueError(
             "`trainer.max_time`: expected days, hours, minutes and seconds, DD:HH:MM:SS, or a mapping such as"

@@ -184,14 +184,16 @@ class SmollitTrainer(EvaluatingTrainer):
         if not isinstance(model, FineTuningModule):
             return super().fit(model, *data, ckpt_path, weights_only)
         with run_folder(self, saves=self._saves):
-            path = resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
+            is_rehearsal = self.fast_dev_run and ckpt_path == "last"  # type: ignore[attr-defined]  # of a new run
+            path = None if is_rehearsal else resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
             self.prepare(model, resumes=path is not None)
             self.run_state.resumes = model.restores_weights = path is not None
             refuse_callbacks(self.callbacks, path)
             refuse_shards(path, self.strategy)
             with quiet(), ctrl_c_exits(), self._resumes_only_from(path):
                 super().fit(model, *data, weights_only=True if weights_only is None else weights_only)
-        if path is not None and self.global_step and not self.run_state.has_news:  # 0 where other processes trained
+        # The step is 0 where other processes trained; barebones leaves out the callback that sees news.
+        if path is not None and self.global_step and not self.run_state.has_news and not self.barebones:
             model.lost_steps.refuse_nothing_trained(self.global_step)
             log.info("nothing to do: %s is at step %s, and %s", path, self.global_step, self.run_state.why_ended(self))
         return None

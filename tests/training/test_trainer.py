@@ -157,9 +157,13 @@ def test_settings_without_effect_are_refused(options: dict[str, Any], sentence: 
 
 # case: A8
 @pytest.mark.slow
-def test_time_alone_ends_a_run_and_zero_never_logs(fit: Any, tmp_path: Path) -> None:
+def test_time_alone_ends_a_run_and_zero_never_logs(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A run of one second: the number of steps is unknown, so the rate stays at its peak; validated at its end."""
-    run = fit(tmp_path, max_epochs=None, max_time="00:00:00:01", log_every_n_steps=0, val_every_n_steps=10**6)
+    options = {"max_epochs": None, "max_time": "00:00:00:01", "logger": True}
+    run = fit(tmp_path, **options, log_every_n_steps=0, val_every_n_steps=10**6)
     assert run.error is None and run.trainer.global_step > 0
     assert {rate for _, _, rate in run.steps} == {1e-3}
     assert run.diary.logged == [] and run.diary.validated == [run.trainer.global_step]
+    with caplog.at_level("INFO", logger="smollit"):
+        assert fit(tmp_path, **options).steps == []
+    assert "`max_epochs` or `max_time` asks for no more" in caplog.text

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer, WeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler, PyTorchProfiler
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from smollit.training.steps import (
     accumulation,
     at_step_end,
     is_new_run,
+    limited,
     num_steps,
     positioned_data,
     refuse_fewer_steps,
@@ -191,6 +193,10 @@ class RunState(Callback):
             self.validation_is_due, self.limits = True, raise_limits(trainer)
         self.optimizers_before = state.get("optimizers", [])
         check_groups(self.optimizers_before, self.optimizers)  # with FSDP, the optimizer exists already
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if "averaging_state" in checkpoint and not any(isinstance(each, WeightAveraging) for each in callbacks):
+            log.warning("the run averaged its weights, and now has no such callback: the average is left out")
+            pl_module.load_state_dict(checkpoint["current_model_state"])
         random_states = state.get("random_states", [])
         if trainer.global_rank < len(random_states):
             self.random_state = random_states[trainer.global_rank]
@@ -214,6 +220,9 @@ class RunState(Callback):
             data.load_state_dict(checkpoint[RUN_STATE])  # of version 0.1
         position = data.state_dict()
         done, whole = batches.batches_before(), batches.num_batches(position["epoch"]) or 0
+        if whole and 0 < limited(whole, trainer.limit_train_batches) <= done:  # the limit was higher, or none
+            data.load_state_dict(position | {"epoch": position["epoch"] + 1, "rows": 0, "group": 0})
+            position, done = data.state_dict(), 0
         self.batches, self.total_batches = done, position["epoch"] * whole + done
         self.begun = Begun(checkpoint["global_step"], position["epoch"], done)
         refuse_fewer_steps(trainer, self.begun)
@@ -224,7 +233,11 @@ class RunState(Callback):
         """Why a resumed run makes no step."""
         if self.ended:
             return f"{self.ended} Set `trainer.force_resume: true`, or leave that callback out, to train on"
-        return "`trainer.max_steps` or `max_epochs` asks for no more"
+        has_timer = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        limits = (
+            "`trainer.max_steps`, `max_epochs` or `max_time`" if has_timer else "`trainer.max_steps` or `max_epochs`"
+        )
+        return f"{limits} asks for no more"
 
 
 def raise_limits(trainer: Trainer) -> tuple[int, int | None]:

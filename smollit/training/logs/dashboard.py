@@ -1,5 +1,6 @@
 """Dashboard: TensorBoard laid out for a person: loss first, curves that belong together in one chart, texts."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -99,11 +100,12 @@ def hyperparameters(trainer: Trainer, module: FineTuningModule) -> dict[str, str
     """The settings by which runs are compared."""
     data = described_data(trainer)
     batch = (data.train_batch_size if data else 1) * trainer.accumulate_grad_batches * trainer.world_size
+    steps = trainer.estimated_stepping_batches
     found: dict[str, str | float] = {
         "learning_rate": module.learning_rate,
         "schedule": module.rates.describe(),
         "batch_per_step": batch,
-        "steps": int(trainer.estimated_stepping_batches),
+        "steps": "unknown" if math.isinf(steps) else int(steps),  # only time limits the run
         "precision": str(trainer.precision),
         "max_length": data.max_length if data else 0,
         "model": module.model_name,

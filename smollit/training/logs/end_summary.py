@@ -12,6 +12,7 @@ from smollit.training.logs.progress import duration
 from smollit.training.logs.start_summary import show
 from smollit.training.logs.table import read_table, use_table
 from smollit.training.steps import described_data
+from smollit.training.stop import SaveAtEnd
 from smollit.verdict import Curves, curve, verdict
 
 MEASURES = {  # name and what is better
@@ -77,7 +78,8 @@ def places(trainer: Trainer) -> dict[str, str]:
     if config.is_file():
         found["report"] = f"python -m smollit report {typed}"
         to_export = f"python -m smollit export --config {shlex.quote(str(config))} --ckpt_path last"
-        found["next"] = (
-            f"python -m smollit chat {shlex.quote(str(folder / 'export'))}" if "export" in found else to_export
-        )
+        if "export" in found:
+            found["next"] = f"python -m smollit chat {shlex.quote(str(folder / 'export'))}"
+        elif any(isinstance(callback, SaveAtEnd) and callback.stop.folder for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            found["next"] = to_export
     return found

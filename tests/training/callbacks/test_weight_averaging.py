@@ -50,6 +50,15 @@ def test_averages_are_resumed_and_kept(fit: Any, tmp_path: Path, kind: str, adap
 
 
 @pytest.mark.slow
+def test_a_run_that_averages_no_longer_goes_on_with_its_current_weights(fit: Any, tmp_path: Path) -> None:
+    """Stopped at step 3 and resumed without the callback: the weights of a run that never had it."""
+    options = {"max_epochs": None, "max_steps": 6, "accumulate_grad_batches": 1}
+    fit(tmp_path / "broken", EMAWeightAveraging(decay=0.5), stop_at(3), **options)
+    resumed = fit(tmp_path / "broken", **options)
+    assert_same_weights(resumed.weights, fit(tmp_path / "plain", **options).weights)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, LoRA(r=2)])
 def test_bema_is_its_sum_over_all_steps_and_is_resumed(fit: Any, tmp_path: Path, adapter: LoRA | None) -> None:
     """Updates at steps 3 and 5, with w_0 the weights of step 1. Unrolled, in fp64: EMA_5 = (1 - b_3) (1 - b_5) w_0

@@ -111,6 +111,33 @@ def test_a_run_that_has_ended_continues_where_more_is_asked(
 
 
 @pytest.mark.slow
+def test_a_lower_limit_ends_the_epoch_that_has_passed_it(fit: Any, whole: Any, tmp_path: Path) -> None:
+    """Step 3 of 4 is past 2 of 7 batches: epochs 1 and 2 follow, with a step each of their first 2 batches. The rate
+    falls from 2/5 of its peak to 1/5."""
+    fit(tmp_path, stop_at(3))
+    resumed = fit(tmp_path, limit_train_batches=2)
+    assert resumed.rows == [whole.rows[4], whole.rows[8]]
+    assert [rate for _, _, rate in resumed.steps] == pytest.approx([4e-4, 2e-4])
+
+
+@pytest.mark.slow
+def test_a_rehearsal_looks_at_no_checkpoint_and_barebones_says_when_it_trains(
+    fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beside a run of 2 steps, fast_dev_run makes its own first step; 3 steps of a barebones trainer are news."""
+    first = fit(tmp_path, max_steps=2)
+    saved = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    rehearsal = fit(tmp_path, fast_dev_run=True)
+    assert rehearsal.error is None and rehearsal.rows[0] == first.rows[0][:2]
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == saved
+    bare = {"barebones": True, "val_every_n_steps": None, "log_every_n_steps": 0, "num_sanity_val_steps": 0}
+    with caplog.at_level("INFO", logger="smollit"):
+        trained = fit(tmp_path, max_steps=5, gradient_clip_val=None, **bare)
+    assert trained.error is None and trained.trainer.global_step == 5
+    assert "nothing to do" not in caplog.text
+
+
+@pytest.mark.slow
 def test_finished_run_is_left_as_it_is(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """max_steps 2 reached: a second start makes 0 steps, logs it, and does not touch last.ckpt."""
     first = fit(tmp_path, max_steps=2)
