@@ -12,6 +12,7 @@ from torch import Tensor
 
 IGNORE = -100  # label of a position without a loss
 PADDING = -1  # document of a padding position
+SHORT = 512  # tokens: kernels take shorter sequences as if they had so many
 SHARED = 0  # branch of the positions before the responses, which are 1..K
 
 
@@ -47,8 +48,8 @@ class Joined(NamedTuple):
         query_boundaries: [S + 1] int32 first query of each sequence, and the number of all queries, J.
         key_boundaries: [S + 1] int32 first key of each sequence, and the number of all keys, K.
         key_positions: [K] each key's index in `positions`; None where the keys are the queries.
-        longest_query: Queries of the longest sequence.
-        longest_key: Keys of the longest sequence.
+        longest_query: At least the queries of the longest sequence: one of a few numbers, which code is compiled for.
+        longest_key: The same of keys.
     """
 
     positions: Tensor
@@ -80,8 +81,8 @@ class Joined(NamedTuple):
             _on(torch.tensor([0, *accumulate(queries)], dtype=torch.int32), device),
             _on(torch.tensor([0, *accumulate(keys)], dtype=torch.int32), device),
             _on(_key_positions(joined), device) if shares_keys else None,
-            max(queries),
-            max(keys),
+            _bound(max(queries)),
+            _bound(max(keys)),
         )
 
 
@@ -91,6 +92,11 @@ def _sequence_lengths(document: Document) -> tuple[list[int], list[int]]:
     others = [length for length in document.responses[1:] if length]
     own = [first] if first else []
     return [*own, *others], [*own, *(document.shared + length for length in others)]
+
+
+def _bound(length: int) -> int:
+    """The power of two from SHORT on that is not below a length."""
+    return max(SHORT, 1 << (length - 1).bit_length())
 
 
 def _key_positions(documents: Sequence[Document]) -> Tensor:

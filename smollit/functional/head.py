@@ -54,7 +54,7 @@ class Head(NamedTuple):
         """
         hidden_MH, weight_VH = self.folded(hidden_MH)
         if self.scaling.softcap is None:
-            return hidden_MH.float() @ weight_VH.mean(dim=0, dtype=torch.float32)
+            return (hidden_MH.float() * weight_VH.mean(dim=0, dtype=torch.float32)).sum(dim=1)  # autocast: not `@`
         return torch.cat([logits_CV.mean(dim=1) for logits_CV in self._chunks(hidden_MH, weight_VH, chunk_size)])
 
     @torch.no_grad()

@@ -57,9 +57,11 @@ class ShardedStrategy(FSDPStrategy):
 
     @property
     def mixed_precision_config(self) -> MixedPrecision | None:
-        """The trainer's precision, but sums over ranks and rotary frequencies in fp32."""
+        """The trainer's precision, but sums over ranks, rotary frequencies and the numbers of a batch in fp32."""
         config = super().mixed_precision_config
-        return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32) if config else None
+        if config is None:
+            return None
+        return replace(config, reduce_dtype=torch.float32, buffer_dtype=torch.float32, cast_root_forward_inputs=False)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:

@@ -27,7 +27,8 @@ def test_boundaries_of_chats_and_pairs() -> None:
     assert joined.key_boundaries.tolist() == [0, 3, 8, 14, 19]
     assert joined.key_positions is not None
     assert joined.key_positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16]
-    assert (joined.longest_query, joined.longest_key) == (5, 6)
+    assert (joined.longest_query, joined.longest_key) == (512, 512)  # few numbers to compile for
+    assert joined_of([[Document(513, (1023, 9))]], 1545, []).longest_key == 2048
     assert joined.query_boundaries.dtype == joined.key_boundaries.dtype == torch.int32
 
 

@@ -33,6 +33,7 @@ def traceable_kernel(q: Tensor, k: Tensor, v: Tensor, joined: Joined, *, options
     of_query, of_key = torch.bucketize(query, ends_q, right=True), torch.bucketize(key, ends_k, right=True)
     distance = (ends_q[of_query] - query)[:, None] - (ends_k[of_key] - key)[None, :]
     allowed = (of_query[:, None] == of_key[None, :]) & (distance <= 0)
+    allowed &= distance > -joined.longest_key  # which CUDA's kernel reads: all numbers that it reads count
     if options.window is not None:
         allowed &= distance > -options.window
     k, v = (tensor.repeat_interleave(groups, dim=1).transpose(0, 1) for tensor in (k, v))

@@ -16,11 +16,12 @@ from tests.models.families import save_family
 
 # case: fsdp-04
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true"])
-def test_fsdp_reduces_gradients_and_keeps_rotary_frequencies_in_fp32(precision: str) -> None:
-    """Lightning's own config reduces in 16 bits and rounds buffers to 16 bits."""
+def test_fsdp_reduces_gradients_and_keeps_frequencies_and_scores_in_fp32(precision: str) -> None:
+    """Lightning's own config reduces in 16 bits and rounds buffers, and the numbers of a batch, to 16 bits."""
     config = ShardedStrategy(precision_plugin=FSDPPrecision(precision)).mixed_precision_config  # type: ignore[arg-type]
     assert config is not None
     assert config.reduce_dtype == config.buffer_dtype == torch.float32
+    assert not config.cast_root_forward_inputs
 
 
 def test_without_a_sharding_strategy_the_model_is_as_it_was(tiny_model: Path) -> None:
