@@ -87,7 +87,7 @@ def work(rank: int, model: str, folder: Path) -> None:
     runs.start("sft-larger", "ddp", 7, global_batch_size=None)
     runs.start("sft-shards", Sharded2Strategy(save_distributed_checkpoint=True), 2)
     main(["fit", *words(model, folder, "--trainer.devices=2", "--trainer.strategy=ddp")])
-    found: Found = {"fsdp": fsdp(model, rank)}
+    found: Found = {"fsdp": fsdp(model, rank), "averages": averages(model, folder)}
     for name in ("ddp", "fsdp2"):
         with pytest.MonkeyPatch.context() as patch:
             disk_is_full = lambda patch=patch: patch.setattr(torch, "save", full_disk)  # noqa: E731
@@ -106,6 +106,19 @@ def words(model: str, folder: Path, *more: str) -> list[str]:
     settings += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=2"]
     settings += ["--trainer.log_every_n_steps=1", "--trainer.checkpoint_every_n_steps=2"]
     return [*settings, f"--trainer.default_root_dir={folder / 'cli'}", "--trainer.enable_progress_bar=false", *more]
+
+
+def averages(model: str, folder: Path) -> list[str]:
+    """How a run whose config has EMAWeightAveraging ends with ddp, which copies the module, and with fsdp2."""
+    found = []
+    for strategy in ("ddp", "fsdp2"):
+        more = ["--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.max_steps=2"]
+        more += [f"--trainer.default_root_dir={folder / f'ema-{strategy}'}", "--trainer.callbacks=EMAWeightAveraging"]
+        try:
+            found.append(f"step {main(['fit', *words(model, folder, *more)]).trainer.global_step}")
+        except SystemExit as error:
+            found.append(str(error))
+    return found
 
 
 SAVE = torch.save
@@ -258,6 +271,13 @@ def test_fsdp_reduces_gradients_once_per_step(ranks: list[Found]) -> None:
     for found in ranks:
         assert found["fsdp"]["reductions"] == [0, 3]
         assert found["fsdp"]["names"] and found["fsdp"]["apart"] < 1e-5
+
+
+def test_averages_of_a_config_run_with_ddp_and_are_refused_where_weights_are_sharded(ranks: list[Found]) -> None:
+    """The module's optimizer holds the command line, with the trainer and its processes, which can't be copied."""
+    for found in ranks:
+        assert found["averages"][0] == "step 2"
+        assert "copies the whole model, which this strategy shards" in found["averages"][1]
 
 
 if __name__ == "__main__":

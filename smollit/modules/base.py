@@ -21,6 +21,7 @@ from smollit.modules.window import Window
 from smollit.optim.half_life import HalfLife
 from smollit.optim.optimizer import ParameterGroups, gradient_scaler, refuse_fused_with_scaler
 from smollit.optim.rates import LearningRates
+from smollit.optim.shared import Shared
 from smollit.schedules import SCHEDULE, Linear, Schedule
 
 SumAndCount = tuple[Tensor, Tensor | int]
@@ -72,7 +73,7 @@ class FineTuningModule(PolicyModule):
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"`model.learning_rate` must be greater than 0 and finite, got {learning_rate}")
         self.learning_rate = learning_rate
-        self.optimizer = optimizer
+        self.optimizer = Shared(optimizer)
         self.half_life = HalfLife(beta2_half_life) if beta2_half_life is not None else None
         self.rates = LearningRates(schedule, num_warmup_steps, warmup_ratio)
         if isinstance(self.rates.schedule, Schedule):

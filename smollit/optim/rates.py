@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from smollit.choices import defaults
+from smollit.optim.shared import Shared
 from smollit.schedules import SCHEDULE, Constant, Schedule
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class LearningRates:
             raise ValueError(f"`model.warmup_ratio` must be at least 0 and below 1, got {warmup_ratio}")
         if num_warmup_steps and warmup_ratio:
             raise ValueError("`model.num_warmup_steps` and `model.warmup_ratio` say the same: set only one of them")
-        self.schedule: Schedule | LRSchedulerCallable = SCHEDULE.make(schedule)
+        made = SCHEDULE.make(schedule)
+        self.schedule: Schedule | LRSchedulerCallable = made if isinstance(made, Schedule) else Shared(made)
         if (num_warmup_steps or warmup_ratio) and not isinstance(self.schedule, Schedule):
             raise ValueError(
                 "`model.num_warmup_steps` and `model.warmup_ratio` have no effect on a scheduler of torch: take a"

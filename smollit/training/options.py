@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import (
     ModelPruning,
     ModelSummary,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
@@ -126,18 +127,21 @@ def trainer_options(options: dict[str, Any], named: dict[str, Any], root: str | 
     return found
 
 
-def refuse_callbacks(callbacks: Sequence[Callback], resumed: str | None) -> None:
-    """Refuse callbacks of Lightning that would have no effect, or spoil a resumed run.
+def refuse_callbacks(callbacks: Sequence[Callback], resumed: str | None, strategy: Strategy) -> None:
+    """Refuse callbacks of Lightning that would have no effect, fail, or spoil a resumed run.
 
     Args:
         callbacks: The callbacks of a run.
         resumed: The checkpoint that the run resumes from; None for a new run.
+        strategy: The strategy of the run.
 
     Raises:
         ValueError: Names the callback, and what to do instead.
     """
     for callback in callbacks:
         name = f"`trainer.callbacks`: {type(callback).__name__}"
+        if isinstance(callback, WeightAveraging) and isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+            raise ValueError(f"{name} copies the whole model, which this strategy shards: set `trainer.strategy: ddp`")
         for kind, why in TOO_EARLY.items():
             if isinstance(callback, kind):
                 raise ValueError(f"{name} looks at the weights before smollit loads them, and {why}")

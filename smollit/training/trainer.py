@@ -188,7 +188,7 @@ class SmollitTrainer(EvaluatingTrainer):
             path = None if is_rehearsal else resume_path(ckpt_path, self.checkpoint_folder, self.callbacks)
             self.prepare(model, resumes=path is not None)
             self.run_state.resumes = model.restores_weights = path is not None
-            refuse_callbacks(self.callbacks, path)
+            refuse_callbacks(self.callbacks, path, self.strategy)
             refuse_shards(path, self.strategy)
             with quiet(), ctrl_c_exits(), self._resumes_only_from(path):
                 super().fit(model, *data, weights_only=True if weights_only is None else weights_only)
