@@ -90,9 +90,9 @@ def parts(common: list[str], *, dry: bool = False) -> dict[str, Part]:
         "speed-360M": Part(30, speed("360M"), "360M"),
         "speed-1.7B": Part(40, speed("1.7B"), "1.7B"),
         "compile": Part(40, steps("135M", *(job("135M", task, compile=True) for task in TASKS)), "135M"),
-        "host-memory": Part(20, steps("135M", job("135M", "sft", steps=200)), "135M"),
+        "host-memory": Part(25, steps("135M", job("135M", "sft", steps=200, rows=2)), "135M"),
         "estimate": Part(20, estimated, "135M"),
-        "switches": Part(25, ["switches.py", "--model", "{135M}", "--precision", precision, *common], "135M"),
+        "switches": Part(20, ["switches.py", "--model", "{135M}", "--precision", precision, *common], "135M"),
     }
 
 

@@ -96,9 +96,8 @@ def measure(job: dict[str, Any], folder: Path, rate: float) -> dict[str, Any]:
     rows = write_rows(
         read_rows(task, dataset, SPLITS[task], 32 if DRY else MOST_ROWS, folder), folder / f"{task}.jsonl"
     )
-    data = make_data(
-        task, rows, job["model"], MAX_LENGTH[task], folder, train_batch_size=min(job["rows"], 4 if DRY else 64)
-    )
+    batch = {"packing": "auto", "train_batch_size": min(job["rows"], 4 if DRY else 64)}
+    data = make_data(task, rows, job["model"], MAX_LENGTH[task], folder, **batch)
     settings = {name: job[name] for name in ("attention", "compile") if name in job}
     kind = SFTModule if task == "sft" else DPOModule
     module = kind(job["model"], optimizer=fused_adamw, gradient_checkpointing=True, schedule="constant", **settings)

@@ -91,7 +91,7 @@ def write_rows(rows: list[Row], path: Path) -> Path:
 
 
 def make_data(task: Task, file: Path, model: str, max_length: int, cache: Path, **options: Any) -> ChatDataModule:
-    """smollit's data module on a file of rows, in the order of the file."""
+    """smollit's data module on a file of rows, in the order of the file; a row of TRL's batch is a row of its own."""
     kind = UltraChatDataModule if task == "sft" else UltraFeedbackDataModule
     fixed: dict[str, Any] = {
         "train_split": "train",
@@ -101,6 +101,7 @@ def make_data(task: Task, file: Path, model: str, max_length: int, cache: Path, 
         "max_length": max_length,
         "shuffle": False,
         "longest_first": False,
+        "packing": "off",
         "max_dropped_share": 1.0,
         "cache_dir": str(cache),
     }

@@ -4,6 +4,7 @@ Run with `python -m pytest -m gpu tests/gpu`; not among the default tests.
 """
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,10 @@ def test_precisions_have_the_loss_of_fp32(kind: str, precision: str, tiny_model:
 
 
 # case: dpo-loss-04, dpo-loss-14
-@pytest.mark.parametrize("strategy", ["auto", "fsdp", "fsdp2"])
-@pytest.mark.parametrize("precision", list(TOLERANCE))
+@pytest.mark.parametrize(
+    ("strategy", "precision"),
+    [each for each in product(["auto", "fsdp", "fsdp2"], TOLERANCE) if each != ("fsdp2", "16-mixed")],
+)  # fsdp2 has no scaler
 def test_the_first_loss_is_log_two(strategy: str, precision: str, tiny_model: Path, tmp_path: Path) -> None:
     """Policy and reference round alike: 3 pairs cost 3 ln 2, to 1e-5, in every precision."""
     module = fit("dpo", tiny_model, tmp_path, precision, strategy)
