@@ -26,6 +26,7 @@ from smollit.commands.certificate import FILE
 from smollit.commands.chat.speaker import Speaker
 from smollit.commands.export.export import ExportDtype, export, finish_tokenizer
 from smollit.commands.export.folder import check_output
+from smollit.commands.export.run import TrainedRun
 from smollit.commands.verify import verify
 from smollit.data.batching.collate import collate_chats, collate_prompts, unpacked
 from smollit.data.template.template import ChatTemplate, load_template
@@ -373,20 +374,41 @@ def test_what_killed_exports_left_is_cleaned_at_the_next_start_and_not_that_of_a
     assert torch.equal(stored(output)["model.norm.weight"], exported[0].state_dict()["model.model.norm.weight"])
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("writer", "error"),
+    [
+        (PreTrainedModel, OSError(28, FULL)),
+        (PreTrainedModel, SafetensorError(FULL)),
+        (PreTrainedTokenizerBase, Exception(f"{FULL} (os error 28)")),
+    ],
+)
 def test_a_full_disk_is_a_sentence_and_the_old_export_stays(
-    exported: tuple[CausalLM, Path], tiny_model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    exported: tuple[CausalLM, Path], tiny_model: Path, monkeypatch: pytest.MonkeyPatch, writer: type, error: Exception
 ) -> None:
-    """The disk fills up while the weights are written: nothing is replaced, and nothing is left beside it."""
+    """The disk fills up while the weights, or the tokenizer, are written: nothing is replaced, and nothing is left."""
 
     def fail(*args: Any, **options: Any) -> None:
         raise error
 
     before = sha256(exported[1])
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
+    monkeypatch.setattr(writer, "save_pretrained", fail)
     with pytest.raises(ValueError, match=r"export to .* failed: .*No space left"):
         write(tiny_model, exported[1])
     assert sha256(exported[1]) == before and [path.name for path in exported[1].parent.iterdir()] == ["out"]
+
+
+def test_the_card_has_the_settings_of_the_start_that_made_the_weights(tmp_path: Path) -> None:
+    """Rate 1 to step 4, rate 2 to step 8, and the first settings, which write no new file, to step 12."""
+    for name, rate in {"config.yaml": 1.0, "config-resume-1.yaml": 2.0}.items():
+        (tmp_path / name).write_text(yaml.safe_dump({"model": {"learning_rate": rate}}))
+    files = ("config.yaml", "config-resume-1.yaml", "config.yaml")
+    starts = [{"step": step, "config": name} for step, name in zip((0, 4, 8), files, strict=True)]
+    (tmp_path / "environment.json").write_text(json.dumps(starts))
+    rates = [TrainedRun(tmp_path, step=step).settings()["model"]["learning_rate"] for step in (2, 4, 5, 8, 9, None)]
+    assert rates == [1, 1, 2, 2, 1, 1]
 
 
 # case: E3

@@ -33,7 +33,7 @@ def write_adapter(
         config: Configuration of the base model.
         adapter: The adapter of the run.
         weights: Weights of the model with the adapter, under transformers' names, but those in 4 bits.
-        base: Hub id or folder of the base model, which the folder names.
+        base: Hub id or folder of the base model, which the folder names; a folder by its whole path.
 
     Raises:
         RuntimeError: If the base model with the adapter that was read gives other logits.
@@ -42,7 +42,7 @@ def write_adapter(
     wrapped = get_peft_model(model, adapter.peft_config())
     unknown = model.load_state_dict(weights, strict=False).unexpected_keys  # those in 4 bits are missing
     assert not unknown, unknown
-    wrapped.peft_config["default"].base_model_name_or_path = base
+    wrapped.peft_config["default"].base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     wrapped.save_pretrained(str(folder), save_embedding_layers=adapter.vocabulary)
     reread_wrapped = PeftModel.from_pretrained(base_model(base, config), folder).eval()
     ids = torch.arange(1, 17)[None] % config.vocab_size

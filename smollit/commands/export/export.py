@@ -168,7 +168,12 @@ def build_model(
 def write_tokenizer(folder: Path, template: ChatTemplate) -> PreTrainedTokenizerBase:
     """Write the finished tokenizer, and return it."""
     tokenizer = finish_tokenizer(template)
-    tokenizer.save_pretrained(folder)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if "os error" not in str(error):  # what a disk refuses is a bare Exception of tokenizers
+            raise
+        raise OSError(str(error)) from error
     spell_tokenizer(folder, tokenizer)
     return tokenizer
 

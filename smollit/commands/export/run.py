@@ -1,5 +1,6 @@
 """What the run folder says of the run that trained the weights: settings, data, and validation curve."""
 
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from smollit import __version__
 from smollit.modules import FineTuningModule
 from smollit.paths import read_mapping
+from smollit.training.logs.environment import config_of
 from smollit.training.logs.table import Row, read_table
 
 Settings = dict[str, Any]
@@ -42,11 +44,10 @@ class TrainedRun(NamedTuple):
     content: Mapping[str, str] = {}
 
     def settings(self) -> Settings:
-        """Settings of model, data and trainer at the run's latest start, without folders of this machine."""
-        files = sorted(self.folder.glob("config*.yaml"), key=lambda path: (len(path.name), path.name))
-        if not files:
+        """Settings of model, data and trainer at the start that made the weights, without folders of this machine."""
+        config = read_mapping(config_of(self.folder, math.inf if self.step is None else self.step))
+        if not config:
             return {}
-        config = read_mapping(files[-1])
         trainer = {name: config.get("trainer", {}).get(name) for name in TRAINER}
         kept = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
         found: Settings = without_folders(kept | {"trainer": trainer})

@@ -36,7 +36,7 @@ def note_config(folder: Path, name: str) -> None:
         write_whole(folder / FILE, json.dumps(entries, indent=2) + "\n")
 
 
-def config_of(folder: Path, step: int) -> Path:
+def config_of(folder: Path, step: float) -> Path:
     """The file with the settings of the start that made a step; config.yaml for runs of older versions."""
     names = [start.get("config") for start in starts(folder) if start["step"] < step]
     return folder / ((names and names[-1]) or "config.yaml")
