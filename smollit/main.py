@@ -45,6 +45,9 @@ def main(args: Sequence[str] | None = None) -> "SmollitCLI | FolderCommand":
         cli.command.run(cli)
     except KeyboardInterrupt:  # before a trainer listens
         raise SystemExit(130) from None
+    except BrokenPipeError:  # `| head` has read what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # 128 + SIGPIPE, as in shells
     except Exception as error:
         from smollit.cli.errors import DEBUG, for_the_user
 

@@ -75,7 +75,7 @@ def find_checkpoint(ckpt_path: str | Path, folder: Path, callbacks: Iterable[Cal
         raise ValueError(
             f"there is no `{ckpt_path}` checkpoint in {folder.absolute()}: train first"
             f"{' with `trainer.keep_best` set to a metric' if ckpt_path == 'best' else ''}, or set `ckpt_path`"
-            " to a file, or to null for the model without a checkpoint"
+            " to a file"
         )
     check_readable(path)
     check_whole(path)
@@ -109,7 +109,17 @@ def resume_path(ckpt_path: str | Path | None, folder: Path, callbacks: Iterable[
         return None
     path = find_checkpoint(ckpt_path, folder, callbacks)
     check_resumable(path)
+    if ckpt_path == "last":
+        _name_newer(folder.parent.glob("hpc_ckpt_*.ckpt"), path)
     return str(path)
+
+
+def _name_newer(of_slurm: Iterable[Path], path: Path) -> None:
+    """Name what Lightning saved at SLURM's SIGUSR1 after a checkpoint: no run resumes from it by itself."""
+    step = lineage.step if (lineage := lineage_of(path)) else 0
+    for other in of_slurm:
+        if (lineage := lineage_of(other)) and lineage.step > step:
+            log.warning("%s is newer, of step %.0f: to resume from it, set `ckpt_path` to it", other, lineage.step)
 
 
 def check_readable(path: str | Path) -> dict[str, Any]:

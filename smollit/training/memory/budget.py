@@ -64,7 +64,12 @@ class BatchTokens(Callback):
         if data.lacks_batch_tokens and not self.run_state.resumes:
             check_device(trainer)
             number = find_batch_tokens(trainer, pl_module, data)
-            log.info("`data.max_batch_tokens`: auto is %s positions here", f"{number:,}")
+            log.info(
+                "`data.max_batch_tokens`: auto is %s positions here; a micro-batch also ends at %s rows, which is"
+                " `data.train_batch_size`",
+                f"{number:,}",
+                data.train_batch_size,
+            )
             data.use_batch_tokens(number)
 
 

@@ -3,6 +3,7 @@
 import math
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,16 @@ def test_a_rehearsal_looks_at_no_checkpoint_and_barebones_says_when_it_trains(
         trained = fit(tmp_path, max_steps=5, gradient_clip_val=None, **bare)
     assert trained.error is None and trained.trainer.global_step == 5
     assert "nothing to do" not in caplog.text
+
+
+@pytest.mark.slow
+def test_what_slurms_signal_left_is_named(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Lightning's file of step 4 beside a run of 2 steps: the run goes on from its own, and says that one is newer."""
+    fit(tmp_path / "longer", max_steps=4)
+    fit(tmp_path / "run", max_steps=2)
+    shutil.copy(tmp_path / "longer/checkpoints/last.ckpt", tmp_path / "run/hpc_ckpt_1.ckpt")
+    assert fit(tmp_path / "run", max_steps=3).steps[0][0] == 3
+    assert "hpc_ckpt_1.ckpt is newer, of step 4" in caplog.text
 
 
 @pytest.mark.slow
