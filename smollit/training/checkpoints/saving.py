@@ -104,11 +104,12 @@ class SavingTrainer(Trainer):
         checkpoint_io, is_ours = self.strategy.checkpoint_io, isinstance(self.lightning_module, FineTuningModule)
         if isinstance(checkpoint_io, AtomicCheckpointIO):
             checkpoint_io.values_only = is_ours
+        path = Path(filepath)
+        if is_ours:
+            self._check_finite(path)
         if not is_ours or not isinstance(checkpoint_io, AtomicCheckpointIO) or "://" in str(filepath):
             super().save_checkpoint(filepath, weights_only, storage_options)
             return
-        path = Path(filepath)
-        self._check_finite(path)
         temporary = temporary_name(path)
         try:
             failure = self._write(temporary, weights_only, storage_options) or self._publish(temporary, path)

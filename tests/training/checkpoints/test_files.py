@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from smollit.modules import SFTModule
 from smollit.modules.lost_steps import NonFiniteError
@@ -261,20 +262,22 @@ def test_a_flipped_byte_is_named(part: str, fit: Any, tmp_path: Path) -> None:
 # promise: finite
 # case: B5
 def test_weights_that_are_not_finite_are_never_saved(fit: Any, tmp_path: Path) -> None:
-    """A NaN in one weight, or infinity in the optimizer's state, from step 3 on, with a ModelCheckpoint of the user's:
-    the run ends at the next save, and names step 2, the newest finite one; every file that is left is finite."""
-    for name in ("weight", "state"):
+    """A NaN in one weight, also if files are written in a thread, or infinity in the optimizer's state, from step 3 on,
+    with a ModelCheckpoint of the user's: the run ends at the next save, and names step 2, the newest finite one; every
+    file that is left is finite."""
+    for name in ("weight", "state", "async"):
 
         def poison(trainer: Any, name: str = name) -> bool:
             if trainer.global_step == 3:
                 parameter = next(trainer.lightning_module.parameters())
                 state = trainer.optimizers[0].state[parameter]["exp_avg_sq"]
-                (parameter.data if name == "weight" else state)[0] = math.nan if name == "weight" else math.inf
+                (state if name == "state" else parameter.data)[0] = math.inf if name == "state" else math.nan
             return False
 
         folder = tmp_path / name
         own = ModelCheckpoint(folder / "own", "{step}", every_n_train_steps=1, save_top_k=-1)
-        error = fit(folder, Act("on_train_batch_end", poison), own, checkpoint_every_n_steps=2).error
+        options = {"checkpoint_every_n_steps": 2, "plugins": [AsyncCheckpointIO()] if name == "async" else []}
+        error = fit(folder, Act("on_train_batch_end", poison), own, **options).error
         assert isinstance(error, NonFiniteError) and "step-0000002.ckpt of step 2" in str(error)
         files = sorted(folder.rglob("*.ckpt"))
         assert [file.name for file in files] == ["step-0000002.ckpt", "step=1.ckpt", "step=2.ckpt"]
