@@ -71,8 +71,19 @@ def build(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) 
         _write(source, encoder, temporary, num_proc)
         seal(temporary)
         publish(temporary, folder)
+    except Exception as error:
+        name_folder(error, folder.parent)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def name_folder(error: BaseException | None, folder: Path) -> None:
+    """Give a write that found no room the name of its folder; datasets raises another error while it handles it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(folder)
+        error = error.__cause__ or error.__context__
 
 
 def seal(folder: Path) -> None:

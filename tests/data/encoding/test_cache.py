@@ -3,7 +3,9 @@
 import logging
 import multiprocessing
 import os
+import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import datasets
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from smollit.cli.errors import for_the_user
 from smollit.data.encoding.cache import cache_key, publish
 from smollit.data.encoding.options import EncodeOptions
 from smollit.data.encoding.part import EncodedPart, find_part
@@ -166,6 +169,21 @@ def test_a_build_that_fails_leaves_nothing(find: Any, tmp_path: Path) -> None:
 
 
 # case: data-12
+def test_a_full_disk_names_the_folder(part: EncodedPart, tmp_path: Path) -> None:
+    """No file may be larger than 100 bytes when the rows have been read; nothing is left."""
+    assert part.source.num_rows == 6
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises((OSError, ValueError)) as failed:
+            part.build(num_proc=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    said = for_the_user(failed.value)
+    assert said and f"File too large: '{part.folder.parent}': make room" in said.text and not part.folder.exists()
+
+
 def test_the_second_of_two_builders_keeps_what_the_first_made(part: EncodedPart, tmp_path: Path) -> None:
     """Another build has published before this one does: the folder is complete, and does not change."""
     part.build(None)
