@@ -36,7 +36,7 @@ from smollit.data.template.template import ChatTemplate
 from smollit.data.template.tokenize import SegmentedRow
 from smollit.data.template.unprinted import EARLIER
 
-FORMAT_VERSION = 9  # part of the cache key: raise it when examples change
+FORMAT_VERSION = 10  # part of the cache key: raise it when examples change
 ROWS_AT_ONCE = 100  # rows that are tokenized together
 BATCHES_AHEAD = 2  # batches of rows that are rendered before the encoder waits for the tokens of the first
 

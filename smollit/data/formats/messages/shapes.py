@@ -109,24 +109,15 @@ def find_messages(value: Any) -> list[Message]:
 
 
 def merge_odd_turns(messages: list[Message]) -> list[Message]:
-    """The messages with turns of one role joined, and a system text after the first turn put before the next one.
+    """The messages with turns of one role joined, in their order; a system text after the first turn is a user turn.
 
-    Only messages that hold nothing but text are joined. A system text at the end, which no response follows, is a user
-    turn: those at the end are not used.
+    Only messages that hold nothing but text are joined.
     """
     merged: list[Message] = []
-    waiting: list[str] = []  # texts of system messages that come late
     for message in messages:
         is_late = message["role"] == "system" and any(turn["role"] != "system" for turn in merged)
-        if is_late and message.keys() == {"role", "content"}:
-            waiting.append(message["content"])
-            continue
-        if waiting and message["role"] == "user":
-            message = message | {"content": "\n\n".join([*waiting, message["content"]])}
-            waiting = []
-        _join(merged, message)
-    if waiting:
-        _join(merged, {"role": "user", "content": "\n\n".join(waiting)})
+        is_text = message.keys() == {"role", "content"}
+        _join(merged, message | {"role": "user"} if is_late and is_text else message)
     return merged
 
 
