@@ -36,38 +36,47 @@ class Groups:
     def __call__(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Rows of one column, which holds the rows of a group, in the order in which the groups begin."""
         rows = [one for row in rows for one in (self.format.convert(row) if self.format.convert else [row])]
-        groups: dict[str, list[Row]] = {}
-        thread = self.format.columns.get("thread")
-        if self.format.name != "thread":
-            keys: Iterable[str] = map(self._prompt, rows)
-        elif thread is not None and "parent" not in self.format.columns:
-            keys = (str(row.get(thread)) for row in rows)
-        else:
-            keys = self._roots(rows)
-        for key, row in zip(keys, rows, strict=True):
+        groups: dict[str | int, list[Row]] = {}
+        for key, row in zip(self._keys(rows), rows, strict=True):
             groups.setdefault(key, []).append(row)
         return ({GROUP: group} for group in groups.values())
 
-    def _prompt(self, row: Row) -> str:
-        fields = Fields(row, self.format.columns, self.format.roles)
+    def _keys(self, rows: list[Row]) -> Iterable[str | int]:
+        """What the rows of a group have in common; a row without it is alone, and is refused when it is read."""
+        fields = fields_of(rows, self.format)
+        if self.format.name != "thread":
+            return map(_prompt, fields)
+        if "parent" in self.format.columns:
+            return _roots(fields)
+        return [id_of(one.get("thread")) or id(one.row) for one in fields]
+
+
+def _prompt(fields: Fields) -> str | int:
+    """The prompt of a rated response."""
+    try:
         messages = fields.get("messages")
         asked = messages[:-1] if isinstance(messages, list) else fields.get("prompt")
-        try:
-            return json.dumps(drop_nulls([asked, fields.get("system")]), sort_keys=True, default=str)
-        except (RecursionError, TypeError, BadRow):  # the row is refused when it is read
-            return str(id(row))
+        return json.dumps(drop_nulls([asked, fields.get("system")]), sort_keys=True, default=str)
+    except (RecursionError, TypeError, BadRow):
+        return id(fields.row)
 
-    def _roots(self, rows: list[Row]) -> list[str]:
-        """The first message above each row."""
-        name, above = self.format.columns["id"], self.format.columns["parent"]
-        parents = {id_of(row.get(name)): id_of(row.get(above)) for row in rows}
-        roots: dict[str, str] = {}
-        for key in parents:
-            path = [key]
-            while path[-1] not in roots and (parent := parents.get(path[-1], "")) and parent not in path:
-                path.append(parent)
-            roots |= dict.fromkeys(path, roots.get(path[-1], path[-1]))
-        return [roots[id_of(row.get(name))] for row in rows]
+
+def _roots(fields: list[Fields]) -> list[str | int]:
+    """The first message above each."""
+    ids = [id_of(one.get("id")) for one in fields]
+    parents = dict(zip(ids, (id_of(one.get("parent")) for one in fields), strict=True))
+    roots: dict[str, str] = {}
+    for key in parents:
+        path = [key]
+        while path[-1] not in roots and (parent := parents.get(path[-1], "")) and parent not in path:
+            path.append(parent)
+        roots |= dict.fromkeys(path, roots.get(path[-1], path[-1]))
+    return [roots[name] if name else id(one.row) for name, one in zip(ids, fields, strict=True)]
+
+
+def fields_of(rows: list[Row], format: Format) -> list[Fields]:
+    """Rows seen through their format."""
+    return [Fields(row, format.columns, format.roles, format.late) for row in rows]
 
 
 def id_of(value: Any) -> str:
@@ -81,7 +90,7 @@ def from_unpaired(rows: list[Row], format: Format) -> Records:
     if len(rows) < 2:
         raise BadRow(DropReason.NO_BETTER_RESPONSE, "the prompt has one response only")
     assert format.ranking is not None, "detect_format gives it"
-    fields = [Fields(row, format.columns, format.roles) for row in rows]
+    fields = fields_of(rows, format)
     scores = [score for row in rows for score in format.ranking.scores(row, 1)]
     part = "messages" if "messages" in format.columns else "completion"
     names = [f"{format.columns[part]} {number} of the prompt" for number in range(1, len(rows) + 1)]
@@ -92,52 +101,53 @@ def from_unpaired(rows: list[Row], format: Format) -> Records:
 
 def from_thread(rows: list[Row], format: Format) -> Records:
     """The chats of a thread, one for each last message, or the pairs of responses to the same message."""
+    fields = fields_of(rows, format)
     if "parent" not in format.columns:
-        return [_in_order(rows, format)]
-    thread = Thread(rows, format)
+        return [_in_order(fields, format)]
+    thread = Thread(fields, format)
     return thread.chats() if format.kind == "chat" else thread.pairs()
 
 
-def _in_order(rows: list[Row], format: Format) -> Conversation:
+def _in_order(fields: list[Fields], format: Format) -> Conversation:
     """The chat of a thread whose messages stand in their order."""
-    names = [f"message {number} of the thread" for number in range(len(rows))]
-    messages = [_message(row, name, format) for row, name in zip(rows, names, strict=True)]
+    if not id_of(fields[0].get("thread")):
+        raise BadRow(DropReason.MISSING_VALUE, f"a message has no `{format.columns['thread']}`, which names its thread")
+    names = [f"message {number} of the thread" for number in range(len(fields))]
+    messages = [_message(one, name) for one, name in zip(fields, names, strict=True)]
     if format.roles.odd_turns == "merge":
         messages = merge_odd_turns(messages)
     return make_conversation(messages, names[: len(messages)])
 
 
-def _message(row: Row, where: str, format: Format) -> Message:
-    role, text = (row.get(format.columns[part]) for part in ("role", "text"))
-    return parse_message({"role": role, "content": text}, where, format.roles)
+def _message(fields: Fields, where: str) -> Message:
+    return parse_message({"role": fields.get("role"), "content": fields.get("text")}, where, fields.roles)
 
 
 class Thread:
     """Messages, each below another: a tree, whose paths from the first message are chats.
 
     Args:
-        rows: One message each.
+        fields: One message each.
         format: How they are read.
     """
 
-    def __init__(self, rows: list[Row], format: Format) -> None:
-        columns = format.columns
+    def __init__(self, fields: list[Fields], format: Format) -> None:
         self.format = format
-        self.rows = {id_of(row.get(columns["id"])): row for row in rows}
-        if len(self.rows) < len(rows) or "" in self.rows:
-            ids = [id_of(row.get(columns["id"])) for row in rows]
+        ids = [id_of(one.get("id")) for one in fields]
+        self.fields = dict(zip(ids, fields, strict=True))
+        if len(self.fields) < len(ids) or "" in ids:
             twice = next((name for name in ids if ids.count(name) > 1), "")
-            what = f"two messages have the id {shown(twice)}" if twice else "a message has no id"
-            raise BadRow(DropReason.MALFORMED_MESSAGES, f"{what}, in a thread of {len(rows):,}")
-        self.above = {name: id_of(row.get(columns["parent"])) for name, row in self.rows.items()}
+            what = f"two messages have the id {shown(twice)}" if twice else f"a message has no `{fields[0].name('id')}`"
+            raise BadRow(DropReason.MALFORMED_MESSAGES, f"{what}, in a thread of {len(ids):,}")
+        self.above = {name: id_of(one.get("parent")) for name, one in self.fields.items()}
         self.below: dict[str, list[str]] = {}
         for name, above in self.above.items():
             self.below.setdefault(above, []).append(name)
-        self.messages = {name: _message(row, f"message {shown(name)}", format) for name, row in self.rows.items()}
+        self.messages = {name: _message(one, f"message {shown(name)}") for name, one in self.fields.items()}
 
     def paths(self) -> Iterator[list[str]]:
         """The way to each message from the first one above it."""
-        waiting = [[name] for name, above in self.above.items() if above not in self.rows]
+        waiting = [[name] for name, above in self.above.items() if above not in self.fields]
         while waiting:
             path = waiting.pop(0)
             yield path
@@ -158,7 +168,7 @@ class Thread:
             except BadRow as bad:
                 found.append(bad)
         return found or [
-            BadRow(DropReason.NO_ASSISTANT_TURN, f"no message below {shown(next(iter(self.rows)))} has that role")
+            BadRow(DropReason.NO_ASSISTANT_TURN, f"no message below {shown(next(iter(self.fields)))} has that role")
         ]
 
     def _check_first(self, name: str) -> None:
@@ -182,12 +192,13 @@ class Thread:
         ranking, values = self.format.ranking, [[self.messages[name]] for name in responses]
         prompt = [self.messages[name] for name in path]
         assert ranking is not None, "detect_format gives it"
-        fields = Fields(self.rows[responses[0]], {}, self.format.roles)
         try:
             self._check_first(path[0])
-            scores = [score for name in responses for score in ranking.scores(self.rows[name], 1)]
+            scores = [score for name in responses for score in ranking.scores(self.fields[name].row, 1)]
             names = [f"message {shown(name)}" for name in responses]
-            return rated_pairs(prompt, values, scores=scores, names=names, fields=fields, format=self.format)
+            return rated_pairs(
+                prompt, values, scores=scores, names=names, fields=self.fields[path[-1]], format=self.format
+            )
         except BadRow as bad:
             return [bad]
 
