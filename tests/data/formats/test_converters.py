@@ -51,6 +51,10 @@ CHATS: dict[str, tuple[list[Row], list[list[Row]]]] = {
     ),
     "sharegpt with a column": ([{"conversations": [human("hi"), gpt("yo")], "system": "s"}], [[system("s"), *HI]]),
     "messages under conversations": ([{"conversations": HI}], [HI]),
+    "messages of exchanges": (
+        [{"conversation": [{"system": "s", "prompt": "hi", "response": "yo", "note": "n"}]}],
+        [[system("s"), HI[0], HI[1] | {"note": "n"}]],  # what the template does not print is named
+    ),
     "prompt_completion": (
         [{"prompt": "hi", "completion": "yo"}, {"prompt": "hi", "completion": "yo", "system": "s"}],
         [HI, [system("s"), *HI]],

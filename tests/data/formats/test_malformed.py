@@ -290,6 +290,8 @@ CHATS: dict[str, tuple[Row, str, str]] = {
     "role": ({"messages": [{"role": "root", "content": "q"}, assistant("a")]}, "unknown role", "'root'"),
     "role list": ({"messages": [{"role": ["user"], "content": "q"}]}, "unknown role", r"messages\[0\].role is list"),
     "no role": ({"messages": [{"content": "q"}, assistant("a")]}, "unknown role", r"\[0\].role is null or missing"),
+    "two exchanges": ({"messages": [{"input": "q", "output": "a"}, {"question": "r", "answer": "b"}]}, "unknown role",
+                      r"\[0\].role is null or missing"),
     "late system": ({"messages": [user("q"), {"role": "system", "content": "s"}]}, "odd role order", r"messages\[1\]"),
     "two users": ({"messages": [user("q"), user("r"), assistant("a")]}, "odd role order", "both user turns"),
     "two responses": ({"messages": [user("q"), assistant("a"), assistant("b")]}, "odd role order", "both assistant"),

@@ -7,7 +7,8 @@ from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.messages.shapes import decode
 from smollit.data.formats.types import Message, shown
 
-LOSS_KEYS = ("train", "weight", "training", "loss")  # `weight` is OpenAI's, `training` axolotl's, `loss` ms-swift's
+# `weight` is OpenAI's, `training` axolotl's, `loss` ms-swift's, `output_with_loss` XTuner's.
+LOSS_KEYS = ("train", "weight", "training", "loss", "output_with_loss")
 TEXT_PARTS = ("text", "input_text", "output_text")  # types of parts that hold text; the last two are OpenAI's
 
 

@@ -76,12 +76,8 @@ def from_exchanges(turns: list[Any]) -> list[Message]:
     if all(isinstance(turn, dict) and len(turn) == 1 and ALIASES.keys() & turn for turn in turns):
         return [{"role": ALIASES[role], "content": text} for turn in turns for role, text in turn.items()]
     if isinstance(first, dict):
-        if "role" in first or "from" in first:
-            return []
         keys = next((keys for keys in EXCHANGES if first.keys() >= set(keys)), None)
-        if keys is None or not all(isinstance(turn, dict) for turn in turns):
-            return []
-        turns = [[turn.get(key) for key in keys] for turn in turns]
+        return _from_objects(turns, *keys) if keys and all(_is_exchange(turn, *keys) for turn in turns) else []
     if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
         return [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
     if not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
@@ -90,6 +86,31 @@ def from_exchanges(turns: list[Any]) -> list[Message]:
     if not all(content is None or isinstance(content, str) for _, content in said):
         return []
     return [{"role": role, "content": content} for role, content in said if content]
+
+
+def _is_exchange(turn: Any, asked: str, said: str) -> bool:
+    """Whether a turn is an object with a question or a response, and no message itself."""
+    if not isinstance(turn, dict) or turn.keys() & {"role", "from", "content"}:
+        return False
+    texts = [turn.get(key) for key in ("system", "instruction", asked, said)]
+    return (not turn or asked in turn or said in turn) and all(isinstance(text, str | None) for text in texts)
+
+
+def _from_objects(turns: list[Message], asked: str, said: str) -> list[Message]:
+    """The messages of exchanges: a `system` text once, and before the question its `instruction`, as in Alpaca.
+
+    Other keys are kept with the last message, as the keys of messages are: they count in the loss, or are named.
+    """
+    read = ("system", "instruction", asked, said)
+    messages: list[Message] = []
+    for turn in turns:
+        question = "\n\n".join(filter(str.strip, (turn.get(key) or "" for key in dict.fromkeys(read[1:3]))))
+        texts = {"system": turn.get("system"), "user": question, "assistant": turn.get(said)}
+        found: list[Message] = [{"role": role, "content": text} for role, text in texts.items() if text]
+        if found:
+            found[-1] |= {key: value for key, value in turn.items() if key not in read}
+        messages += [message for message in found if message["role"] != "system" or message not in messages]
+    return messages
 
 
 def find_messages(value: Any) -> list[Message]:
