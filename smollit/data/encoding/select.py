@@ -49,16 +49,20 @@ class LoadedPart:
 
 
 def drop_repeats(parts: Sequence[LoadedPart], same: Same) -> list[LoadedPart]:
-    """The parts without examples that repeat an earlier one, of whichever part."""
+    """The parts without examples that repeat an earlier one, of whichever part.
+
+    Pairs, or the chats of a thread, that come from one row do not repeat its prompt.
+    """
     if same == "off":
         return list(parts)
     seen = np.zeros(0, dtype=np.int64)
     left = []
     for part in parts:
         digests = part.digests(same)
-        is_first = np.zeros(len(digests), dtype=bool)
-        is_first[np.unique(digests, return_index=True)[1]] = True
-        left.append(part.without(~is_first | np.isin(digests, seen), "`data.dedup`"))
+        origin = column(part.examples, "row") if same == "prompt" else np.arange(len(digests))
+        _, first, which = np.unique(digests, return_index=True, return_inverse=True)
+        is_repeat = origin != origin[first[which]]
+        left.append(part.without(is_repeat | np.isin(digests, seen), "`data.dedup`"))
         seen = np.union1d(seen, digests)
     return left
 
