@@ -179,8 +179,8 @@ def _is_continued(asked: list[Message], turns: list[Message]) -> bool:
 
 
 def _is_part_of(asked: list[Message], repeated: list[Message]) -> bool:
-    """Whether the prompt is repeated, or only its end, or is only the first or the last user turn that is repeated."""
-    if asked[-len(repeated) :] == repeated:
+    """Whether the prompt, or its end, is repeated; or it is the beginning, or one user turn, of what is repeated."""
+    if asked[-len(repeated) :] == repeated or repeated[: len(asked)] == asked:
         return True
     users = [turn for turn in repeated if turn["role"] == "user"]
     return len(asked) == 1 and asked[0] in (users[:1] + users[-1:])
