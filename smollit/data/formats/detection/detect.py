@@ -10,7 +10,7 @@ from smollit.data.formats.format import LAYOUTS, MEDIA, Format, Parts, listed, p
 from smollit.data.formats.messages.roles import OddTurns, Roles
 from smollit.data.formats.ranking import PairsOf, Ranking
 from smollit.data.formats.types import Kind
-from smollit.data.sources.columns import has_column, heads
+from smollit.data.sources.columns import JOIN, has_column, heads
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import FormatName
 
@@ -50,7 +50,7 @@ def detect_format(
         kind=kind,
         columns=columns,
         rows=rows,
-        mapping=_read_mapping(mapping or {}, columns, where),
+        mapping=_read_mapping(mapping or {}, columns, kind, where),
         extra_roles=tuple(extra_roles),
         where=where,
     )
@@ -80,7 +80,7 @@ def detect_format(
     )
 
 
-def _read_mapping(mapping: dict[str, str], columns: list[str], where: str) -> Parts:
+def _read_mapping(mapping: dict[str, str], columns: list[str], kind: Kind, where: str) -> Parts:
     """The user's mapping, in which `conversations` is another name of the part `messages`.
 
     Raises:
@@ -101,7 +101,20 @@ def _read_mapping(mapping: dict[str, str], columns: list[str], where: str) -> Pa
                 f"`data.columns` maps `{part}` to the column {missing!r}, which {where} does not have."
                 f" Nearest: {listed(near)}"
             )
-    return wanted
+    return _of_pairs(wanted, columns) if kind == "preference" else wanted
+
+
+def _of_pairs(mapping: Parts, columns: list[str]) -> Parts:
+    """The mapping with parts of pairs for Alpaca's: `instruction` and `input` are the prompt, `output` a completion."""
+    own = dict(mapping)
+    if own.get("instruction") and "prompt" not in own:
+        own["prompt"] = own.pop("instruction")
+        if more := own.get("input", "input" if "input" in columns else ""):
+            own["prompt"] += f"{JOIN}{more}"
+            own.pop("input", None)
+    if own.get("output") and "completion" not in own:
+        own["completion"] = own.pop("output")
+    return own
 
 
 def _ranking(split: Split, chosen_if: str | None, pairs_of: PairsOf) -> Ranking | None:

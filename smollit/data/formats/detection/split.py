@@ -1,6 +1,6 @@
 """Split: what is known of a split before its format, and which formats fit it."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,15 +61,17 @@ class Split:
         prompt = parts["prompt"]  # the column of the prompt is no other part too
         return {part: column for part, column in parts.items() if column and (part == "prompt" or column != prompt)}
 
-    def named(self, names: Iterable[str]) -> str:
-        """The first column with one of these names, in whatever case; empty if there is none."""
-        names = list(names)
-        exact = next((name for name in names if name in self.columns), "")
-        return exact or next((self._by_lower[name] for name in names if name in self._by_lower), "")
+    def named(self, names: Sequence[str]) -> str:
+        """The first free column with one of these names, in whatever case; empty if there is none."""
+        by_lower = {column.lower(): column for column in reversed(self._free)}
+        found = [*filter(self._free.__contains__, names), *(by_lower[name] for name in names if name in by_lower)]
+        return next(iter(found), "")
 
     @cached_property
-    def _by_lower(self) -> dict[str, str]:
-        return {column.lower(): column for column in reversed(self.columns)}
+    def _free(self) -> list[str]:
+        """The columns that the user maps to no part: those that are mapped are no other part too."""
+        taken = {name for part, column in self.mapping.items() if part != "chosen_if" for name in heads(column)}
+        return [column for column in self.columns if column not in taken]
 
     def _inferred(self, kind: Kind, parts: Parts) -> Parts:
         """The columns of parts for which no column has the usual name."""
@@ -118,7 +120,7 @@ class Split:
 
     def _is_there(self, name: str) -> bool:
         """Whether a column, or what a dotted path leads to, is in the first rows."""
-        return name in self.columns or ("." in name and bool(self.values(name)))
+        return name in self._free or ("." in name and bool(self.values(name)))
 
     def _chosen_if_label(self) -> str:
         """What makes a response a good one in data with a label of true and false."""
@@ -217,8 +219,7 @@ class Split:
         if not roles.sharegpt:
             return ()
         names = [message.get(roles.keys(message)[0]) for message in self.messages(parts)]
-        kept = (*ROLES, *roles.extra)
-        known = [name for name in names if isinstance(name, str) and name not in kept]
+        known = [name for name in names if isinstance(name, str) and name not in (*ROLES, *roles.extra)]
         return tuple(dict.fromkeys(name for name in known if name.strip().lower() in ALIASES))
 
     def values(self, column: str) -> list[Any]:
