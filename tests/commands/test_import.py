@@ -267,16 +267,33 @@ def test_a_method_that_smollit_lacks_is_refused(text: str, words: str, tmp_path:
         main(["import", str(tmp_path / "a.yaml")])
 
 
-def test_what_has_no_counterpart_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A fraction as an interval, a report elsewhere; and a file of no tool."""
-    source = tmp_path / "a.yaml"
-    source.write_text(ARGUMENTS)
-    main(["import", str(source)])
-    said = capsys.readouterr().out
-    assert "eval_steps: 0.1  ->  an interval as a fraction of the run has no counterpart" in said
-    source.with_suffix(".yml").write_text(AXOLOTL.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true"))
-    main(["import", str(source.with_suffix(".yml")), "--output", str(tmp_path / "c.yaml")])
-    assert "load_in_4bit: True  ->  model.quantize: nf4-dq" in capsys.readouterr().out
+AXOLOTL_QLORA = AXOLOTL.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true")
+MIN_LR = "model_name_or_path: a\ndataset_name: b\nlearning_rate: 5e-7\nlr_scheduler_type: cosine_with_min_lr\n"
+SAID = [
+    (ARGUMENTS, "eval_steps: 0.1  ->  an interval as a fraction of the run has no counterpart"),
+    (AXOLOTL_QLORA, "load_in_4bit: True  ->  model.quantize: nf4-dq"),
+    (MIN_LR + "lr_scheduler_kwargs: {min_lr: 5e-8}", "->  model.schedule.floor: 0.1"),  # PyYAML reads a text
+    (AXOLOTL.replace("batch_size: 2", "batch_size: auto"), "micro_batch_size: auto  ->  expected a number, got auto"),
+    (MIN_LR + "warmup_steps: [1, 2]", "warmup_steps: [1, 2]  ->  expected a number, got [1, 2]"),
+    (
+        AXOLOTL.replace("_linear: true", "_modules: 5"),
+        "lora_target_modules: 5  ->  a value of this kind is not known: int",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), SAID, ids=[line for _, line in SAID])
+def test_what_becomes_of_a_setting_is_said(
+    text: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A counterpart with its value, or a reason: never the words of a Python error."""
+    (tmp_path / "a.yaml").write_text(text)
+    main(["import", str(tmp_path / "a.yaml")])
+    assert line in capsys.readouterr().out
+
+
+def test_a_file_of_no_tool_is_refused(tmp_path: Path) -> None:
+    """The tools are named."""
     (tmp_path / "b.yaml").write_text("colour: red")
     with pytest.raises(SystemExit, match="expected the settings of axolotl, LLaMA-Factory, TRL or a TrainingArguments"):
         main(["import", str(tmp_path / "b.yaml")])

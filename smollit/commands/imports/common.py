@@ -10,10 +10,12 @@ from smollit.commands.imports.mapping import (
     every,
     flag,
     if_adapter,
+    number,
     positive,
     targets,
     to,
     vocabulary,
+    whole,
 )
 from smollit.commands.imports.steps import (
     betas,
@@ -41,16 +43,16 @@ def main_branch(value: Any, given: Given) -> Settings:
 
 TRANSFORMERS: dict[str, Convert] = {
     "output_dir": to("trainer.default_root_dir"),
-    "learning_rate": to("model.learning_rate", float),
+    "learning_rate": to("model.learning_rate", number),
     "lr_scheduler_type": schedule,
     "lr_scheduler_kwargs": schedule_options,
     "warmup_ratio": warmup_ratio,
     "warmup_steps": warmup,
     "num_train_epochs": epochs,
     "max_steps": max_steps,
-    "per_device_train_batch_size": to("data.train_batch_size", int),
-    "per_device_eval_batch_size": to("data.val_batch_size", int),
-    "gradient_accumulation_steps": to("trainer.accumulate_grad_batches", int),
+    "per_device_train_batch_size": to("data.train_batch_size", whole),
+    "per_device_eval_batch_size": to("data.val_batch_size", whole),
+    "gradient_accumulation_steps": to("trainer.accumulate_grad_batches", whole),
     "gradient_checkpointing": to("model.gradient_checkpointing", bool),  # axolotl has `offload` and more
     "max_grad_norm": positive("trainer.gradient_clip_val"),
     "optim": optimizer_name,
@@ -67,9 +69,9 @@ TRANSFORMERS: dict[str, Convert] = {
     "save_total_limit": positive("trainer.keep_checkpoints"),
     "load_best_model_at_end": keep_best,
     "logging_steps": every("trainer.log_every_n_steps"),
-    "seed": to("seed_everything", int),
-    "data_seed": to("data.seed", int),
-    "dataloader_num_workers": to("data.num_workers", int),
+    "seed": to("seed_everything", whole),
+    "data_seed": to("data.seed", whole),
+    "dataloader_num_workers": to("data.num_workers", whole),
     "group_by_length": to("data.group_by_length", bool),
     "torch_compile": to("model.compile", bool),
     "model_revision": main_branch,
@@ -172,10 +174,10 @@ def lora_settings(is_trained: Callable[[Given], bool]) -> dict[str, Convert]:
         is_trained: Whether an adapter is trained, for given settings.
     """
     converts: dict[str, Convert] = {
-        "lora_r": to("model.adapter.r", int),
-        "lora_rank": to("model.adapter.r", int),
-        "lora_alpha": to("model.adapter.alpha", float),
-        "lora_dropout": to("model.adapter.dropout", float),
+        "lora_r": to("model.adapter.r", whole),
+        "lora_rank": to("model.adapter.r", whole),
+        "lora_alpha": to("model.adapter.alpha", number),
+        "lora_dropout": to("model.adapter.dropout", number),
         "lora_target_modules": targets,
         "lora_target": targets,
         "lora_target_linear": lambda value, given: {},  # smollit's default

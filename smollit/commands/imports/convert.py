@@ -93,12 +93,10 @@ def _lines(tool: Tool, given: Given, everything: Given, kind: Kind, settings: Se
     for name, value in given.items():
         if name in OF_DATA or is_template(name, value) or (value is None and name != "max_length"):
             continue
-        shown, convert = f"{name}: {value}", tool.table.get(name)
+        shown = f"{name}: {value}"
         try:
-            if convert is None:
-                raise ValueError(why_not(name, tool.reasons))
-            found = convert(value, everything)
-        except (ValueError, TypeError) as error:
+            found = _converted(tool, name, value, everything)
+        except ValueError as error:
             if kind == "mapped":
                 yield Line("no counterpart", shown, str(error))
             continue
@@ -107,6 +105,17 @@ def _lines(tool: Tool, given: Given, everything: Given, kind: Kind, settings: Se
         settings |= found
         said = ", ".join(f"{key}: {new}" for key, new in found.items())
         yield Line(kind, shown, said or "what smollit does without it")
+
+
+def _converted(tool: Tool, name: str, value: Any, everything: Given) -> Settings:
+    """What a setting becomes; a ValueError is the reason why it has no counterpart."""
+    convert = tool.table.get(name)
+    if convert is None:
+        raise ValueError(why_not(name, tool.reasons))
+    try:
+        return convert(value, everything)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"a value of this kind is not known: {type(value).__name__}") from error
 
 
 def nested(settings: Settings, method: Method) -> dict[str, Any]:
@@ -163,11 +172,15 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected settings, got a {type(found).__name__}")
-    # PyYAML reads 1e-5 as a text, as it has no dot.
     return {name: _number(value) for name, value in found.items()}
 
 
 def _number(value: Any) -> Any:
+    """A value with the numbers in it that PyYAML reads as a text, such as 1e-5, which has no dot."""
+    if isinstance(value, dict):
+        return {name: _number(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_number(each) for each in value]
     try:
         return float(value) if isinstance(value, str) and "e-" in value.lower() else value
     except ValueError:

@@ -16,6 +16,7 @@ from smollit.commands.imports.mapping import (
     of_chats,
     smoothing,
     to,
+    whole,
 )
 
 LOSSES = {"sigmoid": "DPO", "hinge": "Hinge", "ipo": "IPO", "orpo": "ORPO", "simpo": "SimPO"}
@@ -74,7 +75,7 @@ def defaults(given: Given) -> Settings:
     if given.get("eval_dataset"):
         del found["val_size"]
     if has_adapter(given):
-        found |= {"lora_rank": 8, "lora_alpha": 2 * int(given.get("lora_rank") or 8)}
+        found |= {"lora_rank": 8, "lora_alpha": 2 * whole(given.get("lora_rank") or 8)}
     if method(given) == "DPO":
         found |= {"pref_loss": "sigmoid", "pref_beta": 0.1}
         found |= {"simpo_gamma": 0.5} if given.get("pref_loss") == "simpo" else {}
@@ -89,14 +90,14 @@ TABLE = {
     "model_name_or_path": to("model.model_name"),
     "ref_model": to("model.reference_name"),
     "stage": lambda value, given: {"data.format": "text"} if value == "pt" else {},
-    "cutoff_len": to("data.max_length", int),
+    "cutoff_len": to("data.max_length", whole),
     "packing": flag("data.packing", "on"),
     "neat_packing": flag("data.packing", "on"),
-    "max_samples": to("data.max_rows", int),
+    "max_samples": to("data.max_rows", whole),
     "train_on_prompt": of_chats("all", method),
     "mask_history": of_chats("last", method),
     "streaming": to("data.streaming", bool),
-    "buffer_size": to("data.shuffle_buffer", int),
+    "buffer_size": to("data.shuffle_buffer", whole),
     "default_system": to("data.default_system"),
     "enable_thinking": lambda value, given: {"data.chat_template_kwargs": {"enable_thinking": value}},
     "finetuning_type": finetuning_type,

@@ -50,6 +50,30 @@ class Tool(NamedTuple):
     reasons: Mapping[str, str] = {}
 
 
+def number(value: Any) -> float:
+    """A number, also one that YAML reads as a text, such as 1e-5.
+
+    Raises:
+        ValueError: If it is none, such as `auto`.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected a number, got {value}") from None
+
+
+def whole(value: Any) -> int:
+    """A number without a fraction.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    found = number(value)
+    if not found.is_integer():
+        raise ValueError(f"expected a whole number, got {value}")
+    return int(found)
+
+
 def to(name: str, change: Callable[[Any], Any] = lambda value: value) -> Convert:
     """The setting of another name, perhaps with another value."""
     return lambda value, given: {name: change(value)}
@@ -67,16 +91,16 @@ def is_on(value: Any) -> bool:
 
 def positive(name: str) -> Convert:
     """A number that counts only above 0: -1 and 0 mean that there is no limit."""
-    return lambda value, given: {name: value} if value and float(value) > 0 else {}
+    return lambda value, given: {name: value} if value and number(value) > 0 else {}
 
 
 def every(name: str) -> Convert:
     """An interval in steps; a fraction of the run has no counterpart."""
 
     def convert(value: Any, given: Given) -> Settings:
-        if 0 < float(value) < 1:
+        if 0 < number(value) < 1:
             raise ValueError("an interval as a fraction of the run has no counterpart: give steps")
-        return {name: int(value)}
+        return {name: whole(value)}
 
     return convert
 
@@ -134,7 +158,7 @@ def loss_argument(name: str, losses: Callable[[Given], list[str]]) -> Convert:
         names = losses(given)
         if not any(takes(each, name) for each in names):
             raise ValueError(f"it has no effect on `model.loss: {' + '.join(names)}`")
-        return {f"model.loss.{name}": float(value)}
+        return {f"model.loss.{name}": number(value)}
 
     return convert
 
@@ -156,7 +180,7 @@ def smoothing(method: Callable[[Given], Method]) -> Convert:
     def convert(value: Any, given: Given) -> Settings:
         if value and method(given) == "DPO":
             raise ValueError("it has no effect there: a loss of pairs has its own label smoothing")
-        return {"model.loss.label_smoothing": float(value)} if value else {}
+        return {"model.loss.label_smoothing": number(value)} if value else {}
 
     return convert
 

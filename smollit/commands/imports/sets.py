@@ -176,6 +176,8 @@ def of_parts(parts: Sequence[Part]) -> Settings:
 
 def held_out(settings: Settings, name: str, size: float) -> Line:
     """Hold rows out of the training split for validation: a number of them, or a fraction."""
+    if not isinstance(size, int | float):
+        raise ValueError(f"`{name}` must be a number of rows, or a fraction of them, got {size}")
     said, percent, split = f"{name}: {size}", round(100 * size), settings.get("data.train_split", "train")
     if not size:
         settings["data.val_split"] = None

@@ -1,8 +1,9 @@
 """Steps, epochs, learning rate, optimizer, precision and validation, by their names in transformers."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from smollit.commands.imports.mapping import Convert, Given, Settings, every, flag, is_on, named
+from smollit.commands.imports.mapping import Convert, Given, Settings, every, flag, is_on, named, number, whole
 
 SCHEDULES = {
     "linear": "Linear",
@@ -25,43 +26,45 @@ def schedule(value: Any, given: Given) -> Settings:
 
 def schedule_options(value: Any, given: Given) -> Settings:
     """The floor of a schedule, as a fraction of the peak."""
-    left = {
-        name: each for name, each in dict(value).items() if each is not None and (name, each) != ("num_cycles", 0.5)
-    }
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected arguments by name, got {value}")
+    left = {name: each for name, each in value.items() if each is not None and (name, each) != ("num_cycles", 0.5)}
     floor = left.pop("min_lr_rate", None)
     lowest = left.pop("min_lr", None)
     if left:
         raise ValueError(f"{', '.join(left)}: `model.schedule` has no such argument")
     if floor is None and lowest is None:
         return {}
-    return {"model.schedule.floor": float(floor if floor is not None else lowest / float(given["learning_rate"]))}
+    if floor is None:
+        floor = number(lowest) / number(given.get("learning_rate"))
+    return {"model.schedule.floor": number(floor)}
 
 
 def warmup(value: Any, given: Given) -> Settings:
     """Warm-up in steps, or below 1 as a fraction of the run; transformers' `constant` has none."""
-    number = float(value)
-    if number > 0 and named(given, "lr_scheduler_type", "lr_scheduler") == "constant":
+    length = number(value)
+    if length > 0 and named(given, "lr_scheduler_type", "lr_scheduler") == "constant":
         raise ValueError("it has no effect there: the schedule `constant` has no warm-up")
-    if number <= 0:
+    if length <= 0:
         return {}
-    return {"model.warmup_ratio": number} if number < 1 else {"model.num_warmup_steps": int(number)}
+    return {"model.warmup_ratio": length} if length < 1 else {"model.num_warmup_steps": int(length)}
 
 
 def warmup_ratio(value: Any, given: Given) -> Settings:
     """Warm-up as a fraction of the run, unless it is given in steps too."""
-    if float(value) > 0 and float(given.get("warmup_steps") or 0) > 0:
+    if number(value) > 0 and number(given.get("warmup_steps") or 0) > 0:
         raise ValueError("it has no effect there: `warmup_steps` comes first")
     return warmup(value, given)
 
 
 def max_steps(value: Any, given: Given) -> Settings:
     """A number of steps, however many epochs they are."""
-    return {"trainer.max_steps": int(value), "trainer.max_epochs": -1} if int(value) > 0 else {}
+    return {"trainer.max_steps": whole(value), "trainer.max_epochs": -1} if whole(value) > 0 else {}
 
 
 def epochs(value: Any, given: Given) -> Settings:
     """A number of epochs, or a part of one, unless there is a number of steps."""
-    if int(given.get("max_steps") or 0) > 0:
+    if whole(given.get("max_steps") or 0) > 0:
         raise ValueError("it has no effect there: `max_steps` comes first")
     if float(value) == int(value):
         return {"trainer.max_epochs": int(value)}
@@ -79,12 +82,12 @@ def optimizer_name(value: Any, given: Given) -> Settings:
 
 def optimizer(name: str) -> Convert:
     """A setting of torch's AdamW."""
-    return lambda value, given: {f"model.optimizer.{name}": float(value)}
+    return lambda value, given: {f"model.optimizer.{name}": number(value)}
 
 
 def betas(value: Any, given: Given) -> Settings:
     """Both betas of AdamW."""
-    return {"model.optimizer.betas": [float(given.get("adam_beta1") or 0.9), float(given.get("adam_beta2") or 0.999)]}
+    return {"model.optimizer.betas": [number(given.get("adam_beta1") or 0.9), number(given.get("adam_beta2") or 0.999)]}
 
 
 def precision(value: Any, given: Given) -> Settings:
@@ -106,8 +109,8 @@ def eval_strategy(value: Any, given: Given) -> Settings:
     if value in OFF:
         return {"data.val_split": None}
     logging = given.get("logging_steps")
-    if value == "steps" and not given.get("eval_steps") and logging and float(logging) >= 1:
-        return {"trainer.val_every_n_steps": int(logging)}
+    if value == "steps" and not given.get("eval_steps") and logging and number(logging) >= 1:
+        return {"trainer.val_every_n_steps": whole(logging)}
     return {}
 
 

@@ -13,8 +13,10 @@ from smollit.commands.imports.mapping import (
     lora,
     loss_argument,
     losses_of,
+    number,
     smoothing,
     to,
+    whole,
 )
 from smollit.commands.imports.steps import OFF, evaluates
 
@@ -110,7 +112,7 @@ def max_length(value: Any, given: Given) -> Settings:
     """Tokens of a row."""
     if value is None:
         raise ValueError("there is always a limit here: `data.max_length`, which is 2048 unless you set it")
-    return {"data.max_length": int(value)}
+    return {"data.max_length": whole(value)}
 
 
 def test_split(value: Any, given: Given) -> Settings:
@@ -155,7 +157,7 @@ TABLE = {
     "label_smoothing": loss_argument("label_smoothing", losses),
     "discopop_tau": loss_argument("tau", losses),
     "rpo_alpha": loss_argument("nll_weight", losses),
-    "ld_alpha": lambda value, given: {"model.loss": "LDDPO", "model.loss.alpha": float(value)},
+    "ld_alpha": lambda value, given: {"model.loss": "LDDPO", "model.loss.alpha": number(value)},
     "use_weighting": flag("model.loss", "WPO"),
     "f_divergence_type": divergence,
     "precompute_ref_log_probs": flag("model.reference", "precomputed"),
