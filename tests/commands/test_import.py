@@ -56,7 +56,7 @@ cutoff_len: 1024
 pref_beta: 0.2
 pref_loss: orpo
 template: llama3
-num_train_epochs: 3.0
+num_train_epochs: 2.5
 """
 MIXTURE = """
 model_name_or_path: my-org/model
@@ -153,6 +153,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "model": "smollit.modules.DPOModule", "model.loss": "ORPO", "model.loss.beta": 0.2, "data.max_length": 1024,
         "model.adapter": "LoRA", "model.quantize": "nf4-dq",
         "trainer.gradient_clip_val": 1.0,
+        "trainer.max_epochs": 3,  # a part of an epoch is rounded up
     }),
     ("arguments.json", ARGUMENTS, {
         "model": "smollit.modules.SFTModule", "trainer.default_root_dir": "out", "model.optimizer.weight_decay": 0.01,
@@ -258,10 +259,13 @@ def test_the_template_and_the_sets_beside_a_config_are_found(tmp_path: Path) -> 
         (FACTORY_SIMPO.replace("dpo", "rm"), "`stage: rm` has no counterpart"),
         (FACTORY_SIMPO.replace("simpo", "kto_pair"), "`pref_loss: kto_pair` has no counterpart"),
         (TRL_PEFT + "num_generations: 8", "`num_generations` is of GRPO"),
+        (TRL_PEFT + "num_train_epochs: auto", "a run without an end is not written"),
+        (AXOLOTL + "num_epochs: -1", "a run without an end is not written"),
+        ("colour: red", "expected the settings of axolotl, LLaMA-Factory, TRL or a TrainingArguments"),
     ],
 )
-def test_a_method_that_smollit_lacks_is_refused(text: str, words: str, tmp_path: Path) -> None:
-    """Another method is never imported as SFT or DPO."""
+def test_what_can_not_be_imported_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    """Another method is never imported as SFT or DPO, and no run without an end is written."""
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(SystemExit, match=words):
         main(["import", str(tmp_path / "a.yaml")])
@@ -274,6 +278,11 @@ SAID = [
     (AXOLOTL_QLORA, "load_in_4bit: True  ->  model.quantize: nf4-dq"),
     (MIN_LR + "lr_scheduler_kwargs: {min_lr: 5e-8}", "->  model.schedule.floor: 0.1"),  # PyYAML reads a text
     (AXOLOTL.replace("batch_size: 2", "batch_size: auto"), "micro_batch_size: auto  ->  expected a number, got auto"),
+    (
+        LLAMA_FACTORY,
+        "num_train_epochs: 2.5  ->  trainer.max_epochs: 3; a part of an epoch after whole ones has no counter",
+    ),
+    (MIN_LR + "num_train_epochs: null", "num_train_epochs: 3  ->  trainer.max_epochs: 3"),  # TRL's default
     (MIN_LR + "warmup_steps: [1, 2]", "warmup_steps: [1, 2]  ->  expected a number, got [1, 2]"),
     (
         AXOLOTL.replace("_linear: true", "_modules: 5"),
@@ -290,13 +299,6 @@ def test_what_becomes_of_a_setting_is_said(
     (tmp_path / "a.yaml").write_text(text)
     main(["import", str(tmp_path / "a.yaml")])
     assert line in capsys.readouterr().out
-
-
-def test_a_file_of_no_tool_is_refused(tmp_path: Path) -> None:
-    """The tools are named."""
-    (tmp_path / "b.yaml").write_text("colour: red")
-    with pytest.raises(SystemExit, match="expected the settings of axolotl, LLaMA-Factory, TRL or a TrainingArguments"):
-        main(["import", str(tmp_path / "b.yaml")])
 
 
 # promise: import

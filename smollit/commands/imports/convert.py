@@ -9,7 +9,7 @@ import yaml
 from smollit.commands.imports.axolotl import AXOLOTL
 from smollit.commands.imports.common import why_not
 from smollit.commands.imports.llama_factory import LLAMA_FACTORY
-from smollit.commands.imports.mapping import Given, Kind, Line, Method, Settings, Tool, takes
+from smollit.commands.imports.mapping import Given, Kind, Line, Method, Nearest, Settings, Tool, takes
 from smollit.commands.imports.sets import OF_DATA, data_sets
 from smollit.commands.imports.trl import TRL
 from smollit.losses.settings import LOSS
@@ -46,9 +46,11 @@ def imported(given: Given, folder: Path) -> Imported:
         folder: The folder of their file.
 
     Raises:
-        ValueError: If they are of no tool that is known, or ask for a method that smollit does not have.
+        ValueError: If they are of no tool that is known, ask for a method that smollit does not have, or for a run
+            without an end.
     """
     tool = tool_of(given)
+    given = {name: value for name, value in given.items() if value is not None or name == "max_length"}
     defaults = {name: value for name, value in tool.defaults(given).items() if name not in given}
     everything = {**defaults, **given}
     of_sets, lines = data_sets(everything, folder)
@@ -62,6 +64,8 @@ def imported(given: Given, folder: Path) -> Imported:
     settings = of_sets | own
     for name in settings.get("model.loss.losses", [settings["model.loss"]] if "model.loss" in settings else []):
         LOSS.find(name)  # a name that smollit lacks is refused: another loss would be trained
+    if not settings.keys() & {"trainer.max_epochs", "trainer.max_steps"}:
+        raise ValueError("a run without an end is not written: give a number of epochs above 0, or `max_steps`")
     lines += [Line("not in the file", name, why) for name, why in NEEDED.items() if name not in settings]
     return Imported(tool.name, nested(settings, tool.method(given)), lines, template)
 
@@ -91,7 +95,7 @@ def is_template(name: str, value: Any) -> bool:
 def _lines(tool: Tool, given: Given, everything: Given, kind: Kind, settings: Settings) -> Iterator[Line]:
     """Convert each setting into `settings`, and say what became of it."""
     for name, value in given.items():
-        if name in OF_DATA or is_template(name, value) or (value is None and name != "max_length"):
+        if name in OF_DATA or is_template(name, value):
             continue
         shown = f"{name}: {value}"
         try:
@@ -99,6 +103,10 @@ def _lines(tool: Tool, given: Given, everything: Given, kind: Kind, settings: Se
         except ValueError as error:
             if kind == "mapped":
                 yield Line("no counterpart", shown, str(error))
+            continue
+        except Nearest as near:
+            settings |= near.settings
+            yield Line("no counterpart", shown, str(near))
             continue
         if kind != "mapped" and found and found.keys() <= settings.keys():
             continue  # given under another name, such as an older one

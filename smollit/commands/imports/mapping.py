@@ -30,6 +30,14 @@ class Line(NamedTuple):
     result: str
 
 
+class Nearest(Exception):
+    """A setting without a counterpart, where others come near to it: they are written, and the reason is said."""
+
+    def __init__(self, settings: Settings, reason: str) -> None:
+        super().__init__(reason)
+        self.settings = settings
+
+
 class Tool(NamedTuple):
     """Another tool.
 

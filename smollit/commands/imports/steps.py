@@ -1,9 +1,10 @@
 """Steps, epochs, learning rate, optimizer, precision and validation, by their names in transformers."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from smollit.commands.imports.mapping import Convert, Given, Settings, every, flag, is_on, named, number, whole
+from smollit.commands.imports.mapping import Convert, Given, Nearest, Settings, every, flag, is_on, named, number, whole
 
 SCHEDULES = {
     "linear": "Linear",
@@ -63,14 +64,19 @@ def max_steps(value: Any, given: Given) -> Settings:
 
 
 def epochs(value: Any, given: Given) -> Settings:
-    """A number of epochs, or a part of one, unless there is a number of steps."""
+    """A number of epochs, or a part of the first, unless there is a number of steps."""
     if whole(given.get("max_steps") or 0) > 0:
         raise ValueError("it has no effect there: `max_steps` comes first")
-    if float(value) == int(value):
-        return {"trainer.max_epochs": int(value)}
-    if float(value) < 1:
-        return {"trainer.max_epochs": 1, "trainer.limit_train_batches": float(value)}
-    raise ValueError("one and a part of an epoch has no counterpart: set `trainer.max_steps`")
+    number_of = number(value)
+    if not 0 < number_of < math.inf:
+        raise ValueError("a run has more than 0 epochs")
+    if number_of < 1:
+        return {"trainer.max_epochs": 1, "trainer.limit_train_batches": number_of}
+    found = {"trainer.max_epochs": math.ceil(number_of)}
+    if not number_of.is_integer():
+        why = "a part of an epoch after whole ones has no counterpart, and is rounded up"
+        raise Nearest(found, f"trainer.max_epochs: {math.ceil(number_of)}; {why}: `trainer.max_steps` ends it earlier")
+    return found
 
 
 def optimizer_name(value: Any, given: Given) -> Settings:
