@@ -99,6 +99,13 @@ def beta(value: Any, given: Given) -> Settings:
     return loss_argument("beta", losses)(value, given)
 
 
+def cosine_floor(value: Any, given: Given) -> Settings:
+    """The floor of a cosine, and of no other schedule."""
+    if given["lr_scheduler"] != "cosine":
+        raise ValueError(f"it has no effect there: the schedule is `{given['lr_scheduler']}`")
+    return {"model.schedule.floor": number(value)}
+
+
 TABLE = {
     **TRANSFORMERS,
     **lora_settings(has_adapter),
@@ -111,7 +118,7 @@ TABLE = {
     "eval_batch_size": to("data.val_batch_size", whole),
     "num_epochs": epochs,
     "lr_scheduler": schedule,
-    "cosine_min_lr_ratio": to("model.schedule.floor", number),
+    "cosine_min_lr_ratio": cosine_floor,
     "optimizer": optimizer_name,
     "adapter": adapter,
     "chat_template": template,

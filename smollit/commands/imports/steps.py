@@ -26,19 +26,22 @@ def schedule(value: Any, given: Given) -> Settings:
 
 
 def schedule_options(value: Any, given: Given) -> Settings:
-    """The floor of a schedule, as a fraction of the peak."""
+    """What a schedule takes: the floor of a cosine, as a fraction of the peak, or the time scale of a root."""
     if not isinstance(value, Mapping):
         raise ValueError(f"expected arguments by name, got {value}")
-    left = {name: each for name, each in value.items() if each is not None and (name, each) != ("num_cycles", 0.5)}
-    floor = left.pop("min_lr_rate", None)
-    lowest = left.pop("min_lr", None)
+    name = named(given, "lr_scheduler_type", "lr_scheduler") or "linear"
+    ours = schedule(name, given)["model.schedule"]
+    left = {key: each for key, each in value.items() if each is not None and (key, each) != ("num_cycles", 0.5)}
+    found: Settings = {}
+    if ours == "Cosine" and "min_lr" in left:
+        found["model.schedule.floor"] = number(left.pop("min_lr")) / number(given.get("learning_rate"))
+    elif ours == "Cosine" and "min_lr_rate" in left:
+        found["model.schedule.floor"] = number(left.pop("min_lr_rate"))
+    elif ours == "InverseSqrt" and "timescale" in left:
+        found["model.schedule.timescale"] = whole(left.pop("timescale"))
     if left:
-        raise ValueError(f"{', '.join(left)}: `model.schedule` has no such argument")
-    if floor is None and lowest is None:
-        return {}
-    if floor is None:
-        floor = number(lowest) / number(given.get("learning_rate"))
-    return {"model.schedule.floor": number(floor)}
+        raise ValueError(f"`model.schedule: {ours}` has no {', '.join(left)}")
+    return found
 
 
 def warmup(value: Any, given: Given) -> Settings:
