@@ -133,7 +133,6 @@ sequence_len: 512
 ARGUMENTS = json.dumps(
     {"output_dir": "out", "per_device_train_batch_size": 4, "max_steps": -1, "weight_decay": 0.01, "eval_steps": 0.1}
 )
-PAIR = ("sigmoid", "exo_pair")
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("trl.yaml", TRL, {
         "model": "smollit.modules.DPOModule", "model.model_name": "Qwen/Qwen2-0.5B-Instruct",
@@ -189,7 +188,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("peft.yaml", TRL_PEFT, {
         "model.loss": "Sum", "model.loss.beta": 0.1, "model.adapter.r": 16, "model.adapter.dropout": 0.05,
         "model.loss.losses": [
-            {"class_path": each, "init_args": {"label_smoothing": 0.01, "beta": 0.1}} for each in PAIR
+            {"class_path": "sigmoid", "init_args": {"beta": 0.1}},  # TRL smooths only labels of the other
+            {"class_path": "exo_pair", "init_args": {"label_smoothing": 0.01, "beta": 0.1}},
         ],
         "data.train_split": "train", "data.val_split": "test", "trainer.val_every_n_steps": 20,
         "trainer.keep_best": "val/loss", "data.max_length": None, "model.learning_rate": 1e-6,

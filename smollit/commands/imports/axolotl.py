@@ -8,7 +8,9 @@ from smollit.commands.imports.mapping import (
     Method,
     Settings,
     Tool,
+    dft,
     flag,
+    if_reference,
     is_on,
     lora,
     loss_argument,
@@ -23,6 +25,7 @@ from smollit.commands.imports.mapping import (
 from smollit.commands.imports.steps import epochs, optimizer_name, schedule
 
 LOSSES = {"dpo": "DPO", "ipo": "IPO", "orpo": "ORPO", "simpo": "SimPO"}
+BETAS = ("rl_beta", "dpo_beta", "orpo_alpha")
 OWN_TEMPLATE = "the model's own chat template is used; `data.chat_template` takes the path of a Jinja file"
 
 
@@ -41,7 +44,7 @@ def losses(given: Given) -> list[str]:
     """The names of the losses, as smollit has them."""
     if method(given) == "SFT":
         return ["DFT" if is_on(given.get("use_dft")) else "NLL"]
-    if given["rl"] == "dpo" and is_on(given.get("dpo_use_weighting")):
+    if given["rl"] == "dpo" and is_on(given.get("dpo_use_weighting")) and given.get("rpo_alpha") is None:
         return ["WPO"]
     return [LOSSES[given["rl"]]]
 
@@ -88,15 +91,36 @@ def defaults(given: Given) -> Settings:
     if has_adapter(given) and not layers:
         found["lora_target_modules"] = ["q_proj", "v_proj"]
     if method(given) == "DPO":
-        found |= {} if named(given, "dpo_beta", "orpo_alpha") else {"rl_beta": 0.1}
+        found |= {} if named(given, *BETAS) is not None else {"rl_beta": 0.1}
     if given.get("rl") == "simpo":
-        found["simpo_gamma"] = 0.5
+        found |= {"simpo_gamma": 0.5, "cpo_alpha": 1.0}
     return found
 
 
 def beta(value: Any, given: Given) -> Settings:
-    """Beta of the loss, by its oldest name too."""
-    return loss_argument("beta", losses)(value, given)
+    """Beta of the loss, by any of its names; the first of them counts."""
+    return loss_argument("beta", losses)(named(given, *BETAS), given)
+
+
+def cpo_alpha(value: Any, given: Given) -> Settings:
+    """The weight of the negative log-likelihood in SimPO, which is CPO in TRL."""
+    if losses(given) != ["SimPO"]:
+        raise ValueError("it has no effect there: it is of `rl: simpo`")
+    return {"model.loss.nll_weight": number(value)}
+
+
+def rpo_alpha(value: Any, given: Given) -> Settings:
+    """The weight of the negative log-likelihood in DPO and IPO; ORPO and SimPO have their own."""
+    if given.get("rl") not in ("dpo", "ipo"):
+        raise ValueError("it has no effect there: it is of `rl: dpo` and `rl: ipo`")
+    return {"model.loss.nll_weight": number(value)}
+
+
+def weighting(value: Any, given: Given) -> Settings:
+    """The weights of WPO, which TRL has for all losses and smollit for DPO."""
+    if is_on(value) and losses(given) != ["WPO"]:
+        raise ValueError("`model.loss: WPO` is `rl: dpo` with it, and goes with no other loss, nor with `rpo_alpha`")
+    return {"model.loss": "WPO"} if is_on(value) else {}
 
 
 def cosine_floor(value: Any, given: Given) -> Settings:
@@ -109,7 +133,7 @@ def cosine_floor(value: Any, given: Given) -> Settings:
 TABLE = {
     **TRANSFORMERS,
     **lora_settings(has_adapter),
-    "label_smoothing_factor": smoothing(method),
+    "label_smoothing_factor": smoothing(losses),
     "load_in_4bit": lambda value, given: {"model.quantize": "nf4-dq"} if value else {},
     "base_model": to("model.model_name"),
     "sequence_len": to("data.max_length", whole),
@@ -124,22 +148,23 @@ TABLE = {
     "chat_template": template,
     "chat_template_jinja": to("data.chat_template"),
     "train_on_inputs": of_chats("all", method),
-    "use_dft": flag("model.loss", "DFT"),
+    "use_dft": dft(losses),
     "rl": lambda value, given: losses_of(losses(given)),
     "rl_beta": beta,
     "dpo_beta": beta,
     "orpo_alpha": beta,
     "simpo_gamma": loss_argument("gamma", losses),
-    "rpo_alpha": loss_argument("nll_weight", losses),
+    "cpo_alpha": cpo_alpha,
+    "rpo_alpha": rpo_alpha,
     "dpo_label_smoothing": loss_argument("label_smoothing", losses),
-    "dpo_use_weighting": flag("model.loss", "WPO"),
-    "precompute_ref_log_probs": flag("model.reference", "precomputed"),
+    "dpo_use_weighting": weighting,
+    "precompute_ref_log_probs": if_reference(flag("model.reference", "precomputed"), losses),
     "streaming": to("data.streaming", bool),
     "gradient_checkpointing": lambda value, given: {"model.gradient_checkpointing": bool(value)},
 }
 AXOLOTL = Tool(
     "axolotl",
-    frozenset({"base_model", "micro_batch_size", "sequence_len", "sample_packing"}),
+    frozenset({"base_model", "rl", "micro_batch_size", "sequence_len", "sample_packing"}),
     TABLE,
     method,
     defaults,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback
 
+from smollit.commands.imports.trl_losses import is_cpo
 from smollit.data import UltraChatDataModule, UltraFeedbackDataModule
 from smollit.data.formats.converters import decode_row
 from smollit.data.sources.mixture import load_source
@@ -69,6 +70,8 @@ def check(given: Mapping[str, Any], config: Mapping[str, Any], num_rows: int) ->
     """
     if find_spec("trl") is None:
         raise ValueError("`check` needs TRL: pip install 'smollit[trl]'; the config is written")
+    if is_cpo(given):
+        raise ValueError("`check` runs SFTTrainer and DPOTrainer, and this is a config of CPO; the config is written")
     kind = config["model"]["class_path"].rpartition(".")[2]
     data = config["data"]["init_args"]
     if not isinstance(data.get("dataset"), str) or "model_name" not in config["model"]["init_args"]:

@@ -9,9 +9,11 @@ import yaml
 from smollit.commands.imports.axolotl import AXOLOTL
 from smollit.commands.imports.common import why_not
 from smollit.commands.imports.llama_factory import LLAMA_FACTORY
-from smollit.commands.imports.mapping import Given, Kind, Line, Method, Nearest, Settings, Tool, takes
+from smollit.commands.imports.mapping import Given, Kind, Line, Method, Nearest, Settings, Tool
 from smollit.commands.imports.sets import OF_DATA, data_sets
 from smollit.commands.imports.trl import TRL
+from smollit.commands.imports.trl_losses import reads
+from smollit.losses.base import CompletionLoss, PreferenceLoss
 from smollit.losses.settings import LOSS
 
 TOOLS = (AXOLOTL, LLAMA_FACTORY, TRL)
@@ -62,8 +64,9 @@ def imported(given: Given, folder: Path) -> Imported:
         *_lines(tool, defaults, everything, "default of theirs", own),
     ]
     settings = of_sets | own
+    family = PreferenceLoss if tool.method(given) == "DPO" else CompletionLoss
     for name in settings.get("model.loss.losses", [settings["model.loss"]] if "model.loss" in settings else []):
-        LOSS.find(name)  # a name that smollit lacks is refused: another loss would be trained
+        LOSS.find(name, (family,))  # a name that smollit lacks is refused: another loss would be trained
     if not settings.keys() & {"trainer.max_epochs", "trainer.max_steps"}:
         raise ValueError("a run without an end is not written: give a number of epochs above 0, or `max_steps`")
     lines += [Line("not in the file", name, why) for name, why in NEEDED.items() if name not in settings]
@@ -159,10 +162,11 @@ def nested(settings: Settings, method: Method) -> dict[str, Any]:
 
 
 def spread(arguments: Settings) -> Settings:
-    """The arguments of a sum of losses, with each argument in the losses that take it."""
-    own = {name: value for name, value in arguments.items() if name in ("losses", "weights", "beta")}
-    given = {name: value for name, value in arguments.items() if name not in ("losses", "weights")}
-    parts = [(name, {key: value for key, value in given.items() if takes(name, key)}) for name in arguments["losses"]]
+    """The arguments of a sum of TRL's losses, with each argument in the losses that read it there."""
+    of_sum = ("losses", "weights", "nll_weight")
+    own = {name: value for name, value in arguments.items() if name in (*of_sum, "beta")}
+    given = {name: value for name, value in arguments.items() if name not in of_sum}
+    parts = [(name, {key: value for key, value in given.items() if reads(name, key)}) for name in arguments["losses"]]
     return own | {"losses": [{"class_path": name, "init_args": mine} for name, mine in parts]}
 
 

@@ -8,11 +8,14 @@ from smollit.commands.imports.mapping import (
     Method,
     Settings,
     Tool,
+    dft,
     flag,
+    if_reference,
     is_on,
     lora,
     loss_argument,
     losses_of,
+    number,
     of_chats,
     smoothing,
     to,
@@ -36,8 +39,7 @@ def losses(given: Given) -> list[str]:
     """The names of the losses, as smollit has them."""
     if method(given) == "SFT":
         return ["DFT" if is_on(given.get("use_dft_loss")) else "NLL"]
-    named = given.get("pref_loss", "sigmoid")
-    return ["LDDPO"] if named == "sigmoid" and given.get("ld_alpha") is not None else [LOSSES[named]]
+    return [LOSSES[given.get("pref_loss", "sigmoid")]]
 
 
 def has_adapter(given: Given) -> bool:
@@ -52,6 +54,13 @@ def finetuning_type(value: Any, given: Given) -> Settings:
     if value == "freeze":
         raise ValueError("all weights are trained, or an adapter: `model.adapter`")
     return {"model.adapter": lora(given)} if value == "lora" else {}
+
+
+def likelihood(value: Any, given: Given) -> Settings:
+    """The weight of the negative log-likelihood, which ORPO has once already."""
+    if method(given) == "SFT":
+        raise ValueError("it has no effect there: it is of `stage: dpo`")
+    return {"model.loss.nll_weight": number(value) + (1.0 if losses(given) == ["ORPO"] else 0.0)}
 
 
 def four_bits(value: Any, given: Given) -> Settings:
@@ -85,10 +94,10 @@ def defaults(given: Given) -> Settings:
 TABLE = {
     **TRANSFORMERS,
     **lora_settings(has_adapter),
-    "label_smoothing_factor": smoothing(method),
+    "label_smoothing_factor": smoothing(losses),
     "quantization_bit": four_bits,
     "model_name_or_path": to("model.model_name"),
-    "ref_model": to("model.reference_name"),
+    "ref_model": if_reference(to("model.reference_name"), losses),
     "stage": lambda value, given: {"data.format": "text"} if value == "pt" else {},
     "cutoff_len": to("data.max_length", whole),
     "packing": flag("data.packing", "on"),
@@ -101,13 +110,12 @@ TABLE = {
     "default_system": to("data.default_system"),
     "enable_thinking": lambda value, given: {"data.chat_template_kwargs": {"enable_thinking": value}},
     "finetuning_type": finetuning_type,
-    "use_dft_loss": flag("model.loss", "DFT"),
+    "use_dft_loss": dft(losses),
     "pref_loss": lambda value, given: losses_of(losses(given)) if method(given) == "DPO" else {},
     "pref_beta": loss_argument("beta", losses),
-    "pref_ftx": loss_argument("nll_weight", losses),
+    "pref_ftx": likelihood,
     "simpo_gamma": loss_argument("gamma", losses),
     "dpo_label_smoothing": loss_argument("label_smoothing", losses),
-    "ld_alpha": loss_argument("alpha", losses),
     "pure_bf16": flag("trainer.precision", "bf16-true"),
     "disable_gradient_checkpointing": lambda value, given: {"model.gradient_checkpointing": not value},
 }
@@ -118,6 +126,7 @@ LLAMA_FACTORY = Tool(
     method,
     defaults,
     {
+        "ld_alpha": "it discounts tokens of the policy alone there: `model.loss: LDDPO` does of the reference too",
         "create_new_adapter": ADAPTER_FOLDER,
         "quantization_method": "weights in 4 bits are those of bitsandbytes",
         "double_quantization": "it is `model.quantize: nf4-dq`, with `quantization_bit: 4`",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
+from smollit.losses.base import PreferenceLoss
 from smollit.losses.settings import LOSS
 
 Settings = dict[str, Any]  # of smollit, by the names that a user types: {"model.learning_rate": 1e-5}
@@ -182,15 +183,38 @@ def of_chats(name: str, method: Callable[[Given], Method]) -> Convert:
     return convert
 
 
-def smoothing(method: Callable[[Given], Method]) -> Convert:
-    """transformers' label smoothing, which pairs do not have."""
+def smoothing(losses: Callable[[Given], list[str]]) -> Convert:
+    """transformers' label smoothing, which is of cross-entropy."""
 
     def convert(value: Any, given: Given) -> Settings:
-        if value and method(given) == "DPO":
-            raise ValueError("it has no effect there: a loss of pairs has its own label smoothing")
+        if value and losses(given) != ["NLL"]:
+            raise ValueError(f"it has no effect there: `model.loss` is {' + '.join(losses(given))}, not cross-entropy")
         return {"model.loss.label_smoothing": number(value)} if value else {}
 
     return convert
+
+
+def dft(losses: Callable[[Given], list[str]]) -> Convert:
+    """A switch for DFT, which is a loss of completions."""
+
+    def convert(value: Any, given: Given) -> Settings:
+        if is_on(value) and losses(given) != ["DFT"]:
+            raise ValueError("it has no effect there: it is a loss of completions")
+        return {"model.loss": "DFT"} if is_on(value) else {}
+
+    return convert
+
+
+def if_reference(convert: Convert, losses: Callable[[Given], list[str]]) -> Convert:
+    """A setting of the reference, where the loss has one."""
+
+    def checked(value: Any, given: Given) -> Settings:
+        found = [LOSS.make(name) for name in losses(given)]
+        if not any(isinstance(loss, PreferenceLoss) and loss.needs_reference for loss in found):
+            raise ValueError(f"it has no effect there: `model.loss: {' + '.join(losses(given))}` has no reference")
+        return convert(value, given)
+
+    return checked
 
 
 def takes(loss: str, argument: str) -> bool:

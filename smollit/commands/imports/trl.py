@@ -9,16 +9,30 @@ from smollit.commands.imports.mapping import (
     Settings,
     Tool,
     flag,
+    if_reference,
     is_on,
     lora,
     loss_argument,
-    losses_of,
-    number,
     smoothing,
     to,
     whole,
 )
 from smollit.commands.imports.steps import OFF, evaluates
+from smollit.commands.imports.trl_losses import (
+    DIVERGENCES,
+    OF_CPO,
+    change,
+    cpo_alpha,
+    divergence_alpha,
+    is_cpo,
+    label_smoothing,
+    loss,
+    loss_types,
+    loss_weights,
+    objective,
+    precomputed,
+    rpo_alpha,
+)
 
 SFT_LOSSES = {"nll": "NLL", "chunked_nll": "NLL", "dft": "DFT"}
 # What only DPOConfig has, and what only configs of other trainers have.
@@ -30,6 +44,7 @@ OF_PAIRS = (
     "loss_weights",
     "label_smoothing",
     "f_divergence_type",
+    "f_alpha_divergence_coef",
     "max_prompt_length",
     "max_completion_length",
     "sync_ref_model",
@@ -37,6 +52,7 @@ OF_PAIRS = (
     "disable_dropout",
     "ld_alpha",
     "use_weighting",
+    *OF_CPO,
 )
 OTHER_TRAINERS = {
     "num_generations": "GRPO",
@@ -45,7 +61,6 @@ OTHER_TRAINERS = {
     "num_ppo_epochs": "PPO",
     "lmbda": "distillation (GKD)",
 }
-DIVERGENCES = {"js_divergence": "js", "forward_kl": "forward_kl", "alpha_divergence": "alpha"}
 
 
 def method(given: Given) -> Method:
@@ -55,22 +70,17 @@ def method(given: Given) -> Method:
             raise ValueError(f"`{name}` is of {kind}, which smollit does not have: it trains by SFT and by DPO")
     loss_type = given.get("loss_type")
     of_pairs = isinstance(loss_type, list) or (loss_type is not None and loss_type not in SFT_LOSSES)
-    return "DPO" if of_pairs or any(given.get(name) is not None for name in OF_PAIRS) else "SFT"
+    if not of_pairs and all(given.get(name) is None for name in OF_PAIRS):
+        return "SFT"
+    objective(given)  # refuses losses that smollit lacks
+    return "DPO"
 
 
 def losses(given: Given) -> list[str]:
     """The names of the losses, as smollit has them."""
     if method(given) == "SFT":
         return [SFT_LOSSES[given.get("loss_type", "nll")]]
-    named = given.get("loss_type") or "sigmoid"
-    names = [named] if isinstance(named, str) else list(named)
-    if names != ["sigmoid"]:
-        return names
-    if given.get("ld_alpha") is not None:
-        return ["LDDPO"]
-    if is_on(given.get("use_weighting")):
-        return ["WPO"]
-    return ["FDPO"] if given.get("f_divergence_type", "reverse_kl") != "reverse_kl" else names
+    return objective(given).losses
 
 
 def defaults(given: Given) -> Settings:
@@ -97,15 +107,18 @@ def defaults(given: Given) -> Settings:
     if is_on(given.get("use_peft")):
         found |= {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_modules": ["q_proj", "v_proj"]}
     if method(given) == "DPO":
-        found["beta"] = 0.1
+        found |= {"loss_type": "sigmoid", "beta": 0.1}
+        found |= {"cpo_alpha": 1.0} if is_cpo(given) else {}
+        found |= {"simpo_gamma": 0.5} if losses(given) == ["SimPO"] else {}
+        found |= {"label_smoothing": 0.0} if "robust" in loss_types(given) else {}  # ours is 0.1
     elif not {"assistant_only_loss", "completion_only_loss"} & given.keys():
         found["assistant_only_loss"] = False
     return found
 
 
 def loss_type(value: Any, given: Given) -> Settings:
-    """A loss, or several."""
-    return losses_of(losses(given))
+    """The loss, with all that changes it."""
+    return {"model.loss": losses(given)[0]} if method(given) == "SFT" else loss(given)
 
 
 def max_length(value: Any, given: Given) -> Settings:
@@ -122,11 +135,10 @@ def test_split(value: Any, given: Given) -> Settings:
     return {"data.val_split": value}
 
 
-def divergence(value: Any, given: Given) -> Settings:
-    """The divergence of FDPO."""
-    if losses(given) != ["FDPO"]:
-        return {}
-    return {"model.loss": "FDPO", "model.loss.divergence": DIVERGENCES[value]}
+def train_on(value: Any, given: Given) -> Settings:
+    """The part of chats that the loss counts: all, unless one of two switches is on."""
+    masks = is_on(given.get("assistant_only_loss")) or is_on(given.get("completion_only_loss"))
+    return {"data.train_on": "assistant" if masks else "all"}
 
 
 def has_adapter(given: Given) -> bool:
@@ -137,9 +149,9 @@ def has_adapter(given: Given) -> bool:
 TABLE = {
     **TRANSFORMERS,
     **lora_settings(has_adapter),
-    "label_smoothing_factor": smoothing(method),
+    "label_smoothing_factor": smoothing(losses),
     "model_name_or_path": to("model.model_name"),
-    "ref_model_name_or_path": to("model.reference_name"),
+    "ref_model_name_or_path": if_reference(to("model.reference_name"), losses),
     "dataset_name": to("data.dataset"),
     "dataset_config": to("data.subset"),
     "dataset_train_split": to("data.train_split"),
@@ -149,18 +161,21 @@ TABLE = {
     "max_length": max_length,
     "max_seq_length": max_length,
     "packing": flag("data.packing", "on"),
-    "assistant_only_loss": lambda value, given: {"data.train_on": "assistant" if value else "all"},
-    "completion_only_loss": lambda value, given: {"data.train_on": "assistant" if value else "all"},
+    "assistant_only_loss": train_on,
+    "completion_only_loss": train_on,
     "loss_type": loss_type,
-    "loss_weights": lambda value, given: {"model.loss.weights": value} if len(losses(given)) > 1 else {},
+    "loss_weights": loss_weights,
     "beta": loss_argument("beta", losses),
-    "label_smoothing": loss_argument("label_smoothing", losses),
+    "label_smoothing": label_smoothing,
     "discopop_tau": loss_argument("tau", losses),
-    "rpo_alpha": loss_argument("nll_weight", losses),
-    "ld_alpha": lambda value, given: {"model.loss": "LDDPO", "model.loss.alpha": number(value)},
-    "use_weighting": flag("model.loss", "WPO"),
-    "f_divergence_type": divergence,
-    "precompute_ref_log_probs": flag("model.reference", "precomputed"),
+    "simpo_gamma": loss_argument("gamma", losses),
+    "cpo_alpha": cpo_alpha,
+    "rpo_alpha": rpo_alpha,
+    "ld_alpha": change("ld_alpha", "alpha"),
+    "use_weighting": change("use_weighting"),
+    "f_divergence_type": change("f_divergence_type", "divergence", DIVERGENCES.get),
+    "f_alpha_divergence_coef": divergence_alpha,
+    "precompute_ref_log_probs": if_reference(precomputed, losses),
     "disable_dropout": lambda value, given: {"model.dropout": 0.0 if value else None},
     "use_peft": lambda value, given: {"model.adapter": lora(given)} if value else {},
     "load_in_4bit": lambda value, given: (
