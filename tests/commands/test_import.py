@@ -252,10 +252,73 @@ def test_the_template_and_the_sets_beside_a_config_are_found(tmp_path: Path) -> 
         configs.append(yaml.safe_load((tmp_path / f"{name}.new.yaml").read_text())["data"]["init_args"])
     assert Path(configs[0]["chat_template"]).read_text() == yaml.safe_load(MIXTURE)["chat_template"]
     sets = [
-        {"dataset": str(tmp_path / "data/pairs.json"), "columns": {"instruction": "q"}},
+        {"dataset": str(tmp_path / "data/pairs.json"), "columns": {"prompt": "q"}},
         {"dataset": "gone"},
     ]
     assert configs[1]["dataset"] == sets
+
+
+ROW = {"q": "Say 1", "a": "1 ok", "chosen": "1 ok", "rejected": "no", "text": "1 is a number.", "more": "now"}
+PAIRS = {"chosen": "chosen", "rejected": "rejected"}
+INFO = {
+    "texts": {"file_name": "rows.json", "columns": {"prompt": "text"}},
+    "pairs": {"file_name": "rows.json", "ranking": True, "columns": {"prompt": "q", "query": "more", **PAIRS}},
+    "chats": {"file_name": "rows.json", "columns": {"prompt": "q", "response": "a"}},
+}
+FORM = "{instruction}"
+OWN_TYPE = {"field_instruction": "q", "field_output": "a", "system_prompt": "", "format": FORM, "no_input_format": FORM}
+OWN_PAIRS = {"field_prompt": "q", "field_chosen": "chosen", "field_rejected": "rejected", "prompt_format": "{prompt}"}
+SETS: list[tuple[dict[str, Any], dict[str, Any], set[str]]] = [
+    ({"stage": "pt", "dataset": "texts"}, {"data.format": "text", "data.columns": None}, set()),
+    ({"stage": "dpo", "dataset": "pairs"}, {"data.columns.prompt": "q + more"}, set()),
+    (
+        {"stage": "sft", "dataset": "chats", "eval_dataset": "chats"},
+        {
+            "data.columns.instruction": "q",
+            "data.val_sets.rows.columns.output": "a",
+            "data.val_sets.rows.split": "train",
+        },
+        set(),
+    ),
+    (
+        {"base_model": "m", "datasets": [{"path": "data/rows.json", "type": OWN_TYPE}]},
+        {"data.columns.instruction": "q", "data.columns.output": "a"},
+        {"datasets[0].type.format", "datasets[0].type.no_input_format"},
+    ),
+    (
+        {"base_model": "m", "rl": "dpo", "datasets": [{"path": "data/rows.json", "type": OWN_PAIRS}]},
+        {"data.columns.prompt": "q"},
+        {"datasets[0].type.prompt_format"},
+    ),
+    (
+        {"base_model": "m", "test_datasets": [{"path": "data/rows.json", "type": "completion"}] * 2}
+        | {"datasets": [{"path": "data/rows.json", "type": OWN_TYPE | {"format": "", "no_input_format": ""}}]},
+        {"data.val_sets.rows.format": "text", "data.val_sets.rows_1.dataset": "data/rows.json"},
+        set(),
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "expected", "missing"), SETS, ids=[str(given) for given, _, _ in SETS])
+def test_the_rows_of_listed_sets_are_read(
+    given: dict[str, Any],
+    expected: dict[str, Any],
+    missing: set[str],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each column becomes the part that it is in the stage; texts around columns have no counterpart."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/rows.json").write_text(json.dumps([ROW] * 4))
+    Path("data/dataset_info.json").write_text(json.dumps(INFO))
+    Path("a.yaml").write_text(yaml.safe_dump(given))
+    found, lines = imported(tmp_path / "a.yaml", capsys)
+    assert {key: found.get(key) for key in expected} == expected
+    assert {line.partition(": ")[0] for line in lines if "a chat template renders the rows" in line} == missing
+    main(["inspect", "--config", "smollit.yaml", "--model.model_name", str(tiny_model), "--data.cache_dir", "cache"])
 
 
 @pytest.mark.parametrize(

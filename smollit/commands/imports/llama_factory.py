@@ -132,7 +132,6 @@ LLAMA_FACTORY = Tool(
         "double_quantization": "it is `model.quantize: nf4-dq`, with `quantization_bit: 4`",
         "save_only_model": "checkpoints hold all that a resumed run needs",
         "dataset_dir": "`data.dataset` takes a path",
-        "eval_dataset": "`data.val_sets` names sets to validate on",
         "do_predict": NO_NEED,
     },
 )

@@ -1,5 +1,6 @@
 """Data sets as the other tools list them -> `data.dataset`, with one setting for each of their keys."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,14 @@ COLUMNS = {
 READERS = ("json", "csv", "parquet", "text", "arrow")  # `path` of files, in datasets.load_dataset
 RECOGNIZED = "formats and keys of messages are recognized from the rows: `python -m smollit inspect` shows them"
 # Their names of columns in LLaMA-Factory's dataset_info.json, where they are not ours.
-KNOWN = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
+KNOWN = {"prompt": "instruction", "query": "input", "response": "output"}
+# Texts around the columns of a row, in axolotl.
+FORMATS = ("format", "no_input_format", "system_format", "prompt_format", "chosen_format", "rejected_format")
 REASONS = {
     "unregistered": "its entry in dataset_info.json was not found: set `data.dataset` to its file or name",
     "type": f"{RECOGNIZED}; the model's chat template renders them",
+    **{f"type.{name}": "a chat template renders the rows: `data.chat_template` takes your own" for name in FORMATS},
+    "type.system_prompt": "`data.default_system` is the system message of rows that have none",
     "ds_type": "the ending of a file says it",
     "message_property_mappings": RECOGNIZED,
     "message_field_role": RECOGNIZED,
@@ -59,16 +64,8 @@ Part = dict[str, Any]
 Listed = Mapping[str, Any]
 # Their settings that name data sets, and how many rows are held out of them.
 HELD_OUT = ("val_set_size", "val_size", "test_split_size")
-OF_DATA = (
-    "datasets",
-    "dataset_mixture",
-    "dataset_mixer",
-    "dataset_splits",
-    "dataset_configs",
-    "pretraining_dataset",
-    "dataset",
-    *HELD_OUT,
-)
+TRAINED_ON = ("datasets", "dataset_mixture", "dataset_mixer", "pretraining_dataset", "dataset")
+OF_DATA = (*TRAINED_ON, "dataset_splits", "dataset_configs", "test_datasets", "eval_dataset", *HELD_OUT)
 
 
 def data_sets(given: Given, folder: Path) -> tuple[Settings, list[Line]]:
@@ -80,16 +77,17 @@ def data_sets(given: Given, folder: Path) -> tuple[Settings, list[Line]]:
     """
     parts, lines = [], list[Line]()
     for name, listed in listed_sets(given, folder):
-        part: Part = {}
-        for key, value in listed.items():
-            if value is not None:
-                found, why = entry(key, value, listed)
-                columns = part.get("columns", {}) | found.get("columns", {})
-                part |= found | ({"columns": columns} if columns else {})
-                said = ", ".join(f"data.{ours}: {each}" for ours, each in found.items())
-                lines.append(Line("mapped" if said else "no counterpart", f"{name}.{key}: {value}", said or why))
+        part, said = part_of(name, listed, "data")
         parts.append(part)
+        lines += said
     settings = of_parts(parts)
+    for name, listed in validation_sets(given, folder):
+        sets = settings.setdefault("data.val_sets", {})
+        ours = re.sub(r"[^\w-]+", "_", Path(listed.get("path") or name).stem)
+        ours += f"_{len(sets)}" if ours in sets else ""
+        part, said = part_of(name, listed, f"data.val_sets.{ours}")
+        sets[ours] = {"split": "train", "columns": {}, **part}  # without columns, it would have those of training
+        lines += said
     splits = given.get("dataset_splits") or []
     if test := next((split for split in splits if is_test(split)), None):
         settings["data.val_split"] = test
@@ -100,13 +98,29 @@ def data_sets(given: Given, folder: Path) -> tuple[Settings, list[Line]]:
     return settings, lines
 
 
+def part_of(name: str, listed: Listed, ours: str) -> tuple[Part, list[Line]]:
+    """A data set as a part of `data.dataset`, and what became of each of its keys.
+
+    Args:
+        name: Name of the setting that it stands in.
+        listed: Its keys and values.
+        ours: Name of the setting that it becomes.
+    """
+    part, lines = Part(), list[Line]()
+    for key, value in listed.items():
+        if value is not None:
+            found, why = entry(key, value, listed)
+            columns = part.get("columns", {}) | found.get("columns", {})
+            part |= found | ({"columns": columns} if columns else {})
+            said = ", ".join(f"{ours}.{setting}: {each}" for setting, each in found.items())
+            lines.append(Line("mapped" if said else "no counterpart", f"{name}.{key}: {value}", said or why))
+    return part, lines
+
+
 def listed_sets(given: Given, folder: Path) -> Iterator[tuple[str, Listed]]:
     """Each data set, as their keys and values, and the name of the setting that it stands in."""
-    for name in ("datasets", "pretraining_dataset"):
-        found = given.get(name) or []
-        extra = {"type": "pretrain"} if name == "pretraining_dataset" else {}
-        for index, each in enumerate([found] if isinstance(found, str | Mapping) else found):
-            yield f"{name}[{index}]", (dict(each) if isinstance(each, Mapping) else {"path": each}) | extra
+    yield from numbered("datasets", given)
+    yield from ((name, {**each, "type": "pretrain"}) for name, each in numbered("pretraining_dataset", given))
     for index, each in enumerate((given.get("dataset_mixture") or {}).get("datasets", [])):
         yield f"dataset_mixture.datasets[{index}]", each
     splits = given.get("dataset_splits") or []
@@ -115,9 +129,31 @@ def listed_sets(given: Given, folder: Path) -> Iterator[tuple[str, Listed]]:
     for index, (path, weight) in enumerate((given.get("dataset_mixer") or {}).items()):
         config = configs[index] if index < len(configs) else None
         yield f"dataset_mixer[{index}]", {"path": path, "weight": weight, "split": train, "config": config}
-    names = given.get("dataset") or []
-    for name in names.split(",") if isinstance(names, str) else names:
-        yield f"dataset {name.strip()}", registered(name.strip(), given.get("dataset_dir") or "data", folder)
+    yield from of_factory("dataset", given, folder)
+
+
+def validation_sets(given: Given, folder: Path) -> Iterator[tuple[str, Listed]]:
+    """Each data set to validate on."""
+    yield from numbered("test_datasets", given)
+    yield from of_factory("eval_dataset", given, folder)
+
+
+def numbered(name: str, given: Given) -> Iterator[tuple[str, Listed]]:
+    """The data sets that a setting of axolotl lists, by path or with more keys."""
+    found = given.get(name) or []
+    for index, each in enumerate([found] if isinstance(found, str | Mapping) else found):
+        listed = dict(each) if isinstance(each, Mapping) else {"path": each}
+        if isinstance(own := listed.get("type"), Mapping):  # columns, and texts around them
+            del listed["type"]
+            listed |= {f"type.{key}": value for key, value in own.items() if value}
+        yield f"{name}[{index}]", listed
+
+
+def of_factory(name: str, given: Given, folder: Path) -> Iterator[tuple[str, Listed]]:
+    """The data sets that a setting of LLaMA-Factory names."""
+    found = given.get(name) or []
+    for each in found.split(",") if isinstance(found, str) else found:
+        yield f"{name} {each.strip()}", registered(each.strip(), given, folder)
 
 
 def is_test(split: str) -> bool:
@@ -125,31 +161,39 @@ def is_test(split: str) -> bool:
     return any(word in split for word in ("test", "eval", "val"))
 
 
-def registered(name: str, data_folder: str, folder: Path) -> Listed:
+def registered(name: str, given: Given, folder: Path) -> Listed:
     """A data set by its name in LLaMA-Factory's dataset_info.json; without that file, the name is all there is."""
+    data_folder = given.get("dataset_dir") or "data"
     for start in (Path.cwd(), *folder.resolve().parents, folder):
         entry_of = read_mapping(start / data_folder / "dataset_info.json").get(name)
         if isinstance(entry_of, Mapping):
             file = entry_of.get("file_name")
-            columns = {f"field_{KNOWN.get(key, key)}": value for key, value in (entry_of.get("columns") or {}).items()}
             path = str(start / data_folder / file) if file else entry_of.get("hf_hub_url")
             rows = {"max_rows": entry_of.get("num_samples"), "split": entry_of.get("split") if not file else None}
-            return {"path": path, "name": entry_of.get("subset"), **rows, **columns}
+            return {"path": path, "name": entry_of.get("subset"), **rows, **columns_of(entry_of, given)}
     return {"path": name, "unregistered": name} if not Path(name).exists() else {"path": name}
+
+
+def columns_of(entry_of: Mapping[str, Any], given: Given) -> Listed:
+    """The columns of an entry of dataset_info.json, whose `prompt` is the text in stage pt, and the prompt of pairs."""
+    columns = dict(entry_of.get("columns") or {})
+    if given.get("stage") == "pt":
+        return {"field" if key == "prompt" else f"columns.{key}": value for key, value in columns.items()}
+    if entry_of.get("ranking") and {"prompt", "query"} <= columns.keys():
+        columns["prompt"] += f" + {columns.pop('query')}"
+    known = KNOWN | ({"prompt": "prompt"} if entry_of.get("ranking") else {})
+    return {f"field_{known.get(key, key)}": value for key, value in columns.items()}
 
 
 def entry(key: str, value: Any, listed: Listed) -> tuple[Settings, str]:
     """What a key of a data set is of a part of `data.dataset`, or the reason why it has no counterpart."""
-    if key in COLUMNS:
-        column = COLUMNS[key]
+    if (field := key.removeprefix("type.")) in COLUMNS:
+        column = COLUMNS[field]
         if key == "field_messages" and "field_chosen" in listed:
             column = "prompt"
         return ({"columns": {column: value}} if value != column else {}), RECOGNIZED
     if key == "type" and value in ("completion", "pretrain"):
         return {"format": "text"}, ""
-    if key == "type" and isinstance(value, Mapping):
-        named_columns = {COLUMNS[name]: each for name, each in value.items() if name in COLUMNS and each}
-        return ({"columns": named_columns} if named_columns else {}), REASONS["type"]
     if key == "path" and value in READERS and listed.get("data_files"):
         return {}, "the ending of a file says it"
     if key == "data_files" and listed.get("path") in (None, *READERS):
