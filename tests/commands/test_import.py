@@ -352,6 +352,7 @@ SAID = [
     (AXOLOTL + "cosine_min_lr_ratio: 0.1", "-> model.schedule.floor: 0.1"),
     (AXOLOTL + "cosine_min_lr_ratio: 0.1\nlr_scheduler: linear", "-> it has no effect there: the schedule is `linear`"),
     (AXOLOTL.replace("batch_size: 2", "batch_size: auto"), "-> expected a number, got auto"),
+    (AXOLOTL + "batch_size: 64", "batch_size: 64 -> trainer.accumulate_grad_batches: 32"),
     (AXOLOTL.replace("_linear: true", "_modules: 5"), "-> a value of this kind is not known: int"),
     (MIN_LR + "warmup_steps: [1, 2]", "-> expected a number, got [1, 2]"),
     (MIN_LR + "num_train_epochs: null", "num_train_epochs: 3 -> trainer.max_epochs: 3"),  # TRL's default

@@ -123,6 +123,14 @@ def weighting(value: Any, given: Given) -> Settings:
     return {"model.loss": "WPO"} if is_on(value) else {}
 
 
+def batch_size(value: Any, given: Given) -> Settings:
+    """Rows of a step on one device, where the number of micro-batches is not given."""
+    if given.get("gradient_accumulation_steps") is not None:
+        raise ValueError("it has no effect there: `gradient_accumulation_steps` comes first")
+    micro_batches = whole(value) // whole(given["micro_batch_size"])
+    return {"trainer.accumulate_grad_batches": max(1, micro_batches)}
+
+
 def cosine_floor(value: Any, given: Given) -> Settings:
     """The floor of a cosine, and of no other schedule."""
     if given["lr_scheduler"] != "cosine":
@@ -138,6 +146,7 @@ TABLE = {
     "base_model": to("model.model_name"),
     "sequence_len": to("data.max_length", whole),
     "sample_packing": flag("data.packing", "on"),
+    "batch_size": batch_size,
     "micro_batch_size": to("data.train_batch_size", whole),
     "eval_batch_size": to("data.val_batch_size", whole),
     "num_epochs": epochs,

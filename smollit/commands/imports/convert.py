@@ -125,7 +125,7 @@ def _converted(tool: Tool, name: str, value: Any, everything: Given) -> Settings
         raise ValueError(why_not(name, tool.reasons))
     try:
         return convert(value, everything)
-    except (TypeError, AttributeError, KeyError) as error:
+    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:
         raise ValueError(f"a value of this kind is not known: {type(value).__name__}") from error
 
 
