@@ -44,7 +44,7 @@ def losses(given: Given) -> list[str]:
     """The names of the losses, as smollit has them."""
     if method(given) == "SFT":
         return ["DFT" if is_on(given.get("use_dft")) else "NLL"]
-    if given["rl"] == "dpo" and is_on(given.get("dpo_use_weighting")) and given.get("rpo_alpha") is None:
+    if given["rl"] == "dpo" and is_on(given.get("dpo_use_weighting")) and not given.get("rpo_alpha"):
         return ["WPO"]
     return [LOSSES[given["rl"]]]
 

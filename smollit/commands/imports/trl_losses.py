@@ -7,7 +7,7 @@ from smollit.commands.imports.mapping import Convert, Given, Settings, is_on, nu
 
 # Each changes all losses of TRL. smollit has what `sigmoid` becomes, by one of them at a time.
 CHANGES = {"ld_alpha": "LDDPO", "use_weighting": "WPO", "f_divergence_type": "FDPO"}
-NEEDED = {"use_weighting": ", nor a likelihood term", "f_divergence_type": ", where an alpha is between 0 and 1"}
+NEEDED = {"use_weighting": " or a likelihood term", "f_divergence_type": "; an alpha must be between 0 and 1"}
 DIVERGENCES = {"js_divergence": "js", "forward_kl": "forward_kl", "alpha_divergence": "alpha"}
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # the losses that read `label_smoothing`
 OF_CPO = ("cpo_alpha", "simpo_gamma")  # only CPOConfig has these
@@ -138,10 +138,9 @@ def change(name: str, argument: str = "", convert: Callable[[Any], Any] = number
         if not _is_asked(value):
             return {}
         if CHANGES[name] not in losses(given):
-            raise ValueError(
-                f"`model.loss: {CHANGES[name]}` is `sigmoid` with it, and with no other of {', '.join(CHANGES)}"
-                + NEEDED.get(name, "")
-            )
+            others = ", ".join(each for each in CHANGES if each != name)
+            also = NEEDED.get(name, "")
+            raise ValueError(f"`model.loss: {CHANGES[name]}` has it for `sigmoid` alone, and not beside {others}{also}")
         return loss(given) | ({f"model.loss.{argument}": convert(value)} if argument else {})
 
     return converted
