@@ -119,13 +119,13 @@ class TurnFinder:
             self._refuse(f"puts {own!r} before messages[{index}], but not into its (`add_generation_prompt`)")
 
     def _verify_content(self, chat: RenderedChat, index: int, printed: list[Printed], start: int) -> None:
-        """Refuse a turn whose content is printed in another form; a template may print only what follows a block."""
+        """Refuse a turn whose content is printed in another form; of earlier turns the end may be printed alone."""
         content, (first, last) = chat.messages[index]["content"].strip(), printed[index].content
         if last is None:
             if content and not has_extras(chat.messages[index]):
                 self._refuse(f"does not print the text of messages[{index}]")
             return
-        whole = first is None or chat.text[first:last].strip() == content
+        whole = not _is_last(chat.messages, index) if first is None else chat.text[first:last].strip() == content
         if not whole or not chat.text[start:last].rstrip().endswith(content[-TAIL:].split("\n")[-1]):
             self._refuse(f"changes the text of messages[{index}]")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.types import Message
 from smollit.data.template.rendering.jinja import read_variables
-from smollit.data.template.rendering.marks import locate
+from smollit.data.template.rendering.marks import Printed, locate
 from smollit.data.template.rendering.renderer import RenderedChat, Renderer, has_extras
 
 USUAL = ("role", "content", "train")
@@ -21,37 +21,53 @@ def find_unprinted(renderer: Renderer, chat: RenderedChat) -> list[str]:
         chat: The rendered chat.
     """
     found: dict[str, None] = {}
-    if chat.contents is None:
-        found |= dict.fromkeys(_contents(renderer, chat))
-    if any(map(has_extras, chat.messages)):
-        found |= dict.fromkeys(_keys(renderer, chat))
+    extras = any(map(has_extras, chat.messages))
+    if chat.contents is None or extras:
+        printed = locate(renderer.text, chat.messages, chat.text)
+        found |= dict.fromkeys(_contents(renderer, chat, printed))
+    if extras:
+        found |= dict.fromkeys(_keys(renderer, chat, printed))
         found |= dict.fromkeys(_calls(renderer, chat))
     if chat.variables:
         found |= dict.fromkeys(_variables(renderer, chat))
     return list(found)
 
 
-def _contents(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:
+def _contents(renderer: Renderer, chat: RenderedChat, printed: list[Printed]) -> Iterator[str]:
     """Contents: those that marks show are printed, others are tried."""
-    printed = locate(renderer.text, chat.messages, chat.text)
     for index, message in enumerate(chat.messages):
+        starts, ends = (place is not None for place in printed[index].content)
         is_located = "content" in printed[index].places or not message["content"].strip()
-        if not is_located and _is_same(renderer, chat, index, {**message, "content": ""}):
+        if starts != ends:
+            whose = EARLIER if message["role"] == "assistant" else f"of role {message['role']}"
+            yield f"a part of the content {whose}"
+        elif not is_located and _is_same(renderer, chat, index, {**message, "content": ""}):
             yield f"content of role {message['role']}"
 
 
-def _keys(renderer: Renderer, chat: RenderedChat) -> Iterator[str]:
-    """Keys besides role and content: first without the key in all messages, then in each."""
+def _keys(renderer: Renderer, chat: RenderedChat, printed: list[Printed]) -> Iterator[str]:
+    """Keys besides role and content: those that marks show are printed, others are tried."""
     keys = dict.fromkeys(key for message in chat.messages for key in message if key not in USUAL)
     for key in keys:
-        without = [{name: value for name, value in message.items() if name != key} for message in chat.messages]
         having = [index for index, message in enumerate(chat.messages) if message.get(key) not in (None, "", [], {})]
-        if having and _text(renderer, without) == chat.text:
-            roles = {chat.messages[index]["role"] for index in having}
+        hidden = [index for index in having if key not in printed[index].places]
+        roles = {chat.messages[index]["role"] for index in having}
+        if hidden and hidden == having and _is_lost(renderer, chat, having, key):
+            without = [{name: value for name, value in message.items() if name != key} for message in chat.messages]
             is_earlier = any(_is_printed_at_the_end(renderer, chat, without, index) for index in having)
             yield f"{key} {OF_RESULTS}" if roles == {"tool"} else f"{key} {EARLIER}" if is_earlier else key
-        elif len(having) > 1 and any(_is_same(renderer, chat, index, without[index]) for index in having):
+        elif len(having) > 1 and any(_is_lost(renderer, chat, [index], key) for index in hidden):
             yield f"{key} {EARLIER}" if chat.messages[having[0]]["role"] == "assistant" else f"{key} of some turns"
+
+
+def _is_lost(renderer: Renderer, chat: RenderedChat, having: list[int], key: str) -> bool:
+    """Whether the text is the same where messages lack a key, or have another text in it."""
+    without, other = list(chat.messages), list(chat.messages)
+    for index in having:
+        message = chat.messages[index]
+        without[index] = {name: value for name, value in message.items() if name != key}
+        other[index] = {**message, key: "?"} if isinstance(message[key], str) else without[index]
+    return any(_text(renderer, messages) == chat.text for messages in (without, other))
 
 
 def _is_printed_at_the_end(renderer: Renderer, chat: RenderedChat, without: list[Message], index: int) -> bool:

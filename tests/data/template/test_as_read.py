@@ -66,6 +66,40 @@ def test_reasoning_in_the_content_is_the_same_as_in_a_key(read: Read, more: list
     assert report.unprinted == ({"reasoning_content of earlier turns": 2} if len(more) == 2 else {})
 
 
+# As DeepSeek-R1, which cuts reasoning out of all turns; as Nemotron 3, out of earlier ones, with a line end of its own.
+CUTS = (
+    "{% for m in messages %}{% set c = m.content %}{% if m.role == 'assistant' %}{% set c = c.split('</think>')[-1] %}"
+    "{% endif %}<{{ m.role }}>{{ c }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CUTS_EARLIER = (
+    "{% for m in messages %}{% set c = m.content %}{% if m.reasoning_content %}"
+    "{% set c = '<think>\n' + m.reasoning_content + '\n</think>\n' + c %}{% endif %}{% if not loop.last %}"
+) + CUTS.partition("m.role == 'assistant' %}")[2]
+
+
+@pytest.mark.parametrize("after", ["\n", "\n\n", " \n"])
+@pytest.mark.parametrize(
+    ("source", "lost"),
+    [
+        (CUTS, "reasoning_content"),
+        (CUTS.replace("[-1]", "[-1] | trim"), "reasoning_content"),
+        (CUTS.replace("[-1]", "[-1].lstrip('\n')"), "reasoning_content"),
+        (CUTS_EARLIER, "of earlier turns"),
+    ],
+)
+def test_reasoning_that_a_template_cuts_out_is_named(read: Read, source: str, lost: str, after: str) -> None:
+    """Whatever whitespace follows it; a turn of which more is lost than its reasoning is refused."""
+    turns = [user("Q"), assistant(f"<think>\nHm\n</think>{after}A."), user("and?")]
+    last = f"<think>\nOr\n</think>{after}B."
+    [(name, count)] = read([{"messages": [*turns, assistant(last)]}], source).reports["train"].unprinted.items()
+    assert name.endswith(lost) and count == 1
+    pair = {"prompt": turns, "chosen": last, "rejected": "C."}
+    assert read([pair], source, kind=PreferenceDataModule).reports["train"].unprinted
+    if lost == "reasoning_content":
+        with pytest.raises(ValueError, match=r"changes the text of messages\[1\]"):
+            read([{"messages": [user("Q"), assistant(f"A </think> B </think>{after}C")]}], source)
+
+
 def test_reasoning_is_no_control_text(read: Read) -> None:
     """Also where the template prints it as any other text, and where control text drops a row: the user's does."""
     chat = [user("Q"), assistant("<think>\nHm\n</think>\n\nA.")]

@@ -4,6 +4,7 @@ Data sets write the same turn in several ways, and a template prints one of them
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from smollit.data.template.rendering.renderer import Renderer
 
 OPENS, CLOSES = "<think>", "</think>"  # around reasoning that is written into the content
 REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of messages: transformers reads them as one
+READS = re.compile("|".join((CLOSES, *REASONING)))  # in the source of a template that does more than print contents
 CALL_KEYS = ({"name", "arguments"}, {"name", "parameters"})
 
 
@@ -30,7 +32,7 @@ def as_read(renderer: Renderer, messages: list[Message], given: dict[int, int]) 
         given: Indices of turns that continue another one, which stay as they are.
     """
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant" and index not in given]
-    if any(CLOSES in messages[index]["content"] for index in turns):
+    if READS.search(renderer.source) and any(CLOSES in messages[index]["content"] for index in turns):
         messages = _with_reasoning(renderer, messages, turns)
     if names := _tool_names(renderer.variables.get("tools")):
         messages = _with_calls(renderer, messages, turns, names)
@@ -40,25 +42,32 @@ def as_read(renderer: Renderer, messages: list[Message], given: dict[int, int]) 
 
 
 def _with_reasoning(renderer: Renderer, messages: list[Message], turns: list[int]) -> list[Message]:
-    split = {index: found for index in turns if (found := _split_reasoning(messages[index]))}
     text = _text(renderer, messages)
-    every = [split.get(index, message) for index, message in enumerate(messages)]
-    if text is None or _text(renderer, every) == text:
-        return messages if text is None else every
-    for index, message in split.items():  # the template may read earlier turns only
-        tried = _replaced(messages, index, message)
-        messages = tried if _text(renderer, tried) == text else messages
+    if text is None:
+        return messages
+    split = {index: found for index in turns if (found := _split_reasoning(messages[index]))}
+    for every in zip(*split.values(), strict=True):
+        tried = [dict(zip(split, every, strict=True)).get(index, message) for index, message in enumerate(messages)]
+        if _text(renderer, tried) == text:
+            return tried
+    for index, found in split.items():  # the template may read earlier turns only
+        tries = (_replaced(messages, index, message) for message in found)
+        messages = next((tried for tried in tries if _text(renderer, tried) == text), messages)
     return messages
 
 
-def _split_reasoning(message: Message) -> Message | None:
-    """The turn with its reasoning in a key of its own; None if it holds none, or has the key already."""
+def _split_reasoning(message: Message) -> tuple[Message, ...]:
+    """The turn with its reasoning in a key of its own; none if it holds none, or has the key already.
+
+    A template may strip the whitespace of the content, print it, or write a line end before it: so there are several.
+    """
     before, closes, after = message["content"].partition(CLOSES)
     if not closes or any(message.get(key) for key in REASONING):
-        return None
+        return ()
     reasoning = before.strip().removeprefix(OPENS).strip("\n")
     found = {"reasoning_content": reasoning} if reasoning.strip() else {}
-    return {**message, "content": after.lstrip("\n"), **found}
+    contents = (after.lstrip("\n"), after, after.removeprefix("\n"), after.strip())
+    return tuple({**message, "content": content, **found} for content in contents)
 
 
 def _with_calls(renderer: Renderer, messages: list[Message], turns: list[int], names: set[str]) -> list[Message]:
