@@ -8,7 +8,7 @@ from rich.console import Console
 from smollit.commands.console import say
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.types import Conversation, Message
-from smollit.data.template.notes import notes
+from smollit.data.template.notes import notes, problems
 from smollit.data.template.template import ChatTemplate, load_template
 from smollit.data.template.tokenize import Segment, load_tokenizer
 from smollit.data.template.train_on import through_last_loss
@@ -101,7 +101,7 @@ def try_shape(template: ChatTemplate, shape: Shape) -> Tried:
 
 
 def show_template(name: str, tokenizer_name: str | None, console: Console) -> bool:
-    """Print how the spans of a template are found, and each shape; whether all that is read is right.
+    """Print how the spans of a template are found, and each shape; whether turns end, and all that is read is right.
 
     Args:
         name: A Jinja file, or the Hub id or folder of a model whose tokenizer has a template.
@@ -127,7 +127,9 @@ def show_template(name: str, tokenizer_name: str | None, console: Console) -> bo
             say(console, repr(span), indent=4)
         if found.unprinted:
             say(console, f"not printed: {', '.join(found.unprinted)}", indent=4)
-    return all(found.verdict != "wrong" for found in tried.values())
+    for problem in problems(template):
+        say(console, f"{MARKS['wrong']} {problem}")
+    return not problems(template) and all(found.verdict != "wrong" for found in tried.values())
 
 
 def _spans(segments: tuple[Segment, ...]) -> list[str]:

@@ -25,6 +25,8 @@ def log_template(template: ChatTemplate, *, is_default: bool) -> None:
         log.info("the tokenizer has no chat template: ChatML is used")
     for note in notes(template):
         log.info("%s", note)
+    for problem in problems(template):
+        log.warning("%s", problem)
     eos, end = template.tokenizer.eos_token, template.turn_end()
     if eos and end and eos not in end:
         log.info("assistant turns end with %s, not with the tokenizer's eos %s: both stop generation", end, eos)
@@ -59,6 +61,17 @@ def notes(template: ChatTemplate) -> list[str]:
     if template.cache_text != template.source:
         lines.append(f"{template.name} prints today's date: the data is tokenized again each day")
     return lines
+
+
+def problems(template: ChatTemplate) -> list[str]:
+    """What no row can make good: turns without an end."""
+    if template.turn_end():
+        return []
+    return [
+        f"{template.name} ends a chat without an end marker of the assistant turn, so no loss span ends with a token"
+        " that stops generation: the model would not learn to stop. Print one there, such as {{ eos_token }}, or set"
+        " `data.chat_template` to chatml"
+    ]
 
 
 def leads(template: ChatTemplate) -> tuple[str, str]:

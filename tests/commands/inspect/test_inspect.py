@@ -341,5 +341,10 @@ def test_a_template_is_shown_without_a_config(tmp_path: Path, capsys: pytest.Cap
     assert "generation prompt '<assistant>', end of a turn '<end>'" in shown
     assert "✓ several turns: read\n    'Reply 0.<end>'\n    'Reply 1.<end>'\n    'Reply 2.<end>'\n" in shown
     assert "- tools: refused" in shown and "prints nothing of messages[1], which has tool_calls" in shown
+    source, prompt = source.replace("<end>", "{{ '<end>' if not loop.last }}"), prompt.replace("<ass", "<end><ass")
+    (tmp_path / "mine.jinja").write_text(source + prompt)
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "--template", str(tmp_path / "mine.jinja"), "--strict"])
+    assert ended.value.code == 1 and "the model would not learn to stop" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"names a Jinja file, or a model: 'none.jinja' does not exist"):
         main(["inspect", "--template", "none.jinja"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from smollit.data.template.notes import notes
+from smollit.data.template.notes import log_template, notes
 from smollit.data.template.template import ChatTemplate, load_template
 from tests.data.conftest import user
 
@@ -88,6 +88,14 @@ def test_the_date_is_part_of_what_the_cache_depends_on(load: Load, chatml: ChatT
     assert dated.cache_text in {dated.source + day.isoformat() for day in days}
     assert any("today's date" in note for note in notes(dated))
     assert chatml.cache_text == chatml.source
+
+
+def test_a_template_without_an_end_is_warned_of(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    """No loss span ends with a token that stops generation: with eos after the turn, they do."""
+    for end in ("", "{{ eos_token }}"):
+        caplog.clear()
+        log_template(load(TURNS.replace("<end>", end) + PROMPT), is_default=False)
+        assert ("the model would not learn to stop" in caplog.text) == (end == "")
 
 
 # ---- the system text that a template adds
