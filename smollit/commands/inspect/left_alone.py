@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from smollit.commands.inspect.compare import Compared, rendered
 from smollit.data.encoding.encoder import Encoder
 from smollit.data.encoding.report import fraction
-from smollit.data.formats.format import USUAL
+from smollit.data.formats.format import USUAL, Format
 from smollit.data.formats.groups import GROUP
 from smollit.data.formats.types import Record, Text
 from smollit.data.template.rendering.jinja import read_variables
@@ -98,11 +98,21 @@ def left_alone(compared: list[Compared], encoder: Encoder) -> tuple[list[str], l
 def columns_left_alone(compared: list[Compared], encoder: Encoder) -> list[LeftAlone]:
     """The columns that no part uses, and whose values the rendered chats do not have."""
     form = encoder.format
-    found = [_left_alone(compared, column, read=_is_read(compared, column, encoder)) for column in form.unused]
+    unused = [*form.unused, *_late(compared, form)]
+    found = [_left_alone(compared, column, read=_is_read(compared, column, encoder)) for column in unused]
     if form.ranking is None:  # else the responses that are in no pair are lacking
         parts = [_left_alone(compared, column, read=False) for column in form.partly_used]
         found += [column._replace(is_partly_used=True) for column in parts if column.has_words]
     return [column for column in found if column.rows or column.is_read]
+
+
+def _late(compared: list[Compared], form: Format) -> list[str]:
+    """The columns that the first rows lack, and that no part uses either."""
+    if form.convert:
+        return []
+    used = {GROUP, *form.known, *(name for names in form.late.values() for name in names)}
+    rows = [row for one in compared for row in one.row.get(GROUP, [one.row])]
+    return list(dict.fromkeys(name for row in rows for name in row if name not in used))
 
 
 def _left_alone(compared: list[Compared], column: str, *, read: bool) -> LeftAlone:

@@ -41,7 +41,7 @@ def cache_key(source: Source, encoder: Encoder) -> str:
     tokenizer, form = encoder.template.tokenizer, encoder.format
     parts: dict[str, object] = {
         "source": source.fingerprint,
-        "format": [form.name, form.columns, form.late, asdict(form.roles), form.media],
+        "format": [form.name, form.columns, form.late, asdict(form.roles), form.media, sorted(form.labels)],
         "tokenizer": encoder.template.tokenizer_hash,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "template": encoder.template.cache_text,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from smollit.data.formats.detection.labels import check_labels
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.format import GROUPED, Fields, Format
 from smollit.data.formats.groups import GROUP, from_thread, from_unpaired
@@ -106,6 +107,7 @@ def _from_row(row: Row, format: Format) -> Records:
     for name in format.media:
         if row.get(name):
             raise BadRow(DropReason.NOT_TEXT, f"`{name}` is not empty, and only text can be read")
+    check_labels(row, format.labels)
     fields = Fields(row, format.columns, format.roles, format.late)
     if format.name == "text":
         return [from_text(fields)]

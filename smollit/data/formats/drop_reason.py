@@ -31,6 +31,7 @@ class DropReason(StrEnum):
     TWO_SYSTEM_TEXTS = "two system texts"
     NOT_AN_ASSISTANT_TURN = "response is not an assistant turn"
     NOT_CONVERTED = "left out by `data.convert`"
+    BAD_COMPLETION = "a bad completion, by a label that the first rows lack"
     NO_BETTER_RESPONSE = "no response is better than another"
     # Scores of a pair
     SMALL_GAP = "score gap too small"
@@ -79,6 +80,10 @@ ADVICE = {
         " assistant, which keep earlier turns; change `data.train_on` where no turn has its roles"
     ),
     DropReason.TOO_LONG: LENGTH,
+    DropReason.BAD_COMPLETION: (
+        "put a row with its label first, so that `data.where` can choose by it, or set `data.columns: {label: ''}`, "
+        "which takes all rows"
+    ),
     DropReason.ROLE_ORDER: "set `data.odd_turns` to merge",
     DropReason.ROLE_ORDER_ERROR: "set `data.odd_turns` to merge or drop",
     DropReason.TOO_LONG_ERROR: f"{LENGTH}, or set `data.truncate` to right, left-turns or drop",

@@ -89,8 +89,10 @@ class Format:
         roles: Which roles its messages may have, and whether ShareGPT's keys and names are read.
         seen: Names of roles in the first rows that are read as other roles.
         late: Names of the columns of parts that the first rows lack: JSON has other keys in each row.
+        known: Columns of the first rows, and those that the user maps to nothing.
         unused: Columns that no part uses.
-        media: Columns of images, videos and sounds, which can't be read.
+        media: Names of columns of images, videos and sounds, which can't be read.
+        labels: Names, in lower case, of labels of completions of which the first rows have no value.
         ranking: Which of several responses is preferred; None where a format says it itself.
         pairs_of: Which pairs are made of several responses.
         convert: Turns each row into one of this format before it is read; None leaves rows as they are.
@@ -103,8 +105,10 @@ class Format:
     roles: Roles = field(default_factory=Roles)
     seen: tuple[str, ...] = ()
     late: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
     unused: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
+    labels: frozenset[str] = frozenset()
     ranking: Ranking | None = None
     pairs_of: PairsOf = "best-worst"
     convert: Converter | None = None

@@ -13,6 +13,7 @@ from smollit.commands.inspect.pieces import inspect_row
 from smollit.commands.inspect.split_view import views
 from smollit.data import ChatDataModule, Part, PreferenceDataModule
 from smollit.data.encoding import part
+from smollit.data.formats.drop_reason import DropReason
 
 TINY = Path(__file__).resolve().parents[3] / "smollit" / "models" / "tiny"
 
@@ -125,6 +126,25 @@ def test_texts_that_no_message_has_are_named_with_their_weight(tmp_path: Path) -
         "the column `text` is not used, and has texts of up to 52 characters in 4 of 4 compared rows": "note",
         "columns that are not used, and whose values the chats lack, in up to 4 of 4 compared rows": "note",
     }
+
+
+def test_columns_that_only_later_rows_have_are_not_lost(tmp_path: Path) -> None:
+    """Those of the first 100 rows are known: labels of bad completions and images drop their rows, others are named."""
+    rows = chats(*map(str, range(106)))
+    late = [
+        {"label": False},
+        {"images": ["a.png"]},
+        {"Liked": "no"},
+        {"label": True},
+        {"documents": ["a text of them"]},
+    ]
+    for row, columns in zip(rows[101:], late, strict=True):
+        row |= columns
+    (view,) = views(make(tmp_path, write(tmp_path / "mine.jsonl", rows), train_split="train", val_split=None))["train"]
+    assert view.report.dropped == {DropReason.BAD_COMPLETION: 2, DropReason.NOT_TEXT: 1}
+    assert view.report.examples[DropReason.BAD_COMPLETION] == ["row 101: `label` is False", "row 103: `Liked` is no"]
+    severities = {finding.severity for finding in find_all(view) if "the column `documents`" in finding.text}
+    assert severities == {"wrong"}
 
 
 # case: F13

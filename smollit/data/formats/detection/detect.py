@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from smollit.data.formats.detection.advice import likely_prompt, one_message_a_row, why_not
-from smollit.data.formats.detection.labels import is_good
+from smollit.data.formats.detection.labels import is_good, late_labels
 from smollit.data.formats.detection.split import Split, is_response_alone
 from smollit.data.formats.format import LAYOUTS, MEDIA, Format, Parts, listed, parts_of
 from smollit.data.formats.messages.roles import OddTurns, Roles
@@ -64,6 +64,7 @@ def detect_format(
     used = split.used_parts(name)
     _check(split, name, used, set(filtered))
     ranking = _ranking(split, used.get("chosen_if"), pairs_of)
+    may_be_labelled = kind == "chat" and name != "text"
     as_sharegpt = name in ("sharegpt", "thread") or (name != "messages" and split.is_sharegpt(used))
     roles = Roles(split.extra_roles, sharegpt=as_sharegpt, odd_turns=odd_turns)
     return Format(
@@ -73,8 +74,10 @@ def detect_format(
         roles=roles,
         seen=split.renamed_roles(used, roles),
         late=split.late_parts(name, used),
+        known=frozenset((*columns, *(part for part, column in split.mapping.items() if not column))),
         unused=split.unused(used, set(filtered)),
-        media=tuple(name for name in MEDIA if name in columns and split.mapping.get(name) != ""),
+        media=tuple(name for name in MEDIA if split.mapping.get(name) != ""),
+        labels=late_labels(rows, filtered) if may_be_labelled and "label" not in split.mapping else frozenset(),
         ranking=ranking,
         pairs_of=pairs_of,
     )

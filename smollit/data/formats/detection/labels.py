@@ -1,6 +1,10 @@
 """Labels: columns that say of each completion whether it is a good one, as data for KTO have them."""
 
+from collections.abc import Iterable
 from typing import Any
+
+from smollit.data.formats.drop_reason import BadRow, DropReason
+from smollit.data.sources.files import Row
 
 # Their usual names.
 LABELS = (
@@ -14,12 +18,30 @@ OPPOSITES = {
     "thumbs_up": "thumbs_down", "desirable": "undesirable", "chosen": "rejected", "accepted": "rejected",
     "correct": "incorrect", "like": "dislike", "liked": "disliked",
 }  # fmt: skip
-WORDS = {*OPPOSITES, *OPPOSITES.values(), "-1"}
+BAD_WORDS = {*OPPOSITES.values(), "-1"}
+WORDS = {*OPPOSITES, *BAD_WORDS}
 
 
 def is_label(values: list[Any]) -> bool:
     """Whether values that are not null say good or bad: true and false, 1 and 0, 1 and -1, or such words."""
     return bool(values) and all(_word(value) in WORDS for value in values)
+
+
+def late_labels(rows: list[Row], known: Iterable[str]) -> frozenset[str]:
+    """The usual names of labels, in lower case, of which the first rows have no value and that are not known."""
+    seen = {name for row in rows for name, value in row.items() if value is not None}
+    return frozenset(LABELS) - {name.lower() for name in (*seen, *known)}
+
+
+def check_labels(row: Row, names: frozenset[str]) -> None:
+    """Refuse a row if one of the labels calls its completion a bad one.
+
+    Raises:
+        BadRow: With the label.
+    """
+    for name, value in row.items():
+        if name.lower() in names and _word(value) in BAD_WORDS:
+            raise BadRow(DropReason.BAD_COMPLETION, f"`{name}` is {value}")
 
 
 def is_good(column: str, values: list[Any]) -> str:
