@@ -38,7 +38,7 @@ def table(found: dict[str, tuple[ChatTemplate, dict[str, Tried]] | str]) -> str:
             continue
         template, tried = result
         marks = " | ".join(MARKS[one.verdict] for one in tried.values())
-        span = repr(tried["one turn"].loss[0])[1:-1].replace("|", "\\|").replace("<", "&lt;")
+        span = repr("".join(tried["one turn"].loss))[1:-1].replace("|", "\\|").replace("<", "&lt;")
         lines.append(f"| {name} | {template.span_source} | {marks} | {span} |")
     return "\n".join(lines) + "\n"
 

@@ -43,8 +43,10 @@ class ControlText:
             return []
         renderer = self.renderer.bind(record.variables)
         if not pair:
-            return self.find([*as_read(renderer, messages, {}), record.variables])
-        (*before, chosen), (*_, rejected) = (as_read(renderer, [*messages, response], {}) for response in pair)
+            return self.find([*_own(renderer, as_read(renderer, messages, {})), record.variables])
+        (*before, chosen), (*_, rejected) = (
+            _own(renderer, as_read(renderer, [*messages, response], {})) for response in pair
+        )
         return self.find([*before, chosen, rejected, record.variables])
 
     def locate(self, chat: RenderedChat) -> list[Span]:
@@ -66,6 +68,18 @@ class ControlText:
                 DropReason.UNESCAPABLE, f"{found[0]!r} is where the template does more than print a message's text"
             )
         return spans or []
+
+    def without_given(self, chat: RenderedChat) -> RenderedChat:
+        """The chat with what its prompts give of the contents of turns as text of the template."""
+        renderer = self.renderer.bind(chat.variables)
+        messages = _own(renderer, chat.messages)
+        if chat.contents is None or messages == chat.messages:
+            return chat
+        given = [
+            len(whole["content"]) - len(own["content"]) for whole, own in zip(chat.messages, messages, strict=True)
+        ]
+        contents = [(start + count, end) for (start, end), count in zip(chat.contents, given, strict=True)]
+        return chat._replace(messages=messages, contents=contents)
 
     @cached_property
     def markers(self) -> list[str]:
@@ -114,6 +128,15 @@ class ControlText:
     def _escapable(self) -> frozenset[str]:
         """Texts that are one token: plain text that spells them has different tokens."""
         return frozenset(token.content for token in self.tokenizer.added_tokens_decoder.values())
+
+
+def _own(renderer: Renderer, messages: list[Message]) -> list[Message]:
+    """The messages without what prompts give of the contents of turns."""
+    given = [renderer.num_given(message) for message in messages]
+    return [
+        {**message, "content": message["content"][count:]} if count else message
+        for message, count in zip(messages, given, strict=True)
+    ]
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from smollit.data.formats.drop_reason import BadRow
 from smollit.data.formats.types import Message
 from smollit.data.template.loss_spans import FULL, LossSpanFinder, SpanSource
+from smollit.data.template.rendering.marks import MARKER
 from smollit.data.template.rendering.renderer import Renderer
 from smollit.data.template.rendering.shapes import SENTINEL
 
@@ -28,10 +29,11 @@ class SystemTurn(NamedTuple):
         return self.before + self.text + self.end
 
 
-def probe_chats() -> list[list[Message]]:
-    """One turn, several turns, with a system text, with a tool's result."""
+def probe_chats(opens: str = "") -> list[list[Message]]:
+    """One turn, several turns, with a system text, with a tool's result; turns begin with what `opens` opens."""
+    block = f"{opens}Hm.{MARKER.sub(lambda found: f'</{found.group()[1:]}', opens.strip())}" if opens else ""
     asked = [{"role": "user", "content": f"Question {number}?"} for number in range(3)]
-    said = [{"role": "assistant", "content": f"Reply {number}."} for number in range(3)]
+    said = [{"role": "assistant", "content": f"{block}Reply {number}."} for number in range(3)]
     turns = [message for pair in zip(asked, said, strict=True) for message in pair]
     system, tool = {"role": "system", "content": "Be kind."}, {"role": "tool", "content": "42"}
     return [turns[:2], turns, [system, *turns[:4]], [asked[0], said[0], tool, said[1], *turns[4:]]]
@@ -60,7 +62,7 @@ def choose_span_source(renderer: Renderer) -> SpanSource:
 
 def _verify_spans(finder: LossSpanFinder) -> None:
     """Find the loss spans of the probe chats, each with every check."""
-    for number, messages in enumerate(probe_chats()):
+    for number, messages in enumerate(probe_chats(finder.renderer.opens)):
         wanted = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         wanted = wanted[-1:] if finder.source == "last" else wanted
         try:

@@ -100,7 +100,8 @@ class SegmentTokenizer:
 
     def cut(self, chat: RenderedChat, parts: list[TurnPart], *, has_control: bool) -> SegmentedRow:
         """The text up to the end of the last part, split where parts and control text start and end."""
-        control = self.control.locate(chat) if has_control or chat.given else []  # joined turns may make control text
+        said = self.control.without_given(chat)
+        control = self.control.locate(said) if has_control or chat.given else []  # joined turns may make control text
         segments: list[Segment] = []
         cursor = 0
         for start, end, message, in_loss, starts_turn in parts:
@@ -109,7 +110,7 @@ class SegmentTokenizer:
             pieces = cut_at(chat.text, (start, end), control, in_loss=in_loss, message=message)
             segments += [pieces[0]._replace(starts_turn=True), *pieces[1:]] if starts_turn and pieces else pieces
             cursor = end
-        return SegmentedRow((chat,), tuple(self._placed(segments)), (self.count_written(chat, cursor),))
+        return SegmentedRow((chat,), tuple(self._placed(segments)), (self.count_written(said, cursor),))
 
     def token_ends(self, segment: Segment) -> list[int]:
         """Where each token of a segment ends, in characters."""

@@ -5,6 +5,7 @@ templates whose prompts differ from the full chat in known ways, and then the sp
 
 - Earlier reasoning is removed, so the turns before are printed in another way, and the header is the same.
 - The prompt ends with whitespace that the turn lacks: `<think>\\n`, and the turn has `<think></think>`.
+- The prompt opens a reasoning block, and the turn's content begins with it: `<think>\\n`.
 - The prompt ends with a reasoning block, or with what opens one, and the turn is printed without one. This is known
   of earlier turns only: a last turn without the block would be trained after another text than inference gives.
 
@@ -56,7 +57,7 @@ class TurnFinder:
         key, first = _header_key(chat, index), printed[index].start or 0
         known = verified.get(key) if key is not None else None
         start = first - known if known is not None else self._start(chat, index, printed)
-        if key is not None:
+        if key is not None and start <= first:
             verified[key] = first - start
         end = self._end(chat, index, printed)
         if start > end:
@@ -71,6 +72,7 @@ class TurnFinder:
             BadRow: If the prompt differs from the chat in no known way.
         """
         limit = next((place for place in printed[index][:2] if place is not None), len(chat.text))
+        limit += self.renderer.num_given(chat.messages[index])
         before = self.renderer.text_before(chat.messages, index)
         is_prompt = index > 0 or not self.renderer.generation_prompt  # a chat that starts with the turn has no prompt
         if is_prompt and chat.text.startswith(before) and len(before) <= limit:
@@ -125,8 +127,12 @@ class TurnFinder:
             if content and not has_extras(chat.messages[index]):
                 self._refuse(f"does not print the text of messages[{index}]")
             return
-        whole = not _is_last(chat.messages, index) if first is None else chat.text[first:last].strip() == content
-        if not whole or not chat.text[start:last].rstrip().endswith(content[-TAIL:].split("\n")[-1]):
+        if first is not None:
+            is_right = chat.text[first:last].strip() == content
+        else:
+            is_end = chat.text[start:last].rstrip().endswith(content[-TAIL:].split("\n")[-1])
+            is_right = is_end and not _is_last(chat.messages, index)
+        if not is_right:
             self._refuse(f"changes the text of messages[{index}]")
 
     def _end(self, chat: RenderedChat, index: int, printed: list[Printed]) -> int:

@@ -1,6 +1,7 @@
 """Reasoning and calls that a data set writes into texts are read as the template reads them; rendering decides."""
 
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ THINKS = (
 )
 QUOTES = "{% for t in m.tool_calls or [] %}<call>{{ t.function.name }} {{ t.function.arguments | tojson }}{% endfor %}"
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+CHATML = (files("smollit.data.template") / "chatml.jinja").read_text(encoding="utf-8")
 DONE = "three.<|im_end|>"
 Read = Callable[..., ChatDataModule]
 
@@ -98,6 +100,24 @@ def test_reasoning_that_a_template_cuts_out_is_named(read: Read, source: str, lo
     if lost == "reasoning_content":
         with pytest.raises(ValueError, match=r"changes the text of messages\[1\]"):
             read([{"messages": [user("Q"), assistant(f"A </think> B </think>{after}C")]}], source)
+
+
+def test_a_prompt_may_open_the_block_that_a_turn_begins_with(read: Read) -> None:
+    """As open-r1's and QwQ's: `<think>` is one token of the prompt, as at inference, and no control text of the turn.
+    A turn without it does not follow its prompt."""
+    opens = CHATML.replace(r"assistant\n'", r"assistant\n<think>\n'")
+    chat = [user("<think>"), assistant("<think>\nHm\n</think>\nA."), user("R"), assistant("<think>\nOr</think>B.")]
+    rows = [{"messages": chat}, {"messages": chat[2:]}, {"messages": [*chat[2:3], assistant("B.")]}]
+    module = read(rows, opens, control_text="drop", max_dropped_share=0.9)
+    assert module.reports["train"].dropped == {"control text in a message": 1, "template refuses the row": 1}
+    assert spans(module) == [["Or</think>B.<|im_end|>"]]
+    module = read(rows[:1], opens)
+    assert spans(module) == [["Hm\n</think>\nA.<|im_end|>", "Or</think>B.<|im_end|>"]]
+    tokenizer = module.template.tokenizer
+    text = tokenizer.apply_chat_template(chat, chat_template=opens, tokenize=False)
+    assert tokenizer.decode(module.examples["train"][0]["input_ids"]) == text.removesuffix("\n")
+    thinks = tokenizer.convert_tokens_to_ids("<think>")
+    assert module.examples["train"][0]["input_ids"].count(thinks) == 2, "those of the turns, and not the user's"
 
 
 def test_reasoning_is_no_control_text(read: Read) -> None:

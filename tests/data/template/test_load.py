@@ -64,9 +64,9 @@ def test_a_jinja_file_is_used_and_an_unknown_name_says_what_is_known(
         (TURNS, r"puts '<assistant>' before messages\[1\], but has no generation prompt"),
         (TURNS + "{{ messages | length }}" + PROMPT, "puts something else before"),
         (TURNS.replace("m.content", "m.content | upper") + PROMPT, "does not print the text of an assistant turn"),
-        (TURNS + PROMPT.replace("<assistant>", "<assistant><think>"), "puts something else before"),
+        (TURNS + PROMPT.replace("<assistant>", "<assistant>Sure: "), "puts something else before"),
         # The blocks are right, but at inference other text would stand before the turn.
-        (MARKED + PROMPT.replace("<assistant>", "<assistant><think>"), r"something else before messages\[1\].*, and "),
+        (MARKED + PROMPT.replace("<assistant>", "<assistant>Sure: "), r"something else before messages\[1\].*, and "),
         (MARKED, r"puts something else before messages\[1\].*, and "),
         (
             TURNS.replace("{{ m.content", "{{ 'he says ' if m.role == 'assistant' }}{{ m.content") + PROMPT,

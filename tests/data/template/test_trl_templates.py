@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed"),
     pytest.mark.slow,
 ]
-REFUSED = {"deepseek_r1_distill", "deepseek_r1_distill_training", "deepseekv3", "deepseekv3_training"}
+REFUSED = {"deepseek_r1_distill", "deepseekv3", "deepseekv3_training"}
 THINK = "<think>\n\n</think>\n\n"
 # By family: what the last turn has before its text, after what the prompt gives; what earlier turns have; the end of a
 # turn; that of earlier turns if it is another. Read off the templates by hand.

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from smollit.data.formats.drop_reason import BadRow, DropReason
 from smollit.data.formats.types import Message, Variables
 from smollit.data.template.rendering.jinja import Span, render_text, render_with_blocks
-from smollit.data.template.rendering.marks import Skeleton, common_length, find_skeleton, spans_between
+from smollit.data.template.rendering.marks import MARKER, Skeleton, common_length, find_skeleton, spans_between
 from smollit.data.template.rendering.shapes import SENTINEL, Shape, first_marker, probes, try_shape
 
 MAX_SKELETONS = 10_000
@@ -104,6 +104,20 @@ class Renderer:
         question: list[Message] = [{"role": "user", "content": SENTINEL}]
         without, text = self.text(question), self.prompt_text(question)
         return text[common_length(without, text) :]
+
+    @cached_property
+    def opens(self) -> str:
+        """What the generation prompt has after the header of a turn, as `<think>`: turns must begin with it."""
+        user: Message = {"role": "user", "content": "a"}
+        prompt = self.prompt_text([user])
+        header = self.text([user, {"role": "assistant", "content": SENTINEL}]).partition(SENTINEL)[0]
+        more = prompt.removeprefix(header)
+        return more if prompt.startswith(header) and MARKER.match(more) else ""
+
+    def num_given(self, message: Message) -> int:
+        """Number of characters of an assistant turn's content that the generation prompt gives."""
+        is_given = message["role"] == "assistant" and MARKER.match(message["content"])
+        return len(self.opens) if is_given and message["content"].startswith(self.opens) else 0
 
     def text_before(self, messages: list[Message], index: int) -> str:
         """The text before an assistant turn at inference."""
