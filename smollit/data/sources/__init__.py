@@ -1,7 +1,7 @@
 """Where rows come from. This room does not interpret rows; it imports no other room of data/.
 
-- `files.py`: which files make up a split, with those of a URL downloaded first; how they are opened, how a line is
-  parsed, and how bad lines are named.
+- `files.py`: which files make up a split, with those of a URL downloaded first.
+- `json_text.py`: how files are opened, how a line is parsed, and how bad lines are named.
 - `readers.py`: the rows of files, one after the other or as a `datasets.Dataset`; JSON Lines stay text in the column
   `RAW`.
 - `source.py`: `Source`, the rows of one split of a Hub id, folder, file, glob or URL, and the fingerprint of their

@@ -1,4 +1,4 @@
-"""The files of a split: found, downloaded if they are remote, and opened."""
+"""The files of a split: found, and downloaded if they are remote."""
 
 import glob
 import hashlib
@@ -7,14 +7,12 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BufferedReader
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
+from datasets.data_files import get_data_patterns, resolve_pattern
 
 from smollit.errors import first_line
 from smollit.paths import is_path
@@ -189,50 +187,55 @@ def _files_of_split(folder: Path, split: str) -> tuple[Path, ...]:
     by_split: dict[str, list[Path]] = {}
     for file in sorted([*folder.glob("*"), *folder.glob("data/*")]):
         if ending(file):
-            by_split.setdefault(SHARD.sub("", file.name[: -len(ending(file))]), []).append(file)
+            by_split.setdefault(_stem(file), []).append(file)
     readme = folder / "README.md"
     has_own_layout = readme.is_file() and "\nconfigs:" in readme.read_text(encoding="utf-8", errors="replace")
-    if by_split and split not in by_split and not has_own_layout:
-        raise _no_split(folder, split, list(by_split))
-    found = tuple(by_split.get(split, ()))
+    found = by_split.get(split, [])
+    if by_split and not has_own_layout:
+        found = _as_datasets(folder, split, list(by_split), found)
     shards = [match for file in found if (match := SHARD.search(file.name[: -len(ending(file))]))]
     if shards and len(shards) < int(shards[0][1]):
         of_all = f"{len(shards)} of the {int(shards[0][1])} files of split {split}"
         log.warning("%s has %s: the others were not copied", folder, of_all)
-    return found
+    return tuple(found)
+
+
+def _as_datasets(folder: Path, split: str, names: list[str], found: list[Path]) -> list[Path]:
+    """The files of a split by the rules of `datasets`, where they are not all named after it: `train_0`, `train/0`.
+
+    `train_sft` is another split than `train`: here, those rules do not hold.
+    """
+    other = re.compile(rf"{re.escape(split)}_[^\W\d]+")
+    alike = [name for name in names if name.startswith(split) and name != split and not other.fullmatch(name)]
+    if found and not alike and not any((folder / place / split).is_dir() for place in (".", "data")):
+        return found
+    patterns = {str(name): patterns for name, patterns in get_data_patterns(str(folder)).items()}
+    paths: list[Path] = []
+    for pattern in patterns.get(split, []):
+        with suppress(FileNotFoundError):  # each of several ways to name files has a pattern
+            paths += map(Path, resolve_pattern(pattern, str(folder)))
+    files = [path for path in dict.fromkeys(paths) if ending(path) and not other.fullmatch(_stem(path))]
+    if not files and not found:
+        raise _no_split(folder, split, names)
+    if {file.resolve() for file in found} - {file.resolve() for file in files}:
+        raise ValueError(
+            f"of split {split!r}, {folder} has {names_of(tuple(found))}, and datasets would read"
+            f" {names_of(tuple(files)) or 'none'}: set `data.dataset` to a glob of the files that you mean"
+        )
+    log.info("split %s of %s: %s", split, folder, names_of(tuple(files)))
+    return files
+
+
+def _stem(file: Path) -> str:
+    """The name without its ending and the number of a shard."""
+    return SHARD.sub("", file.name[: -len(ending(file))])
 
 
 def _no_split(folder: Path, split: str, found: list[str]) -> ValueError:
     return ValueError(f"{folder} has no split {split!r}: its splits are {', '.join(sorted(found))}")
 
 
-# ---- opening and naming them
-
-
-@contextmanager
-def open_bytes(file: Path) -> Iterator[BufferedReader]:
-    """The content of a file, decompressed according to its ending. (pyarrow reads .zst; Python does from 3.14 on.)
-
-    Raises:
-        ValueError: If the archive is broken or truncated.
-    """
-    try:
-        with BufferedReader(pa.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix.lower()))) as content:
-            yield content
-    except OSError as error:
-        if file.suffix.lower() not in COMPRESSIONS:
-            raise
-        raise ValueError(
-            f"{file} is not a whole {file.suffix} file: {first_line(error)}. Download it or compress it again"
-        ) from error
-
-
 def names_of(files: tuple[Path, ...]) -> str:
     """`a.jsonl, b.jsonl`; of many files, the first three and their number."""
     names = ", ".join(map(str, files[:3]))
     return names if len(files) <= 3 else f"{names} and {len(files) - 3} more"
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error that an error was raised from, all the way down."""
-    return error if error.__cause__ is None else root_cause(error.__cause__)

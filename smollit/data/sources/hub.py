@@ -16,9 +16,9 @@ from datasets import (
 )
 
 from smollit.data.sources.columns import undecoded
-from smollit.data.sources.files import Row, root_cause
+from smollit.data.sources.files import Row
 from smollit.data.sources.readers import TABLE_ROWS, rows_of
-from smollit.errors import first_line
+from smollit.errors import first_line, root_cause
 
 
 @contextmanager

@@ -1,19 +1,40 @@
-"""JSON and JSON Lines: which texts a file holds, and its bad lines named."""
+"""Files opened; JSON and JSON Lines: which texts a file holds, and its bad lines named."""
 
 import json
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from smollit.data.sources.files import Row, kind_of, names_of, open_bytes
+import pyarrow as pa
+
+from smollit.data.sources.files import COMPRESSIONS, Row, kind_of, names_of
 from smollit.errors import first_line
 
 # The key of the rows in a file that is one object, as in {"version": 1, "data": [...]}.
 ROWS_KEYS = ("data", "rows", "examples", "instances", "train")
 MESSAGE_KEYS = {"role", "from"}
 SPLITS_KEYS = {"train", "validation", "val", "dev", "test"}
+
+
+@contextmanager
+def open_bytes(file: Path) -> Iterator[BufferedReader]:
+    """The content of a file, decompressed according to its ending. (pyarrow reads .zst; Python does from 3.14 on.)
+
+    Raises:
+        ValueError: If the archive is broken or truncated.
+    """
+    try:
+        with BufferedReader(pa.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix.lower()))) as content:
+            yield content
+    except OSError as error:
+        if file.suffix.lower() not in COMPRESSIONS:
+            raise
+        raise ValueError(
+            f"{file} is not a whole {file.suffix} file: {first_line(error)}. Download it or compress it again"
+        ) from error
 
 
 # ---- texts of rows

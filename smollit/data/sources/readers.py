@@ -27,9 +27,9 @@ from datasets import (
 from datasets.table import CastError
 
 from smollit.data.sources.columns import undecoded
-from smollit.data.sources.files import Row, ending, kind_of, names_of, open_bytes, root_cause
-from smollit.data.sources.json_text import is_lines, json_texts, malformed, not_utf8, parse_line
-from smollit.errors import first_line
+from smollit.data.sources.files import Row, ending, kind_of, names_of
+from smollit.data.sources.json_text import is_lines, json_texts, malformed, not_utf8, open_bytes, parse_line
+from smollit.errors import first_line, root_cause
 
 RAW = "raw_json_line"  # the one column of a JSON or JSON Lines file
 TABLE_ROWS = 256  # rows of a parquet or Arrow file that are in memory at once

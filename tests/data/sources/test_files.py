@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, load_dataset
 
 from smollit.data.sources.files import find_files
 from smollit.data.sources.json_text import malformed_lines
@@ -27,6 +27,36 @@ def test_folders_of_shards_have_splits(tmp_path: Path, ending: str) -> None:
     write(tmp_path / "data" / f"train_old.{ending}", ROWS[:2])
     assert rows_of(str(tmp_path)) == ROWS
     assert rows_of(str(tmp_path), "train[-1:]") == ROWS[-1:]
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "found"),
+    [
+        (["train", "train_1", "train_2", "test"], "train", ["train", "train_1", "train_2"]),
+        (["data/train_0", "data/train_1", "data/test_0"], "train", ["data/train_0", "data/train_1"]),
+        (["a", "b"], "train", ["a", "b"]),
+        (["my_train_file", "dev"], "validation", ["dev"]),
+        (["train", "train_old", "validation"], "train", ["train"]),
+    ],
+)
+def test_folders_are_read_as_datasets_reads_them(
+    tmp_path: Path, names: list[str], split: str, found: list[str]
+) -> None:
+    """Its own rows are the answer, but for `train_old`, which is another split."""
+    for number, name in enumerate(names):
+        write(tmp_path / "rows" / f"{name}.jsonl", ROWS[number : number + 1])
+    assert rows_of(str(tmp_path / "rows"), split) == [ROWS[names.index(name)] for name in found]
+    if "train_old" not in names:
+        assert load_dataset(str(tmp_path / "rows"), split=split).to_list() == rows_of(str(tmp_path / "rows"), split)
+
+
+def test_a_folder_that_datasets_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "train" / "more.jsonl", ROWS)
+    with pytest.raises(
+        ValueError, match=r"has .*train\.jsonl, and datasets would read .*more\.jsonl: set `data.dataset`"
+    ):
+        load_source(str(tmp_path), "train")
 
 
 def test_a_wrong_split_names_those_that_exist(tmp_path: Path) -> None:
