@@ -29,7 +29,7 @@ from smollit.data.sources.converter import Converter
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import Part, load_part
 from smollit.data.sources.readers import columns_of
-from smollit.data.sources.source import Source
+from smollit.data.sources.source import FIRST_ROWS, SCANNED_ROWS, Source
 from smollit.data.template.template import ChatTemplate
 
 log = logging.getLogger("smollit.data")
@@ -152,11 +152,13 @@ def find_part(
             f"`data.where` reads the column {missing[0]!r}, which {where} does not have. Its columns are"
             f" {', '.join(columns)}"
         )
-    head = source.head(NUM_HEAD_ROWS)
     converter = Converter(convert) if convert else None
+    head = source.head(SCANNED_ROWS if converter else NUM_HEAD_ROWS)
     if converter:
-        head = [converted for row in head for converted in converter(row)]
+        head = list(islice((converted for row in head for converted in converter(row)), FIRST_ROWS))
         columns = list(dict.fromkeys(name for row in head for name in row))
+    if converter and not head:
+        raise ValueError(f"`data.convert: {convert}` leaves out the first {SCANNED_ROWS:,} rows of {where}, or all")
     form = detect_format(
         columns,
         head,

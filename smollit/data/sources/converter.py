@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import resolve_name
-from pydoc import locate
+from pydoc import ErrorDuringImport, locate
+from traceback import extract_tb
 from types import ModuleType
 
 from smollit.data.sources.files import Row
@@ -33,9 +34,17 @@ class Converter:
         """The function.
 
         Raises:
-            ValueError: If there is no such function.
+            ValueError: If there is no such function, or its module can't be imported.
         """
-        found = locate(self.name)
+        try:
+            found = locate(self.name)
+        except ErrorDuringImport as error:
+            frames = [frame for frame in extract_tb(error.tb) if not frame.filename.startswith("<")]
+            line = f", line {frames[-1].lineno}" if frames and not isinstance(error.value, SyntaxError) else ""
+            raise ValueError(
+                f"`data.convert: {self.name}`: its module can't be imported: {type(error.value).__name__}:"
+                f" {error.value} ({error.filename}{line})"
+            ) from error
         if not callable(found):
             raise ValueError(
                 f"`data.convert` must name a function, as my_module.my_function with my_module.py in the folder that"

@@ -18,6 +18,9 @@ def from_threads(row):
 def broken(row):
     return row["text"]
 
+def none(row):
+    return []
+
 def of_texts(row):
     return list(row.values())
 """
@@ -71,6 +74,7 @@ def test_other_functions_and_sources_meet_no_old_examples(tmp_path: Path, monkey
             "of_texts",
             r"`data.convert: threads_four.of_texts` must return a dict of columns, .* got list of str",
         ),
+        ("none", r"`data.convert: threads_four.none` leaves out the first 2,000 rows of .*, or all"),
         ("missing", r"`data.convert` must name a function.*'threads_four.missing' is none"),
     ],
 )
@@ -80,3 +84,31 @@ def test_errors_name_the_function_and_the_row(
     data = threads(tmp_path, monkeypatch, convert=f"threads_four.{function}")
     with pytest.raises(ValueError, match=said):
         data.prepare_data()
+
+
+def test_rows_that_are_left_out_first_do_not_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 150 first rows become none: the format is that of the others."""
+    (tmp_path / "numbers.jsonl").write_text("".join(f'{{"n": {number}}}\n' for number in range(155)))
+    said = "def late(row):\n    return [{'prompt': 'q', 'completion': str(row['n'])}] if row['n'] >= 150 else []\n"
+    (tmp_path / "late_rows.py").write_text(said)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = ready(tmp_path, str(tmp_path / "numbers.jsonl"), convert="late_rows.late")
+    assert spans(module) == [[f"{number}{END}"] for number in range(150, 155)]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import no_such_package\n", r"ModuleNotFoundError: No module named 'no_such_package' .*line 1\)"),
+        ("def f(row)\n", r"SyntaxError: expected ':' \(broken_\w+\.py, line 1\)"),
+    ],
+)
+def test_a_module_that_can_not_be_imported_is_named(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"broken_{len(source)}"
+    (tmp_path / f"{name}.py").write_text(source)
+    (tmp_path / "rows.jsonl").write_text(THREADS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"`data.convert: {name}.f`: its module can't be imported: {said}"):
+        make(tmp_path, str(tmp_path / "rows.jsonl"), convert=f"{name}.f").prepare_data()
