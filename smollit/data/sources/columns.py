@@ -2,13 +2,19 @@
 
 import ast
 import json
+import logging
 from copy import copy
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from datasets import Audio, Dataset, Image, LargeList, List, Pdf, Video
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Audio, Dataset, Features, Image, LargeList, List, Pdf, Video
 
 from smollit.data.sources.files import Row
 
+log = logging.getLogger(__name__)
 JOIN, LIST = " + ", ", "  # between the columns of one text, and between those of a list
 
 
@@ -63,6 +69,17 @@ def has_column(columns: list[str], path: str) -> bool:
     """Whether a path begins with one of the columns."""
     names = path.split(".")
     return any(".".join(names[:split]) in columns for split in range(1, len(names) + 1))
+
+
+@lru_cache  # so that a run says it once
+def features_without_maps(file: Path) -> Features | None:
+    """The columns of a parquet file without those that hold maps, which `datasets` can't read; None if none does."""
+    schema = pq.read_schema(file)
+    maps = [field.name for field in schema if "map<" in str(field.type)]
+    if not maps:
+        return None
+    log.warning("%s: columns that hold maps can't be read, and are left out: %s", file, ", ".join(maps))
+    return Features.from_arrow_schema(pa.schema([field for field in schema if field.name not in maps]))
 
 
 def undecoded(rows: Dataset) -> Dataset:

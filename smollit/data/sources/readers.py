@@ -26,7 +26,7 @@ from datasets import (
 )
 from datasets.table import CastError
 
-from smollit.data.sources.columns import undecoded
+from smollit.data.sources.columns import features_without_maps, undecoded
 from smollit.data.sources.files import Row, ending, kind_of, names_of
 from smollit.data.sources.json_text import is_lines, json_texts, malformed, not_utf8, open_bytes, parse_line
 from smollit.errors import first_line, root_cause
@@ -136,7 +136,9 @@ def _table_rows(file: Path) -> Iterator[Row]:
             return
         with pq.ParquetFile(file) as content:
             # Without threads: pyarrow's may hang in a forked process.
-            for batch in content.iter_batches(TABLE_ROWS, use_threads=False):
+            features = features_without_maps(file)
+            columns = None if features is None else list(features)
+            for batch in content.iter_batches(TABLE_ROWS, columns=columns, use_threads=False):
                 yield from rows_of(undecoded(Dataset(pa.Table.from_batches([batch])))[:])
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"could not read {file}: {first_line(error)}") from error
@@ -182,7 +184,10 @@ def read_files(files: tuple[Path, ...], *, fingerprint: str) -> Dataset:
     if kind == ".parquet":
         # `datasets` finds its copy by this name and the times of the files, and a file may change and keep its time.
         name, data_files = f"rows-{fingerprint[:16]}", {"rows": [str(file) for file in files]}
-        return undecoded(load_dataset("parquet", name, data_files=data_files, split="rows"))
+        features = features_without_maps(files[0])
+        columns = None if features is None else list(features)
+        rows = load_dataset("parquet", name, data_files=data_files, split="rows", features=features, columns=columns)
+        return undecoded(rows)
     names = [RAW] if kind in (".jsonl", ".json") else csv_header(files)
     features = Features({name: Value("string") for name in names})
     return Dataset.from_generator(_generate, features=features, gen_kwargs={"files": files, "fingerprint": fingerprint})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -177,6 +178,17 @@ def test_parquet_files_with_other_columns_are_named(tmp_path: Path) -> None:
         datasets.Dataset.from_list([{name: 1}]).to_parquet(tmp_path / f"{name}.parquet")
     with pytest.raises(ValueError, match=r"could not read .*a\.parquet, .*b\.parquet: their columns or types differ"):
         _ = load_source(f"{tmp_path}/*.parquet", "train").rows
+
+
+def test_map_columns_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Spark and DuckDB write them; `datasets` has no type for them, at any depth."""
+    kind = pa.map_(pa.string(), pa.string())
+    columns = {"text": ["a", "b"], "meta": pa.array([[("k", "v")], []], kind)}
+    columns["deep"] = pa.array([[{"x": [("k", "v")]}], []], pa.list_(pa.struct([("x", kind)])))
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    source = load_source(str(tmp_path / "mine.parquet"), "train")
+    assert list(source.stream()) == source.rows.to_list() == [{"text": "a"}, {"text": "b"}]
+    assert caplog.text.count("mine.parquet: columns that hold maps can't be read, and are left out: meta, deep") == 1
 
 
 def test_a_parquet_file_that_changes_and_keeps_its_time_is_read_again(tmp_path: Path) -> None:
