@@ -32,13 +32,20 @@ def completions(module: ChatDataModule) -> list[str]:
     ],
 )  # fmt: skip
 def test_rows_are_left_out_and_counted(
-    settings: Row, kept: list[str], left_out: dict[str, int], write: Callable[..., str], tmp_path: Path
+    settings: Row,
+    kept: list[str],
+    left_out: dict[str, int],
+    write: Callable[..., str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Row n has the prompt q(n % 4) and the completion a(n % 8). `where` is for all splits."""
+    """Row n has the prompt q(n % 4) and the completion a(n % 8). `where` is for all splits. Repeats are warned of where
+    they are used."""
     data = ready(tmp_path, write(ROWS), max_dropped_share=0.5, **settings)
     assert completions(data) == [text if text.startswith("a") else f"a{text}" for text in kept]
     assert data.reports["train"].left_out == left_out
     assert sum(data.reports["train"].left_out.values()) + data.reports["train"].kept == len(ROWS)
+    assert ("repeat the chat of an earlier row" in caplog.text) == (len(set(kept)) < len(kept))
     assert all(f"left out by {name}" in data.reports["train"].summary("train") for name in left_out)
 
 

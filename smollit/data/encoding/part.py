@@ -29,7 +29,7 @@ from smollit.data.sources.converter import Converter
 from smollit.data.sources.files import Row
 from smollit.data.sources.mixture import Part, load_part
 from smollit.data.sources.readers import columns_of
-from smollit.data.sources.source import FIRST_ROWS, SCANNED_ROWS, Source
+from smollit.data.sources.source import SCANNED_ROWS, Source
 from smollit.data.template.template import ChatTemplate
 
 log = logging.getLogger("smollit.data")
@@ -100,15 +100,21 @@ class EncodedPart:
         return LoadedPart("sample", examples.select(good), report), rows
 
     def load(self, max_dropped_share: float) -> LoadedPart:
-        """Its examples and their report, which is logged.
+        """Its examples and their report, whose counts are logged.
 
         Raises:
             ValueError: If the cache does not have it, or a larger fraction of its rows than allowed can't be used.
         """
         loaded = self.read()
-        _log_report(loaded.report, self.label)
+        _log_line(loaded.report.summary(self.label))
         verify_report(loaded.report, self.label, max_dropped_share)
         return loaded
+
+    @rank_zero_only
+    def warn(self, report: Report) -> None:
+        """Log the warnings of a report of it, from which repeats may be left out."""
+        for line in report.warnings(self.label):
+            log.warning("%s", line)
 
 
 def find_part(
@@ -155,7 +161,7 @@ def find_part(
     converter = Converter(convert) if convert else None
     head = source.head(SCANNED_ROWS if converter else NUM_HEAD_ROWS)
     if converter:
-        head = list(islice((converted for row in head for converted in converter(row)), FIRST_ROWS))
+        head = list(islice((converted for row in head for converted in converter(row)), NUM_HEAD_ROWS))
         columns = list(dict.fromkeys(name for row in head for name in row))
     if converter and not head:
         raise ValueError(f"`data.convert: {convert}` leaves out the first {SCANNED_ROWS:,} rows of {where}, or all")
@@ -181,10 +187,3 @@ def find_part(
 @rank_zero_only
 def _log_line(line: str) -> None:
     log.info("%s", line)
-
-
-@rank_zero_only
-def _log_report(report: Report, label: str) -> None:
-    log.info("%s", report.summary(label))
-    for line in report.warnings(label):
-        log.warning("%s", line)

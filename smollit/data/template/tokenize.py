@@ -95,7 +95,7 @@ class SegmentTokenizer:
         """
         bos, eos = str(self.tokenizer.bos_token or ""), str(self.tokenizer.eos_token or "")
         before = [Segment(bos, False)] if self.adds_bos and not text.startswith(bos) else []
-        after = [Segment(eos, True)] if eos and not text.endswith(eos) else []
+        after = [Segment(eos, True)] if eos and not text.rstrip().endswith(eos) else []
         return SegmentedRow(segments=(*before, Segment(text, True), *after))
 
     def cut(self, chat: RenderedChat, parts: list[TurnPart], *, has_control: bool) -> SegmentedRow:

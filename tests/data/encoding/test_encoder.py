@@ -119,10 +119,11 @@ def test_plain_text_gets_the_tokenizers_own_bos_once_and_eos(
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
     )
-    rows = [{"text": "the cat"}, {"text": "<|im_start|>the cat<|endoftext|>"}]
-    first, second = encode(make_encoder(tokenizer=tokenizer, format=form), rows)
+    rows = [{"text": "the cat"}, *({"text": f"<|im_start|>the cat<|endoftext|>{space}"} for space in ("", "\n"))]
+    first, second, third = encode(make_encoder(tokenizer=tokenizer, format=form), rows)
     assert first["input_ids"] == second["input_ids"] == [1, *ids, 0]
     assert first["spans"] == second["spans"] == [1, len(ids) + 2]
+    assert third["input_ids"] == [*first["input_ids"], *tokenizer.encode("\n", add_special_tokens=False)[-1:]]
 
 
 # ---- the steps of a row
