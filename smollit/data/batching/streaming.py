@@ -134,7 +134,10 @@ class StreamingExamples(IterableDataset[list[Example]]):
         order = self._order()
         first = next(order, None)
         if first is None:
-            raise ValueError(f"{', '.join(stream.source.dataset for stream in self.streams)}: the stream has no rows")
+            names = ", ".join(stream.source.dataset for stream in self.streams)
+            rules = {stream.source.where.text for stream in self.streams if stream.source.where}
+            true = f" for which `data.where: {' or '.join(sorted(rules))}` is true" if rules else ""
+            raise ValueError(f"{names}: the stream has no rows{true}")
         order = islice(chain([first], order), self.position.rows, None)
         for number, rows in enumerate(batched(order, self.global_batch_size)):
             if number % num_workers == ours:

@@ -95,7 +95,10 @@ def _values(text: str) -> list[Any]:
         end += len(text[end:]) - len(text[end:].lstrip())
         if end == len(text):
             return values
-        value, end = decoder.raw_decode(text, end)
+        try:
+            value, end = decoder.raw_decode(text, end)
+        except RecursionError as error:
+            raise json.JSONDecodeError(first_line(error), text, end) from error
         values.append(value)
 
 

@@ -19,6 +19,7 @@ from smollit.data.batching.streaming import Stream, StreamingExamples
 from smollit.data.sources.mixture import load_source
 from smollit.data.sources.readers import RAW
 from smollit.data.sources.source import Source
+from smollit.data.sources.where import Expression
 
 Columns = dict[str, list[Any]]
 
@@ -239,6 +240,12 @@ def test_a_stream_without_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(ValueError, match=r"a\.jsonl: the stream has no rows"):
         batches(StreamingExamples([stream(tmp_path / "a.jsonl")], 2))
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    source = replace(load_source(str(tmp_path / "a.jsonl"), "train"), where=Expression("text == 'b'"))
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl: the stream has no rows for which `data.where: text == 'b'` is true"
+    ):
+        batches(StreamingExamples([Stream(source, encode, 1.0)], 2))
     with pytest.raises(ValueError, match="`shuffle_buffer` must be at least 0, got -1"):
         StreamingExamples([], 2, shuffle_buffer=-1)
 

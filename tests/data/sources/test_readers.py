@@ -91,6 +91,7 @@ def test_csv_rows_may_be_short_and_cells_long(tmp_path: Path) -> None:
         ("mine.json", '[{"a": 1},\n{"a":}]', r"mine\.json:2: not JSON"),
         ("mine.json", '[{"a": 1}, 5]', r"mine\.json: row 1 must be an object .*got int"),
         ("mine.jsonl", b'{"a": "b"}\n{"a": "\xff"}\n', r"mine\.jsonl:2: not UTF-8 \(byte 0xff at 8\)"),
+        ("mine.json", f"{'[' * 2000}1{']' * 2000}", r"mine\.json:1: not JSON \(maximum recursion"),
         ("mine.jsonl.gz", b'{"a": "b"}\n\n{"a": "\xff"}\n', r"mine\.jsonl\.gz:3: not UTF-8 \(byte 0xff at 8\)"),
         ("mine.csv", b"prompt,chosen\na,b\n\xff,c\n", r"mine\.csv:3: not UTF-8"),
         ("mine.csv", "prompt,chosen\nyes, of course,fine\n", r"mine\.csv: rows have more cells than the header"),
@@ -165,6 +166,12 @@ def test_reading_shows_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 )
 def test_rows_as_other_tools_write_them(tmp_path: Path, name: str, content: str | bytes) -> None:
     assert rows_of(write(tmp_path / name, content)) == ROWS
+
+
+def test_a_first_line_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", f'{{"a": {"[" * 2000}1{"]" * 2000}}}\n')
+    with pytest.raises(ValueError, match=r"mine\.jsonl:1: not JSON \(maximum recursion"):
+        load_source(path, "train").columns()
 
 
 def test_columns_of_chats(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def test_a_byte_order_mark_is_no_part_of_a_template(tiny_tokenizer: PreTrainedTo
     assert load_template(tiny_tokenizer, str(tmp_path / "mine.jinja")).source == TURNS + PROMPT
 
 
+def test_a_template_in_latin_1_is_named(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_bytes("{# ü #}".encode("latin1") + TURNS.encode())
+    with pytest.raises(ValueError, match=r"mine\.jinja is not UTF-8 \(byte 3\): convert it"):
+        load_template(tiny_tokenizer, str(tmp_path / "mine.jinja"))
+
+
 def test_a_jinja_file_is_used_and_an_unknown_name_says_what_is_known(
     load: Load, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -24,7 +24,8 @@ def read_source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: 
     """The template's source, and its name in errors.
 
     Raises:
-        ValueError: If the file is missing, or the tokenizer has no template and none may be assumed, or several.
+        ValueError: If the file is missing or not UTF-8, or the tokenizer has no template and none may be assumed, or
+            several.
     """
     several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     if several and (choice in several or (choice == "auto" and "default" not in several)):
@@ -49,7 +50,13 @@ def read_source(tokenizer: PreTrainedTokenizerBase, choice: str, allow_default: 
     if not path.is_file():
         names = ", ".join(["auto", "chatml", "article", *several])
         raise ValueError(f"`data.chat_template` must be {names} or a Jinja file, and {choice!r} is not a file")
-    return path.read_text(encoding="utf-8-sig"), f"the chat template {choice}"
+    try:
+        return path.read_text(encoding="utf-8-sig"), f"the chat template {choice}"
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`data.chat_template`: {choice} is not UTF-8 (byte {error.start}): convert it, as with iconv -f latin1 -t"
+            " utf-8"
+        ) from error
 
 
 def render_text(source: str, messages: list[Message], variables: Variables, *, generation_prompt: bool = False) -> str:
