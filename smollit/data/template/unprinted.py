@@ -41,7 +41,9 @@ def _contents(renderer: Renderer, chat: RenderedChat, printed: list[Printed]) ->
         if starts != ends:
             whose = EARLIER if message["role"] == "assistant" else f"of role {message['role']}"
             yield f"a part of the content {whose}"
-        elif not is_located and _is_same(renderer, chat, index, {**message, "content": ""}):
+        elif not is_located and all(
+            _is_same(renderer, chat, index, {**message, "content": text}) for text in ("", "?")
+        ):
             yield f"content of role {message['role']}"
 
 

@@ -60,6 +60,12 @@ def test_tools_switches_and_contents_are_tried_too(tiny_tokenizer: PreTrainedTok
     assert unprinted(tiny_tokenizer, "{{ mood }}{{ tools if loop.first }}", CHAT, tools=TOOLS, mood=1) == ()
     hides = PRINTS.replace("m.content", "(m.content if m.role != 'tool' else '')").replace("WHAT", "")
     template = ChatTemplate(tiny_tokenizer, hides + PROMPT)
+    switch = PRINTS.replace("m.content", "(m.content.replace('/think', '') or 'Be kind.')").replace(
+        "WHAT", ""
+    )  # SmolLM3's convention
+    template_with_switch = ChatTemplate(tiny_tokenizer, switch + PROMPT)
+    row = template_with_switch.segment_chat(Conversation([{"role": "system", "content": "/think"}, *CHAT]))
+    assert template_with_switch.unprinted(row) == ()
     chat = [user("a"), assistant("b"), {"role": "tool", "content": "3"}, assistant("d")]
     assert template.unprinted(template.segment_chat(Conversation(chat))) == ("content of role tool",)
 
@@ -102,5 +108,13 @@ def test_earlier_reasoning_that_a_template_removes_is_harmless_without_loss(tmp_
 
 
 def test_a_switch_that_no_template_reads_is_an_error(tmp_path: Path) -> None:
+    """Those that it has are named, and not what the template sets itself."""
+    source = (
+        "{% if mood is not defined %}{% set mood = 1 %}{% endif %}{% if mood %}{% set own = 2 %}{% endif %}{{ own }}"
+    )
+    (tmp_path / "mine.jinja").write_text(source)
+    options = {"chat_template": str(tmp_path / "mine.jinja"), "chat_template_kwargs": {"own": 1, "foo": 1}}
+    with pytest.raises(ValueError, match=r"has the key 'foo', .* It reads: mood$"):
+        _ = make(tmp_path, write(tmp_path, [{"messages": CHAT}]), **options).template
     with pytest.raises(ValueError, match="has the key 'enable_thinking', which the chat template does not read"):
         _ = make(tmp_path, write(tmp_path, [{"messages": CHAT}]), chat_template_kwargs={"enable_thinking": 1}).template

@@ -65,10 +65,10 @@ def one_message_a_row(split: Split) -> str:
 
 
 def likely_prompt(split: Split) -> str:
-    """The column of texts that most likely holds the prompt of responses that come alone."""
+    """The column of texts that most likely holds the prompt of responses that come alone; empty without another one."""
     used = set(split.parts(split.kind).values())
     paths = [path for path in _text_paths(split) if path not in used]
-    return _likely("prompt", paths) or next(iter(paths), "question")
+    return _likely("prompt", paths) or next(iter(paths), "")
 
 
 def _mapping(split: Split) -> str:

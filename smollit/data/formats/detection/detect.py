@@ -167,8 +167,13 @@ def _check_prompt(split: Split, parts: Parts) -> None:
     responses = split.values(parts["chosen"])
     alone = [value for value in responses if is_response_alone(value)]
     if "prompt" not in parts and alone and len(alone) == len(responses):
+        column = likely_prompt(split)
         raise ValueError(
             f"{split.where} has the columns {listed(split.columns)}: `{parts['chosen']}` holds responses without"
-            " their prompt, and there is no `prompt`. Name its column, such as `data.columns: {prompt:"
-            f" {likely_prompt(split)}}}`"
+            " their prompt, and there is no `prompt`. "
+            + (
+                f"Name its column, such as `data.columns: {{prompt: {column}}}`"
+                if column
+                else "Give it a column of its own, as `data.convert` can: a common beginning of texts is not split off"
+            )
         )

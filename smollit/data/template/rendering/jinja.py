@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Template
 from jinja2.meta import find_undeclared_variables
+from jinja2.nodes import Name, Test
 from transformers import PreTrainedTokenizerBase
 
 # Private, since no public function is as fast: `render_jinja_template` copies every message and walks through all
@@ -95,7 +96,7 @@ def with_defaults(source: str, switches: Variables, special: Variables) -> str:
         if not name.isidentifier() or name in RESERVED:
             raise ValueError(f"`data.chat_template_kwargs` has the key {name!r}, which is no switch of a template")
         if name not in known:
-            names = ", ".join(sorted(known - {*RESERVED, *special})) or "none"
+            names = ", ".join(sorted(known - {*RESERVED, *special, *_own_variables(source)})) or "none"
             raise ValueError(
                 f"`data.chat_template_kwargs` has the key {name!r}, which the chat template does not read. It reads:"
                 f" {names}"
@@ -111,6 +112,13 @@ def read_variables(source: str) -> frozenset[str]:
     """The variables that a template reads."""
     environment = _compile_jinja_template(source).environment
     return frozenset(find_undeclared_variables(environment.parse(source)))
+
+
+def _own_variables(source: str) -> set[str]:
+    """The variables that a template sets itself, without those to which it gives a default."""
+    tree = _compile_jinja_template(source).environment.parse(source)
+    tested = {test.node.name for test in tree.find_all(Test) if isinstance(test.node, Name)}
+    return {name.name for name in tree.find_all(Name) if name.ctx == "store"} - tested
 
 
 @lru_cache
