@@ -175,6 +175,20 @@ def placeholders(compared: list[Compared]) -> list[str]:
     ]
 
 
+def escaped_tokens(compared: list[Compared], encoder: Encoder) -> list[str]:
+    """Whether most loss spans spell special tokens, so that the model would learn their characters instead."""
+    rows = [[row.row for row in map(encoder.render, one.records) if isinstance(row, RenderedRow)] for one in compared]
+    found = [{part.text for row in of for part in row.segments if part.escaped and part.in_loss} for of in rows]
+    if 2 * sum(map(bool, found)) <= len(found):
+        return []
+    names = ", ".join(f"`{name}`" for name in sorted(set().union(*found))[:5])
+    return [
+        f"{_in_rows(found)} responses spell special tokens of the tokenizer or the template ({names}), which are"
+        " escaped: the model would learn to write their characters. Tokens that belong into responses must be added to"
+        " the tokenizer as not special"
+    ]
+
+
 def rendered(encoder: Encoder, records: Iterable[Record]) -> str:
     """The texts of records as the template renders them; of those that it refuses, none."""
     rows = [row for row in map(encoder.render, records) if isinstance(row, RenderedRow)]

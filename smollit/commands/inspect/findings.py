@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from smollit.commands.inspect.compare import (
     compared_rows,
     empty_questions,
+    escaped_tokens,
     missing_values,
     placeholders,
     repeated_prompts,
@@ -41,6 +42,7 @@ def find_all(view: SplitView) -> list[Finding]:
     wrong += [
         line for check in (repeated_prompts, placeholders, written_chats, written_ends) for line in check(compared)
     ]
+    wrong += escaped_tokens(compared, view.encoder)
     wrong += view.report.concerns()
     wrong += alone_wrong
     known = "\n".join(wrong)  # a refusal names the dropped rows already

@@ -1,5 +1,6 @@
 """`inspect`: which rows are shown, that they are those of training, and the findings about a split."""
 
+import copy
 import html
 import importlib.util
 import json
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from smollit.commands.inspect.findings import count_ends, find_all
 from smollit.commands.inspect.histogram import draw, draw_lengths
@@ -38,6 +39,20 @@ def ids_shown(text: str) -> list[int]:
     """Numbers after `ids`, without those in {- -}."""
     lines = [line.split("ids ", 1)[1] for line in text.splitlines() if line.startswith("    ids ")]
     return [int(number) for number in re.findall(r"\d+", re.sub(r"\{-.*?-\}", "", " ".join(lines)))]
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_special_tokens_of_responses_are_named(
+    make: Make, tiny_tokenizer: PreTrainedTokenizerBase, special: bool
+) -> None:
+    """Those that were added as special are escaped, and so never learned; a user's are no matter."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["<answer>"], special_tokens=special)
+    view = make([["<answer>?", "<answer>A"], ["Q <answer>", "<answer>B"]], tokenizer=tokenizer)
+    assert [line.partition("ll special")[0] for line in wrong(view)] == (
+        ["in 2 of 2 compared rows (100.0%) responses spe"] * special
+    )
+    assert wrong(make([["<answer>?", "A"], ["Q <answer>", "B"]], tokenizer=tokenizer)) == []
 
 
 @pytest.mark.parametrize("max_length", [256, 30])
