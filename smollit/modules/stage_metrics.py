@@ -113,7 +113,9 @@ class StageMetricsModule(LightningModule):
             named = named | {"step": float(self.step_of_weights)}
         for name, value in named.items():
             on_bar = name.partition("/")[2] in self.bar_names
-            self.log(name, value, prog_bar=on_bar, logger=not fitting, batch_size=1, rank_zero_only=False)
+            # Lightning reads what is on the bar after each micro-batch: on the CPU, where it waits for no device.
+            copy = torch.as_tensor(value).cpu()
+            self.log(name, copy, prog_bar=on_bar, logger=not fitting, batch_size=1, rank_zero_only=False)
         if fitting:
             metrics = {name: float(value) for name, value in named.items()}
             self.trainer.logged_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
