@@ -246,6 +246,7 @@ PROMISES = {
     "certificate": "An export has a model card, and a certificate of what it was made of",
     "push": "An export is pushed with a card that names its repository",
     "no-waits": "No micro-batch waits for the device",
+    "one-gpu": "A run on one GPU, emulated on a CPU, has the losses of the CPU in each precision",
     "few-launches": "A micro-batch needs few operations: SFT of 32 chats below 6,000, DPO of 8 pairs below 8,000",
     "varlen": "One call per layer computes what `documents` computes; a kernel is compared with it before it is used",
     "compile": "`model.compile` makes one graph for each kind of layer",

@@ -26,6 +26,8 @@ WAITING = {
     torch.ops.aten.nonzero.default,
     torch.ops.aten.masked_select.default,
     torch.ops.aten.equal.default,
+    torch.ops.aten._unique2.default,
+    torch.ops.aten.unique_consecutive.default,
 }
 
 
@@ -63,6 +65,7 @@ def no_waiting() -> Iterator[None]:
         lambda tensor: tensor[tensor > 0],
         lambda tensor: (tensor > 0).nonzero(),
         lambda tensor: tensor.masked_select(tensor > 0),
+        lambda tensor: tensor.unique(),
     ],
 )
 def test_the_guard_notices(wait: Callable[[torch.Tensor], Any]) -> None:
