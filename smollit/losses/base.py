@@ -40,6 +40,11 @@ class PreferenceLoss(ABC):
             raise ValueError(
                 "`model.loss.score_scale` has no effect with `model.loss.scores: ignore`: set `scores` too"
             )
+        if self.scores == "weight" and self.couples_pairs:
+            raise ValueError(
+                f"`model.loss.scores: weight` weights each pair by itself, and {type(self).__name__} compares the pairs"
+                " of a micro-batch with each other: leave it out, or take another loss"
+            )
 
     @property
     def needs_reference(self) -> bool:

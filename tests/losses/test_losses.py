@@ -254,11 +254,16 @@ def test_robust_is_right_in_the_mean_over_swapped_labels() -> None:
 
 
 def test_aot_compares_sorted_values() -> None:
-    """Policy differences 3, 1 and reference differences 0, 5: sorted, 1 - 0 = 1 and 3 - 5 = -2, whatever the order.
-    Unpaired: log-ratios of chosen 3, -4, of rejected 0, 0 give -4 - 0 and 3 - 0."""
-    pairs = make_pairs([[3.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [5.0, 0.0]])
-    assert AOT(beta=1.0)(pairs)[0].tolist() == pytest.approx([softplus(-1), softplus(2)])
-    assert AOTUnpaired(beta=1.0)(pairs)[0].tolist() == pytest.approx([softplus(4), softplus(-3)])
+    """Policy differences 3, 2 and reference differences 0, 5: sorted, 3 - 5 = -2 and 2 - 0 = 2. Unpaired: log-ratios of
+    chosen 3, -4, of rejected 0, -1 give 3 - 0 and -4 + 1. In another order the losses go with their pairs."""
+    policy, reference = [[3.0, 0.0], [1.0, -1.0]], [[0.0, 0.0], [5.0, 0.0]]
+    ordered, swapped = make_pairs(policy, reference), make_pairs(policy[::-1], reference[::-1])
+    for loss, expected in [
+        (AOT(beta=1.0), [softplus(2), softplus(-2)]),
+        (AOTUnpaired(beta=1.0), [softplus(-3), softplus(3)]),
+    ]:
+        assert loss(ordered)[0].tolist() == pytest.approx(expected)
+        assert loss(swapped)[0].tolist() == pytest.approx(expected[::-1])
     assert AOT().couples_pairs and Sum(losses=[DPO(), AOT()]).couples_pairs and not DPO().couples_pairs
 
 
@@ -271,12 +276,14 @@ def test_rewards_without_a_reference_are_of_the_policy_alone() -> None:
 
 
 def test_a_sum_has_a_weight_for_each_loss() -> None:
-    """No losses, too few weights, a negative weight, weights of pairs in a part: each is refused by name."""
+    """No losses, too few weights, a negative weight, weights of pairs in a part or of pairs that a part compares: each
+    is refused by name."""
     for options, words in [
         ({"losses": []}, "losses` must name at least one"),
         ({"losses": [DPO(), IPO()], "weights": [1.0]}, "one number for each of 2 losses"),
         ({"losses": [DPO()], "weights": [-1.0]}, "weights` must be at least 0"),
         ({"losses": [DPO(scores="weight")]}, "set `model.loss.scores` of the sum"),
+        ({"losses": [DPO(), AOT()], "scores": "weight"}, "Sum compares the pairs of a micro-batch with each other"),
     ]:
         with pytest.raises(ValueError, match=words):
             Sum(**options)  # type: ignore[arg-type]
