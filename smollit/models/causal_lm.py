@@ -1,5 +1,7 @@
 """CausalLM: a transformers model that scores loss tokens. forward(batch) -> TokenScores, never [R, T, V] logits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -167,12 +169,16 @@ class CausalLM(nn.Module):
         self, prompts: list[Tensor], max_new_tokens: int, stop_ids: list[int], temperature: float, seeds: list[int]
     ) -> list[list[int]]:
         sampling = Sampling(temperature, seeds, prompts[0].device) if temperature else None
+        with self.plain() as model:
+            return continue_prompts(model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling)
+
+    @contextmanager
+    def plain(self) -> Iterator[PreTrainedModel]:
+        """The transformers model, which inside the block attends as transformers does, and is not compiled."""
         self._set_attention(self.plain_attention)
         try:
             # Compiled layers would be compiled anew for a cache, and the compiler gives up after a few recompilations.
             with torch.compiler.set_stance("force_eager"):
-                return continue_prompts(
-                    self.model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling
-                )
+                yield self.model
         finally:
             self._set_attention(NAMES.get(self.attention, self.plain_attention))

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from smollit.commands.chat.speaker import Speaker
 from smollit.commands.export.export import DTYPES, ExportDtype, export
 from smollit.commands.verify import verify
+from smollit.data import ChatDataModule
 from smollit.data.template.template import load_template
 from smollit.data.template.tokenize import load_tokenizer
 from smollit.models.adapters import Adapter, DoRA, LoRA, Peft, RSLoRA, joined, merged, tuners
@@ -192,6 +193,7 @@ def test_settings_that_can_not_work_are_refused(tiny_model: Path) -> None:
         ({"target_modules": ["q_proj", "lm_head"]}, "can't be in lm_head"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "can't be in model.embed_tokens, which is the head or tied"),
         ({"init_lora_weights": "pissa_niter_4"}, "`init_lora_weights: pissa` changes the frozen weights too"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "`layer_replication` gives the model more layers"),
     ],
 )
 def test_what_a_merge_or_the_reference_would_lose_is_refused(
@@ -234,6 +236,28 @@ def test_an_adapter_is_exported_merged_or_alone_and_is_trained_on(fit: Any, tmp_
     with pytest.raises(ValueError, match="is an adapter itself, which was merged before training"):
         export(module.policy, str(tmp_path / "adapter"), template=template, output=tmp_path / "none",
                adapter=module.adapter, form="adapter")  # fmt: skip
+
+
+# promise: adapters
+def test_a_merged_export_is_the_trained_model_or_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OSF keeps parts of the base's weights that are in no state; a merge that loses the adapter leaves no folder."""
+    options = {"target_modules": ["q_proj"], "effective_rank": 2}
+    module = SFTModule(str(tiny_model), adapter=Peft(config="peft.OSFConfig", options=options))
+    module.configure_model()
+    for name, weight in module.policy.named_parameters():
+        if name.endswith("S_low"):
+            nn.init.normal_(weight, std=0.1)
+    data, ids = ChatDataModule("rows", tokenizer_name=str(tiny_model)), torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = module.policy.eval().model(ids).logits
+        model = AutoModelForCausalLM.from_pretrained(python_export(module, data, tmp_path / "merged"))
+        torch.testing.assert_close(model.eval()(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("peft.tuners.osf.layer.Linear.merge", lambda layer, **options: None)
+    with pytest.raises(RuntimeError, match=r"other logits than the trained one .*`--form adapter`"):
+        python_export(module, data, tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -7,20 +7,64 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from smollit.models.adapters import Adapter, merged
+from smollit.models.adapters import Adapter, merged, quantized_layers
+from smollit.models.causal_lm import CausalLM
+
+# Largest relative error of logits: of sums in another order in fp32 on a CPU, and of products in 10 bits or fewer.
+EXACT, ROUNDED = 1e-3, 5e-2
 
 
-def merged_weights(model: PreTrainedModel, adapter: Adapter, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def merged_weights(
+    model: PreTrainedModel, adapter: Adapter, weights: dict[str, Tensor], policy: CausalLM | None
+) -> dict[str, Tensor]:
     """The trained weights with the adapter added to them, under the names that they have without one.
 
     Args:
         model: A model without weights of its own, which is used up.
         adapter: The adapter of the run.
         weights: Weights of the model with the adapter, under transformers' names.
+        policy: The policy that they are of; None where its weights are sharded.
+
+    Raises:
+        RuntimeError: If the merged model gives other logits than the model with its adapter, or than the policy.
     """
+    # Some methods, such as OSF, decompose the weights that they find, and keep parts that are in no state.
+    model.load_state_dict({name.replace(".base_layer", ""): each for name, each in weights.items()}, strict=False)
     get_peft_model(model, adapter.peft_config())
     model.load_state_dict(weights)
-    return merged(model).state_dict()
+    result = merged(model)
+    assert isinstance(result, PreTrainedModel)
+    check_same(probe_logits(result), probe_logits(model), EXACT)
+    if policy is not None:
+        with policy.plain() as trained:
+            is_exact = trained.dtype == torch.float32 and trained.device.type == "cpu" and not quantized_layers(trained)
+            check_same(probe_logits(result), probe_logits(trained), EXACT if is_exact else ROUNDED)
+    return result.state_dict()
+
+
+@torch.no_grad()
+def probe_logits(model: PreTrainedModel | PeftModel) -> Tensor:
+    """The logits of a transformers model for a few tokens, [T, V], in fp32 on the CPU."""
+    training = model.training
+    ids = torch.arange(1, 17, device=model.device)[None] % model.config.vocab_size
+    with torch.autocast(model.device.type, enabled=False):
+        logits: Tensor = model.eval()(input_ids=ids, use_cache=False).logits[0].float().cpu()
+    model.train(training)
+    return logits
+
+
+def check_same(found: Tensor, expected: Tensor, limit: float) -> None:
+    """Compare two [T, V], by the median over positions: rounding may send a token to other experts.
+
+    Raises:
+        RuntimeError: If they differ by more than the limit, relative to the size of the logits.
+    """
+    error = ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median()
+    if not error <= limit:
+        raise RuntimeError(
+            f"with `model.adapter` merged, the model gives other logits than the trained one (error {error:.1g}):"
+            " peft can't merge this adapter as it was trained. `--form adapter` exports it alone"
+        )
 
 
 def write_adapter(
@@ -44,13 +88,9 @@ def write_adapter(
     assert not unknown, unknown
     wrapped.peft_config["default"].base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     wrapped.save_pretrained(str(folder), save_embedding_layers=adapter.vocabulary)
-    reread_wrapped = PeftModel.from_pretrained(base_model(base, config), folder).eval()
-    ids = torch.arange(1, 17)[None] % config.vocab_size
-    with torch.no_grad():
-        if not torch.allclose(wrapped.eval()(ids).logits, reread_wrapped(ids).logits, rtol=1e-5, atol=1e-5):
-            raise RuntimeError(
-                "the exported adapter, on top of its base model, gives other logits than the trained one"
-            )
+    reread_wrapped = PeftModel.from_pretrained(base_model(base, config), folder)
+    if not torch.allclose(probe_logits(wrapped), probe_logits(reread_wrapped), rtol=1e-5, atol=1e-5):
+        raise RuntimeError("the exported adapter, on top of its base model, gives other logits than the trained one")
 
 
 def base_model(base: str, config: PretrainedConfig) -> PreTrainedModel:

@@ -25,6 +25,7 @@ from smollit.commands.export.other_readers import spell_config, spell_tokenizer
 from smollit.commands.export.run import ExportForm, TrainedRun
 from smollit.data.template.template import ChatTemplate
 from smollit.models.adapters import Adapter, dequantized, quantized_layers
+from smollit.models.causal_lm import CausalLM
 from smollit.models.checkpoint import trained_weights
 from smollit.models.pretrained import adapter_base, load_config, no_progress_bar
 from smollit.models.sharding import is_sharded, unwrap
@@ -64,7 +65,8 @@ def export(
 
     Raises:
         ValueError: If `output` holds something that is not an export, or there is no adapter to write.
-        RuntimeError: If the written folder does not read back the same.
+        RuntimeError: If a merged adapter gives other logits than the policy, or the written folder does not read back
+            the same.
     """
     if form == "adapter" and adapter is None:
         raise ValueError("there is no adapter to export, since `model.adapter` is null: leave out `--form adapter`")
@@ -96,7 +98,7 @@ def export(
             write_adapter(folder, source, adapter=adapter, weights=weights, base=model_name)
             write_tokenizer(folder, template)
         else:
-            model = build_model(source, weights, wanted, adapter)
+            model = build_model(source, weights, wanted, adapter, None if is_sharded(policy) else unwrap(policy))
             write_folder(folder, model, template=template, source=generation)
         card = model_card(
             run, model_name=model_name, config=source, name=name or output.name, form=form, stop_texts=texts
@@ -142,7 +144,11 @@ def pick_dtype(choice: ExportDtype, source: PretrainedConfig) -> torch.dtype:
 
 
 def build_model(
-    config: PretrainedConfig, weights: dict[str, Tensor], dtype: torch.dtype, adapter: Adapter | None = None
+    config: PretrainedConfig,
+    weights: dict[str, Tensor],
+    dtype: torch.dtype,
+    adapter: Adapter | None = None,
+    policy: CausalLM | None = None,
 ) -> PreTrainedModel:
     """A transformers model with these weights, ready to serve: tied, cached, in eval mode.
 
@@ -151,6 +157,10 @@ def build_model(
         weights: The weights under transformers' names.
         dtype: dtype of the result.
         adapter: The adapter in the weights, which is merged in fp32.
+        policy: The policy that the merged model is compared with; None where its weights are sharded.
+
+    Raises:
+        RuntimeError: If the merged model is another one than the trained one.
     """
     config = type(config).from_dict(config.to_dict())
     config.dtype = dtype
@@ -158,7 +168,8 @@ def build_model(
     if adapter is not None:
         from smollit.commands.export.adapter import merged_weights  # needs peft
 
-        weights = merged_weights(AutoModelForCausalLM.from_config(config, dtype=torch.float32), adapter, weights)
+        empty = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        weights = merged_weights(empty, adapter, weights, policy)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # its rotary frequencies stay in fp32
     model.load_state_dict(weights)
     model.tie_weights()

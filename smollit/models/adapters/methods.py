@@ -97,14 +97,20 @@ class Peft(Adapter):
     def peft_config(self) -> "PeftConfig":
         """The configuration, by its path."""
         module, _, name = self.config.rpartition(".")
-        start = str((self.options or {}).get("init_lora_weights")).partition("_niter")[0].lower()
+        options = self.options or {}
+        start = str(options.get("init_lora_weights")).partition("_niter")[0].lower()
         if start in CHANGE_THE_BASE:
             raise ValueError(
                 f"`model.adapter.options`: `init_lora_weights: {start}` changes the frozen weights too, which"
                 " checkpoints and the reference of DPO take from `model.model_name`: leave it out"
             )
+        if options.get("layer_replication"):
+            raise ValueError(
+                "`model.adapter.options`: `layer_replication` gives the model more layers, which share weights: no"
+                " adapter can be merged into them, and the reference of DPO has them too. Leave it out"
+            )
         try:
-            found: PeftConfig = getattr(import_module(module), name)(**(self.options or {}))
+            found: PeftConfig = getattr(import_module(module), name)(**options)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ValueError(f"`model.adapter.config` {self.config} can't be made: {error}") from error
         return found
