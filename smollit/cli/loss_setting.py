@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from torch.optim import Optimizer
 
 from smollit.choices import Choice
 from smollit.cli.logger_setting import LoggerParser
@@ -41,6 +42,10 @@ class LossParser(LoggerParser):
         is_dpo = self.has_choices and issubclass(theclass, DPOModule)
         is_sft = self.has_choices and issubclass(theclass, SFTModule)
         self.family = (PreferenceLoss,) if is_dpo else (CompletionLoss,) if is_sft else FAMILIES
+        if isinstance(theclass, type) and issubclass(theclass, Optimizer):
+            # It gets its first argument, `params`, later. Where jsonargparse compares two classes, it does not skip it,
+            # and refuses those of bitsandbytes and transformers, whose `params` has no type.
+            options["skip"] = {*options.get("skip", ()), 1}
         return super().add_class_arguments(theclass, *args, **options)
 
     def parse_object(
