@@ -21,6 +21,7 @@ OURS = (PACKAGE, PACKAGE.parent / "callbacks")  # both packages of the wheel
 LIBRARIES = {
     "lightning": "trainer",
     "torch/optim": "model.optimizer",
+    "bitsandbytes/optim": "model.optimizer",
     "transformers": "model",
     "peft": "model",
     "tokenizers": "data.tokenizer_name",
@@ -50,7 +51,7 @@ OF_DISKS = {
 
 
 # Errors about settings, whenever they come; others may be of the rows, the files or the network.
-OF_SETTINGS = ("lightning", "torch/optim")
+OF_SETTINGS = ("lightning", "torch/optim", "bitsandbytes/optim")
 
 
 class Sentence(NamedTuple):

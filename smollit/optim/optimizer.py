@@ -90,10 +90,15 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """Give every group the module's learning rate.
 
     Raises:
-        ValueError: If the optimizer has a different one.
+        ValueError: If the optimizer has a different one, or makes its own.
     """
     default = inspect.signature(type(optimizer)).parameters["lr"].default
     for group in optimizer.param_groups:
+        if group["lr"] is None:
+            raise ValueError(
+                f"`model.optimizer` has no lr, so it makes its own: set its `lr` to `model.learning_rate`,"
+                f" {learning_rate:g}, and of transformers' Adafactor `relative_step: false`"
+            )
         own = float(group["lr"])
         if own not in (learning_rate, default):
             raise ValueError(

@@ -15,6 +15,7 @@ from torch.distributions import Categorical
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
+from transformers.optimization import Adafactor
 
 from smollit.batch import Batch
 from smollit.data.batching.collate import collate_chats, unpacked
@@ -208,6 +209,8 @@ def test_one_learning_rate(tiny_model: Path) -> None:
     assert optimizer.param_groups[0]["lr"] == 0.5
     with pytest.raises(ValueError, match=r"set only `model.learning_rate`"):
         set_learning_rate(AdamW([weight], lr=0.1), 0.5)
+    with pytest.raises(ValueError, match=r"it makes its own: set its `lr` to `model.learning_rate`, 0.5"):
+        set_learning_rate(Adafactor([weight]), 0.5)
 
 
 # ---- named validation sets
