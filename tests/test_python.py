@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from smollit.data import ChatDataModule
 from smollit.data.template.tokenize import load_tokenizer
-from smollit.models.adapters import LoRA
+from smollit.models.adapters import Adapter, LoRA, Peft, RSLoRA
 from smollit.modules import DPOModule, SFTModule
 from smollit.python import chat, export
 from smollit.training import SmollitTrainer
@@ -105,6 +105,31 @@ def test_a_peft_model_is_merged_and_trains_an_adapter_of_its_kind(tiny_model: Pa
 
 
 # promise: python
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"use_rslora": True}, RSLoRA),
+        ({"target_modules": r".*layers\.1.*q_proj"}, Peft),
+        ({"layers_to_transform": [1], "rank_pattern": {"q_proj": 2}}, Peft),
+        ({"target_modules": "all-linear", "exclude_modules": ["v_proj"]}, Peft),
+    ],
+)
+def test_the_adapter_of_a_peft_model_has_all_of_its_options(
+    tiny_model: Path, options: dict[str, Any], kind: type[Adapter]
+) -> None:
+    """The same weights are trained as peft would train."""
+    config: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "v_proj"]} | options
+    wrapped = get_peft_model(tiny(tiny_model), LoraConfig(**config))
+    module = SFTModule(wrapped)  # type: ignore[arg-type]
+    module.configure_model()
+    theirs, ours = (
+        sorted(weight.shape for weight in model.parameters() if weight.requires_grad)
+        for model in (wrapped, module.policy)
+    )
+    assert ours == theirs and type(module.adapter) is kind
+
+
+# promise: python
 def test_a_copy_gets_its_tokenizer_once_a_name_tells_it(tiny_model: Path, make_run: Callable[..., Run]) -> None:
     """Weights that say nothing of their tokenizer are a sentence. After the same weights were given with a name, the
     copy in the cache, which is the same folder, has the tokenizer, and the first ones train."""
@@ -134,16 +159,18 @@ def test_the_rows_of_one_model_are_not_used_for_another(tiny_model: Path, tmp_pa
 
 
 def test_what_can_not_be_meant_is_refused(tiny_model: Path) -> None:
-    """Frozen layers, another adapter than LoRA, no model at all, no weights to export. A reference, and a model below
-    an adapter, may be frozen."""
+    """Frozen layers, adapters that can't be trained, no model at all, no weights to export. A reference, and a model
+    below an adapter, may be frozen."""
     partly: Any = tiny(tiny_model)
     partly.get_input_embeddings().requires_grad_(False)
     module = DPOModule(partly, adapter=LoRA(r=2), reference_name=partly)
     assert module.scorer.name == module.model_name and module.scorer.mode == "adapter"
-    special = get_peft_model(tiny(tiny_model), LoraConfig(r=2, bias="all"))
+    prompt = get_peft_model(tiny(tiny_model), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+    changed = get_peft_model(tiny(tiny_model), LoraConfig(r=2, init_lora_weights="olora"))
     for wrong, words in [
         (partly, "has frozen weights"),
-        (special, "LoraConfig that smollit does not"),
+        (prompt, "PromptTuningConfig, which adds to the prompt"),
+        (changed, "`init_lora_weights: olora` changes the frozen weights"),
         (3, "got a int"),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -9,18 +9,20 @@ from contextlib import suppress
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from smollit.models.adapters import Adapter, DoRA, LoRA, RSLoRA, tuners
+from smollit.models.adapters import Adapter, DoRA, LoRA, Peft, RSLoRA, tuners
 from smollit.paths import cache_folder
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 InMemory: TypeAlias = Union[str, Path, PreTrainedModel, "PeftModel"]
+# Arguments of peft's configurations that say nothing of the layers.
+OF_A_PLACE = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
 
 
 def on_disk(model: InMemory, *, may_be_frozen: bool) -> str:
@@ -63,33 +65,41 @@ def adapter_of(model: InMemory) -> Adapter | None:
     """The adapter that a peft model is to train; None for any other model, and for one whose adapter is frozen.
 
     Raises:
-        ValueError: If it is of a kind that only `model.adapter` can name.
+        ValueError: If it is of a kind that smollit can't train.
     """
     if isinstance(model, str | Path) or not _is_peft(model):
         return None
     if not any(weight.requires_grad for weight in model.parameters()):
         return None
-    return _as_lora(model.peft_config[model.active_adapter])  # type: ignore[union-attr, index]  # a PeftModel's
+    return _as_adapter(model.peft_config[model.active_adapter])  # type: ignore[union-attr, index, arg-type]  # a PeftModel's
 
 
-def _as_lora(config: object) -> Adapter:
-    """LoRA, RSLoRA or DoRA of the same rank, scale, dropout and layers."""
+def _as_adapter(config: "PeftConfig") -> Adapter:
+    """LoRA, RSLoRA or DoRA where these have all of its options, else Peft with all of them."""
     from peft import LoraConfig
 
-    plain = isinstance(config, LoraConfig) and config.bias == "none" and not config.modules_to_save
-    if not plain or not isinstance(config, LoraConfig) or (config.use_dora and config.use_rslora):
+    if config.is_prompt_learning:
         raise ValueError(
-            f"the peft model has a {type(config).__name__} that smollit does not take over: set `model.adapter`, such"
-            " as smollit.models.adapters.Peft(config=..., options=...)"
+            f"the peft model has a {type(config).__name__}, which adds to the prompt, and smollit trains adapters"
+            " inside of layers: set `model.adapter`"
         )
-    kind = DoRA if config.use_dora else RSLoRA if config.use_rslora else LoRA
-    targets = config.target_modules
-    return kind(
-        r=config.r,
-        alpha=float(config.lora_alpha),
-        dropout=config.lora_dropout,
-        targets=sorted(targets) if isinstance(targets, set | list) else None,
-    )
+    if isinstance(config, LoraConfig):
+        kind = DoRA if config.use_dora else RSLoRA if config.use_rslora else LoRA
+        targets = sorted(config.target_modules) if isinstance(config.target_modules, set | list) else None
+        plain = kind(r=config.r, alpha=float(config.lora_alpha), dropout=config.lora_dropout, targets=targets)
+        if (type(config), _options(config)) == (LoraConfig, _options(plain.peft_config())):
+            return plain
+    found = Peft(config=f"{type(config).__module__}.{type(config).__name__}", options=_options(config))
+    found.peft_config()  # refuses what it can't train
+    return found
+
+
+def _options(config: "PeftConfig") -> dict[str, Any]:
+    """What a configuration says of its layers: the arguments that are not defaults, but those of the place it is at."""
+    given = config.to_dict().items()
+    own = {name: value for name, value in given if name not in OF_A_PLACE and value != getattr(type(config), name, {})}
+    lists = {name: sorted(value) if isinstance(value, set) else value for name, value in own.items()}
+    return lists | {"task_type": "CAUSAL_LM"}
 
 
 def _is_peft(model: object) -> bool:
