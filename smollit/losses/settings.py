@@ -1,10 +1,14 @@
 """`model.loss` as settings: short names, the plain form in checkpoints, and settings of version 0.1."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 import smollit.losses as shipped
 from smollit.choices import Choice, Settings, defaults
+from smollit.functional.pairs import Pairs
 from smollit.losses.base import CompletionLoss, PreferenceLoss
 
 Loss = PreferenceLoss | CompletionLoss
@@ -48,6 +52,25 @@ def completion_loss(value: CompletionLoss | str | Settings) -> CompletionLoss:
     if not isinstance(loss, CompletionLoss):
         raise ValueError(f"`model.loss` of SFT must be a CompletionLoss, got {type(loss).__name__}")
     return loss
+
+
+def starts_at_ln_2(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings of a module say that its loss is ln 2 on any pairs, before the first step.
+
+    So it is for a policy that starts as its reference, by a shipped loss that is ln 2 where the log-ratios are 0.
+    """
+    starts_as_reference = settings.get("reference_name") in (None, settings.get("model_name"))
+    named = settings.get("loss")
+    is_shipped = isinstance(named, Mapping) and str(named.get("class_path")).startswith(f"{shipped.__name__}.")
+    if not starts_as_reference or settings.get("init_from") or not is_shipped:
+        return False
+    loss = LOSS.make(named)
+    if not isinstance(loss, PreferenceLoss):
+        return False
+    same, ones = torch.tensor([[-5.0, -7.0]]), torch.ones(1, 2)
+    extra = {"score_gap": ones[:, 0], "common_policy": same, "common_reference": same, "relative_logps": -ones}
+    value, _ = loss(Pairs(same, same, ones, ones, **extra))
+    return math.isclose(float(value), math.log(2), rel_tol=1e-6)
 
 
 def from_version_0_1(settings: Mapping[str, Any]) -> Settings:

@@ -9,7 +9,6 @@ Points = dict[int, float]  # value by step
 LN_2 = math.log(2)
 FLAT = 2e-3  # change of a DPO loss, in nats, below which nothing was learned
 NEAR = 1e-2  # distance from ln 2, noise included, up to which a training loss is said to stay there
-AT_START = 5e-2  # distance from ln 2 of a first logged loss, up to which the policy starts as its reference
 
 
 class Finding(NamedTuple):
@@ -68,6 +67,7 @@ class Curves:
         truncated: Fraction of the training rows that are truncated; None if unknown.
         model_name: Name of the model, for published curves.
         dataset: Name of the data set, likewise.
+        starts_at_ln_2: Whether the settings say that the loss was ln 2 at step 0.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Curves:
         truncated: float | None = None,
         model_name: str = "",
         dataset: str = "",
+        starts_at_ln_2: bool = False,
     ) -> None:
         self.rows = rows
         self.num_val = num_val
@@ -86,6 +87,7 @@ class Curves:
         self.truncated = truncated
         self.model_name = model_name
         self.dataset = dataset
+        self.starts_at_ln_2 = starts_at_ln_2
 
     def points(self, name: str) -> Points:
         """The values of a metric that are numbers."""
@@ -95,12 +97,6 @@ class Curves:
     def is_dpo(self) -> bool:
         """Whether the run trained on preferences."""
         return any(row.get("train/rewards/margins") or row.get("val/rewards/margins") for row in self.rows)
-
-    @property
-    def starts_at_ln_2(self) -> bool:
-        """Whether the policy of a DPO run starts as its reference: the loss of each pair is ln 2 at step 0."""
-        points = self.points("train/loss")
-        return self.is_dpo and bool(points) and abs(points[min(points)] - LN_2) < AT_START
 
     @property
     def stays_at_ln_2(self) -> bool:

@@ -13,8 +13,8 @@ TRUNCATED = 0.1  # fraction of the training rows
 def learned(curves: Curves) -> Iterator[Finding]:
     """The loss of the validation split, or without one of training, against its first value.
 
-    In DPO the first value is ln 2 where the policy starts as its reference. Of training losses the first and the last
-    quarter are compared, with their noise.
+    In DPO the first value is ln 2 where the settings say that the policy starts as its reference. Of training losses
+    the first and the last quarter are compared, with their noise.
     """
     if curves.stays_at_ln_2:
         return  # at_ln_2 speaks

@@ -8,13 +8,15 @@ import yaml
 from torch import Tensor
 
 from smollit.functional.pairs import Pairs
-from smollit.losses import DPO, IPO, NLL, SPPO, APOZero, Hinge, PreferenceLoss, Sum
+from smollit.losses import AOT, DPO, IPO, NLL, SPPO, APOZero, Hinge, PreferenceLoss, SimPO, Sum
 from smollit.losses.settings import (
     LOSS,
+    Loss,
     completion_loss,
     from_version_0_1,
     moved_settings,
     preference_loss,
+    starts_at_ln_2,
     upgraded,
 )
 
@@ -63,6 +65,25 @@ def test_a_loss_is_plain_in_a_checkpoint_and_comes_back(loss: PreferenceLoss) ->
     assert preference_loss(settings) == loss
     own = isinstance(loss, Squared)
     assert settings["class_path"] == (f"{__name__}.Squared" if own else f"smollit.losses.{type(loss).__name__}")
+
+
+@pytest.mark.parametrize(
+    ("loss", "others", "expected"),
+    [
+        (DPO(label_smoothing=0.1), {"reference_name": None}, True),
+        (AOT(), {"reference_name": "A"}, True),
+        (DPO(), {"reference_name": "B"}, False),
+        (DPO(), {"init_from": "last.ckpt"}, False),
+        (DPO(scores="offset"), {}, False),
+        (DPO(nll_weight=1.0), {}, False),
+        (SimPO(), {}, False),
+        (NLL(), {}, False),
+        (Squared(), {}, False),
+    ],
+)
+def test_settings_say_where_a_run_starts(loss: Loss, others: dict[str, str | None], expected: bool) -> None:
+    """At ln 2 = -log sigmoid(0), where the policy is its reference and the loss depends on the margin alone."""
+    assert starts_at_ln_2({"model_name": "A", "loss": LOSS.as_settings(loss)} | others) is expected
 
 
 def test_what_is_no_loss_is_refused_with_the_names() -> None:

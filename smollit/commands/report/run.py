@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smollit.losses.settings import starts_at_ln_2
 from smollit.paths import read_mapping
 from smollit.training.logs.table import FILE, read_table
 from smollit.verdict import Curves, Finding, verdict
@@ -49,6 +50,7 @@ def read_run(name: str) -> Run:
         num_val=sum(part["kept"] for split, part in report.items() if split.partition(":")[0] == "val") or None,
         model_name=str(_setting(settings, "model", "model_name")),
         dataset=str(_setting(settings, "data", "dataset")),
+        starts_at_ln_2=starts_at_ln_2(settings.get("model", {}).get("init_args", {})),
     )
     return Run(folder.name, folder, curves, verdict(curves))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from smollit.losses.settings import starts_at_ln_2
 from smollit.training.logs.progress import duration
 from smollit.training.logs.start_summary import show
 from smollit.training.logs.table import read_table, use_table
@@ -51,7 +52,8 @@ def learned(trainer: Trainer) -> dict[str, str]:
         sum(report.kept for name, report in reports.items() if name.split(":")[0] == split) or None
         for split in ("train", "val")
     )
-    findings = verdict(Curves(rows, num_train=num_train, num_val=num_val))
+    starts_at = starts_at_ln_2(trainer.lightning_module.hparams)
+    findings = verdict(Curves(rows, num_train=num_train, num_val=num_val, starts_at_ln_2=starts_at))
     problems = [found for found in findings if found.good is False]
     said = {"verdict": f"{problems[0].text} -> {problems[0].advice}"} if problems else {}
     return {label: change(points, better) for label, better, points in curves if points} | said

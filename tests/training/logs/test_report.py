@@ -19,6 +19,7 @@ def curves(
     model_name: str = "",
     dataset: str = "",
     truncated: float | None = None,
+    starts_at_ln_2: bool = False,
     **metrics: list[float],
 ) -> Curves:
     """A point every 10 steps; `val_loss` is `val/loss`, `train_rewards__margins` is `train/rewards/margins`."""
@@ -29,7 +30,13 @@ def curves(
         for index in range(length)
     ]
     return Curves(
-        rows, num_val=num_val, num_train=num_train, truncated=truncated, model_name=model_name, dataset=dataset
+        rows,
+        num_val=num_val,
+        num_train=num_train,
+        truncated=truncated,
+        model_name=model_name,
+        dataset=dataset,
+        starts_at_ln_2=starts_at_ln_2,
     )
 
 
@@ -46,9 +53,11 @@ CASES: list[tuple[str, bool | None, str, dict[str, Any]]] = [
     ("learned", False, "0.7000 over the 4 logged steps from step 0, 0.8000 over the 4 until step 150, and its noise"
      " is 0.2449",
      {"train_loss": [0.55, 0.85] * 2 + [0.6] * 8 + [0.65, 0.95] * 2}),
-    # a DPO run starts at ln 2, before its first validation
+    # a DPO run starts at ln 2, before its first validation, where its settings say so; another point is not made up
     ("learned", True, "0.6931 at step 0, 0.6626 at step 20",
-     DPO | {"train_loss": [0.6931, 0.75, 0.63], "val_loss": [math.nan, 0.6558, 0.6626]}),
+     DPO | {"train_loss": [0.6931, 0.75, 0.63], "val_loss": [math.nan, 0.6558, 0.6626], "starts_at_ln_2": True}),
+    ("learned", True, "`val/loss` 1.0012 at step 10, 0.9986 at step 20",
+     DPO | {"train_loss": [0.6839, 0.75, 0.63], "val_loss": [math.nan, 1.0012, 0.9986]}),
     # bf16 moves losses of single rows where no weight moves: 16 logged means of 8 rows, to 0.02
     ("at-ln-2", False, "the learning rate is at most 1.0e-09",
      DPO | {"train_loss": [0.6931 + 0.01 * (-1) ** n for n in range(16)], "val_loss": [0.6931] * 15 + [0.6961],
