@@ -164,6 +164,17 @@ def test_counts_of_an_epoch(make_run: Callable[..., Any]) -> None:
     assert found.seconds_per_step is None and found.fits
 
 
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [({}, 4000), ({"max_steps": 7}, 7), ({"max_time": "00:00:01:00"}, 4), ({"max_epochs": 0}, 0)],
+)
+def test_the_run_has_the_steps_that_fit_makes(
+    make_run: Callable[..., Any], limits: dict[str, Any], expected: int
+) -> None:
+    """4 steps per epoch. Lightning trains for 1,000 epochs where nothing limits the run; of time, an epoch is shown."""
+    assert estimated(make_run(**limits), time_probe=False).epoch.run_steps == expected
+
+
 def test_streamed_rows_are_refused(make_run: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="needs the lengths of all rows"):
         estimated(make_run(data={"streaming": True}))

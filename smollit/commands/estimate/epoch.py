@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 
 from smollit.data import ChatDataModule
 from smollit.data.batching.packing import fill_rate
@@ -50,7 +51,7 @@ def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], sizes: Sequenc
     per_device = math.ceil(len(batches) / num_devices(trainer))
     per_device = min(per_device, limit) if isinstance(limit, int) else int(per_device * limit)
     steps = math.ceil(per_device / trainer.accumulate_grad_batches)
-    limits = (trainer.max_steps, -1 if trainer.max_epochs is None else trainer.max_epochs * steps)
+    limits = (trainer.max_steps, num_epochs(trainer) * steps)
     return Epoch(
         examples=len(members),
         rows=len(rows),
@@ -62,6 +63,14 @@ def describe_epoch(data: ChatDataModule, batches: Sequence[Rows], sizes: Sequenc
         run_steps=min((limit for limit in limits if limit >= 0), default=steps),  # negative: no limit
         packed_fraction=fill_rate(lengths, rows, data.pack_length) if data.packs else None,
     )
+
+
+def num_epochs(trainer: Trainer) -> int:
+    """Epochs of the run; -1 where its steps or its time alone are limited. Without a limit, Lightning makes 1,000."""
+    if trainer.max_epochs is not None:
+        return trainer.max_epochs
+    has_timer = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return -1 if has_timer or trainer.max_steps != -1 else 1000
 
 
 def num_devices(trainer: Trainer) -> int:
