@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,23 @@ def test_an_export_that_reads_back_wrong_is_reported_and_the_old_one_stays(
         write(tiny_model, exported[1])
     assert sha256(exported[1]) == before
     assert [path.name for path in exported[1].parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("factor", "is_refused"), [(1.0001, False), (100.0, True)])
+def test_logits_that_read_back_may_differ_by_rounding(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, is_refused: bool
+) -> None:
+    """The same weights, and another epsilon of the norms in config.json: as after a product in other memory, or not."""
+    save = PreTrainedModel.save_pretrained
+
+    def other_config(self: PreTrainedModel, folder: Path, **options: Any) -> Any:
+        other = copy.deepcopy(self)
+        other.config.rms_norm_eps *= factor
+        return save(other, folder, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", other_config)
+    with pytest.raises(RuntimeError, match="gives other logits") if is_refused else nullcontext():
+        write(tiny_model, tmp_path / "out")
 
 
 # ---- from checkpoints

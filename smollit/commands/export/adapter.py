@@ -7,11 +7,9 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from smollit.commands.export.compare import EXACT, ROUNDED, relative_errors
 from smollit.models.adapters import Adapter, merged, quantized_layers
 from smollit.models.causal_lm import CausalLM
-
-# Largest relative error of logits: of sums in another order in fp32 on a CPU, and of products in 10 bits or fewer.
-EXACT, ROUNDED = 1e-3, 5e-2
 
 
 def merged_weights(
@@ -59,7 +57,7 @@ def check_same(found: Tensor, expected: Tensor, limit: float) -> None:
     Raises:
         RuntimeError: If they differ by more than the limit, relative to the size of the logits.
     """
-    error = ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median()
+    error = relative_errors(found, expected).median()
     if not error <= limit:
         raise RuntimeError(
             f"with `model.adapter` merged, the model gives other logits than the trained one (error {error:.1g}):"

@@ -11,7 +11,7 @@ from smollit.commands.export.run import TrainedRun, versions, without_folders
 from smollit.data.template.template import ChatTemplate
 
 CHECKS = (
-    "weights and logits, read back, equal the trained ones to the bit",
+    "weights, read back, equal the trained ones to the bit, and logits to rounding",
     "a chat renders and texts tokenize and decode as in training",
 )
 
