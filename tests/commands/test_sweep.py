@@ -14,6 +14,7 @@ import pytest
 from smollit.commands.sweep.command import Result, SweepCommand, show
 from smollit.commands.sweep.grid import split_values, variants
 from smollit.main import main
+from smollit.modules import DPOModule, SFTModule
 from smollit.training.logs.table import read_table
 
 
@@ -47,6 +48,31 @@ def test_what_cannot_be_swept_is_said_before_the_first_run(
     with pytest.raises(SystemExit, match="`metric` is val/x, of which it is not known whether less or more is better"):
         main([*words, "--metric", "val/x", "--model.learning_rate", "1e-6,5e-6"])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes", "expected", "warns"),
+    [
+        (None, [{"loss": "DPO"}, {"loss": "Hinge"}], ("val/rewards/accuracies", "max"), True),
+        (None, [{"reference_name": None}, {"reference_name": "B"}], ("val/rewards/accuracies", "max"), True),
+        (None, [{"reference_name": "A"}, {"learning_rate": 1.0}], ("val/loss", "min"), False),
+        ("val/loss", [{"loss": "DPO"}, {"loss": "Hinge"}], ("val/loss", "min"), True),
+        ("max:val/logps/chosen", [{"loss": "DPO"}, {"loss": "Hinge"}], ("val/logps/chosen", "max"), False),
+    ],
+)
+def test_losses_of_other_scales_do_not_rank(
+    tiny_model: Path,
+    caplog: pytest.LogCaptureFixture,
+    metric: str | None,
+    changes: list[dict[str, Any]],
+    expected: tuple[str, str],
+    warns: bool,
+) -> None:
+    """Another loss or reference of DPO: accuracies do, and it is said. SFT's metric is -log p, whatever the loss."""
+    models = [{"model_name": "A"} | each for each in changes]
+    assert SweepCommand(metric=metric).ranking(DPOModule(str(tiny_model)), models) == expected
+    assert ("losses and margins do not compare" in caplog.text) is warns
+    assert SweepCommand().ranking(SFTModule(str(tiny_model)), models) == ("val/loss", "min")
 
 
 def test_runs_without_a_validation_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """The validation rows of runs, from their ledgers: what a metric was measured on, and whether two runs differ on it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from smollit.commands.report.run import Run
 from smollit.commands.score.interval import Interval, Rows
+from smollit.paths import read_mapping
 from smollit.training.ledger import FILE, read_ledger
 from smollit.verdict import Finding
 
@@ -70,10 +71,22 @@ def _margins(entries: pa.Table) -> Rows:
     return Rows(entries["margin"].to_numpy().astype(np.float64), np.ones(entries.num_rows))
 
 
-MEASURES = {"loss": _losses, "rewards/accuracies": _accuracies, "rewards/margins": _margins}
+ACCURACIES = "rewards/accuracies"
+MEASURES = {"loss": _losses, ACCURACIES: _accuracies, "rewards/margins": _margins}
+OTHER_SCALE = "the runs differ in `model.loss` or in the reference, which set the kind and the scale"
 
 
 # ---- runs side by side
+
+
+def losses_compare(models: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether DPO runs have losses of one kind and scale: one `model.loss`, against one reference.
+
+    Args:
+        models: `model.init_args` of each run.
+    """
+    scales = [(each.get("loss"), each.get("reference_name") or each.get("model_name")) for each in models]
+    return all(scale == scales[0] for scale in scales)
 
 
 def compared(runs: Sequence[Run]) -> Iterator[list[Finding]]:
@@ -85,6 +98,9 @@ def compared(runs: Sequence[Run]) -> Iterator[list[Finding]]:
         shared = set(run.curves.points("val/loss")) & set(first.curves.points("val/loss"))
         ledgers = read_ledger(run.folder / FILE), of_first
         names = [name for name in MEASURES if run.curves.points(f"val/{name}")]
+        settings = [read_mapping(each.folder / "config.yaml").get("model", {}) for each in (first, run)]
+        if run.curves.is_dpo and not losses_compare([each.get("init_args", {}) for each in settings]):
+            names = [ACCURACIES]
         yield list(_differences(ledgers, names, first.name, max(shared))) if shared else []
 
 
@@ -98,4 +114,5 @@ def _differences(ledgers: tuple[pa.Table, pa.Table], names: list[str], first: st
             said.append(f"`val/{name}` {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f}{clear})")
     if said:
         text = f"against {first} on the same validation rows, at step {step}, with 95 % intervals: "
-        yield Finding("compared", None, text + "; ".join(said))
+        other = f" (losses and margins do not compare: {OTHER_SCALE})" if names == [ACCURACIES] else ""
+        yield Finding("compared", None, text + "; ".join(said) + other)

@@ -2,19 +2,22 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from smollit.commands.command import Command, ConfiguredRun
 from smollit.commands.report.page import write_report
 from smollit.commands.report.run import read_run
-from smollit.commands.report.validated import validated_rows
+from smollit.commands.report.validated import ACCURACIES, OTHER_SCALE, losses_compare, validated_rows
 from smollit.commands.sweep.grid import Variant, take_swept, variants
 from smollit.commands.sweep.process import fit
+from smollit.modules import DPOModule, FineTuningModule
 from smollit.paths import write_whole
 from smollit.training.checkpoints.best import Mode, direction
 from smollit.training.logs.table import FILE, read_table
@@ -58,13 +61,14 @@ class SweepCommand(Command):
         swept: Values of each setting, by its name. On the command line, a setting with several values between commas
             is swept; of several such settings, all combinations are.
         metric: Validation metric by which runs are compared; `min:` or `max:` in front says what is better where the
-            metric itself does not.
+            metric itself does not. null takes val/loss, or val/rewards/accuracies for DPO runs whose `model.loss` or
+            reference is swept: their losses have other kinds or scales, and do not compare.
         json: Print one JSON object instead of a table.
         ckpt_path: Not used; accepted so that one config serves all commands.
     """
 
     swept: dict[str, list[str]] = field(default_factory=dict)
-    metric: str = "val/loss"
+    metric: str | None = None
     json: bool = False
     ckpt_path: str | None = None
 
@@ -81,10 +85,6 @@ class SweepCommand(Command):
         Raises:
             SystemExit: If a run is stopped, or fails before its first step, with its exit code; the others wait.
         """
-        given, _, metric = self.metric.rpartition(":")
-        if given and given not in MODES:
-            raise ValueError(f"`metric` takes a metric such as val/loss, or min:NAME or max:NAME, got {self.metric!r}")
-        mode = MODES[given] if given else direction(run.model, metric, "metric")
         planned = list(variants(self.swept)) if self.swept else []
         if len(planned) < 2:
             raise ValueError("`sweep` needs a setting with several values: --model.learning_rate 1e-6,5e-6,2e-5")
@@ -92,6 +92,9 @@ class SweepCommand(Command):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"`sweep` names a run after its values, and several would be {', '.join(twice)}")
         settings = {variant.name: run.fit_settings(variant.words) for variant in planned}  # all are verified first
+        metric, mode = self.ranking(
+            run.model, [yaml.safe_load(text)["model"]["init_args"] for text in settings.values()]
+        )
         folder = run.folder / FOLDER
         results = list(self.results(folder, planned, settings, metric=metric, mode=mode))
         ended = [result for result in results if result.value is not None]
@@ -106,6 +109,25 @@ class SweepCommand(Command):
             show(results, best, metric, folder)
         if best is None:
             raise SystemExit(FAILED)
+
+    def ranking(self, model: FineTuningModule, models: Sequence[Mapping[str, Any]]) -> tuple[str, Mode]:
+        """The metric, and what is better; a warning where it does not compare.
+
+        Args:
+            model: A module that has the metrics.
+            models: `model.init_args` of each run.
+
+        Raises:
+            ValueError: If the metric is written wrongly, or it is not known whether less or more of it is better.
+        """
+        do_compare = not isinstance(model, DPOModule) or losses_compare(models)
+        given, _, metric = (self.metric or ("val/loss" if do_compare else f"val/{ACCURACIES}")).rpartition(":")
+        if given and given not in MODES:
+            raise ValueError(f"`metric` takes a metric such as val/loss, or min:NAME or max:NAME, got {self.metric!r}")
+        if not do_compare and (self.metric is None or metric.endswith(("/loss", "/margins"))):
+            advice = f"set `--metric val/{ACCURACIES}`" if self.metric else f"they are ranked by {metric}"
+            log.warning("losses and margins do not compare: %s; %s", OTHER_SCALE, advice)
+        return metric, MODES[given] if given else direction(model, metric, "metric")
 
     def results(
         self, folder: Path, planned: Sequence[Variant], settings: dict[str, str], *, metric: str, mode: Mode

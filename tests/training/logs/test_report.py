@@ -131,6 +131,12 @@ def test_the_page_of_a_run(fit: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "against one on the same validation rows, at step 4, with 95 % intervals: `val/loss` " in said
     assert float(said.split("`val/loss` ")[1].split()[0]) == pytest.approx(losses[1] - losses[0], abs=2e-4)
     assert not any(each["rule"] == "compared" for each in found[0]["findings"])
+    for name, loss in (("one", "DPO"), ("two", "Hinge")):
+        (tmp_path / name / "config.yaml").write_text(f"model: {{init_args: {{model_name: A, loss: {loss}}}}}")
+    main(["report", str(tmp_path / "one"), str(tmp_path / "two"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    [said] = [each["text"] for each in found[1]["findings"] if each["rule"] == "compared"]
+    assert "`val/rewards/accuracies` " in said and "`val/loss`" not in said and "losses and margins do not" in said
     text = (tmp_path / "one/report.html").read_text()
     assert text.count("<svg") >= 4 and all(f"<!-- {name} -->" in text for name in ("one", "two", "train/loss"))
     assert "<code>val/loss</code>" in text
