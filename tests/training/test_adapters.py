@@ -174,12 +174,13 @@ def test_an_adapter_in_experts_is_merged(tmp_path: Path, family: str) -> None:
 
 
 def test_settings_that_can_not_work_are_refused(tiny_model: Path) -> None:
-    """A rank of 0, a layer that is not there, an unknown configuration."""
+    """A rank of 0, a layer that is not there, an unknown configuration, and one that needs peft's own training."""
     with pytest.raises(ValueError, match=r"`model.adapter.r` must be at least 1, got 0"):
         LoRA(r=0)
     for adapter, words in [
         (LoRA(targets=["qkv"]), "`model.adapter` does not fit this model"),
         (Peft(config="peft.NoConfig"), "`model.adapter.config` peft.NoConfig can't be made"),
+        (Peft(config="peft.AdaLoraConfig", options={"total_step": 9}), "AdaLoRA lowers its ranks after each step"),
     ]:
         with pytest.raises(ValueError, match=words):
             SFTModule(str(tiny_model), adapter=adapter).configure_model()
@@ -193,6 +194,7 @@ def test_settings_that_can_not_work_are_refused(tiny_model: Path) -> None:
         ({"target_modules": ["q_proj", "lm_head"]}, "can't be in lm_head"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "can't be in model.embed_tokens, which is the head or tied"),
         ({"init_lora_weights": "pissa_niter_4"}, "`init_lora_weights: pissa` changes the frozen weights too"),
+        ({"init_lora_weights": "eva"}, "`init_lora_weights: eva` is found in a pass over the data"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "`layer_replication` gives the model more layers"),
     ],
 )

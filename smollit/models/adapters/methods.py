@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # of peft's `init_lora_weights`
+CHANGES_THE_BASE = (
+    "changes the frozen weights too, which checkpoints and the reference of DPO take from `model.model_name`"
+)
+# Of peft's `init_lora_weights`: why not.
+REFUSED_STARTS = dict.fromkeys(("pissa", "olora", "corda", "loftq", "lora_ga"), CHANGES_THE_BASE) | {
+    "eva": "is found in a pass over the data that peft's own function makes, and would be random here"
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +105,14 @@ class Peft(Adapter):
         module, _, name = self.config.rpartition(".")
         options = self.options or {}
         start = str(options.get("init_lora_weights")).partition("_niter")[0].lower()
-        if start in CHANGE_THE_BASE:
+        if start in REFUSED_STARTS:
             raise ValueError(
-                f"`model.adapter.options`: `init_lora_weights: {start}` changes the frozen weights too, which"
-                " checkpoints and the reference of DPO take from `model.model_name`: leave it out"
+                f"`model.adapter.options`: `init_lora_weights: {start}` {REFUSED_STARTS[start]}: leave it out"
+            )
+        if name == "AdaLoraConfig":
+            raise ValueError(
+                "`model.adapter.config`: AdaLoRA lowers its ranks after each step, by a call of peft's own model,"
+                " and would be LoRA of rank `init_r` here: take `model.adapter: LoRA`"
             )
         if options.get("layer_replication"):
             raise ValueError(
