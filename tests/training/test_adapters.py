@@ -194,6 +194,11 @@ def test_settings_that_can_not_work_are_refused(tiny_model: Path) -> None:
         ({"target_modules": ["q_proj", "lm_head"]}, "can't be in lm_head"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "can't be in model.embed_tokens, which is the head or tied"),
         ({"init_lora_weights": "pissa_niter_4"}, "`init_lora_weights: pissa` changes the frozen weights too"),
+        (
+            {"lora_bias": True},
+            "could not be merged into model.layers.*: Impossible to merge LoRA with `lora_bias=True`",
+        ),
+        ({"alora_invocation_tokens": [1, 5]}, "aLoRA does not support safe merging"),
         ({"init_lora_weights": "eva"}, "`init_lora_weights: eva` is found in a pass over the data"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "`layer_replication` gives the model more layers"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from smollit.models.adapters.four_bits import quantized_layers
 from smollit.models.adapters.joined import join_layers
 from smollit.models.adapters.methods import Adapter
 
@@ -31,6 +32,7 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
         advice = " That holds experts: name other layers in `model.adapter.targets`" * ("ParamWrapper" in str(error))
         raise ValueError(f"`model.adapter` does not fit this model: {error}{advice}") from error
     _check_trained(model)
+    _check_merges(model)
     join_layers(tuners(model), NAME)
     if adapter.vocabulary:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -54,6 +56,29 @@ def _check_trained(model: PreTrainedModel) -> None:
     others += [n for n, weight in model.named_parameters() if weight.requires_grad and not n.startswith(own)]
     if others:
         raise ValueError(f"`model.adapter` would also train {others[0]}, which is no part of an adapter: {INSTEAD}")
+
+
+def _check_merges(model: PreTrainedModel) -> None:
+    """Merge a copy of one layer of each kind: an export would be refused after the whole training.
+
+    Layers in 4 bits are left out: an export merges into the numbers that they stand for.
+
+    Raises:
+        ValueError: If peft can't merge a layer.
+    """
+    in_4_bits = {layer for _, layer in quantized_layers(model)}
+    kinds = {}
+    for name, layer in tuners(model):
+        base = layer.get_base_layer()
+        if base not in in_4_bits:
+            kinds[type(layer), type(base), tuple(dict(base.named_parameters(recurse=False)))] = name, layer
+    for name, layer in kinds.values():
+        try:
+            deepcopy(layer).merge(safe_merge=True)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"`model.adapter` could not be merged into {name} for an export: {error}. Leave that option out"
+            ) from error
 
 
 def tuners(model: nn.Module) -> list[tuple[str, Any]]:
