@@ -70,10 +70,12 @@ class RewardQuantile(MeanOfSums):
 
     def compute(self) -> Tensor:
         """The reward in whose bin the quantile lies, a scalar."""
-        fractions = super().compute().cumsum(0)
-        index = torch.searchsorted(fractions, fractions.new_tensor(self.percent / 100))
-        middle = torch.sinh((index.to(fractions) - NUM_BINS // 2) * WIDTH) * FINEST
-        return torch.where(fractions[-1].isnan(), torch.nan, middle)
+        super().compute()  # notes whether anything was counted
+        # Whole numbers, since fractions do not add up: nine times 0.1 is less than 0.9.
+        cumulative = self.total.cumsum(0)
+        index = torch.searchsorted(cumulative, self.percent * self.count / 100)
+        middle = torch.sinh((index.to(cumulative) - NUM_BINS // 2) * WIDTH) * FINEST
+        return torch.where(cumulative[-1].isnan(), torch.nan, middle)
 
 
 class SubsetAccuracy(MeanOfSums):

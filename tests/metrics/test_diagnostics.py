@@ -6,6 +6,7 @@ from torch import Tensor
 
 from smollit.functional.pairs import Pairs
 from smollit.metrics import MeanOfSums, add_collection, pair_diagnostics, preference_metrics, values
+from smollit.metrics.diagnostics import RewardQuantile
 
 P = 101
 
@@ -66,6 +67,14 @@ def test_diagnostics_are_those_of_loops_over_the_pairs() -> None:
     rewards[3] = torch.nan
     add(total, pairs, rewards, slice(0, P))
     assert values(total)["val/rewards/chosen_p50"].isnan()
+
+
+@pytest.mark.parametrize(("count", "percent", "expected"), [(10, 90, 9), (20, 50, 10), (1000, 10, 100), (7, 50, 4)])
+def test_a_quantile_is_the_reward_of_its_row(count: int, percent: int, expected: float) -> None:
+    """Of 1, 2, ..., n: the smallest that at least this share of them does not exceed."""
+    metric, rewards = RewardQuantile("chosen", percent), torch.arange(1.0, count + 1)
+    metric.update(chosen=rewards, rejected=-rewards)
+    assert metric.compute().item() == pytest.approx(expected, rel=6e-3)
 
 
 def test_pairs_without_scores_and_ties() -> None:
