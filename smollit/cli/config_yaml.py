@@ -1,5 +1,6 @@
 """Reading and writing of YAML, in files and in values on the command line."""
 
+import math
 import re
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -102,9 +103,12 @@ def with_arguments(value: Any) -> Any:
     return {key: inner for key, inner in kept.items() if key in OF_A_CLASS} | {"init_args": below | beside}
 
 
-def dump(value: Any) -> str:
+def dump(value: Any, *, in_one_line: bool = False) -> str:
     """A value as YAML that `load` reads as the same."""
-    return yaml.dump(value, Dumper=ConfigDumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    width = math.inf if in_one_line else None
+    options = {"default_flow_style": in_one_line, "width": width, "allow_unicode": True, "sort_keys": False}
+    text: str = yaml.dump(value, Dumper=ConfigDumper, **options)
+    return text.rstrip("\n") if in_one_line else text
 
 
 def use(complete: Callable[[Any], Any]) -> None:

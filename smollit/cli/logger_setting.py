@@ -7,10 +7,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from smollit.cli.config_yaml import dump, load
 from smollit.training.logs.loggers import keys_of, known_versions
 
 SHORT = {
@@ -109,4 +111,12 @@ def _full(value: Any) -> Any:
 
 
 def _full_in_text(value: str) -> str:
-    return re.sub(r"(?<![\w./:])\w+(?![\w./:])", lambda match: SHORT.get(match[0].lower(), match[0]), value)
+    """The value of a word: where it is a list or has settings, their own values stay, whatever they are called."""
+    try:
+        given = load(value)
+    except yaml.YAMLError:  # the parser says so
+        return value
+    full = _full(given)
+    if full == given:
+        return value
+    return full if isinstance(full, str) else dump(full, in_one_line=True)

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from smollit.main import main
 from smollit.training.logs.table import read_table
@@ -146,6 +147,23 @@ def test_mlflow_gets_metrics_samples_and_its_run_id(write: Write, tmp_path: Path
     assert stand_in.texts == [f"about/{name}/step-0000000.md" for name in ("config", "data")] + [
         f"samples/{number}/step-000000{step}.md" for step in (0, 1, 2) for number in (0, 1)
     ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[{class_path: csv, init_args: {name: tensorboard, flush_logs_every_n_steps: 7}}]",
+        '{"class_path": "CSV", "name": "tensorboard", "flush_logs_every_n_steps": 7}',
+    ],
+)
+def test_only_names_of_classes_are_completed(write: Write, capsys: pytest.CaptureFixture[str], value: str) -> None:
+    """A value of a logger's own argument may be called as a logger is."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", write(), f"--trainer.logger={value}", "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]
+    [logger] = found if isinstance(found, list) else [found]
+    assert logger["class_path"].endswith(".CSVLogger") and logger["init_args"]["name"] == "tensorboard"
+    assert logger["init_args"]["flush_logs_every_n_steps"] == 7
 
 
 # case: A6
