@@ -19,14 +19,20 @@ from smollit.training.logs.table import read_table
 
 
 def test_values_between_commas_are_swept() -> None:
-    """Two rates and two losses are four runs; brackets and quotes keep a value together, configs are not swept."""
+    """Two rates and two losses are four runs; brackets, quotes, words keep a value together; configs are not swept."""
     words = ["--config=a,b.yaml", "--model.learning_rate", "1e-6, 5e-6", "--model.loss=IPO,DPO", "--trainer.devices"]
     *kept, last = SweepCommand.words([*words, "[0,1]"])
     assert kept == ["--config=a,b.yaml", "--model.learning_rate", "1e-6", "--model.loss=IPO", *words[-1:], "[0,1]"]
     swept = json.loads(last.removeprefix("--swept="))
     names = [variant.name for variant in variants(swept)]
     assert names == [f"learning_rate-{rate}_loss-{loss}" for rate in ("1e-6", "5e-6") for loss in ("IPO", "DPO")]
-    assert split_values("{a: 1, b: 2},'x,y',z") == ["{a: 1, b: 2}", "'x,y'", "z"]
+    assert split_values("{a: 1, b: 2},'x,y',z") == ["{a: 1, b: 2}", "x,y", "z"]
+    for text, kept_text in (
+        ("Be kind, and short", "Be kind, and short"),
+        ("'kind,short'", "kind,short"),
+        ("'a'", "'a'"),
+    ):
+        assert SweepCommand.words(["--data.default_system", text]) == ["--data.default_system", kept_text]
     with pytest.raises(ValueError, match="empty or given twice: 1, , 2"):
         SweepCommand.words(["--model.loss.beta", "1,,2"])
 

@@ -59,7 +59,7 @@ class SweepCommand(Command):
 
     Args:
         swept: Values of each setting, by its name. On the command line, a setting with several values between commas
-            is swept; of several such settings, all combinations are.
+            is swept; of several such settings, all combinations are. A text of several words is one value.
         metric: Validation metric by which runs are compared; `min:` or `max:` in front says what is better where the
             metric itself does not. null takes val/loss, or val/rewards/accuracies for DPO runs whose `model.loss` or
             reference is swept: their losses have other kinds or scales, and do not compare.
@@ -94,6 +94,11 @@ class SweepCommand(Command):
         settings = {variant.name: run.fit_settings(variant.words) for variant in planned}  # all are verified first
         metric, mode = self.ranking(
             run.model, [yaml.safe_load(text)["model"]["init_args"] for text in settings.values()]
+        )
+        log.info(
+            "sweep: %s runs, of %s",
+            len(planned),
+            "; ".join(f"{name}: {', '.join(each)}" for name, each in self.swept.items()),
         )
         folder = run.folder / FOLDER
         results = list(self.results(folder, planned, settings, metric=metric, mode=mode))

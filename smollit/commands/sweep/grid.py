@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 UNSAFE = re.compile(r"[^\w.+-]+")
 
 
@@ -27,7 +28,10 @@ class Variant(NamedTuple):
 
 
 def split_values(text: str) -> list[str]:
-    """The values between commas; brackets and quotes keep a value together: `[0.9, 0.95]` is one."""
+    """The values between commas. Brackets and quotes keep a value together: `[0.9, 0.95]` is one; quotes are removed.
+
+    A text of several words is one value, whatever commas it has.
+    """
     parts, depth, quote = [""], 0, ""
     for character in text:
         if character == "," and not depth and not quote:
@@ -40,7 +44,10 @@ def split_values(text: str) -> list[str]:
         else:
             depth += (character in OPENING) - (character in CLOSING)
         parts[-1] += character
-    return [part.strip() for part in parts]
+    values = [part.strip() for part in parts]
+    if any(len(value.split()) > 1 and value[0] not in OPENING + QUOTES for value in values):
+        return [text]
+    return [value[1:-1] if QUOTED.fullmatch(value) else value for value in values]
 
 
 def take_swept(words: Sequence[str], own: frozenset[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -60,12 +67,12 @@ def take_swept(words: Sequence[str], own: frozenset[str]) -> tuple[list[str], di
         kept.append(name + is_joined + value)
         if not name.startswith("--") or name[2:] in own or not (is_joined or rest):
             continue
-        values = split_values(value if is_joined else rest[0])
-        if len(values) == 1:
-            continue
-        if not all(values) or len(set(values)) < len(values):
-            raise ValueError(f"`{name}` has a value that is empty or given twice: {', '.join(values)}")
-        swept[name[2:]] = values
+        text = value if is_joined else rest[0]
+        values = split_values(text) if "," in text else [text]
+        if len(values) > 1:
+            if not all(values) or len(set(values)) < len(values):
+                raise ValueError(f"`{name}` has a value that is empty or given twice: {', '.join(values)}")
+            swept[name[2:]] = values
         if is_joined:
             kept[-1] = f"{name}={values[0]}"
         else:
