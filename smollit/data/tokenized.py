@@ -168,9 +168,10 @@ class TokenizedDataModule(TemplatedDataModule):
             if verify:
                 warn_of_held_out(loaded["train"], held_out)
             loaded["train"] = keep_best(loaded["train"], self.select, self.select_share)
-        for key, parts in splits.items() if verify else ():
-            for part, used in zip(parts, loaded[key], strict=True):
-                part.warn(used.report)
+        if verify:
+            for key, parts in splits.items():
+                for part, used in zip(parts, loaded[key], strict=True):
+                    part.warn(used.report)
         return loaded
 
     def _cached_parts(self, split: str) -> dict[str, list[EncodedPart]]:

@@ -176,7 +176,7 @@ def placeholders(compared: list[Compared]) -> list[str]:
 
 
 def escaped_tokens(compared: list[Compared], encoder: Encoder) -> list[str]:
-    """Whether most loss spans spell special tokens, so that the model would learn their characters instead."""
+    """Whether most rows spell special tokens in their loss spans: the model would learn their characters instead."""
     rows = [[row.row for row in map(encoder.render, one.records) if isinstance(row, RenderedRow)] for one in compared]
     found = [{part.text for row in of for part in row.segments if part.escaped and part.in_loss} for of in rows]
     if 2 * sum(map(bool, found)) <= len(found):
@@ -184,8 +184,8 @@ def escaped_tokens(compared: list[Compared], encoder: Encoder) -> list[str]:
     names = ", ".join(f"`{name}`" for name in sorted(set().union(*found))[:5])
     return [
         f"{_in_rows(found)} responses spell special tokens of the tokenizer or the template ({names}), which are"
-        " escaped: the model would learn to write their characters. Tokens that belong into responses must be added to"
-        " the tokenizer as not special"
+        " escaped: the model would learn to write their characters. Special tokens that belong in responses must be"
+        " added to the tokenizer as not special; `data.convert` can remove those of the template"
     ]
 
 

@@ -4,6 +4,7 @@ A folder of the cache appears complete or not at all. Its `files.json` has the s
 damaged since, or whose content never reached the disk, is made anew.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ from smollit.data.template.parts import named_parts
 log = logging.getLogger("smollit.data")
 SIZES = "files.json"
 PARTIAL = re.compile(r"\..+-[0-9a-f]{32}")  # the name of a build that is not finished
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STALE_SECONDS = 3600  # a build writes every few seconds: one that has not written for this long is dead
 
 
@@ -81,7 +83,7 @@ def build(source: Source, encoder: Encoder, folder: Path, num_proc: int | None) 
 def name_folder(error: BaseException | None, folder: Path) -> None:
     """Give a write that found no room the name of its folder; datasets raises another error while it handles it."""
     while error is not None:
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
             error.filename = str(folder)
         error = error.__cause__ or error.__context__
 

@@ -159,9 +159,11 @@ def find_part(
             f" {', '.join(columns)}"
         )
     converter = Converter(convert) if convert else None
-    head = source.head(SCANNED_ROWS if converter else NUM_HEAD_ROWS)
+    head = source.head(NUM_HEAD_ROWS)
     if converter:
-        head = list(islice((converted for row in head for converted in converter(row)), NUM_HEAD_ROWS))
+        converted = [each for row in head for each in converter(row)]
+        converted = converted or [each for row in source.head(SCANNED_ROWS) for each in converter(row)]
+        head = converted[:NUM_HEAD_ROWS]
         columns = list(dict.fromkeys(name for row in head for name in row))
     if converter and not head:
         raise ValueError(f"`data.convert: {convert}` leaves out the first {SCANNED_ROWS:,} rows of {where}, or all")

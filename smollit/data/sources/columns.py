@@ -71,15 +71,19 @@ def has_column(columns: list[str], path: str) -> bool:
     return any(".".join(names[:split]) in columns for split in range(1, len(names) + 1))
 
 
-@lru_cache  # so that a run says it once
 def features_without_maps(file: Path) -> Features | None:
     """The columns of a parquet file without those that hold maps, which `datasets` can't read; None if none does."""
     schema = pq.read_schema(file)
     maps = [field.name for field in schema if "map<" in str(field.type)]
     if not maps:
         return None
-    log.warning("%s: columns that hold maps can't be read, and are left out: %s", file, ", ".join(maps))
+    _warn_once(file.parent, ", ".join(maps))
     return Features.from_arrow_schema(pa.schema([field for field in schema if field.name not in maps]))
+
+
+@lru_cache
+def _warn_once(folder: Path, names: str) -> None:
+    log.warning("%s has files with columns that hold maps, which can't be read and are left out: %s", folder, names)
 
 
 def undecoded(rows: Dataset) -> Dataset:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from datasets.data_files import get_data_patterns, resolve_pattern
+from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
 from smollit.errors import first_line
 from smollit.paths import is_path
@@ -209,20 +209,27 @@ def _as_datasets(folder: Path, split: str, names: list[str], found: list[Path]) 
     alike = [name for name in names if name.startswith(split) and name != split and not other.fullmatch(name)]
     if found and not alike and not any((folder / place / split).is_dir() for place in (".", "data")):
         return found
-    patterns = {str(name): patterns for name, patterns in get_data_patterns(str(folder)).items()}
+    here, patterns = glob.escape(str(folder)), dict[str, list[str]]()
+    with suppress(EmptyDatasetError):
+        patterns = {str(name): patterns for name, patterns in get_data_patterns(here).items()}
+    if found and split not in patterns:
+        return found
     paths: list[Path] = []
     for pattern in patterns.get(split, []):
         with suppress(FileNotFoundError):  # each of several ways to name files has a pattern
-            paths += map(Path, resolve_pattern(pattern, str(folder)))
+            paths += map(Path, resolve_pattern(pattern, here))
     files = [path for path in dict.fromkeys(paths) if ending(path) and not other.fullmatch(_stem(path))]
-    if not files and not found:
+    if found:
+        files = [file for file in files if kind_of(file) == kind_of(found[0])] or found
+    if not files:
         raise _no_split(folder, split, names)
     if {file.resolve() for file in found} - {file.resolve() for file in files}:
         raise ValueError(
             f"of split {split!r}, {folder} has {names_of(tuple(found))}, and datasets would read"
             f" {names_of(tuple(files)) or 'none'}: set `data.dataset` to a glob of the files that you mean"
         )
-    log.info("split %s of %s: %s", split, folder, names_of(tuple(files)))
+    level = logging.WARNING if len(files) > len(found) > 0 else logging.INFO
+    log.log(level, "split %s of %s: %s", split, folder, names_of(tuple(files)))
     return files
 
 

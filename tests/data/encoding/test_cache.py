@@ -168,7 +168,6 @@ def test_a_build_that_fails_leaves_nothing(find: Any, tmp_path: Path) -> None:
     assert list((tmp_path / "cache").glob("*-*")) == []
 
 
-# case: data-12
 def test_a_full_disk_names_the_folder(part: EncodedPart, tmp_path: Path) -> None:
     """No file may be larger than 100 bytes when the rows have been read; nothing is left."""
     assert part.source.num_rows == 6
@@ -184,6 +183,7 @@ def test_a_full_disk_names_the_folder(part: EncodedPart, tmp_path: Path) -> None
     assert said and f"File too large: '{part.folder.parent}': make room" in said.text and not part.folder.exists()
 
 
+# case: data-12
 def test_the_second_of_two_builders_keeps_what_the_first_made(part: EncodedPart, tmp_path: Path) -> None:
     """Another build has published before this one does: the folder is complete, and does not change."""
     part.build(None)

@@ -109,10 +109,10 @@ def _read_mapping(mapping: dict[str, str], columns: list[str], kind: Kind, where
 
 def _of_pairs(mapping: Parts, columns: list[str]) -> Parts:
     """The mapping with parts of pairs for Alpaca's: `instruction` and `input` are the prompt, `output` a completion."""
-    own = dict(mapping)
+    own, taken = dict(mapping), {name for column in mapping.values() for name in heads(column)}
     if own.get("instruction") and "prompt" not in own:
         own["prompt"] = own.pop("instruction")
-        if more := own.get("input", "input" if "input" in columns else ""):
+        if more := own.get("input", "input" if "input" in columns and "input" not in taken else ""):
             own["prompt"] += f"{JOIN}{more}"
             own.pop("input", None)
     if own.get("output") and "completion" not in own:

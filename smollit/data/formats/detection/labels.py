@@ -20,6 +20,7 @@ OPPOSITES = {
 }  # fmt: skip
 BAD_WORDS = {*OPPOSITES.values(), "-1"}
 WORDS = {*OPPOSITES, *BAD_WORDS}
+MAY_COUNT = ("labels", "quality", "vote", "feedback")  # whose numbers may be classes or scores
 
 
 def is_label(values: list[Any]) -> bool:
@@ -27,10 +28,15 @@ def is_label(values: list[Any]) -> bool:
     return bool(values) and all(_word(value) in WORDS for value in values)
 
 
-def late_labels(rows: list[Row], known: Iterable[str]) -> frozenset[str]:
-    """The usual names of labels, in lower case, of which the first rows have no value and that are not known."""
+def late_labels(rows: list[Row], filtered: Iterable[str]) -> frozenset[str]:
+    """The usual names of labels, in lower case, of which the first rows have no value, and by which none are left out.
+
+    Args:
+        rows: The first rows.
+        filtered: The columns that `data.where` reads.
+    """
     seen = {name for row in rows for name, value in row.items() if value is not None}
-    return frozenset(LABELS) - {name.lower() for name in (*seen, *known)}
+    return frozenset(LABELS) - {name.lower() for name in (*seen, *filtered)}
 
 
 def check_labels(row: Row, names: frozenset[str]) -> None:
@@ -40,7 +46,9 @@ def check_labels(row: Row, names: frozenset[str]) -> None:
         BadRow: With the label.
     """
     for name, value in row.items():
-        if name.lower() in names and _word(value) in BAD_WORDS:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_label = name.lower() in names and not (is_number and name.lower() in MAY_COUNT)
+        if is_label and _word(value) in BAD_WORDS:
             raise BadRow(DropReason.BAD_COMPLETION, f"`{name}` is {value}")
 
 

@@ -50,7 +50,7 @@ def _with_reasoning(renderer: Renderer, messages: list[Message], turns: list[int
         tried = [dict(zip(split, every, strict=True)).get(index, message) for index, message in enumerate(messages)]
         if _text(renderer, tried) == text:
             return tried
-    for index, found in split.items():  # the template may read earlier turns only
+    for index, found in split.items() if len(split) > 1 else ():  # the template may read earlier turns only
         tries = (_replaced(messages, index, message) for message in found)
         messages = next((tried for tried in tries if _text(renderer, tried) == text), messages)
     return messages

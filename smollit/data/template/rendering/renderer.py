@@ -112,7 +112,7 @@ class Renderer:
         prompt = self.prompt_text([user])
         header = self.text([user, {"role": "assistant", "content": SENTINEL}]).partition(SENTINEL)[0]
         more = prompt.removeprefix(header)
-        return more if prompt.startswith(header) and MARKER.match(more) else ""
+        return more if prompt.startswith(header) and MARKER.fullmatch(more.strip()) else ""
 
     def num_given(self, message: Message) -> int:
         """Number of characters of an assistant turn's content that the generation prompt gives."""
