@@ -99,6 +99,7 @@ def test_the_loss_is_that_of_all_settings_together(
         ({"loss_type": "nll"}, "`model.loss` is nll: expected one of AOT"),
         ({"loss_type": ["sigmoid", "hinge"], "loss_weights": [1.0]}, "one number for each of sigmoid, hinge"),
         ({"loss_type": "hinge", "cpo_alpha": 1.0}, "`loss_type: hinge` of CPO has no counterpart"),
+        ({"loss_type": ["sigmoid", "hinge"], "cpo_alpha": 1.0}, "CPO has one loss, got sigmoid, hinge"),
         ({"loss_type": "alphapo", "alpha": 0.1}, "`alpha` of CPO, which makes it AlphaPO, has no counterpart"),
     ],
 )

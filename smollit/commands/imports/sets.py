@@ -64,8 +64,13 @@ Part = dict[str, Any]
 Listed = Mapping[str, Any]
 # Their settings that name data sets, and how many rows are held out of them.
 HELD_OUT = ("val_set_size", "val_size", "test_split_size")
-TRAINED_ON = ("datasets", "dataset_mixture", "dataset_mixer", "pretraining_dataset", "dataset")
-OF_DATA = (*TRAINED_ON, "dataset_splits", "dataset_configs", "test_datasets", "eval_dataset", *HELD_OUT)
+OF_DATA = (
+    *("datasets", "dataset_mixture", "dataset_mixer", "pretraining_dataset", "dataset", "dataset_splits"),
+    "dataset_configs",
+    "test_datasets",
+    "eval_dataset",
+    *HELD_OUT,
+)
 
 
 def data_sets(given: Given, folder: Path) -> tuple[Settings, list[Line]]:
@@ -129,13 +134,13 @@ def listed_sets(given: Given, folder: Path) -> Iterator[tuple[str, Listed]]:
     for index, (path, weight) in enumerate((given.get("dataset_mixer") or {}).items()):
         config = configs[index] if index < len(configs) else None
         yield f"dataset_mixer[{index}]", {"path": path, "weight": weight, "split": train, "config": config}
-    yield from of_factory("dataset", given, folder)
+    yield from listed_by_llama_factory("dataset", given, folder)
 
 
 def validation_sets(given: Given, folder: Path) -> Iterator[tuple[str, Listed]]:
     """Each data set to validate on."""
     yield from numbered("test_datasets", given)
-    yield from of_factory("eval_dataset", given, folder)
+    yield from listed_by_llama_factory("eval_dataset", given, folder)
 
 
 def numbered(name: str, given: Given) -> Iterator[tuple[str, Listed]]:
@@ -149,7 +154,7 @@ def numbered(name: str, given: Given) -> Iterator[tuple[str, Listed]]:
         yield f"{name}[{index}]", listed
 
 
-def of_factory(name: str, given: Given, folder: Path) -> Iterator[tuple[str, Listed]]:
+def listed_by_llama_factory(name: str, given: Given, folder: Path) -> Iterator[tuple[str, Listed]]:
     """The data sets that a setting of LLaMA-Factory names."""
     found = given.get(name) or []
     for each in found.split(",") if isinstance(found, str) else found:

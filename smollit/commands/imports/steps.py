@@ -40,7 +40,7 @@ def schedule_options(value: Any, given: Given) -> Settings:
     elif ours == "InverseSqrt" and "timescale" in left:
         found["model.schedule.timescale"] = whole(left.pop("timescale"))
     if left:
-        raise ValueError(f"`model.schedule: {ours}` has no {', '.join(left)}")
+        raise Nearest(found, f"`model.schedule: {ours}` has no {', '.join(left)}")
     return found
 
 
@@ -70,15 +70,15 @@ def epochs(value: Any, given: Given) -> Settings:
     """A number of epochs, or a part of the first, unless there is a number of steps."""
     if whole(given.get("max_steps") or 0) > 0:
         raise ValueError("it has no effect there: `max_steps` comes first")
-    number_of = number(value)
-    if not 0 < number_of < math.inf:
+    asked = number(value)
+    if not 0 < asked < math.inf:
         raise ValueError("a run has more than 0 epochs")
-    if number_of < 1:
-        return {"trainer.max_epochs": 1, "trainer.limit_train_batches": number_of}
-    found = {"trainer.max_epochs": math.ceil(number_of)}
-    if not number_of.is_integer():
+    if asked < 1:
+        return {"trainer.max_epochs": 1, "trainer.limit_train_batches": asked}
+    found = {"trainer.max_epochs": math.ceil(asked)}
+    if not asked.is_integer():
         why = "a part of an epoch after whole ones has no counterpart, and is rounded up"
-        raise Nearest(found, f"trainer.max_epochs: {math.ceil(number_of)}; {why}: `trainer.max_steps` ends it earlier")
+        raise Nearest(found, f"trainer.max_epochs: {math.ceil(asked)}; {why}: `trainer.max_steps` ends it earlier")
     return found
 
 

@@ -35,6 +35,8 @@ def objective(given: Given) -> Objective:
         ValueError: If smollit has no such loss, so that another one would be trained.
     """
     names = loss_types(given)
+    if is_cpo(given) and len(names) > 1:
+        raise ValueError(f"CPO has one loss, got {', '.join(names)}")
     if is_cpo(given):
         return _objective_of_cpo(names[0], given)
     weights = given.get("loss_weights") or [1.0] * len(names)
