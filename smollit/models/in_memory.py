@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 InMemory: TypeAlias = Union[str, Path, PreTrainedModel, "PeftModel"]
 # Arguments of peft's configurations that say nothing of the layers.
-OF_A_PLACE = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
+NOT_OF_LAYERS = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
 
 
 def on_disk(model: InMemory, *, may_be_frozen: bool) -> str:
@@ -95,9 +95,11 @@ def _as_adapter(config: "PeftConfig") -> Adapter:
 
 
 def _options(config: "PeftConfig") -> dict[str, Any]:
-    """What a configuration says of its layers: the arguments that are not defaults, but those of the place it is at."""
+    """The arguments that differ from their defaults, without those that say where the adapter comes from."""
     given = config.to_dict().items()
-    own = {name: value for name, value in given if name not in OF_A_PLACE and value != getattr(type(config), name, {})}
+    own = {
+        name: value for name, value in given if name not in NOT_OF_LAYERS and value != getattr(type(config), name, {})
+    }
     lists = {name: sorted(value) if isinstance(value, set) else value for name, value in own.items()}
     return lists | {"task_type": "CAUSAL_LM"}
 

@@ -41,6 +41,14 @@ def _input_of(name: str) -> tuple[str, ...]:
     return (parent, *next((names for names in SAME_INPUT if own in names), (own,)))
 
 
+def forget_outputs(model: nn.Module) -> None:
+    """Free what joined layers hold since a forward pass that an error has ended."""
+    for module in model.modules():
+        joined = getattr(vars(module).get("forward"), "func", None)
+        if isinstance(owner := getattr(joined, "__self__", None), JoinedLayers):
+            owner.outputs, owner.input = {}, None
+
+
 class JoinedLayers:
     """Takes the place of the forward pass of layers that get the same input: the first one computes all outputs.
 

@@ -61,23 +61,30 @@ def _check_trained(model: PreTrainedModel) -> None:
 def _check_merges(model: PreTrainedModel) -> None:
     """Merge a copy of one layer of each kind: an export would be refused after the whole training.
 
-    Layers in 4 bits are left out: an export merges into the numbers that they stand for.
+    A layer of LoRA in 4 bits is tried on other numbers, since an export merges into those that they stand for.
 
     Raises:
         ValueError: If peft can't merge a layer.
     """
+    from peft.tuners.lora import LoraLayer
+
     in_4_bits = {layer for _, layer in quantized_layers(model)}
     kinds = {}
     for name, layer in tuners(model):
         base = layer.get_base_layer()
-        if base not in in_4_bits:
-            kinds[type(layer), type(base), tuple(dict(base.named_parameters(recurse=False)))] = name, layer
+        kinds[type(layer), type(base), tuple(dict(base.named_parameters(recurse=False)))] = name, layer
     for name, layer in kinds.values():
+        base, copied = layer.get_base_layer(), deepcopy(layer)
+        if base in in_4_bits:
+            if not isinstance(layer, LoraLayer):
+                continue
+            copied.base_layer = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None)
         try:
-            deepcopy(layer).merge(safe_merge=True)
+            copied.merge(safe_merge=True)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"`model.adapter` could not be merged into {name} for an export: {error}. Leave that option out"
+                f"`model.adapter` could not be merged into {name} for an export:"
+                f" {str(error) or type(error).__name__}. Take another adapter, or leave that option out"
             ) from error
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from smollit.batch import Batch
 from smollit.data import ChatDataModule
+from smollit.models.adapters.joined import forget_outputs
 from smollit.modules import DPOModule, FineTuningModule
 from smollit.training.checkpoints.ranks import get_random_state, set_random_state
 from smollit.training.checkpoints.state import RunState
@@ -113,6 +114,7 @@ def find_batch_tokens(trainer: Trainer, module: FineTuningModule, data: ChatData
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            forget_outputs(module.policy)
             continue
         per_position = max((together - alone) / (length * (rows - 1)), 1.0)
         room = meter.total() * (1 - RESERVE) - alone - later_bytes(module, trainer.world_size)
