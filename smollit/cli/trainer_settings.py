@@ -51,7 +51,8 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     interval = settings.get("val_check_interval")
     if isinstance(interval, int | float) and interval <= 0:
         raise ValueError(
-            f"`trainer.val_check_interval` must be above 0, got {interval}: `limit_val_batches: 0` never validates"
+            f"`trainer.val_check_interval` must be above 0, got {interval}; to never validate, set"
+            " `trainer.limit_val_batches: 0`"
         )
     duration = settings.get("max_time")
     is_named = isinstance(duration, timedelta) or (isinstance(duration, Mapping) and duration.keys() <= UNITS)

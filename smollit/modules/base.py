@@ -191,7 +191,7 @@ class FineTuningModule(PolicyModule):
 
     @property
     def logs_this_step(self) -> bool:
-        """Also after the last step of a run: it ends the last interval, however short."""
+        """Also after the last step that is planned: it ends the last interval, however short."""
         is_last = self.trainer.global_step == self.rates.num_steps
         return super().logs_this_step or (is_last and self.trainer.log_every_n_steps > 0)  # type: ignore[attr-defined]
 

@@ -105,18 +105,18 @@ def resume_path(ckpt_path: str | Path | None, folder: Path, callbacks: Iterable[
         )
     if ckpt_path is None and newest is not None:
         log.warning("%s holds checkpoints of an earlier run: a new run replaces them", folder)
+    if ckpt_path == "last":
+        _name_newer(folder.parent.glob("hpc_ckpt_*.ckpt"), newest)
     if ckpt_path is None or (ckpt_path == "last" and newest is None):
         return None
     path = find_checkpoint(ckpt_path, folder, callbacks)
     check_resumable(path)
-    if ckpt_path == "last":
-        _name_newer(folder.parent.glob("hpc_ckpt_*.ckpt"), path)
     return str(path)
 
 
-def _name_newer(of_slurm: Iterable[Path], path: Path) -> None:
+def _name_newer(of_slurm: Iterable[Path], path: Path | None) -> None:
     """Name what Lightning saved at SLURM's SIGUSR1 after a checkpoint: no run resumes from it by itself."""
-    step = lineage.step if (lineage := lineage_of(path)) else 0
+    step = lineage.step if path and (lineage := lineage_of(path)) else 0
     for other in of_slurm:
         if (lineage := lineage_of(other)) and lineage.step > step:
             log.warning("%s is newer, of step %.0f: to resume from it, set `ckpt_path` to it", other, lineage.step)

@@ -146,6 +146,10 @@ def test_what_slurms_signal_left_is_named(fit: Any, tmp_path: Path, caplog: pyte
     shutil.copy(tmp_path / "longer/checkpoints/last.ckpt", tmp_path / "run/hpc_ckpt_1.ckpt")
     assert fit(tmp_path / "run", max_steps=3).steps[0][0] == 3
     assert "hpc_ckpt_1.ckpt is newer, of step 4" in caplog.text
+    caplog.clear()
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    assert fit(tmp_path / "run", max_steps=1).steps[0][0] == 1
+    assert "hpc_ckpt_1.ckpt is newer, of step 4" in caplog.text
 
 
 @pytest.mark.slow
