@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -45,10 +46,10 @@ def main(args: Sequence[str] | None = None) -> "SmollitCLI | FolderCommand":
         cli.command.run(cli)
     except KeyboardInterrupt:  # before a trainer listens
         raise SystemExit(130) from None
-    except BrokenPipeError:  # `| head` has read what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None  # 128 + SIGPIPE, as in shells
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and stdout_is_closed():  # `| head` has read what it wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None  # 128 + SIGPIPE, as in shells
         from smollit.cli.errors import DEBUG, for_the_user
 
         said = for_the_user(error)
@@ -59,6 +60,16 @@ def main(args: Sequence[str] | None = None) -> "SmollitCLI | FolderCommand":
             sys.exit(2)
         raise SystemExit(f"smollit: {said.text}") from error
     return cli
+
+
+def stdout_is_closed() -> bool:
+    """Whether who read the output is gone."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError):  # on Windows, and in a notebook
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def show_logs() -> None:

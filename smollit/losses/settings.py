@@ -62,9 +62,13 @@ def starts_at_ln_2(settings: Mapping[str, Any]) -> bool:
     starts_as_reference = settings.get("reference_name") in (None, settings.get("model_name"))
     named = settings.get("loss")
     is_shipped = isinstance(named, Mapping) and str(named.get("class_path")).startswith(f"{shipped.__name__}.")
-    if not starts_as_reference or settings.get("init_from") or not is_shipped:
+    is_random = "init_lora_weights" in str(settings.get("adapter"))  # of peft: LoRA begins as no change, unless told
+    if not starts_as_reference or settings.get("init_from") or is_random or not is_shipped:
         return False
-    loss = LOSS.make(named)
+    try:
+        loss = LOSS.make(named)
+    except ValueError:  # of another version
+        return False
     if not isinstance(loss, PreferenceLoss):
         return False
     same, ones = torch.tensor([[-5.0, -7.0]]), torch.ones(1, 2)
