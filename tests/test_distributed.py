@@ -112,6 +112,18 @@ def run(
     trainer.fit(module, loader(kind, train), loader(kind, val), ckpt_path=path)
 
 
+class EndsAfterThree(Callback):
+    """Ends a run after 3 epochs: if more are planned, the metrics of its last step wait for the next log."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.should_stop = trainer.current_epoch == 2
+
+
+def three_of_four() -> Found:
+    """Options of a run that ends so."""
+    return {"max_epochs": 4, "callbacks": [Throughput(), EndsAfterThree()]}
+
+
 def summary(module: FineTuningModule) -> Found:
     return {
         "weights": {name: tensor.clone() for name, tensor in whole_weights(module.policy).items()},
@@ -135,7 +147,15 @@ def work(rank: int, model: str, folder: Path) -> None:
             if strategy == "fsdp2":
                 found[f"{name}-sharded"] = sharded_parts(module)
             module = make(kind, model, adam=True)
-            run(module, strategy, rank, folder / f"{name}-adam", max_epochs=3, enable_checkpointing=True, logger=True)
+            run(
+                module,
+                strategy,
+                rank,
+                folder / f"{name}-adam",
+                enable_checkpointing=True,
+                logger=True,
+                **three_of_four(),
+            )
             found[f"{name}-adam"] = summary(module)
     for strategy in STRATEGIES:
         module = make("dpo", model, adapter=LoRA(r=4))
@@ -282,7 +302,7 @@ def single(tiny_model: Path, folder: Path) -> Found:
         run(module, "auto", None, folder / "one", gradient_clip_val=CLIP)
         found[kind] = summary(module)
         module = make(kind, str(tiny_model), adam=True)
-        run(module, "auto", None, folder / f"one-{kind}-adam", max_epochs=3, logger=True)
+        run(module, "auto", None, folder / f"one-{kind}-adam", logger=True, **three_of_four())
         found[f"{kind}-adam"] = summary(module)
     module = make("dpo", str(tiny_model), adapter=LoRA(r=4))
     run(module, "auto", None, folder / "one")
@@ -436,8 +456,8 @@ def test_checkpoints_are_whole_and_safe_to_read(kind: str, strategy: str, folder
 
 # promise: shards
 def test_fsdp2_resumes_from_its_checkpoint(ranks: list[Found], single: Found) -> None:
-    """DPO, 3 epochs of a step, resumed for a fourth: the weights of 4 epochs in one process, so AdamW's state was
-    restored; the log at step 4 has the means over steps 3 and 4, so the pending metrics of both ranks were too."""
+    """DPO, 3 of 4 epochs of a step, resumed for the fourth: the weights of 4 epochs in one process, so AdamW's state
+    was restored; the log at step 4 has the means over steps 3 and 4, so the pending metrics of both ranks were too."""
     assert [len(found["resumed"]["losses"]) for found in ranks] == [2, 2]  # the fourth epoch's two micro-batches
     assert_same(ranks[0]["resumed"]["weights"], single["resumed"]["weights"], 3e-6)
     for name in ("train/loss", "train/rewards/margins", "train/logps/chosen"):
