@@ -111,13 +111,13 @@ class StageMetricsModule(LightningModule):
         fitting = self.trainer.training or self.trainer.state.fn == "fit"
         if not fitting:  # Lightning logs what validate and test return, and takes this name for the x axis
             named = named | {"step": float(self.step_of_weights)}
-        for name, value in named.items():
-            on_bar = name.partition("/")[2] in self.bar_names
-            # Lightning reads what is on the bar after each micro-batch: on the CPU, where it waits for no device.
-            copy = torch.as_tensor(value).cpu()
-            self.log(name, copy, prog_bar=on_bar, logger=not fitting, batch_size=1, rank_zero_only=False)
+        # The host waits here, once: Lightning reads what is on the progress bar after each micro-batch.
+        on_cpu = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in named.items()}
+        for name, value in on_cpu.items():
+            on_bar, each = name.partition("/")[2] in self.bar_names, torch.as_tensor(value)
+            self.log(name, each, prog_bar=on_bar, logger=not fitting, batch_size=1, rank_zero_only=False)
         if fitting:
-            metrics = {name: float(value) for name, value in named.items()}
+            metrics = {name: float(value) for name, value in on_cpu.items()}
             self.trainer.logged_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, self.trainer.global_step)
