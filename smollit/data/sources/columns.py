@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Audio, Dataset, Features, Image, LargeList, List, Pdf, Video
 
 from smollit.data.sources.files import Row
@@ -71,13 +70,12 @@ def has_column(columns: list[str], path: str) -> bool:
     return any(".".join(names[:split]) in columns for split in range(1, len(names) + 1))
 
 
-def features_without_maps(file: Path) -> Features | None:
-    """The columns of a parquet file without those that hold maps, which `datasets` can't read; None if none does."""
-    schema = pq.read_schema(file)
+def features_without_maps(schema: pa.Schema, folder: Path) -> Features | None:
+    """The columns of a folder's files without those that hold maps, which `datasets` can't read; None if none does."""
     maps = [field.name for field in schema if "map<" in str(field.type)]
     if not maps:
         return None
-    _warn_once(file.parent, ", ".join(maps))
+    _warn_once(folder, ", ".join(maps))
     return Features.from_arrow_schema(pa.schema([field for field in schema if field.name not in maps]))
 
 

@@ -136,7 +136,7 @@ def _table_rows(file: Path) -> Iterator[Row]:
             return
         with pq.ParquetFile(file) as content:
             # Without threads: pyarrow's may hang in a forked process.
-            features = features_without_maps(file)
+            features = features_without_maps(content.schema_arrow, file.parent)
             columns = None if features is None else list(features)
             for batch in content.iter_batches(TABLE_ROWS, columns=columns, use_threads=False):
                 yield from rows_of(undecoded(Dataset(pa.Table.from_batches([batch])))[:])
@@ -184,7 +184,7 @@ def read_files(files: tuple[Path, ...], *, fingerprint: str) -> Dataset:
     if kind == ".parquet":
         # `datasets` finds its copy by this name and the times of the files, and a file may change and keep its time.
         name, data_files = f"rows-{fingerprint[:16]}", {"rows": [str(file) for file in files]}
-        features = features_without_maps(files[0])
+        features = features_without_maps(pq.read_schema(files[0]), files[0].parent)
         columns = None if features is None else list(features)
         rows = load_dataset("parquet", name, data_files=data_files, split="rows", features=features, columns=columns)
         return undecoded(rows)
