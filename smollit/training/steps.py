@@ -4,7 +4,7 @@ import math
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 
 from smollit.data.batching.position import TrainingBatches
 from smollit.data.encoding.report import Report
@@ -93,6 +93,11 @@ def num_steps(trainer: Trainer, begun: Begun) -> int | None:
         left = limited(length, trainer.limit_train_batches) - (begun.batches if epoch == begun.epoch else 0)
         total += math.ceil(max(left, 0) / accumulation(trainer, epoch))
     return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+
+
+def is_timed(trainer: Trainer) -> bool:
+    """Whether time limits the run: `max_time`, or a Timer of the user's."""
+    return any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def is_new_run(trainer: Trainer) -> bool:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Timer
 
 from smollit.data import ChatDataModule
 from smollit.data.batching.packing import fill_rate
 from smollit.data.batching.sampler import row_length
 from smollit.functional.attention import WITHOUT_PADDING, AttentionSetting
+from smollit.training.steps import is_timed
 
 Rows = list[list[int]]  # a micro-batch: the examples of each row
 
@@ -69,8 +69,7 @@ def num_epochs(trainer: Trainer) -> int:
     """Epochs of the run; -1 where its steps or its time alone are limited. Without a limit, Lightning makes 1,000."""
     if trainer.max_epochs is not None:
         return trainer.max_epochs
-    has_timer = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    return -1 if has_timer or trainer.max_steps != -1 else 1000
+    return -1 if is_timed(trainer) or trainer.max_steps != -1 else 1000
 
 
 def num_devices(trainer: Trainer) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler, PyTorchProfiler
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from smollit.training.steps import (
     accumulation,
     at_step_end,
     is_new_run,
+    is_timed,
     limited,
     num_steps,
     positioned_data,
@@ -233,11 +234,9 @@ class RunState(Callback):
         """Why a resumed run makes no step."""
         if self.ended:
             return f"{self.ended} Set `trainer.force_resume: true`, or leave that callback out, to train on"
-        has_timer = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        limits = (
-            "`trainer.max_steps`, `max_epochs` or `max_time`" if has_timer else "`trainer.max_steps` or `max_epochs`"
-        )
-        return f"{limits} asks for no more"
+        if is_timed(trainer):
+            return "`trainer.max_steps`, `max_epochs` or `max_time` asks for no more"
+        return "`trainer.max_steps` or `max_epochs` asks for no more"
 
 
 def raise_limits(trainer: Trainer) -> tuple[int, int | None]:
