@@ -152,10 +152,7 @@ class PolicyModule(StageMetricsModule):
         gradient_checkpointing: GradientCheckpointing = False,
         dropout: float | None = None,
     ) -> CausalLM:
-        """Load a whole model into CPU memory, with an embedding for each token of the data.
-
-        Its dtype is that of the trainer's precision.
-        """
+        """Load a whole model into CPU memory, in the run's precision, with an embedding for each token of the data."""
         with CPU:  # new tensors: Lightning calls configure_model where they are made on the GPU
             model = CausalLM(
                 model_name,

@@ -144,8 +144,7 @@ class SavingTrainer(Trainer):
         return None
 
     def _check_finite(self, path: Path) -> None:
-        is_finite = self.strategy.reduce_boolean_decision(all_finite(trained_tensors(self)), all=True)
-        if not is_finite:
+        if not self.strategy.reduce_boolean_decision(all_finite(trained_tensors(self)), all=True):
             raise NonFiniteError(
                 f"the weights or the optimizer state of step {self.global_step} are not finite, and are not saved as"
                 f" {path}. Lower `model.learning_rate`, or set `trainer.gradient_clip_val`"
